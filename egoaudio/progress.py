@@ -1,0 +1,70 @@
+"""Show how long work gets on: a bar on a terminal, a plain line every ten seconds elsewhere.
+
+Work is counted in clips; ``progress.advance(clips, seconds)`` adds some and the seconds of sound they hold, from which
+come clips a second, times real time and what is left. Everything goes to standard error, so that a command's
+output can be piped.
+"""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+_LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Count clips up to ``total``; use as a context manager."""
+
+    def __init__(self, total, what, stream=None):
+        self.total, self.what = total, what
+        self.stream = stream or sys.stderr
+        self.done, self.sound_seconds, self.failures = 0, 0.0, 0
+        self.started = self._last_line = time.monotonic()
+        self._bar = None
+        if self.stream.isatty():
+            # The bar's own rate forgets; ours, in the postfix, is that of the whole run, as the summary's.
+            form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+            self._bar = tqdm(total=total, desc=what, file=self.stream, bar_format=form, dynamic_ncols=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._bar is not None:
+            self._bar.close()
+        elif self.done:
+            self._line()
+
+    def advance(self, clips, sound_seconds=0.0, failures=0):
+        """Add what has been done; draw if it is time."""
+        self.done += clips
+        self.sound_seconds += sound_seconds
+        self.failures += failures
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._speed(), refresh=False)
+            self._bar.update(clips)
+        elif time.monotonic() - self._last_line >= _LINE_SECONDS:
+            self._line()
+
+    def write(self, line):
+        """Show a line above the bar, or among the lines."""
+        if self._bar is not None:
+            self._bar.write(line, file=self.stream)
+        else:
+            self.stream.write(line + "\n")
+            self.stream.flush()
+
+    def _line(self):
+        self._last_line = time.monotonic()
+        elapsed = self._last_line - self.started
+        left = (self.total - self.done) * elapsed / self.done if self.done else float("nan")
+        share = self.done / self.total if self.total else 1.0
+        eta = f", {left:.0f} s left" if left > 0 else ""
+        self.write(f"{self.what} {share:4.0%}  {self.done:,}/{self.total:,}  {self._speed()}{eta}")
+
+    def _speed(self):
+        elapsed = max(time.monotonic() - self.started, 1e-9)
+        real_time = f", {self.sound_seconds / elapsed:,.0f}x real time" if self.sound_seconds else ""
+        failures = f", {self.failures} failed" if self.failures else ""
+        return f"{self.done / elapsed:,.0f}/s{real_time}{failures}"

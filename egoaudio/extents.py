@@ -1,0 +1,216 @@
+"""Look into an HDF5 file that may be damaged or made to harm: what is there, of what type, and where it lies.
+
+In: a path, names, and what is expected of them. Out: checked datasets and their ``Extent``; ``RepackedArray`` where there is none. Nothing is
+believed: no link and no dataset may lead to another file, and whoever maps an array can rely on its lying within its file.
+
+Conventions: a message says what, where and what to do, and is a ``StoreError``. With ``layout``, the only user of h5py.
+Source: the HDF5 reference (H5Dget_offset, H5Dchunk_iter, H5Pset_external, H5Lget_info).
+"""
+
+import math
+import os
+import stat
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+
+from egoaudio.errors import StoreError
+
+# What h5py raises for damage depends on where HDF5 meets it.
+_HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where an array lies in its file: ``shape[0]`` rows back to back, in C order."""
+
+    offset: int
+    """First byte."""
+    shape: tuple
+    """Rows first."""
+    dtype: np.dtype
+
+    @property
+    def row_bytes(self):
+        """Bytes from one row to the next."""
+        return self.dtype.itemsize * math.prod(self.shape[1:])
+
+    @property
+    def stop(self):
+        """First byte after the last row."""
+        return self.offset + self.shape[0] * self.row_bytes
+
+
+@contextmanager
+def reading(path, what):
+    """Turn whatever h5py raises inside into a StoreError that names the file and the part."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except _HDF5_ERRORS as error:
+        raise StoreError(f"{path}: {what} cannot be read, the file is damaged or not ours ({error})") from error
+
+
+class RepackedArray:
+    """A feature array that cannot be mapped: indexed by rows like one, read and decompressed through h5py each time."""
+
+    def __init__(self, dataset):
+        self._dataset = dataset
+        self.shape, self.dtype, self.ndim = dataset.shape, dataset.dtype, dataset.ndim
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __array__(self, dtype=None, copy=None):
+        """Read everything."""
+        return np.asarray(self[:], dtype=dtype)
+
+    def __getitem__(self, key):
+        """Return rows: ``[int]``, ``[slice]``, ``[integers or booleans]``, and what follows after a comma."""
+        rows, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
+        index = np.arange(len(self))[rows]  # also says what is out of range
+        with reading(self._dataset.file.filename, self._dataset.name):
+            if index.ndim == 0:
+                return self._dataset[int(index)][rest]
+            wanted, inverse = np.unique(index, return_inverse=True)
+            values = np.empty((len(wanted), *self.shape[1:]), self.dtype)
+            # Neighbours together: 8 times as fast as h5py's own fancy indexing.
+            starts = np.flatnonzero(np.diff(wanted, prepend=-2) != 1)
+            for start, stop in zip(starts, [*starts[1:], len(wanted)], strict=True):
+                values[start:stop] = self._dataset[int(wanted[start]) : int(wanted[stop - 1]) + 1]
+        values = values[inverse.reshape(index.shape)]
+        return values[(slice(None), *rest)] if rest else values
+
+
+def open_regular(path):
+    """Open a file that is a file: a pipe would wait for ever, a device never end."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise StoreError(f"{path} is not a regular file")
+        return open(path, "rb")
+    except OSError as error:
+        raise StoreError(f"{path} cannot be opened: {error.strerror}") from error
+    except ValueError as error:  # a NUL in the name
+        raise StoreError(f"{path!r} cannot be opened: {error}") from error
+
+
+def open_hdf5(path, raw):
+    """Open a path with h5py and make sure that it is still the file ``raw``."""
+    try:
+        # Not locked: an egoaudio file is replaced by renaming, never changed under a reader, and NFS may have no locks.
+        file = h5py.File(path, "r", locking=False)
+    except _HDF5_ERRORS as error:
+        if not h5py.is_hdf5(path):
+            raise StoreError(f"{path} is not an HDF5 file") from error
+        raise StoreError(f"{path} cannot be opened as HDF5: damaged, or cut short. Build or copy it again ({error})") from error
+    if not os.path.samestat(os.fstat(file.id.get_vfd_handle()), os.fstat(raw.fileno())):
+        file.close()
+        raise StoreError(f"{path} was replaced while it was being opened: open it again")
+    return file
+
+
+def hard_links(group, path):
+    """Return the names in a group; a link that leads elsewhere is refused."""
+    if not isinstance(group, h5py.Group):
+        raise StoreError(f"{path}: {group.name} is no group; the file is damaged or not ours")
+    names = []
+    for name in group.id:
+        if group.id.links.get_info(name).type != h5py.h5l.TYPE_HARD:
+            raise StoreError(f"{path}: {group.name} links {name.decode(errors='replace')!r} to what may be any file: refused. Copy it with h5repack first")
+        names.append(name.decode(errors="replace"))
+    return set(names)
+
+
+def take_dataset(file, path, name, types, shape):
+    """Return a dataset that has one of the types and the shape wanted and keeps its data in this very file.
+
+    Parameters
+    ----------
+    file : h5py.File
+    path : str
+        For the messages.
+    name : str
+    types : tuple of numpy.dtype, or dict of str to str
+        Types allowed; or the columns of a table, "S" being a string of any length.
+    shape : tuple of int or None
+        None fits any length.
+    """
+    dataset = file.get(name)
+    if not isinstance(dataset, h5py.Dataset):
+        raise StoreError(f"{path}: /{name} is missing or no dataset; the file is damaged or not ours")
+    plan = dataset.id.get_create_plist()
+    if plan.get_external_count() or plan.get_layout() == h5py.h5d.VIRTUAL:
+        raise StoreError(f"{path}: /{name} keeps its data in another file, which could be any file: refused. Copy it with h5repack first")
+    if not _fits(dataset.dtype, types):
+        raise StoreError(f"{path}: /{name} has type {dataset.dtype}; the file is damaged or not ours")
+    found = dataset.shape or ()
+    if len(found) != len(shape) or any(wanted not in (None, length) for length, wanted in zip(found, shape, strict=True)):
+        wanted = ", ".join("any" if length is None else str(length) for length in shape)
+        raise StoreError(f"{path}: /{name} has shape {found}, expected ({wanted}); the file is damaged or not ours")
+    return dataset
+
+
+def _fits(dtype, types):
+    """Return whether a type is one of those wanted, or has the columns wanted."""
+    if isinstance(types, tuple):
+        return dtype in types
+    return dtype.names == tuple(types) and all(dtype[name].kind == "S" if kind == "S" else dtype[name] == np.dtype(kind) for name, kind in types.items())
+
+
+def find_extent(dataset, path, num_bytes):
+    """Return where a dataset lies in a file of ``num_bytes``, or None where its rows do not lie back to back."""
+    extent = _extent(dataset)
+    if extent is not None and extent.stop > num_bytes:
+        raise StoreError(f"{path}: {dataset.name} ends at byte {extent.stop:,}, the file at {num_bytes:,}: it was cut short. Build or copy it again")
+    return extent
+
+
+def _extent(dataset):
+    plan = dataset.id.get_create_plist()
+    plain = _plain_dtype(dataset.dtype)
+    if 0 in dataset.shape:
+        return Extent(0, dataset.shape, plain)
+    if plan.get_nfilters() or dataset.file.userblock_size:
+        return None
+    if plan.get_layout() == h5py.h5d.CONTIGUOUS:
+        offset = dataset.id.get_offset()
+    elif plan.get_layout() == h5py.h5d.CHUNKED and dataset.chunks[1:] == dataset.shape[1:]:
+        offset = _first_chunk(dataset, plan)
+    else:
+        offset = None
+    return None if offset is None else Extent(offset, dataset.shape, plain)
+
+
+def _first_chunk(dataset, plan):
+    """Return the offset of the first chunk if all follow each other, else None.
+
+    With fixed dimensions, no filter and early allocation HDF5 has no choice but to lay the chunks down in order, so that the
+    first and the last one tell: 8 ms for 10^6 chunks. In any other case every chunk is looked at (1.4 s for 10^6).
+    """
+    chunk_rows = dataset.chunks[0]
+    chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    num_chunks = -(-dataset.shape[0] // chunk_rows)
+    rest = (0,) * (dataset.ndim - 1)
+    first = dataset.id.get_chunk_info_by_coord((0, *rest)).byte_offset
+    if first is None:
+        return None
+    if plan.get_alloc_time() == h5py.h5d.ALLOC_TIME_EARLY and dataset.maxshape == dataset.shape:
+        last = dataset.id.get_chunk_info_by_coord(((num_chunks - 1) * chunk_rows, *rest)).byte_offset
+        return first if last == first + (num_chunks - 1) * chunk_bytes else None
+    seen = 0
+
+    def misplaced(chunk):
+        nonlocal seen
+        seen += 1
+        return None if chunk.byte_offset == first + chunk.chunk_offset[0] // chunk_rows * chunk_bytes else True
+
+    stopped = dataset.id.chunk_iter(misplaced)
+    return first if stopped is None and seen == num_chunks else None
+
+
+def _plain_dtype(dtype):
+    """Return a dtype without h5py's remarks on its strings, so that it pickles small and compares equal."""
+    return dtype if dtype.names is None else np.dtype([(name, dtype[name].str) for name in dtype.names])

@@ -21,7 +21,7 @@ MOST_SAMPLES = 2**31 - 1  # what /clips can count (i4); also far beyond any memo
 _GROUP_SAMPLES = 2**18  # 1 MiB of float32, 16 clips of 1 s at 16 kHz: their spectrogram is 4 MiB and stays in the cache
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth to compare by
 class ClipPlan:
     """The clips of one recording, in order of time."""
 

@@ -184,11 +184,11 @@ class DataConfig(_Checked):
         "video", "What is held out whole. 'clip' is the paper's: neighbouring clips of a video fall on both sides, so its scores leak.",
         choices=("video", "subject", "clip"),
     )
-    normalize: str = _option("dataset", "Mean and deviation of the training videos, the paper's fixed numbers, or nothing.", choices=("dataset", "paper", "none"))
+    normalize: str = _option("dataset", "By the training videos' mean and deviation, the paper's numbers, or not.", choices=("dataset", "paper", "none"))
     label_mode: str = _option("multi", "All active classes of a clip (sigmoids), or one row per clip and active class (softmax).", choices=("multi", "single"))
     class_weights: bool = _option(False, "Weight the loss by total / (num_classes * count).")
     balanced_sampling: bool = _option(False, "Draw clips so that rare classes come as often as common ones.")
-    shuffle: str = _option("full", "A full permutation, or one of blocks of neighbouring rows (spinning disks, network file systems).", choices=("full", "block"))
+    shuffle: str = _option("full", "A full permutation, or one of blocks of rows (spinning disks, network file systems).", choices=("full", "block"))
     loader_workers: int = _option(0, "Processes that read; 0 reads in a thread of this one, which is fastest.", minimum=0)
     spec_augment: bool = _option(False, "Mask bands of frequency and spans of time while training.")
     mixup: float = _option(0.0, "Mix pairs of clips, with this Beta parameter; 0 is off.", minimum=0)
@@ -205,8 +205,8 @@ class DataConfig(_Checked):
 class ModelConfig(_Checked):
     """The network; sizes apply to ``ast`` only, the others are what their papers say."""
 
-    model: str = _option("cnn", "cnn and ast-paper are the paper's; cnn-small and ast are what to use instead.", choices=("cnn", "cnn-small", "ast", "ast-paper"))
-    feature: str | None = _option(None, "The array to train on; the model's own if not given (logmel for ast, spectrogram for the others).", choices=FEATURES[:3])
+    model: str = _option("cnn", "cnn and ast-paper are the paper's; cnn-small and ast do better.", choices=("cnn", "cnn-small", "ast", "ast-paper"))
+    feature: str | None = _option(None, "The array to train on: logmel for ast, spectrogram for the others if not given.", choices=FEATURES[:3])
     pretrained: str | None = _option(None, "Weights of a published AST to start from: a folder or a hub id. Its sizes replace those below.")
     hidden_size: int = _option(384, "Width of ast.", minimum=1)
     num_layers: int = _option(6, "Layers of ast.", minimum=1)
@@ -320,4 +320,5 @@ def from_json(config_class, text):
 def differences(config, other):
     """Return a line for each flag whose value differs: ``--clip-seconds: 1.0, now 0.1``."""
     before, after = to_flat(config), to_flat(other)
-    return [f"{flag_of(option)}: {before[option.name]}, now {after[option.name]}" for option, _ in flags(type(config)) if before[option.name] != after[option.name]]
+    changed = [option for option, _ in flags(type(config)) if before[option.name] != after[option.name]]
+    return [f"{flag_of(option)}: {before[option.name]}, now {after[option.name]}" for option in changed]

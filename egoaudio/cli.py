@@ -1,0 +1,225 @@
+"""The commands: parse, make one library call, print.
+
+Flags are made from the fields of the configurations, one to one, so a command can express all that the library can and
+an unknown name fails. Libraries are imported inside the commands: ``--help`` takes a tenth of a second. Our own named
+errors end a command with their message and exit status; anything else keeps its traceback, being a defect of ours.
+
+Exit status: 0 done; 1 ``egoaudio-inspect --verify`` found damage; 2 wrong input, or the run had to stop; 3 a video that
+should have given data gave none; 130 and 143 interrupted by Ctrl-C or SIGTERM.
+"""
+
+import functools
+import os
+import signal
+import sys
+import types
+import typing
+import warnings
+
+import click
+from click.core import ParameterSource
+
+from egoaudio._version import __version__
+from egoaudio.configuration import BUILD_PRESETS, TRAIN_PRESETS, BuildConfig, TrainConfig, flag_of, flags, from_flat
+from egoaudio.errors import EgoAudioError
+
+_INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class _Interrupt(KeyboardInterrupt):
+    """A KeyboardInterrupt that remembers which signal it was."""
+
+    def __init__(self, number, _frame=None):
+        super().__init__()
+        self.number = number
+
+
+class _CommaSeparated(click.ParamType):
+    name = "names"
+
+    def convert(self, value, param, ctx):
+        """Return a tuple of names."""
+        return value if isinstance(value, tuple) else tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+class _SizeOrAuto(click.ParamType):
+    name = "n|auto"
+
+    def convert(self, value, param, ctx):
+        """Return an int, or None for ``auto``."""
+        return None if value == "auto" else click.INT.convert(value, param, ctx)
+
+
+def _kind(option, hint):
+    """Return the click type of a field."""
+    hint = next((kind for kind in typing.get_args(hint) if kind is not type(None)), hint) if isinstance(hint, types.UnionType) else hint
+    if typing.get_origin(hint) is tuple:
+        return _CommaSeparated()
+    if option.name == "micro_batch_size":
+        return _SizeOrAuto()
+    if option.metadata["choices"]:
+        return click.Choice(option.metadata["choices"])
+    return {int: click.INT, float: click.FLOAT, str: click.STRING, bool: click.BOOL}[hint]
+
+
+def _configured(config_class, presets):
+    """Add the flags of ``config_class`` and ``--preset`` to a command; it is called with ``config=``."""
+
+    def decorate(command):
+        @functools.wraps(command)
+        def configured(preset, **values):
+            context = click.get_current_context()
+            names = [option.name for option, _ in flags(config_class)]
+            chosen = {name: values.pop(name) for name in names}
+            for name, value in (presets[preset] if preset else {}).items():
+                if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+                    chosen[name] = value
+            return command(config=from_flat(config_class, chosen), **values)
+
+        for option, hint in reversed(list(flags(config_class))):
+            text, flag = option.metadata["help"], flag_of(option)
+            default = ",".join(option.default) if isinstance(option.default, tuple) else option.default
+            if hint is bool:
+                configured = click.option(f"{flag}/--no-{flag[2:]}", option.name, default=default, help=text)(configured)
+            else:
+                default = "auto" if option.name == "micro_batch_size" else default
+                configured = click.option(flag, option.name, type=_kind(option, hint), default=default, show_default=default is not None, help=text)(configured)
+        text = "Start from a named configuration; flags that are given win. paper: what the student paper did."
+        return click.option("--preset", type=click.Choice(sorted(presets)), help=text)(configured)
+
+    return decorate
+
+
+def _command(example):
+    """Make a command of a function: its errors become messages, signals an exit status, ``example`` ends its help."""
+
+    def decorate(function):
+        @functools.wraps(function)
+        def run(*args, **kwargs):
+            for number in _INTERRUPTED:
+                signal.signal(number, lambda number, frame: (_ for _ in ()).throw(_Interrupt(number)))
+            warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
+            warnings.filterwarnings("always", module="egoaudio")
+            try:
+                sys.exit(function(*args, **kwargs) or 0)
+            except EgoAudioError as error:
+                click.echo(f"error: {error}", err=True)
+                sys.exit(error.exit_code)
+            except _Interrupt as interrupt:
+                click.echo("interrupted; what was done is kept, the same command goes on from there", err=True)
+                sys.exit(_INTERRUPTED[interrupt.number])
+
+        epilog = "\b\nExample:\n" + example
+        settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+        return click.command(context_settings=settings, epilog=epilog)(click.version_option(__version__, prog_name="egoaudio")(run))
+
+    return decorate
+
+
+_FORCE = "Start anew, and replace what is there."
+_ANNOTATIONS = "CSV of training videos; repeatable. Charades, Charades-Ego, EPIC-SOUNDS, or video,start,end,label[,split]."
+_TIMEOUT = "Give a video up when it gets nowhere for so many seconds."
+_EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
+
+
+@_command(
+    "  egoaudio-build --annotations CharadesEgo_v1_train_only1st.csv --classes Charades_v1_classes.txt \\\n"
+    "      --test-annotations CharadesEgo_v1_test_only1st.csv --videos CharadesEgo_v1_480 \\\n"
+    "      --output ego.h5 --workers 32"
+)
+@click.option("--annotations", multiple=True, required=True, type=click.Path(), help=_ANNOTATIONS)
+@click.option("--test-annotations", multiple=True, type=click.Path(), help="CSV of test videos; repeatable.")
+@click.option("--classes", type=click.Path(), help="Class list, a line each: c000 Holding some clothes.")
+@click.option("--videos", required=True, type=click.Path(), help="Folder that holds the videos, at any depth.")
+@click.option("--follow-links", is_flag=True, help="Follow symbolic links that lead out of --videos.")
+@click.option("--output", required=True, type=click.Path(), help="The HDF5 file to make; OUTPUT.partial until it is complete.")
+@click.option("--workers", type=click.IntRange(min=1), default=lambda: len(os.sched_getaffinity(0)), show_default="one a core", help="Worker processes, one thread each.")
+@click.option("--video-timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, show_default=True, help=_TIMEOUT)
+@click.option("--dry-run", is_flag=True, help="Stop after the plan: videos, clips, size, and an estimate of the time.")
+@click.option("--skip-failed", is_flag=True, help="Exit with 0 even if videos failed.")
+@click.option("--force", is_flag=True, help=_FORCE)
+@_configured(BuildConfig, BUILD_PRESETS)
+def build(config, annotations, test_annotations, classes, videos, follow_links, output, workers, video_timeout, dry_run, skip_failed, force):
+    """Make one HDF5 file of clips, features and labels from videos and their annotations.
+
+    Run the same command again to finish a build that was stopped. The exit status is 3 when a video that should have
+    given data gave none; the file is complete all the same.
+    """
+    from egoaudio import build as stories
+    from egoaudio.plan import Inputs
+
+    inputs = Inputs(annotations, videos, test_annotations, classes, follow_links)
+    if dry_run:
+        click.echo(stories.preview(inputs, config, output, num_workers=workers, patience_seconds=video_timeout))
+        return 0
+    report = stories.build(inputs, config, output, num_workers=workers, patience_seconds=video_timeout, force=force)
+    click.echo(report.text())
+    return 3 if report.failures and not skip_failed else 0
+
+
+@_command("  egoaudio-inspect ego.h5 --verify")
+@click.argument("file", type=click.Path())
+@click.option("--failed", is_flag=True, help="List the videos without data, each with its reason.")
+@click.option("--verify", is_flag=True, help="Read everything, compare checksums and statuses; exit 1 if something is wrong.")
+@click.option("--plot", type=click.Path(), help="Write a PNG: samples per class, sorted, on a log scale.")
+@click.option("--export-clip", nargs=2, type=(click.INT, click.Path()), default=None, help=_EXPORT, metavar="N PATH")
+def inspect(file, failed, verify, plot, export_clip):
+    """Show what an egoaudio file holds; without options, a page of facts."""
+    from egoaudio import inspection, reader
+
+    with reader.open(file) as opened:
+        if not (failed or verify or plot or export_clip):
+            click.echo(inspection.summary(opened))
+        if failed:
+            click.echo(inspection.failed(opened))
+        if plot:
+            from egoaudio import plots
+
+            plots.plot_classes(opened, plot)
+            click.echo(f"wrote {plot}")
+        if export_clip:
+            inspection.export_clip(opened, *export_clip)
+            click.echo(f"wrote {export_clip[1]}")
+        if verify:
+            from egoaudio.progress import Progress
+
+            with Progress(opened.num_videos, "verify") as progress:
+                problems = inspection.verify(opened, progress=progress.advance)
+            click.echo("\n".join(problems) or f"{file}: all {opened.num_videos:,} videos are as they were written")
+            return 1 if problems else 0
+    return 0
+
+
+@_command("  egoaudio-train ego.h5 --output runs/cnn --model cnn --amp")
+@click.argument("file", type=click.Path())
+@click.option("--output", required=True, type=click.Path(), help="Folder of the run: checkpoints, metrics.csv, curves.png, evaluation.json.")
+@click.option("--device", help="cpu, cuda, cuda:1; the GPU if there is one.")
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs into OUTPUT.")
+@click.option("--force", is_flag=True, help=_FORCE)
+@_configured(TrainConfig, TRAIN_PRESETS)
+def train(config, file, output, device, tensorboard, force):
+    """Train a classifier on an egoaudio file.
+
+    Run the same command again to go on with a run that was stopped: it ends in the same weights. Out of memory is
+    handled: the batch is computed in smaller slices, with the same result.
+    """
+    from egoaudio.training import train as run
+
+    click.echo(run(file, output, config, device=device, tensorboard=tensorboard, force=force))
+    return 0
+
+
+@_command("  egoaudio-evaluate runs/cnn/best.pt ego.h5 --split test")
+@click.argument("checkpoint", type=click.Path())
+@click.argument("file", type=click.Path())
+@click.option("--split", default="test", show_default=True, help="test, validation or train.")
+@click.option("--pool", type=click.Choice(["max", "mean"]), default="max", show_default=True, help="How a video's scores follow from its clips'.")
+@click.option("--output", type=click.Path(), help="Folder for evaluation.json, per_class.csv and per_class.png; the checkpoint's if not given.")
+@click.option("--submission", type=click.Path(), help="Write the scores per video in Charades' official text format.")
+@click.option("--device", help="cpu, cuda, cuda:1; the GPU if there is one.")
+def evaluate(checkpoint, file, split, pool, output, submission, device):
+    """Evaluate a trained model on a split of an egoaudio file, beside the score of the classes' frequencies."""
+    from egoaudio.evaluation import evaluate as run
+
+    click.echo(run(checkpoint, file, split=split, pool=pool, output=output, submission=submission, device=device))
+    return 0

@@ -1,0 +1,85 @@
+"""Random changes to a batch while training: level, masks, mixing.
+
+In: a whole normalised batch, features (b, T, F) and labels (b, C), before it is cut into micro-batches. Out: the same
+shapes. Every number is drawn from the generator that is passed in, on the CPU, so the batch is the same on every device
+and when it is made again. Off by default; each has its flag (``--gain-db``, ``--spec-augment``, ``--mixup``).
+
+Sources: SpecAugment (Park et al. 2019), mixup (Zhang et al. 2018).
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from egoaudio.errors import TrainingError
+
+# SpecAugment: so many masks an axis, each up to this share of it.
+MASKS = 2
+MASK_SHARE = 1 / 8
+
+
+def augment(features, labels, rng, config, gain_unit):
+    """Return the batch changed at random, as the configuration asks.
+
+    Parameters
+    ----------
+    features : torch.Tensor, float (b, T, F)
+        Changed in place.
+    labels : torch.Tensor, float (b, C)
+    rng : numpy.random.Generator
+    config : DataConfig
+    gain_unit : float or None
+        What ``gain_per_db`` returns, divided by the deviation the features were normalised with; None without gain.
+
+    """
+    if config.gain_db > 0:
+        change_gain(features, rng, config.gain_db, gain_unit)
+    if config.spec_augment:
+        mask(features, rng)
+    if config.mixup > 0:
+        features, labels = mix(features, labels, rng, config.mixup)
+    return features, labels
+
+
+def gain_per_db(feature, num_mel_bands):
+    """Return by how much each bin rises when the sound gets 1 dB louder, ``(amount, number of bins)``.
+
+    Log-power features rise alike in all bins: 1 in dB, ln(10) / 10 in the filter bank's natural logarithm. Of an mfcc only
+    coefficient 0 rises, by the orthonormal cosine transform of a constant: the square root of the number of mel bands.
+    """
+    if feature == "mfcc":
+        return math.sqrt(num_mel_bands), 1
+    if feature in ("spectrogram", "logmel"):
+        return {"spectrogram": 1.0, "logmel": math.log(10) / 10}[feature], None
+    raise TrainingError(f"--gain-db does not know what a change of level does to {feature!r}: expected spectrogram, mfcc or logmel")
+
+
+def change_gain(features, rng, gain_db, unit):
+    """Raise or lower each clip by up to ``gain_db``, evenly distributed, in place."""
+    amount, num_bins = unit
+    shift = torch.as_tensor(rng.uniform(-gain_db, gain_db, len(features)) * amount, dtype=features.dtype)
+    features[..., :num_bins] += shift.to(features.device)[:, None, None]
+
+
+def mask(features, rng):
+    """Replace bands of bins and spans of frames of each clip by the clip's mean, in place."""
+    num_clips, num_frames, num_bins = features.shape
+    hidden = _spans(num_clips, num_frames, rng)[:, :, None] | _spans(num_clips, num_bins, rng)[:, None, :]  # (b, T, F)
+    mean = features.mean(dim=(1, 2), keepdim=True)
+    torch.where(hidden.to(features.device), mean, features, out=features)
+
+
+def _spans(num_clips, length, rng):
+    """Return a bool tensor (num_clips, length) that is True in ``MASKS`` random spans of each row."""
+    widths = rng.integers(0, int(length * MASK_SHARE) + 1, size=(num_clips, MASKS, 1))
+    starts = rng.integers(0, length - widths + 1)
+    at = np.arange(length)
+    return torch.from_numpy(((at >= starts) & (at < starts + widths)).any(axis=1))
+
+
+def mix(features, labels, rng, alpha):
+    """Return each clip mixed with another of the batch, share and labels alike; the share is Beta(alpha, alpha)."""
+    partner = torch.from_numpy(rng.permutation(len(features))).to(features.device)
+    share = torch.as_tensor(rng.beta(alpha, alpha, len(features)), dtype=features.dtype).to(features.device)
+    return torch.lerp(features[partner], features, share[:, None, None]), torch.lerp(labels[partner], labels, share[:, None])

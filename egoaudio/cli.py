@@ -116,6 +116,11 @@ def _command(example):
     return decorate
 
 
+def _cores():
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 _FORCE = "Start anew, and replace what is there."
 _ANNOTATIONS = "CSV of training videos; repeatable. Charades, Charades-Ego, EPIC-SOUNDS, or video,start,end,label[,split]."
 _TIMEOUT = "Give a video up when it gets nowhere for so many seconds."
@@ -133,7 +138,7 @@ _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
 @click.option("--videos", required=True, type=click.Path(), help="Folder that holds the videos, at any depth.")
 @click.option("--follow-links", is_flag=True, help="Follow symbolic links that lead out of --videos.")
 @click.option("--output", required=True, type=click.Path(), help="The HDF5 file to make; OUTPUT.partial until it is complete.")
-@click.option("--workers", type=click.IntRange(min=1), default=lambda: len(os.sched_getaffinity(0)), show_default="one a core", help="Worker processes, one thread each.")
+@click.option("--workers", type=click.IntRange(min=1), default=_cores, show_default="one a core", help="Worker processes, one thread each.")
 @click.option("--video-timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, show_default=True, help=_TIMEOUT)
 @click.option("--dry-run", is_flag=True, help="Stop after the plan: videos, clips, size, and an estimate of the time.")
 @click.option("--skip-failed", is_flag=True, help="Exit with 0 even if videos failed.")

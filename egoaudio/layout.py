@@ -29,6 +29,7 @@ FORMAT_VERSION = 1
 CLIP_DTYPE = np.dtype(
     [("video", "<i4"), ("start_seconds", "<f8"), ("stop_seconds", "<f8"), ("num_samples", "<i4"), ("labelled", "u1"), ("status", "u1")]
 )
+INSTANCE_DTYPE = np.dtype([("video", "<i4"), ("class_index", "<i4"), ("start_seconds", "<f8"), ("stop_seconds", "<f8")])
 # "S" stands for a fixed-length string, whose length each file chooses.
 VIDEO_COLUMNS = {
     "video_id": "S", "file": "S", "split": "S", "subject": "S", "scene": "S", "egocentric": "u1", "duration_seconds": "<f8",
@@ -82,14 +83,17 @@ class Layout:
     """ISO 8601."""
     axes: Mapping[str, np.ndarray] = field(default_factory=dict)
     """``{name: float64 values}`` under /axes."""
+    num_instances: int = 0
+    """Rows of /instances, the annotated actions with their times."""
 
     @property
     def num_bytes(self):
         """Size of the file, to a page for each array and a little for the structure."""
         tables = self.num_clips * (CLIP_DTYPE.itemsize + self.num_classes) + self.num_classes * self.class_dtype.itemsize
+        tables += self.num_instances * INSTANCE_DTYPE.itemsize
         tables += self.num_videos * (self.video_dtype.itemsize + self.num_classes + 1 + len(self.arrays) * (4 + 3 * 8))
         data = sum(-(-self.num_clips // _chunk_rows(array, self.num_clips)) * _chunk_rows(array, self.num_clips) * array.row_bytes for array in self.arrays)
-        return tables + data + ALIGNMENT * (12 + 8 * len(self.arrays) + len(self.axes))
+        return tables + data + ALIGNMENT * (13 + 8 * len(self.arrays) + len(self.axes))
 
 
 def video_dtype(*, video_id, file, split, subject, scene):
@@ -172,6 +176,7 @@ def _create(path, layout):
         _dataset(file, "videos", (num_videos,), layout.video_dtype)
         _dataset(file, "video_labels", (num_videos, num_classes), "u1")
         _dataset(file, "classes", (num_classes,), layout.class_dtype)
+        _dataset(file, "instances", (layout.num_instances,), INSTANCE_DTYPE)
         _dataset(file, "synced", (num_videos,), "u1")
         groups = {name: h5py.Group(_group(file, name)) for name in ("checksums", "statistics", "axes")}
         for name, values in layout.axes.items():

@@ -23,7 +23,7 @@ import numpy as np
 from egoaudio.configuration import FEATURES
 from egoaudio.errors import Status, StoreError
 from egoaudio.extents import RepackedArray, find_extent, hard_links, open_hdf5, open_regular, reading, take_dataset
-from egoaudio.layout import CLASS_COLUMNS, CLIP_DTYPE, FORMAT, FORMAT_VERSION, VIDEO_COLUMNS
+from egoaudio.layout import CLASS_COLUMNS, CLIP_DTYPE, FORMAT, FORMAT_VERSION, INSTANCE_DTYPE, VIDEO_COLUMNS
 
 _SCALE_ATTRIBUTES = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST"}  # HDF5's own, of dimension scales
 _LARGEST_READ_BYTES = 1 << 28
@@ -162,6 +162,8 @@ class EgoAudioFile:
             self._add(name, (np.dtype("<f4"), np.dtype("<f2")), (self.num_clips, None) if name == "waveform" else (self.num_clips, None, None))
             self._add(f"checksums/{name}", (np.dtype("<u4"),), (self.num_videos,))
             self._add(f"statistics/{name}", (np.dtype("<f8"),), (self.num_videos, 3))
+        if "instances" in links[""]:
+            self._add("instances", (INSTANCE_DTYPE,), (None,))
         if "synced" in links[""]:
             self._add("synced", (np.dtype("u1"),), (self.num_videos,))
         self._axes = sorted(links.get("axes", ()))
@@ -277,6 +279,11 @@ class EgoAudioFile:
     def statistics(self, name):
         """Return float64 (V, 3): count, sum and sum of squares over each video's usable clips of a feature array."""
         return self._whole(f"statistics/{name}")
+
+    @property
+    def instances(self):
+        """The annotated actions with their times as a structured array (``video``, ``class_index``, ``start_seconds``, ``stop_seconds``)."""
+        return self._whole("instances") if "instances" in self._datasets else np.zeros(0, INSTANCE_DTYPE)
 
     @property
     def synced(self):

@@ -16,16 +16,16 @@ import os
 import numpy as np
 
 from egoaudio import disk
-from egoaudio.disk import reserve
+from egoaudio.disk import reserve, sync_folder
 from egoaudio.errors import StoreError
 from egoaudio.extents import Extent
 from egoaudio.integrity import checksum, statistics, verify, verify_video
-from egoaudio.layout import CLIP_DTYPE, ArrayLayout, Layout, class_dtype, encode, lay_out, mark_complete, video_dtype
+from egoaudio.layout import CLIP_DTYPE, INSTANCE_DTYPE, ArrayLayout, Layout, class_dtype, encode, lay_out, mark_complete, video_dtype
 from egoaudio.reader import EgoAudioFile, open
 
 __all__ = [
-    "ArrayLayout", "CLIP_DTYPE", "EgoAudioFile", "Extent", "Layout", "RowWriter", "checksum", "class_dtype", "encode", "lay_out", "mark_complete",
-    "offsets", "open", "reserve", "statistics", "verify", "verify_video", "video_dtype",
+    "ArrayLayout", "CLIP_DTYPE", "EgoAudioFile", "Extent", "INSTANCE_DTYPE", "Layout", "RowWriter", "checksum", "class_dtype", "encode", "lay_out", "mark_complete",
+    "offsets", "open", "reserve", "statistics", "sync_folder", "verify", "verify_video", "video_dtype",
 ]
 
 
@@ -60,9 +60,9 @@ class RowWriter:
     """
 
     def __init__(self, path, extents):
-        self._path, self._extents = os.fspath(path), extents
+        self._path, self.extents = os.fspath(path), extents
         try:
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise StoreError(disk.explain(self._path, error)) from error
 
@@ -88,7 +88,7 @@ class RowWriter:
         StoreError
             The disk, a quota or a limit is full, or the file cannot be written.
         """
-        extent = self._extents[name]
+        extent = self.extents[name]
         rows = np.ascontiguousarray(rows)
         if rows.dtype != extent.dtype or rows.shape[1:] != extent.shape[1:]:
             raise ValueError(f"/{name} takes rows {extent.dtype} {extent.shape[1:]}, not {rows.dtype} {rows.shape[1:]}")
@@ -96,9 +96,17 @@ class RowWriter:
             raise ValueError(f"/{name} has {extent.shape[0]} rows, and {first_row} to {first_row + len(rows)} are not all among them")
         self._put(rows.reshape(-1).view("u1") if rows.size else b"", extent.offset + first_row * extent.row_bytes)
 
+    def read(self, name, first_row, num_rows):
+        """Return rows of one array as they are in the file now, writable."""
+        extent = self.extents[name]
+        rows = np.empty((num_rows, *extent.shape[1:]), extent.dtype)
+        raw = os.pread(self._descriptor, rows.nbytes, extent.offset + first_row * extent.row_bytes)
+        rows.reshape(-1).view("u1")[:] = np.frombuffer(raw, "u1")
+        return rows
+
     def erase(self, name, first_row, num_rows):
         """Write zeros: a row that is not ok holds no data, whatever a worker wrote before it died."""
-        extent = self._extents[name]
+        extent = self.extents[name]
         block = np.zeros((max(1, (1 << 20) // extent.row_bytes), *extent.shape[1:]), extent.dtype)
         for row in range(first_row, first_row + num_rows, len(block)):
             self.write(name, row, block[: first_row + num_rows - row])

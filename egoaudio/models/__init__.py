@@ -1,0 +1,110 @@
+"""The networks, behind one door: ``create_model`` makes any of them, ``check_feature`` says what it can listen to.
+
+In: features float (batch, num_frames, num_bins), normalised. Out: logits float (batch, num_classes).
+Every model has ``enable_activation_checkpointing()``, which trades about a third more time for less memory.
+
+    cnn         the paper's: three 3x3 convolutions, ReLU, 2x2 max pooling, one linear layer
+    cnn-small   the same trunk with batch norm, dropout and global average pooling
+    ast-paper   the Audio Spectrogram Transformer with the paper's values: 17,172 tokens for 32 x 1025
+    ast         the same on log-mel with strides of 10, in the sizes asked for, or from published weights
+"""
+
+from egoaudio.configuration import ModelConfig
+from egoaudio.errors import ConfigurationError
+
+# Which features each model takes; the first is what it listens to when nobody says otherwise.
+ACCEPTED_FEATURES = {
+    "cnn": ("spectrogram", "mfcc", "logmel"),
+    "cnn-small": ("spectrogram", "mfcc", "logmel"),
+    "ast-paper": ("spectrogram", "mfcc", "logmel"),
+    "ast": ("logmel",),
+}
+
+
+def check_feature(name, available, chosen=None):
+    """Return the feature that a model is to be trained on.
+
+    Parameters
+    ----------
+    name : str
+        Model, one of ``ACCEPTED_FEATURES``.
+    available : sequence of str
+        Features in the file.
+    chosen : str or None
+        The user's choice; None takes the model's own.
+
+    Raises
+    ------
+    ConfigurationError
+        When the model does not take the feature, or the file does not hold it.
+    """
+    accepted = _accepted(name)
+    feature = accepted[0] if chosen is None else chosen
+    has = ", ".join(available) or "no features"
+    if feature not in accepted:
+        raise ConfigurationError(f"{name} wants {' or '.join(accepted)}, not {feature}; this file has {has}: {_advice(accepted, available)}")
+    if feature not in available:
+        wanted = accepted if chosen is None else (feature,)
+        raise ConfigurationError(f"{name} wants {feature}; this file has {has}: {_advice(wanted, available)}")
+    return feature
+
+
+def create_model(name, num_classes, feature_shape, config=None, activation_checkpointing=False):
+    """Return the network called ``name``, with fresh (or pretrained) weights, on the CPU and in training mode.
+
+    Parameters
+    ----------
+    name : str
+        One of ``ACCEPTED_FEATURES``.
+    num_classes : int
+        Classes, ``no_action`` included.
+    feature_shape : (int, int)
+        (num_frames, num_bins) of one clip.
+    config : ModelConfig or None
+        Sizes, dropout and pretrained weights; the defaults if not given.
+    activation_checkpointing : bool
+        Recompute activations in the backward pass from the start.
+
+    Raises
+    ------
+    ConfigurationError
+        For an unknown name, or sizes that do not fit each other or the clip.
+    """
+    _accepted(name)
+    config = ModelConfig(model=name) if config is None else config
+    num_frames, num_bins = feature_shape
+    if num_classes < 1 or num_frames < 1 or num_bins < 1:
+        raise ConfigurationError(f"{name} on clips of {num_frames} x {num_bins} with {num_classes} classes: each must be at least 1")
+    if config.pretrained is not None and name != "ast":
+        raise ConfigurationError(f"--pretrained {config.pretrained}: only --model ast starts from published weights, not {name}")
+    if config.dropout >= 1:
+        raise ConfigurationError(f"--dropout {config.dropout:g}: expected less than 1, or nothing passes")
+    if name == "cnn":
+        from egoaudio.models.cnn import PaperCNN
+
+        model = PaperCNN(num_classes, feature_shape)
+    elif name == "cnn-small":
+        from egoaudio.models.cnn import SmallCNN
+
+        model = SmallCNN(num_classes, config.dropout)
+    else:  # transformers takes seconds to import: only who asks for it pays
+        from egoaudio.models.transformer import create_ast, create_paper_ast
+
+        model = create_paper_ast(num_classes, feature_shape) if name == "ast-paper" else create_ast(num_classes, feature_shape, config)
+    if activation_checkpointing:
+        model.enable_activation_checkpointing()
+    return model
+
+
+def _accepted(name):
+    """Return the features that the model called ``name`` takes."""
+    if name not in ACCEPTED_FEATURES:
+        raise ConfigurationError(f"--model {name}: expected one of {', '.join(ACCEPTED_FEATURES)}")
+    return ACCEPTED_FEATURES[name]
+
+
+def _advice(wanted, available):
+    """Return what to do to train on one of ``wanted`` with a file that holds ``available``."""
+    here = [feature for feature in wanted if feature in available]
+    rebuild = f"rebuild with --features {wanted[0]}"
+    return f"give --feature {here[0]}" if here and wanted[0] in here else " or ".join([rebuild] + [f"give --feature {one}" for one in here])

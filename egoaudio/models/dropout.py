@@ -1,0 +1,77 @@
+"""Dropout whose masks belong to clips, not to slices of a batch.
+
+``torch.nn.Dropout`` draws one stream of random numbers: cut a batch in other slices and every mask changes, so a
+step that is redone in smaller slices would be another step. Here the mask of a clip follows from three numbers
+alone: the seed of the optimiser's step, the layer, and the clip's place in the batch. The gradient is then that of
+the whole batch for any slicing, and a checkpointed layer draws its mask again without any saved state.
+
+In: float (batch, ...). Out: the same shape, each element kept with probability ``1 - p`` and scaled by its inverse.
+"""
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+class ClipDropout(nn.Module):
+    """Zero elements with probability ``p`` while training, by masks that follow from step, layer and clip.
+
+    Parameters
+    ----------
+    p : float
+        Probability of an element to be zeroed, in [0, 1).
+    layer : int
+        Number of this layer in its model: no two layers share masks.
+
+    Attributes
+    ----------
+    seed : int
+        Seed of the step; whoever runs a step sets it (see ``place_slice``).
+    first_clip : int
+        Place in the optimiser's batch of the first clip of the slice at hand.
+    """
+
+    def __init__(self, p, layer):
+        super().__init__()
+        self.p = p
+        self.layer = layer
+        self.seed = 0
+        self.first_clip = 0
+
+    def forward(self, x):
+        """Return ``x`` (batch, ...) with dropout applied when training."""
+        if not self.training or self.p == 0.0:
+            return x
+        return x * self._mask(x) * (1.0 / (1.0 - self.p))
+
+    @torch.compiler.disable
+    def _mask(self, x):
+        """Return the bool mask of ``x``: one byte an element, a quarter of what ``torch.nn.Dropout`` keeps."""
+        mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
+        generator = torch.Generator(device=x.device)
+        for row in range(len(x)):
+            name = f"{self.seed}/{self.layer}/{self.first_clip + row}".encode()
+            digest = hashlib.blake2b(name, digest_size=8).digest()
+            generator.manual_seed(int.from_bytes(digest, "little") >> 1)  # manual_seed takes 63 bits
+            mask[row].bernoulli_(1.0 - self.p, generator=generator)
+        return mask
+
+    def extra_repr(self):
+        """Return what ``repr`` shows."""
+        return f"p={self.p}, layer={self.layer}"
+
+
+def place_slice(model, seed, first_clip):
+    """Tell every ``ClipDropout`` of ``model`` which step it is in and where its slice begins in the batch."""
+    for module in model.modules():
+        if isinstance(module, ClipDropout):
+            module.seed = seed
+            module.first_clip = first_clip
+
+
+def replace_dropout(model):
+    """Replace every ``torch.nn.Dropout`` inside ``model`` by a ``ClipDropout`` with the same probability."""
+    places = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children() if isinstance(child, nn.Dropout)]
+    for layer, (parent, name, child) in enumerate(places):
+        setattr(parent, name, ClipDropout(child.p, layer))

@@ -1,0 +1,160 @@
+"""The Audio Spectrogram Transformer, from transformers: the paper's sizes, ours, or published weights.
+
+In: float (batch, num_frames, num_bins). Out: logits float (batch, num_classes). Source: Gong et al. 2021,
+https://arxiv.org/abs/2104.01778.
+
+Attention is always torch's memory-efficient one (SDPA): the eager one would hold num_tokens**2 numbers a head.
+The model is made for the clip's own number of frames (98 for 1 s), not the 1,024 that transformers assumes: position
+embeddings of published weights are cut in time, as their authors do, or interpolated where the clip is longer.
+A clip shorter than one patch is padded with zeros at its end up to one patch.
+Published weights have heard features as (x + 4.2677393) / (2 * 4.5689974): train them with ``--normalize paper``.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import ASTConfig, ASTForAudioClassification, ASTModel
+
+from egoaudio.errors import ConfigurationError
+from egoaudio.models.dropout import replace_dropout
+
+NUM_SPECIAL_TOKENS = 2  # class and distillation, before the patches
+
+
+class AudioTransformer(nn.Module):
+    """A transformers AST as the other models are: features in, logits out.
+
+    Parameters
+    ----------
+    config : transformers.ASTConfig
+        Sizes; ``max_length`` is the number of frames of a clip (padded to a patch).
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.network = ASTForAudioClassification(config)
+        replace_dropout(self.network)
+        self.num_frames = config.max_length
+        self.activation_checkpointing = False
+
+    def enable_activation_checkpointing(self):
+        """Recompute each layer's activations in the backward pass."""
+        # Renamed in transformers 5; the old name goes in 6.
+        enable = getattr(self.network, "activation_checkpointing_enable", None) or self.network.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+        self.activation_checkpointing = True
+
+    def forward(self, x):
+        """Return logits (batch, num_classes) of ``x`` (batch, num_frames, num_bins)."""
+        missing = self.num_frames - x.shape[1]
+        if missing > 0:
+            x = functional.pad(x, (0, 0, 0, missing))
+        return self.network(x).logits
+
+
+def create_paper_ast(num_classes, feature_shape):
+    """Return the paper's AST: patch 16, strides 1 and 1; 17,172 tokens for a clip of 32 x 1025."""
+    config = _clip_config(
+        num_classes,
+        feature_shape,
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=3072, hidden_act="sigmoid",
+        hidden_dropout_prob=0.4, attention_probs_dropout_prob=0.0, initializer_range=0.02,
+        patch_size=16, frequency_stride=1, time_stride=1,
+    )
+    return AudioTransformer(config)
+
+
+def create_ast(num_classes, feature_shape, config):
+    """Return an AST in the sizes of ``config`` (ModelConfig), or with the weights of ``config.pretrained``."""
+    if config.pretrained is not None:
+        return _create_pretrained(num_classes, feature_shape, config)
+    if config.hidden_size % config.num_heads:
+        raise ConfigurationError(f"--hidden-size {config.hidden_size} is not a multiple of --num-heads {config.num_heads}: each head takes an equal share")
+    return AudioTransformer(
+        _clip_config(
+            num_classes,
+            feature_shape,
+            hidden_size=config.hidden_size, num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
+            intermediate_size=4 * config.hidden_size, hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=0.0,
+            patch_size=config.patch_size, frequency_stride=config.stride, time_stride=config.stride,
+        )
+    )
+
+
+def _clip_config(num_classes, feature_shape, **values):
+    """Return the ASTConfig for clips of ``feature_shape`` (num_frames, num_bins)."""
+    num_frames, num_bins = feature_shape
+    patch_size = values["patch_size"]
+    if num_bins < patch_size:
+        raise ConfigurationError(
+            f"a patch of {patch_size} bins does not fit in a feature of {num_bins}: give --patch-size {num_bins} or less, or another --feature"
+        )
+    values.update(max_length=max(num_frames, patch_size), num_mel_bins=num_bins, num_labels=num_classes)
+    return ASTConfig(attn_implementation="sdpa", **values)
+
+
+def _create_pretrained(num_classes, feature_shape, config):
+    """Return an AST with published weights, its position embeddings fitted to the clip and its head new."""
+    source = config.pretrained
+    try:
+        published, report = ASTModel.from_pretrained(source, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ConfigurationError(f"--pretrained {source}: no AST weights can be loaded from there: {error}") from error
+    sizes = published.config
+    missing = sorted(report["missing_keys"])
+    if missing or sizes.model_type != ASTConfig.model_type:
+        raise ConfigurationError(
+            f"--pretrained {source}: not an Audio Spectrogram Transformer ({sizes.model_type}; {len(missing)} weights are not there, "
+            f"such as {', '.join(missing[:3]) or 'none'}): give a folder or hub id such as MIT/ast-finetuned-audioset-10-10-0.4593"
+        )
+    fitted = _clip_config(
+        num_classes,
+        feature_shape,
+        **{name: getattr(sizes, name) for name in (
+            "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "initializer_range",
+            "layer_norm_eps", "qkv_bias", "patch_size", "frequency_stride", "time_stride",
+        )},
+        hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=0.0,
+    )
+    model = AudioTransformer(fitted)
+    weights = published.float().state_dict()
+    key = "embeddings.position_embeddings"
+    weights[key] = fit_positions(weights[key], patch_grid(sizes), patch_grid(fitted))
+    model.network.audio_spectrogram_transformer.load_state_dict(weights)
+    return model
+
+
+def patch_grid(config):
+    """Return how many patches an ASTConfig lays over a clip: (along frequency, along time)."""
+    return (
+        (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1,
+        (config.max_length - config.patch_size) // config.time_stride + 1,
+    )
+
+
+def fit_positions(positions, grid, target):
+    """Return position embeddings for another grid of patches.
+
+    Time is cut to its middle part where the clip is shorter (neighbours keep their distance, as in the authors'
+    code), everything else is interpolated linearly.
+
+    Parameters
+    ----------
+    positions : torch.Tensor
+        (1, 2 + frequency * time, hidden): the two special tokens, then the patches, time running fastest.
+    grid, target : (int, int)
+        Patches along (frequency, time), as they are and as they shall be.
+
+    Returns
+    -------
+    torch.Tensor
+        (1, 2 + target frequency * target time, hidden).
+    """
+    special, patches = positions[:, :NUM_SPECIAL_TOKENS], positions[:, NUM_SPECIAL_TOKENS:]
+    maps = patches.reshape(1, *grid, -1).permute(0, 3, 1, 2)  # (1, hidden, frequency, time)
+    if target[1] < grid[1]:
+        start = (grid[1] - target[1]) // 2
+        maps = maps[..., start : start + target[1]]
+    if tuple(maps.shape[2:]) != tuple(target):
+        maps = functional.interpolate(maps, size=tuple(target), mode="bilinear", align_corners=False)
+    return torch.cat((special, maps.flatten(2).transpose(1, 2)), dim=1)

@@ -1,0 +1,165 @@
+"""A batch in slices that fit into memory: what training and scoring share, and scoring itself.
+
+The size of a slice (micro-batch) is found once. On CUDA the whole batch is tried first; on a CPU, where Linux kills
+rather than raises, the first size follows from what is free (``memory``) and what a forward pass of one and of two
+clips is seen to keep. Whenever memory runs out the size is halved, never raised again.
+"""
+
+import gc
+import logging
+import math
+
+import torch
+
+from egoaudio.errors import TrainingError
+from egoaudio.memory import free_memory, is_out_of_memory
+
+logger = logging.getLogger(__name__)
+
+# A step takes more than the activations it keeps: gradients of the largest ones, workspaces, the allocator's gaps.
+# Measured peaks were 1.2 (ast) to 1.9 (cnn) times what is kept.
+KEPT_TO_PEAK = 2.5
+
+
+def mixed_precision(device, wanted, dtype=None):
+    """Return ``(dtype, scaler)`` for mixed precision on ``device``: bfloat16 where it has it, else float16 with a scaler.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the model runs.
+    wanted : bool
+        Whether ``--amp`` was given; if not, ``(None, None)``.
+    dtype : str or None
+        ``bfloat16`` or ``float16`` if the choice is the user's.
+    """
+    if not wanted:
+        return None, None
+    if dtype is None:
+        dtype = "bfloat16" if device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    scaler = torch.amp.GradScaler(device.type) if dtype == "float16" else None
+    return getattr(torch, dtype), scaler
+
+
+class Slices:
+    """What training and scoring share: the size of a slice, and what to do when it is too large."""
+
+    def __init__(self, model, device, micro_batch_size, amp_dtype, log):
+        self.model = model
+        self.device = torch.device(device)
+        self.micro_batch_size = micro_batch_size  # None until the first batch
+        self.amp_dtype = amp_dtype
+        self.log = log
+
+    def autocast(self):
+        """Return the context in which the model computes."""
+        return torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
+
+    def attempt(self, work, *arguments):
+        """Return ``(result, None)`` of ``work``, or ``(None, words)`` of an out-of-memory error.
+
+        Only the words: the error's traceback keeps every tensor of the try alive, and goes when this returns.
+        """
+        try:
+            return work(*arguments), None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return None, (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+    def release(self):
+        """Give back what a failed try has held."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def first_size(self, features):
+        """Return the first micro-batch: the whole batch on CUDA, where a try costs nothing; on a CPU what seems to fit."""
+        size = len(features)
+        if self.device.type != "cpu" or size == 1:
+            return size
+        (one, failure), (two, second_failure) = (self.attempt(self._kept_bytes, features[:num_clips]) for num_clips in (1, 2))
+        if failure or second_failure:
+            self.release()
+            return 1
+        free = free_memory(self.device)
+        while size > 1 and (one + (size - 1) * (two - one)) * KEPT_TO_PEAK > free:
+            size = math.ceil(size / 2)
+        if size < len(features):
+            self.log(f"micro-batch: {size} of {len(features)} clips at a time, by the {free / 2**20:,.0f} MB that are free")
+        return size
+
+    def _kept_bytes(self, features):
+        """Return the bytes that a forward pass keeps for its backward pass, beside the weights."""
+        weights = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
+        kept = {}  # the storages are held until the end, so that no address comes twice
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.enable_grad(), self.autocast():
+            self.model(features)
+        return sum(storage.nbytes() for storage in kept.values())
+
+
+class Scorer(Slices):
+    """Computes logits without gradients, in slices that fit into memory; finds its own size.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        On ``device``; it is put in evaluation mode for the call.
+    device : torch.device
+        Where the model is.
+    micro_batch_size : int or None
+        Clips on the device at once; None starts from the first batch.
+    amp_dtype : torch.dtype or None
+        Type of autocast; None computes in float32.
+    log : callable
+        Is given one line of text whenever the size changes.
+    """
+
+    def __init__(self, model, *, device, micro_batch_size=None, amp_dtype=None, log=logger.info):
+        super().__init__(model, device, micro_batch_size, amp_dtype, log)
+
+    def __call__(self, features):
+        """Return logits, float32 (batch, num_classes) on the device, of features (batch, num_frames, num_bins).
+
+        Raises
+        ------
+        TrainingError
+            When one clip does not fit.
+        """
+        training = self.model.training
+        self.model.eval()
+        try:
+            return self._logits(features)
+        finally:
+            self.model.train(training)
+
+    def _logits(self, features):
+        """Return logits, in ever smaller slices until there is memory for them."""
+        if self.micro_batch_size is None:
+            self.micro_batch_size = self.first_size(features)
+        while True:
+            logits, failure = self.attempt(self._score, features)
+            if failure is None:
+                return logits
+            self.release()
+            size = min(self.micro_batch_size, len(features))
+            if size == 1:
+                raise TrainingError(
+                    f"out of memory: not even one clip can be scored ({failure}); {free_memory(self.device) / 2**20:,.0f} MB are free on {self.device}: "
+                    "--amp halves what is needed, or score on a device with more memory"
+                )
+            self.micro_batch_size = math.ceil(size / 2)
+            self.log(f"evaluation: {self.micro_batch_size} clips at a time, as memory ran out with {size}")
+
+    @torch.inference_mode()
+    def _score(self, features):
+        """Return logits, slice by slice."""
+        with self.autocast():
+            return torch.cat([self.model(part).float() for part in features.split(self.micro_batch_size)])

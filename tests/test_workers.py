@@ -1,0 +1,118 @@
+"""Worker processes that die take nothing with them."""
+
+import glob
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from egoaudio import workers
+
+
+def _square(number):
+    return number * number
+
+
+def _square_or_die(number):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if number == 5:
+        time.sleep(60)
+    return number * number
+
+
+def _die_once(path):
+    """Die when the file is not there yet, and make it."""
+    if path and not os.path.exists(path):
+        open(path, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def _slow_but_alive(_):
+    for _ in range(4):
+        time.sleep(0.4)
+        workers.heartbeat()
+    return "done"
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_every_item_comes_back_once_with_its_result(num_workers):
+    results = dict(workers.each(_square, range(20), workers=num_workers, patience_seconds=30))
+    assert results == {number: number * number for number in range(20)}
+
+
+def test_items_whose_worker_dies_or_hangs_come_back_as_deaths_and_no_other_is_harmed():
+    results = dict(workers.each(_square_or_die, range(10), workers=2, patience_seconds=1))
+    assert "SIGSEGV" in results.pop(3).reason
+    assert "ran out of time: no progress for 1 s" in results.pop(5).reason
+    assert results == {number: number * number for number in range(10) if number not in (3, 5)}
+
+
+def test_an_item_is_tried_once_more_alone(tmp_path):
+    results = list(workers.each(_die_once, [str(tmp_path / "tried"), "", ""], workers=2, patience_seconds=30))
+    assert [result for _, result in results] == ["done"] * 3
+
+
+def test_a_heartbeat_keeps_a_long_call_alive():
+    assert list(workers.each(_slow_but_alive, ["item"], workers=1, patience_seconds=1)) == [("item", "done")]
+
+
+def test_an_exception_of_the_function_is_raised_here():
+    with pytest.raises(TypeError):
+        list(workers.each(_square, ["text"], workers=2, patience_seconds=30))
+
+
+def test_calls_run_in_other_processes_with_one_thread():
+    def look(_):
+        return os.getpid(), os.environ.get("OMP_NUM_THREADS")
+
+    ((_, (pid, threads)),) = workers.each(look, [0], workers=1, patience_seconds=30)
+    assert pid != os.getpid()
+    assert threads == "1"
+
+
+PARENT = """
+    import time
+    from egoaudio import workers
+
+    def sleep(number):
+        print("started", flush=True)
+        time.sleep(60)
+
+    if __name__ == "__main__":
+        list(workers.each(sleep, range(4), workers=2, patience_seconds=600))
+"""
+
+
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_nothing_is_left_when_the_parent_is_killed(tmp_path, whole_group):
+    script = tmp_path / "parent.py"
+    script.write_text(textwrap.dedent(PARENT))
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+    parent.stdout.readline()
+    (os.killpg if whole_group else os.kill)(parent.pid, signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while (left := _left_by(parent.pid, script)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+
+
+def _left_by(pid, script):
+    """Return the processes of a session and the files in shared memory that a parent left."""
+    left = glob.glob(f"/dev/shm/*{pid}*")
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat") as stat:
+                    state, session = stat.read().rsplit(")", 1)[1].split()[0::3][:2]
+            except OSError:
+                continue
+            if int(session) == pid and state != "Z":
+                left.append(f"process {entry}")
+    return left

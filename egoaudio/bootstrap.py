@@ -39,7 +39,7 @@ def interval(resampled, score):
     return float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
 
 
-def resample_ratio(numerators, denominators, video, weights):
+def resample_ratio(numerators, denominators, video, weights, needed=None):
     """Return a ratio of two sums over rows, averaged over its columns, for each resample.
 
     Accuracies are such ratios (one column: hits over rows), and so are the class accuracies and F1 (a column a class).
@@ -47,10 +47,11 @@ def resample_ratio(numerators, denominators, video, weights):
     Parameters
     ----------
     numerators, denominators : array (num_rows, num_columns)
-        A column whose denominator sums to 0 is left out of the mean.
     video : array (num_rows,) of int
         Row of ``weights``.
     weights : array (num_videos, num_resamples)
+    needed : array (num_rows, num_columns), optional
+        A column where this sums to 0 in a resample is left out of its mean; the denominators if not given.
 
     Returns
     -------
@@ -58,8 +59,13 @@ def resample_ratio(numerators, denominators, video, weights):
     """
     order = np.argsort(video, kind="stable")
     present, starts = np.unique(video[order], return_index=True)
-    above, below = (weights[present].T @ np.add.reduceat(values[order], starts, axis=0, dtype=np.float32) for values in (numerators, denominators))
-    return _mean_over_classes(ratio(above, below).T)
+
+    def total(values):
+        return np.add.reduceat(values[order], starts, axis=0, dtype=np.float32).T @ weights[present]
+
+    below = total(denominators)
+    defined = below if needed is None else np.where(total(needed) > 0, below, 0)
+    return _mean_over_classes(ratio(total(numerators), defined))
 
 
 def resample_ranking(scores, labels, video, weights):

@@ -1,0 +1,92 @@
+"""Pictures of training and evaluation, as PNG bytes.
+
+``curves_png`` shows what the paper's Figures 2 and 3 do: loss of training and validation, and top-1, top-5 and mAP of the
+validation split, over the epochs. ``per_class_png`` shows the average precision of each class beside its prior.
+In: rows of metrics.csv, an ``Evaluation``; out: bytes, for ``results.write_file``. Figures are made without pyplot, which
+keeps every figure in a global and wants a display. Takes half a second to import: import it where it is called.
+"""
+
+import io
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from egoaudio.errors import TrainingError
+
+_DOTS_PER_INCH = 100
+_CLASS_INCHES = 0.17  # height of one class
+_MOST_PIXELS = 60_000  # PNG backends stop at 65,535
+
+
+def curves_png(rows):
+    """Return loss and accuracy over the epochs as a PNG.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Of metrics.csv, one an epoch, numbers or their text: ``epoch``, ``train_loss``, ``val_loss``, ``top1``, ``top5``, ``map``; what
+        is empty or missing (there may be no validation split) leaves a gap.
+
+    Raises
+    ------
+    TrainingError
+        If there are no rows.
+    """
+    if not rows:
+        raise TrainingError("no curves to draw: metrics.csv has no epoch yet")
+    figure = Figure(figsize=(10, 4), dpi=_DOTS_PER_INCH, layout="constrained")
+    losses, accuracies = figure.subplots(1, 2)
+    epochs = _column(rows, "epoch")
+    panels = (losses, 1, {"train_loss": "training", "val_loss": "validation"}), (accuracies, 100, {"top1": "top-1", "top5": "top-5", "map": "mAP"})
+    for axes, scale, names in panels:
+        for name, title in names.items():
+            values = _column(rows, name) * scale
+            if not np.isnan(values).all():
+                axes.plot(epochs, values, marker="." if len(rows) < 60 else None, label=title)
+        if axes.lines:
+            axes.legend()
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    losses.set_title("Loss")
+    accuracies.set_title("Validation, per cent")
+    accuracies.set_ylim(bottom=0)
+    return _png(figure)
+
+
+def per_class_png(evaluation):
+    """Return the average precision of each class, best first, with its prior, as a PNG; classes without positives are left out."""
+    precision = np.array(evaluation.per_class["average_precision"], dtype=np.float64)
+    prior = np.array(evaluation.per_class["prior"], dtype=np.float64)
+    best_first = [column for column in np.argsort(-precision, kind="stable") if not np.isnan(precision[column])]
+    rows = np.arange(len(best_first))
+    height = min(1.2 + _CLASS_INCHES * max(len(rows), 4), _MOST_PIXELS / _DOTS_PER_INCH)
+    figure = Figure(figsize=(9, height), dpi=_DOTS_PER_INCH, layout="constrained")
+    axes = figure.subplots()
+    axes.barh(rows, 100 * precision[best_first], height=0.8, color="tab:blue", label="average precision")
+    axes.plot(100 * prior[best_first], rows, "|", color="tab:orange", markersize=8, markeredgewidth=2, label="frequency in training (the prior)")
+    names, counts = evaluation.per_class["name"], evaluation.per_class["num_clips"]
+    axes.set_yticks(rows, [_plain(f"{names[column]} ({counts[column]:,})") for column in best_first], fontsize=7)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("per cent")
+    axes.set_title("Average precision of each class (clips with it)")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="lower right")
+    return _png(figure)
+
+
+def _column(rows, name):
+    """Return a column of metrics.csv as floats, NaN where it is empty or missing."""
+    return np.array([float("nan" if row.get(name) in (None, "") else row[name]) for row in rows])
+
+
+def _plain(text):
+    """Return text that matplotlib shows as it is: a dollar sign would start a formula."""
+    return text.replace("$", r"\$")
+
+
+def _png(figure):
+    """Return a figure as PNG bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -137,13 +137,15 @@ class _Reading:
 
     def read(self, path, split):
         """Add a file's videos; ``split`` overrules the file."""
-        table = Table(path)
-        take = self._take_charades if table.kind == "charades" else self._take_generic
-        num_rows = 0
-        for num_rows, row in enumerate(table, start=1):  # noqa: B007
-            take(row, split)
+        with Lines(path) as lines:
+            table = Table(lines)
+            take = self._take_charades if table.kind == "charades" else self._take_generic
+            empty = True
+            for row in table:
+                take(row, split)
+                empty = False
         self.counts.update(table.counts)
-        if not num_rows:
+        if empty:
             raise AnnotationError(f"{path}: has a header but no rows: give the file that holds the annotations")
 
     def finish(self):
@@ -226,20 +228,20 @@ def _irregularities(draft):
 def _read_classes(path):
     """Read a class list as ``{class id: name}``; a line that does not begin with a code is a label by itself."""
     classes, rows = {}, {}
-    lines = Lines(path)
-    for number, line in lines:
-        lines.begin_record()
-        row = Row(path, number, {"class": " ".join(line.split())})
-        text = row.text("class")
-        if not text:
-            continue
-        code, _, name = text.partition(" ")
-        class_id, name = (code, name.strip()) if name and _CODE.fullmatch(code) else (text, text)
-        if class_id in rows:
-            row.refuse(f"the class was already given in row {rows[class_id]}", class_id, "keep one of the two lines")
-        if class_id == NO_ACTION:
-            row.refuse("the class name is reserved", text, "leave it out: egoaudio adds the class by itself")
-        classes[class_id], rows[class_id] = name, number
+    with Lines(path) as lines:
+        for number, line in lines:
+            lines.begin_record()
+            row = Row(path, number, {"class": " ".join(line.split())})
+            text = row.text("class")
+            if not text:
+                continue
+            code, _, name = text.partition(" ")
+            class_id, name = (code, name.strip()) if name and _CODE.fullmatch(code) else (text, text)
+            if class_id in rows:
+                row.refuse(f"the class was already given in row {rows[class_id]}", class_id, "keep one of the two lines")
+            if class_id == NO_ACTION:
+                row.refuse("the class name is reserved", text, "leave it out: egoaudio adds the class by itself")
+            classes[class_id], rows[class_id] = name, number
     if not classes:
         raise AnnotationError(f"{path}: has no classes: expected lines such as 'c000 Holding some clothes'")
     return classes

@@ -68,13 +68,13 @@ class Row:
 class Table:
     """A CSV file whose header is one of ours: ``kind``, and the rows by iteration, once."""
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, lines):
+        self.path = lines.path
         self.counts = Counter()
-        self._lines = Lines(path)
-        header = next((line for _, line in self._lines), None)
+        self._lines = lines
+        header = next((line for _, line in lines), None)
         if header is None:
-            raise AnnotationError(f"{path}: is empty: expected a CSV with a header")
+            raise AnnotationError(f"{self.path}: is empty: expected a CSV with a header")
         self._delimiter, names = max((_read_header(header, delimiter) for delimiter in ",;\t"), key=lambda reading: len(reading[1]))
         self._num_columns = len(names)
         if {"id", "actions"} <= set(names):
@@ -138,33 +138,47 @@ class Lines:
     """The lines of a text file as ``(number, text)``, refusing what would not fit in memory or is no text.
 
     A byte that is not UTF-8 comes through as a surrogate (``surrogateescape``): free text that nobody reads may hold
-    one, and a cell that is read is refused by ``Row.cell``.
+    one, and a cell that is read is refused by ``Row.cell``. The file is open within a ``with`` block.
     """
 
     def __init__(self, path):
         self.path = path
         self.number = 0
         self._record_bytes = 0
-        self._lines = self._read()
+        self._file = None
+
+    def __enter__(self):
+        try:
+            self._file = open(self.path, "rb")
+        except OSError as error:
+            self._refuse(error)
+        return self
+
+    def __exit__(self, *exception):
+        self._file.close()
+
+    def __iter__(self):
+        """Yield from where the last loop stopped."""
+        return self
+
+    def __next__(self):
+        try:
+            line = self._file.readline(_RECORD_BYTES + 1 - self._record_bytes)
+        except OSError as error:
+            self._refuse(error)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        self._record_bytes += len(line)
+        return self.number, self._decode(line)
 
     def begin_record(self):
         """Start to count the bytes of a record, which may have several lines; return the number of its first line."""
         self._record_bytes = 0
         return self.number + 1
 
-    def __iter__(self):
-        """Return the one iterator over the lines: a second loop goes on where the first stopped."""
-        return self._lines
-
-    def _read(self):
-        try:
-            with open(self.path, "rb") as file:
-                while line := file.readline(_RECORD_BYTES + 1 - self._record_bytes):
-                    self.number += 1
-                    self._record_bytes += len(line)
-                    yield self.number, self._decode(line)
-        except OSError as error:
-            raise AnnotationError(f"{self.path}: cannot be read: {error.strerror}: check the path") from error
+    def _refuse(self, error):
+        raise AnnotationError(f"{self.path}: cannot be read: {error.strerror}: check the path") from error
 
     def _decode(self, line):
         if self.number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:

@@ -54,7 +54,7 @@ def verify(file, progress=None):
     ----------
     file : EgoAudioFile
     progress : callable, optional
-        Called as ``progress(done, total)`` after each video.
+        Called as ``progress(1)`` after each video.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def verify(file, progress=None):
     for video in range(file.num_videos):
         problems += verify_video(file, video)
         if progress is not None:
-            progress(video + 1, file.num_videos)
+            progress(1)
     return problems
 
 
@@ -83,11 +83,7 @@ def _verify_tables(file):
         if not _all_below(getattr(file, name), 2):
             problems.append(f"/{name}: a value other than 0 and 1")
     if file.complete:
-        counts = np.zeros(file.num_classes, np.int64)
-        trainable = file.trainable
-        for start in range(0, file.num_clips, 65536):
-            block = slice(start, start + 65536)
-            counts += file.labels[block][trainable[block]].sum(axis=0, dtype=np.int64)
+        counts = file.count_classes()
         wrong = np.flatnonzero(counts != file.class_table["num_clips"])
         for k in wrong:
             name, stored = file.class_table["class_id"][k].decode(errors="replace"), file.class_table["num_clips"][k]

@@ -315,6 +315,14 @@ class EgoAudioFile:
         """Bool (N,): usable, and the annotation says something about the clip."""
         return self.usable & (self.clip_table["labelled"] == 1)
 
+    def count_classes(self):
+        """Return int64 (C,): in how many trainable clips each class is on; what /classes holds once the file is complete."""
+        counts, trainable = np.zeros(self.num_classes, np.int64), self.trainable
+        for start in range(0, self.num_clips, 65536):
+            rows = slice(start, start + 65536)
+            counts += self.labels[rows][trainable[rows]].sum(axis=0, dtype=np.int64)
+        return counts
+
 
 def _plain(value):
     """Return an attribute as str, int, float or array."""

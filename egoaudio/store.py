@@ -24,8 +24,8 @@ from egoaudio.layout import CLIP_DTYPE, INSTANCE_DTYPE, ArrayLayout, Layout, cla
 from egoaudio.reader import EgoAudioFile, open
 
 __all__ = [
-    "ArrayLayout", "CLIP_DTYPE", "EgoAudioFile", "Extent", "INSTANCE_DTYPE", "Layout", "RowWriter", "checksum", "class_dtype", "encode", "lay_out", "mark_complete",
-    "offsets", "open", "reserve", "statistics", "sync_folder", "verify", "verify_video", "video_dtype",
+    "CLIP_DTYPE", "INSTANCE_DTYPE", "ArrayLayout", "EgoAudioFile", "Extent", "Layout", "RowWriter", "checksum", "class_dtype", "encode",
+    "lay_out", "mark_complete", "offsets", "open", "reserve", "statistics", "sync_folder", "verify", "verify_video", "video_dtype",
 ]
 
 
@@ -99,10 +99,14 @@ class RowWriter:
     def read(self, name, first_row, num_rows):
         """Return rows of one array as they are in the file now, writable."""
         extent = self.extents[name]
-        rows = np.empty((num_rows, *extent.shape[1:]), extent.dtype)
-        raw = os.pread(self._descriptor, rows.nbytes, extent.offset + first_row * extent.row_bytes)
-        rows.reshape(-1).view("u1")[:] = np.frombuffer(raw, "u1")
-        return rows
+        num_bytes = num_rows * extent.row_bytes
+        try:
+            raw = os.pread(self._descriptor, num_bytes, extent.offset + first_row * extent.row_bytes)
+        except OSError as error:
+            raise StoreError(disk.explain(self._path, error)) from error
+        if len(raw) != num_bytes:
+            raise StoreError(f"{self._path} was cut short while it was being written")
+        return np.frombuffer(raw, extent.dtype).reshape(num_rows, *extent.shape[1:]).copy()
 
     def erase(self, name, first_row, num_rows):
         """Write zeros: a row that is not ok holds no data, whatever a worker wrote before it died."""

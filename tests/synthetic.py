@@ -21,7 +21,7 @@ def make_layout(num_clips, num_videos, num_classes=5, features=None, dtype="floa
         for name, shape in features.items()
     )
     fields = {
-        "num_clips": num_clips, "num_videos": num_videos, "num_classes": num_classes,
+        "num_clips": num_clips, "num_videos": num_videos, "num_classes": num_classes, "num_instances": num_videos,
         "video_dtype": store.video_dtype(video_id=["V0000EGO"], file=["V0000EGO.mp4"], split=["train", "test"], subject=["S00"], scene=["Küche"]),
         "class_dtype": store.class_dtype(class_id=["c000", "no_action"], name=["Holding some clothes"]),
         "arrays": arrays, "sample_rate": 16000, "clip_seconds": 1.0, "hop_seconds": 1.0, "config": to_json(BuildConfig()),
@@ -106,6 +106,10 @@ def make_file(
         writer.write("labels", 0, labels)
         writer.write("videos", 0, videos)
         writer.write("video_labels", 0, labels.reshape(num_videos, clips_per_video, -1).max(axis=1, initial=0))
+        instances = np.zeros(num_videos, store.INSTANCE_DTYPE)  # one a video: its first clip's first class, in its first half
+        instances["video"], instances["class_index"] = np.arange(num_videos), labels[::clips_per_video].argmax(axis=1) if num_clips else 0
+        instances["stop_seconds"] = videos["duration_seconds"] / 2
+        writer.write("instances", 0, instances)
         writer.write("synced", 0, (videos["status"] != Status.PLANNED).astype("u1"))
         writer.write("classes", 0, classes)
         writer.sync()

@@ -121,7 +121,8 @@ def published(tmp_path_factory):
     from transformers import ASTConfig, ASTForAudioClassification
 
     torch.manual_seed(5)
-    config = ASTConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40, max_length=130, num_labels=11, attn_implementation="eager")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40, "max_length": 130, "num_labels": 11}
+    config = ASTConfig(**sizes, attn_implementation="eager")
     model = ASTForAudioClassification(config)
     for parameter in model.parameters():
         parameter.data.normal_(std=0.2)

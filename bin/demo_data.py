@@ -142,7 +142,7 @@ def annotation_row(generator, video_id, subject, length_seconds, instances):
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def make(folder, num_videos=30, seed=0):
+def make(folder, num_videos=30, seed=0, shortest_seconds=20.0, longest_seconds=30.0):
     """Write videos/, train.csv, test.csv and classes.txt into ``folder``; the last third of the videos is the test set."""
     folder = Path(folder)
     (folder / "videos").mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def make(folder, num_videos=30, seed=0):
     num_train = num_videos * 2 // 3
     for number in range(num_videos):
         video_id = "".join(generator.choice(letters, 5)) + "EGO"
-        length_seconds = round(float(generator.uniform(20, 30)), 2)
+        length_seconds = round(float(generator.uniform(shortest_seconds, longest_seconds)), 2)
         instances = draw_instances(generator, length_seconds)
         split = "train" if number < num_train else "test"
         rows[split].append(annotation_row(generator, video_id, subjects[number % 8], length_seconds, instances))

@@ -100,8 +100,7 @@ def open_regular(path):
 def open_hdf5(path, raw):
     """Open a path with h5py and make sure that it is still the file ``raw``."""
     try:
-        # Not locked: an egoaudio file is replaced by renaming, never changed under a reader, and NFS may have no locks.
-        file = h5py.File(path, "r", locking=False)
+        file = h5py.File(path, "r")
     except _HDF5_ERRORS as error:
         if not h5py.is_hdf5(path):
             raise StoreError(f"{path} is not an HDF5 file") from error

@@ -55,6 +55,11 @@ class ArrayLayout:
     """``units``, ``axes`` (comma-separated names, the clip's first; those in ``Layout.axes`` are attached as scales), and parameters."""
 
     @property
+    def axis_names(self):
+        """Name of each dimension, the clip's first."""
+        return [name.strip() for name in self.attributes["axes"].split(",")]
+
+    @property
     def row_bytes(self):
         """Bytes of one clip."""
         return np.dtype(self.dtype).itemsize * math.prod(self.row_shape)
@@ -85,6 +90,13 @@ class Layout:
     """``{name: float64 values}`` under /axes."""
     num_instances: int = 0
     """Rows of /instances, the annotated actions with their times."""
+
+    def __post_init__(self):
+        """Check that each named axis is as long as the dimension it describes."""
+        for array in self.arrays:
+            for length, name in zip(array.row_shape, array.axis_names[1:], strict=True):
+                if name in self.axes and len(self.axes[name]) != length:
+                    raise ValueError(f"axis {name} has {len(self.axes[name])} values, and /{array.name} is {length} long there")
 
     @property
     def num_bytes(self):
@@ -188,9 +200,9 @@ def _create(path, layout):
             dataset = _dataset(file, array.name, shape, np.dtype(array.dtype).newbyteorder("<"), _chunk_rows(array, num_clips))
             _set_attributes(dataset, array.attributes)
             # No dimension labels: they are of variable length, and PyTables crashes on them. The attribute "axes" says the same.
-            for dimension, name in enumerate(array.attributes["axes"].split(",")):
-                if name.strip() in layout.axes:
-                    dataset.dims[dimension].attach_scale(groups["axes"][name.strip()])
+            for dimension, name in enumerate(array.axis_names):
+                if name in layout.axes:
+                    dataset.dims[dimension].attach_scale(groups["axes"][name])
             _dataset(groups["checksums"], array.name, (num_videos,), "<u4")
             _dataset(groups["statistics"], array.name, (num_videos, 3), "<f8")
 

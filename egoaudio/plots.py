@@ -30,7 +30,7 @@ def plot_classes(file, path):
     counts = file.count_classes()
     order = np.argsort(-counts, kind="stable")
     names = [_class_name(file, k) for k in order]
-    figure = Figure(figsize=(max(6.0, 2.0 + 0.125 * len(order)), 7.0), layout="constrained")
+    figure = Figure(figsize=(max(8.0, 2.0 + 0.125 * len(order)), 7.0 if len(order) > 60 else 5.0), layout="constrained")
     axes = figure.add_subplot()
     places = np.arange(len(order))
     heights = counts[order]

@@ -6,7 +6,10 @@ from egoaudio import store
 from egoaudio.configuration import BuildConfig, to_json
 from egoaudio.errors import Status
 
-AXES = {"spectrogram": "clip,frame_seconds,frequency_hz", "mfcc": "clip,frame_seconds,coefficient", "logmel": "clip,frame,mel_hz", "waveform": "clip,sample"}
+AXES = {
+    "spectrogram": "clip,frame_seconds,frequency_hz", "mfcc": "clip,frame_seconds,coefficient", "logmel": "clip,logmel_frame_seconds,mel_hz",
+    "waveform": "clip,sample",
+}
 
 
 def make_layout(num_clips, num_videos, num_classes=5, features=None, dtype="float32", **changes):
@@ -14,8 +17,9 @@ def make_layout(num_clips, num_videos, num_classes=5, features=None, dtype="floa
     axes = {}
     if "spectrogram" in features:
         axes["frequency_hz"] = np.linspace(0, 8000, features["spectrogram"][1])
-    for name in {"spectrogram", "mfcc"} & set(features):
-        axes["frame_seconds"] = np.arange(features[name][0]) * 0.032
+    num_frames = {features[name][0] for name in ("spectrogram", "mfcc") if name in features}
+    if len(num_frames) == 1:
+        axes["frame_seconds"] = np.arange(num_frames.pop()) * 0.032
     arrays = tuple(
         store.ArrayLayout(name, tuple(shape), dtype, {"units": "dB", "axes": AXES[name], "n_fft": 2048, "hop_length": 512, "window": "hann", "f_min_hz": 0.0})
         for name, shape in features.items()
@@ -91,7 +95,7 @@ def make_file(
                 values = generator.standard_normal((clips_per_video, *array.row_shape), np.float32)
                 if class_dependent:
                     band = np.arange(array.row_shape[-1]) * num_classes // array.row_shape[-1]
-                    values += 3 * on[:, band].reshape(clips_per_video, *([1] * (len(array.row_shape) - 1)), -1)
+                    values += 3 * on[:, band].reshape(clips_per_video, *([1] * (len(array.row_shape) - 1)), len(band))
                 values = values.astype(array.dtype)
                 values[~usable] = 0
                 if status == Status.OK:
@@ -105,7 +109,7 @@ def make_file(
         writer.write("clips", 0, clips)
         writer.write("labels", 0, labels)
         writer.write("videos", 0, videos)
-        writer.write("video_labels", 0, labels.reshape(num_videos, clips_per_video, -1).max(axis=1, initial=0))
+        writer.write("video_labels", 0, labels.reshape(num_videos, clips_per_video, num_classes).max(axis=1, initial=0))
         instances = np.zeros(num_videos, store.INSTANCE_DTYPE)  # one a video: its first clip's first class, in its first half
         instances["video"], instances["class_index"] = np.arange(num_videos), labels[::clips_per_video].argmax(axis=1) if num_clips else 0
         instances["stop_seconds"] = videos["duration_seconds"] / 2

@@ -10,7 +10,6 @@ should have given data gave none; 130 and 143 interrupted by Ctrl-C or SIGTERM.
 
 import functools
 import os
-import signal
 import sys
 import types
 import typing
@@ -19,19 +18,10 @@ import warnings
 import click
 from click.core import ParameterSource
 
+from egoaudio import interrupts
 from egoaudio._version import __version__
 from egoaudio.configuration import BUILD_PRESETS, TRAIN_PRESETS, BuildConfig, TrainConfig, flag_of, flags, from_flat
 from egoaudio.errors import EgoAudioError
-
-_INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}
-
-
-class _Interrupt(KeyboardInterrupt):
-    """A KeyboardInterrupt that remembers which signal it was."""
-
-    def __init__(self, number, _frame=None):
-        super().__init__()
-        self.number = number
 
 
 class _CommaSeparated(click.ParamType):
@@ -96,8 +86,7 @@ def _command(example):
     def decorate(function):
         @functools.wraps(function)
         def run(*args, **kwargs):
-            for number in _INTERRUPTED:
-                signal.signal(number, lambda number, frame: (_ for _ in ()).throw(_Interrupt(number)))
+            interrupts.listen()
             warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
             warnings.filterwarnings("always", module="egoaudio")
             try:
@@ -105,9 +94,9 @@ def _command(example):
             except EgoAudioError as error:
                 click.echo(f"error: {error}", err=True)
                 sys.exit(error.exit_code)
-            except _Interrupt as interrupt:
+            except interrupts.Interrupted as interrupted:
                 click.echo("interrupted; what was done is kept, the same command goes on from there", err=True)
-                sys.exit(_INTERRUPTED[interrupt.number])
+                sys.exit(interrupted.exit_code)
 
         epilog = "\b\nExample:\n" + example
         settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}

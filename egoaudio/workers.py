@@ -25,6 +25,8 @@ import joblib
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
+from egoaudio import interrupts
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ALONE = 2  # joblib runs n_jobs=1 in the calling process, where a crash is ours; with one call in flight, 2 is 1
 
@@ -65,6 +67,7 @@ def each(function, items, *, workers, patience_seconds):
             try:
                 for position, result in _parallel(call, _noted(remaining, started), workers):
                     finished.add(position)
+                    interrupts.check()
                     yield remaining[position], result
                 return
             except BrokenProcessPool:

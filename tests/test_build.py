@@ -95,7 +95,8 @@ def test_the_file_holds_what_the_stages_compute_one_by_one(charades, built):
 def test_the_report_names_every_failed_video_and_its_reason(charades, built):
     output, report = built
     text = report.text()
-    assert [video_id for video_id, _ in report.failures] == [path.stem for path in charades.glob("videos/*.mp4") if media.probe(path).status == Status.UNREADABLE]
+    unreadable = [path.stem for path in charades.glob("videos/*.mp4") if media.probe(path).status == Status.UNREADABLE]
+    assert [video_id for video_id, _ in report.failures] == unreadable
     assert "1 without an audio stream" in text
     assert "1 unreadable" in text
     assert f"{report.failures[0][0]}: " in text

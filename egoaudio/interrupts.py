@@ -1,0 +1,42 @@
+"""Ctrl-C and SIGTERM, heard for certain.
+
+A command calls ``listen``; the signal then raises ``Interrupted`` wherever the program is. Python drops what is raised
+while it runs a finaliser or a weak reference's callback (seen in one of two stops of a build), so long loops call
+``check``, which raises it again.
+"""
+
+import signal
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user, or the system, asks the program to stop; ``number`` is the signal's."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    @property
+    def exit_code(self):
+        """130 for Ctrl-C, 143 for SIGTERM, as shells have it."""
+        return 128 + self.number
+
+
+_heard = []  # the signal that came, if one has
+
+
+def listen():
+    """Have SIGINT and SIGTERM raise ``Interrupted`` from now on."""
+    _heard.clear()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _hear)
+
+
+def check():
+    """Raise ``Interrupted`` if a signal has come and what it raised was lost."""
+    if _heard:
+        raise Interrupted(_heard[0])
+
+
+def _hear(number, _frame):
+    _heard.append(number)
+    raise Interrupted(number)

@@ -47,6 +47,7 @@ def gain_per_db(feature, num_mel_bands):
 
     Log-power features rise alike in all bins: 1 in dB, ln(10) / 10 in the filter bank's natural logarithm. Of an mfcc only
     coefficient 0 rises, by the orthonormal cosine transform of a constant: the square root of the number of mel bands.
+    Digital silence, which lies at the floor of the logarithm, is raised with the rest.
     """
     if feature == "mfcc":
         return math.sqrt(num_mel_bands), 1

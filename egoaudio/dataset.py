@@ -195,6 +195,7 @@ class Loader:
         self._cumulative = None
         if training and config.balanced_sampling:
             self._cumulative = np.cumsum(balanced_probabilities(dataset.file.labels, dataset.rows, dataset.classes))
+        self._buffers = _Buffers((min(batch_size, len(dataset)), *dataset.feature_shape), pinned=self._copies is not None)
         self._batches = []
         self._workers = None
         if config.loader_workers:
@@ -267,13 +268,11 @@ class Loader:
                 return self._finish(*next(arriving), epoch, number, items[number - start_batch])
 
             return read
-        buffers = _Buffers((min(self.batch_size, len(self.dataset)), *self.dataset.feature_shape), pinned=self._copies is not None)
-
         def read(epoch, number):
             at = number - start_batch
             for ahead in items[at : at + 2] if at == 0 else items[at + 1 : at + 2]:
                 self.dataset.announce(ahead)
-            features, labels = self.dataset.fetch(items[at], buffers.take(len(items[at])))
+            features, labels = self.dataset.fetch(items[at], self._buffers.take(len(items[at])))
             return self._finish(torch.from_numpy(features), torch.from_numpy(labels), epoch, number, items[at])
 
         return read
@@ -302,7 +301,12 @@ class _Buffers:
 
     def take(self, num_clips):
         """Return a float32 array (num_clips, ...) that nobody else uses."""
-        whole = self._free.pop() if self._free else torch.empty(self._shape, pin_memory=self._pinned).numpy()
+        if self._free:
+            whole = self._free.pop()
+        elif self._pinned:
+            whole = torch.empty(self._shape, pin_memory=True).numpy()
+        else:
+            whole = np.empty(self._shape, dtype=np.float32)  # NumPy asks for huge pages, torch does not: 20 % faster to fill
         part = whole[:num_clips]
         weakref.finalize(part, self._free.append, whole).atexit = False
         return part

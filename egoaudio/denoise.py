@@ -67,6 +67,7 @@ def gate(samples, sample_rate, config):
     samples = np.asarray(samples, dtype=np.float32)
     if config.mode == "none" or samples.size == 0:
         return samples
+    smoothing_widths(sample_rate)
     rows = samples.reshape(-1, samples.shape[-1])
     gated = np.empty_like(rows)
     if config.engine == "noisereduce" or rows.shape[1] > CHUNK:
@@ -106,6 +107,7 @@ def gate_blocks(blocks, sample_rate, config):
     if config.mode == "none":
         yield from blocks
         return
+    smoothing_widths(sample_rate)
     if config.engine == "noisereduce":
         yield _call_noisereduce(np.concatenate([np.zeros(0, np.float32), *blocks]), sample_rate, config)
         return

@@ -273,6 +273,12 @@ def test_a_class_that_the_list_lacks_is_refused(write, rows):
         read_annotations([write(rows)], classes_path=classes)
 
 
+def test_a_name_that_two_classes_share_names_neither(write):
+    classes = write("0 cut\n1 cut\n", "classes.txt")
+    with pytest.raises(AnnotationError, match="row 2: unknown class: 'cut'"):
+        read_annotations([write("video,start,end,label\nA,0,1,cut\n")], classes_path=classes)
+
+
 def test_without_a_list_charades_and_generic_classes_are_joined(write):
     paths = [write([CHARADES_EGO, charades_row("A", "c156 0 1")], "a.csv"), write("video,start,end,label\nB,0,1,tap\nB,0,1,c000\n", "b.csv")]
     annotations = read_annotations(paths)

@@ -15,7 +15,7 @@ from egoaudio.errors import TrainingError
 
 _DOTS_PER_INCH = 100
 _CLASS_INCHES = 0.17  # height of one class
-_MOST_PIXELS = 60_000  # PNG backends stop at 65,535
+_MOST_CLASSES = 400  # a picture of 5,000 takes two minutes, and would be 85,000 pixels high
 
 
 def curves_png(rows):
@@ -55,19 +55,22 @@ def curves_png(rows):
 
 
 def per_class_png(evaluation):
-    """Return the average precision of each class, best first, with its prior, as a PNG; classes without positives are left out."""
-    precision = np.array(evaluation.per_class["average_precision"], dtype=np.float64)
-    prior = np.array(evaluation.per_class["prior"], dtype=np.float64)
-    best_first = [column for column in np.argsort(-precision, kind="stable") if not np.isnan(precision[column])]
+    """Return the average precision of each class, best first, with its prior, as a PNG.
+
+    Classes without positives are left out, and of more than 400 the rarer ones.
+    """
+    precision, prior, counts = (np.array(evaluation.per_class[name], dtype=np.float64) for name in ("average_precision", "prior", "num_clips"))
+    commonest = np.argsort(-counts, kind="stable")
+    shown = np.sort(commonest[~np.isnan(precision[commonest])][:_MOST_CLASSES])
+    best_first = shown[np.argsort(-precision[shown], kind="stable")]
     rows = np.arange(len(best_first))
-    height = min(1.2 + _CLASS_INCHES * max(len(rows), 4), _MOST_PIXELS / _DOTS_PER_INCH)
-    figure = Figure(figsize=(9, height), dpi=_DOTS_PER_INCH, layout="constrained")
+    figure = Figure(figsize=(9, 1.2 + _CLASS_INCHES * max(len(rows), 4)), dpi=_DOTS_PER_INCH, layout="constrained")
     axes = figure.subplots()
     axes.barh(rows, 100 * precision[best_first], height=0.8, color="tab:blue", label="average precision")
     axes.plot(100 * prior[best_first], rows, "|", color="tab:orange", markersize=8, markeredgewidth=2, label="frequency in training (the prior)")
-    names, counts = evaluation.per_class["name"], evaluation.per_class["num_clips"]
-    axes.set_yticks(rows, [_plain(f"{names[column]} ({counts[column]:,})") for column in best_first], fontsize=7)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    names = evaluation.per_class["name"]
+    axes.set_yticks(rows, [_plain(f"{names[column]} ({counts[column]:,.0f})") for column in best_first], fontsize=7)
+    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     axes.set_xlabel("per cent")
     axes.set_title("Average precision of each class (clips with it)")
     axes.grid(axis="x", alpha=0.3)

@@ -19,7 +19,7 @@ import torch
 from egoaudio import bootstrap, charades, checkpoints, metrics, results, store
 from egoaudio.configuration import TrainConfig, from_json
 from egoaudio.dataset import ClipDataset, Loader
-from egoaudio.errors import TrainingError
+from egoaudio.errors import ConfigurationError, TrainingError
 from egoaudio.results import Evaluation, Score
 from egoaudio.slices import Scorer, mixed_precision
 from egoaudio.splits import split_rows
@@ -62,6 +62,7 @@ def evaluate_scores(scores, truth, *, thresholds=None, prior=None, pool="max", n
     """
     scores = _check(scores, truth)
     clips = truth.labelled
+    thresholds = None if thresholds is None else np.asarray(thresholds, np.float64)
     weights = bootstrap.draw_weights(len(truth.video_ids), num_resamples, seed)
     results_of_clips, per_class = _judge_clips(scores[clips], truth.labels[clips], truth.clip_video[clips], thresholds, prior, weights)
     actions = scores[:, : truth.num_actions]
@@ -139,7 +140,7 @@ def _clip_values(scores, labels, thresholds):
         "num_clips": positives, "average_precision": metrics.average_precision(scores, labels), "auc": metrics.area_under_roc(scores, labels),
         "class_accuracy": metrics.ratio(metrics.class_hits(scores, labels).sum(axis=0), positives),
         "f1": np.full(len(positives), np.nan) if thresholds is None else metrics.f1(scores, labels, thresholds),
-        "threshold": np.full(len(positives), np.nan) if thresholds is None else np.asarray(thresholds, np.float64),
+        "threshold": np.full(len(positives), np.nan) if thresholds is None else thresholds,
     }
     values = {
         "top1": metrics.top_k_accuracy(scores, labels, 1), "top5": metrics.top_k_accuracy(scores, labels, 5),
@@ -254,10 +255,14 @@ def evaluate(checkpoint, path, *, split="test", pool="max", output=None, submiss
     ------
     CheckpointError
         If the checkpoint cannot be used, or does not fit the file.
+    StoreError
+        If the file cannot be used.
     TrainingError
-        If the split is empty.
+        If the split is empty, or a result cannot be written.
+    ConfigurationError
+        If there is no such device.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     model, contents = checkpoints.load_model(checkpoint, device)
     config = from_json(TrainConfig, contents["config"])
     with store.open(path) as file:
@@ -281,6 +286,16 @@ def evaluate(checkpoint, path, *, split="test", pool="max", output=None, submiss
     return evaluation
 
 
+def _device(name):
+    """Return the torch device called ``name``, or the GPU if there is one, or the CPU."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA fails an assertion
+        raise ConfigurationError(f"--device {name}: cannot be used here ({str(error).splitlines()[0]}): expected cpu, or cuda where there is a GPU") from error
+    return device
+
+
 def _split(file, split, config):
     """Return the clips (rows of /clips) and the videos (rows of /videos, or None for those of the clips) of a split."""
     if split == "test":
@@ -291,7 +306,7 @@ def _split(file, split, config):
         return rows, videos
     if split in ("validation", "train"):
         return split_rows(file, config.data, config.optimization.seed).rows(split), None
-    raise TrainingError(f"--split {split!r}: expected test, validation or train")
+    raise ConfigurationError(f"--split {split!r}: expected test, validation or train")
 
 
 def _prior(file, config):

@@ -218,7 +218,7 @@ def best_thresholds(scores, labels):
     result = np.full(scores.shape[1], np.inf)
     for column, (order, positive, _, last) in enumerate(ranked(scores, labels)):
         if positive.any():
-            ends = np.unique(last)  # a threshold takes a whole tie or nothing of it
+            ends = np.flatnonzero(last == np.arange(len(last)))  # a threshold takes a whole tie or nothing of it
             f1_if_cut = 2 * np.cumsum(positive)[ends] / (ends + 1 + positive.sum())
             result[column] = scores[order[ends[f1_if_cut.argmax()]], column]
     return result

@@ -164,7 +164,7 @@ def write_submission(evaluation, path, frames=False):
     if scores is None:
         raise TrainingError(f"{path}: no submission of frames: " + " ".join(evaluation.notes))
     for video_id in evaluation.video_ids:
-        if len(video_id.split()) != 1:
+        if video_id.split() != [video_id]:
             raise TrainingError(f"{path}: no submission, for the id {video_id!r} holds white space, which separates the columns of the format")
     per_video = FRAMES_PER_VIDEO if frames else 1
     number = " ".join(["%.9g"] * scores.shape[1])  # nine digits are all of a float32

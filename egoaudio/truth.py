@@ -70,7 +70,7 @@ def read_truth(file, rows, videos=None):
     num_actions = len(class_ids) - (class_ids[-1] == NO_ACTION)
     table = file.video_table[videos]
     seconds = table["duration_seconds"].astype(np.float64)
-    instances = _instances(file, place, num_actions) if len(file.instances) else None
+    instances = _instances(file, place) if len(file.instances) else None
     if instances is not None:
         last = np.zeros(len(videos))
         np.maximum.at(last, instances["video"], np.maximum(instances["start_seconds"], instances["stop_seconds"]))
@@ -82,13 +82,14 @@ def read_truth(file, rows, videos=None):
     )
 
 
-def _instances(file, place, num_actions):
+def _instances(file, place):
     """Return the annotated actions of the videos to judge; ``place`` says where each video of the file stands among those, or -1."""
     instances = file.instances
-    inside = (instances["video"] >= 0) & (instances["video"] < len(place)) & (instances["class_index"] >= 0) & (instances["class_index"] < num_actions)
+    inside = (instances["video"] >= 0) & (instances["video"] < len(place)) & (instances["class_index"] >= 0) & (instances["class_index"] < file.num_classes)
     if not inside.all():
         raise StoreError(f"{file.path}: row {np.flatnonzero(~inside)[0]} of /instances names a video or class that is not there: the file is damaged")
-    instances = instances[place[instances["video"]] >= 0]  # a copy
+    actions = file.class_table["class_id"][instances["class_index"]] != NO_ACTION.encode()
+    instances = instances[actions & (place[instances["video"]] >= 0)]  # a copy
     instances["video"] = place[instances["video"]]
     return instances
 

@@ -70,9 +70,9 @@ def test_without_ties_the_official_precision_is_the_usual_one():
 def test_the_chance_precision_is_the_mean_over_orders_of_tied_rows():
     rng = np.random.default_rng(1)
     scores, labels = rng.integers(0, 3, (9, 3)) / 3, rng.random((9, 3)) < 0.4
-    orders = [rng.permutation(9) for _ in range(20000)]
-    mean = np.mean([charades.average_precision(scores[order], labels[order]) for order in orders[:4000]], axis=0)
-    np.testing.assert_allclose(charades.chance_average_precision(scores, labels), mean, atol=0.01)
+    orders = [rng.permutation(9) for _ in range(3000)]
+    mean = np.mean([charades.average_precision(scores[order], labels[order]) for order in orders], axis=0)
+    np.testing.assert_allclose(charades.chance_average_precision(scores, labels), mean, atol=0.015)
     # By hand: one positive among three tied rows is equally likely to be first, second or third.
     assert charades.chance_average_precision(np.zeros((3, 1)), np.array([[0], [1], [0]]))[0] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
 

@@ -1,0 +1,96 @@
+"""The pictures: that they are drawn from what is there, whatever is missing, and leave nothing behind."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from egoaudio import curves
+from egoaudio.errors import TrainingError
+
+ROW = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.6, "top1": 0.25, "top5": 0.5, "map": 0.125}
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Keep the figures that are drawn."""
+    drawn = []
+    original = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: (drawn.append(figure), original(figure, *args, **kwargs))[1])
+    return drawn
+
+
+def lines(axes):
+    return {line.get_label(): line.get_ydata().tolist() for line in axes.lines}
+
+
+def pixels(png):
+    return imread(io.BytesIO(png), format="png")
+
+
+def test_the_curves_are_the_columns_of_the_table(figures):
+    rows = [ROW, {**ROW, "epoch": 2, "train_loss": 0.25, "map": 0.0}]
+    assert pixels(curves.curves_png(rows)).shape[:2] == (400, 1000)
+    losses, accuracies = figures[0].axes
+    assert lines(losses) == {"training": [0.5, 0.25], "validation": [0.6, 0.6]}
+    assert lines(accuracies) == {"top-1": [25, 25], "top-5": [50, 50], "mAP": [12.5, 0]}
+    assert losses.lines[0].get_xdata().tolist() == [1, 2]
+
+
+def test_rows_read_back_from_csv_give_the_same_picture():
+    text = {name: str(value) for name, value in ROW.items()}
+    np.testing.assert_array_equal(pixels(curves.curves_png([ROW])), pixels(curves.curves_png([text])))
+
+
+@pytest.mark.parametrize("missing", [None, "", "nan"])
+def test_a_run_without_validation_shows_the_training_loss_alone(figures, missing):
+    rows = [{"epoch": epoch, "train_loss": 1.0, "val_loss": missing, "top1": missing} for epoch in (1, 2)]
+    curves.curves_png(rows)
+    losses, accuracies = figures[0].axes
+    assert list(lines(losses)) == ["training"] and not accuracies.lines
+
+
+def test_an_empty_table_is_refused():
+    with pytest.raises(TrainingError, match="no epoch"):
+        curves.curves_png([])
+
+
+class OfClasses:
+    """The part of an evaluation that the picture is of."""
+
+    def __init__(self, precisions, names=None):
+        count = len(precisions)
+        self.per_class = {
+            "average_precision": precisions, "prior": [0.1] * count, "num_clips": list(range(count)), "name": names or [f"N{k}" for k in range(count)],
+        }
+
+
+def test_classes_are_drawn_best_first_and_those_without_clips_left_out(figures):
+    curves.per_class_png(OfClasses([0.25, float("nan"), 0.5, 0.25]))
+    axes = figures[0].axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["N2 (2)", "N0 (0)", "N3 (3)"]
+    assert [bar.get_width() for bar in axes.patches] == [50, 25, 25]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]
+
+
+@pytest.mark.parametrize("precisions", [[float("nan")] * 3, [0.5], list(np.linspace(0, 1, 25))])
+def test_any_number_of_classes_can_be_drawn(figures, monkeypatch, precisions):
+    monkeypatch.setattr(curves, "_MOST_CLASSES", 20)
+    curves.per_class_png(OfClasses(precisions))
+    shown = [label.get_text() for label in figures[0].axes[0].get_yticklabels()]
+    assert len(shown) == min(np.count_nonzero(~np.isnan(precisions)), 20)
+    assert not {"N0 (0)", "N4 (4)"} & set(shown) or len(precisions) <= 20  # the rarest are left out
+
+
+def test_names_are_shown_as_they_are(figures):
+    curves.per_class_png(OfClasses([0.5, 0.4], ["$\\frac", "a_b^c"]))
+    curves.per_class_png(OfClasses([0.5, 0.4], ["$x$ and $y", "100 %"]))
+
+
+def test_pyplot_is_never_loaded():
+    code = "import sys; from egoaudio import curves; curves.curves_png([{'epoch': 1, 'train_loss': 1}]); assert 'matplotlib.pyplot' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -21,7 +21,7 @@ import time
 import numpy as np
 import torch
 
-from egoaudio import checkpoints, evaluation, lock, reader, results, runs
+from egoaudio import checkpoints, evaluation, interrupts, lock, reader, results, runs
 from egoaudio._version import __version__
 from egoaudio.configuration import TrainConfig, to_json
 from egoaudio.curves import curves_png
@@ -139,7 +139,7 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
             progress.write(f"going on with {folder} at epoch {state.epoch + 1}, batch {state.batch + 1} of {len(loader)}")
         runs.write_metrics(folder, state.history)
         board = stack.enter_context(board_class(folder / "tensorboard", purge_step=state.epoch + 1)) if tensorboard else None
-        num_steps, drawn_at = options.epochs * len(loader), -math.inf
+        num_steps, drawn_at = options.epochs * len(loader), time.monotonic()
 
         # ---------------------------------------------------------------- the loop
         while not state.finished:
@@ -174,6 +174,7 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
             # ------------------------------------------------------------ the end of an epoch
             started = time.monotonic()
             scored = validator() if validator else dict.fromkeys(("val_loss", "top1", "top5", "map", "thresholds"))
+            interrupts.check()  # the loader's finalisers may have swallowed one
             state.thresholds = scored.pop("thresholds")
             row = {
                 "epoch": state.epoch + 1, "train_loss": state.loss_sum / state.num_clips, **scored,

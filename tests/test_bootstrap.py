@@ -57,6 +57,18 @@ def test_ratios_equal_those_of_repeated_rows():
         np.testing.assert_allclose(accuracy[resample], metrics.mean_class_accuracy(scores[rows], labels[rows]), rtol=1e-6)
 
 
+def test_f1_leaves_out_classes_that_a_resample_has_no_clip_of():
+    scores, labels, video = CASES["rare"]
+    claimed = scores >= 0.5
+    ours = bootstrap.resample_ratio(2 * (claimed & labels), claimed.astype(np.float32) + labels, video, WEIGHTS, needed=labels)
+    absent = 0
+    for resample in range(WEIGHTS.shape[1]):
+        rows = repeated(video, WEIGHTS, resample)
+        absent += (~labels[rows].any(axis=0) & labels.any(axis=0)).sum()
+        np.testing.assert_allclose(ours[resample], metrics.macro_f1(scores[rows], labels[rows], np.full(5, 0.5)), rtol=1e-6)
+    assert absent  # else nothing was tested
+
+
 def test_weights_follow_from_the_seed_and_draw_as_many_videos_as_there_are():
     weights = bootstrap.draw_weights(30, 50, 7)
     np.testing.assert_array_equal(weights, bootstrap.draw_weights(30, 50, 7))

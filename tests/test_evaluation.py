@@ -10,7 +10,7 @@ import synthetic
 import torch
 from sklearn.metrics import average_precision_score
 
-from egoaudio import charades, checkpoints, evaluation, metrics, store
+from egoaudio import bootstrap, charades, checkpoints, evaluation, metrics, store
 from egoaudio.configuration import TrainConfig, from_flat, to_json
 from egoaudio.errors import CheckpointError, ConfigurationError, TrainingError
 from egoaudio.losses import Loss
@@ -174,6 +174,24 @@ def test_intervals_hold_their_scores_and_follow_from_the_seed(file):
     for name, score in one.scores.items():
         assert 0 <= score.low <= score.value <= score.high <= 1, name
     assert np.isnan(evaluation.evaluate_scores(scores, truth).scores["map"].low)
+
+
+def test_intervals_are_those_of_repeated_clips(file):
+    truth = read_truth(file, *rows_of_test(file))
+    scores, thresholds = random_scores(truth), np.full(10, 0.7)
+    found = evaluation.evaluate_scores(scores, truth, thresholds=thresholds, num_resamples=40, seed=5).scores
+    weights = bootstrap.draw_weights(6, 40, 5)
+    clips = truth.labelled
+    scores, labels, video = scores[clips], truth.labels[clips], truth.clip_video[clips]
+    of_repeated = {
+        "top1": lambda rows: metrics.top_k_accuracy(scores[rows], labels[rows], 1), "top5": lambda rows: metrics.top_k_accuracy(scores[rows], labels[rows], 5),
+        "map": lambda rows: metrics.mean_average_precision(scores[rows], labels[rows]), "mauc": lambda rows: metrics.mean_auc(scores[rows], labels[rows]),
+        "mean_class_accuracy": lambda rows: metrics.mean_class_accuracy(scores[rows], labels[rows]),
+        "macro_f1": lambda rows: metrics.macro_f1(scores[rows], labels[rows], thresholds),
+    }
+    for name, metric in of_repeated.items():
+        samples = np.array([metric(np.repeat(np.arange(len(video)), weights[video, resample].astype(int))) for resample in range(40)])
+        assert (found[name].low, found[name].high) == pytest.approx(bootstrap.interval(samples, found[name].value), abs=1e-5), name
 
 
 def test_thresholds_are_chosen_on_labelled_clips_and_none_means_no_f1(file):

@@ -78,9 +78,9 @@ class RepackedArray:
             wanted, inverse = np.unique(index, return_inverse=True)
             values = np.empty((len(wanted), *self.shape[1:]), self.dtype)
             # Neighbours together: 8 times as fast as h5py's own fancy indexing.
-            starts = np.flatnonzero(np.diff(wanted, prepend=-2) != 1)
-            for start, stop in zip(starts, [*starts[1:], len(wanted)], strict=True):
-                values[start:stop] = self._dataset[int(wanted[start]) : int(wanted[stop - 1]) + 1]
+            for run in np.split(np.arange(len(wanted)), np.flatnonzero(np.diff(wanted) != 1) + 1):
+                if len(run):
+                    values[run[0] : run[-1] + 1] = self._dataset[int(wanted[run[0]]) : int(wanted[run[-1]]) + 1]
         values = values[inverse.reshape(index.shape)]
         return values[(slice(None), *rest)] if rest else values
 
@@ -137,9 +137,12 @@ def take_dataset(file, path, name, types, shape):
     shape : tuple of int or None
         None fits any length.
     """
-    dataset = file.get(name)
+    try:
+        dataset = file[name]
+    except _HDF5_ERRORS as error:
+        raise StoreError(f"{path}: /{name} is missing or cannot be opened; the file is damaged or not ours ({error})") from error
     if not isinstance(dataset, h5py.Dataset):
-        raise StoreError(f"{path}: /{name} is missing or no dataset; the file is damaged or not ours")
+        raise StoreError(f"{path}: /{name} is no dataset; the file is damaged or not ours")
     plan = dataset.id.get_create_plist()
     if plan.get_external_count() or plan.get_layout() == h5py.h5d.VIRTUAL:
         raise StoreError(f"{path}: /{name} keeps its data in another file, which could be any file: refused. Copy it with h5repack first")

@@ -102,7 +102,7 @@ def _write_wav(file, number, path):
     if "waveform" not in file.features:
         raise StoreError(f"{file.path} holds no waveform, only {', '.join(file.features)}: build it with --features waveform, or give a name ending in .png")
     samples = np.asarray(file["waveform"][number], np.float32)
-    with wave.open(os.fspath(path), "wb") as sound:
+    with open(path, "wb") as target, wave.open(target, "wb") as sound:
         sound.setnchannels(1)
         sound.setsampwidth(2)
         sound.setframerate(file.sample_rate)

@@ -39,11 +39,12 @@ def statistics(rows, previous=None):
     ndarray float64 (3,)
     """
     count, total, squares = (0.0, 0.0, 0.0) if previous is None else previous
-    for row in rows:
-        values = row.astype(np.float64).reshape(-1)
-        count += values.size
-        total += values.sum()
-        squares += np.square(values, out=values).sum()  # not np.dot, which adds in another order with other threads
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite gives sums that are not, and verify says so
+        for row in rows:
+            values = row.astype(np.float64).reshape(-1)
+            count += values.size
+            total += values.sum()
+            squares += np.square(values, out=values).sum()  # not np.dot, which adds in another order with other threads
     return np.array([count, total, squares])
 
 

@@ -73,7 +73,8 @@ def _draw_feature(figure, axes, file, name, number, clip_seconds):
         axes.set_xlim(0, len(values) / file.sample_rate)
         axes.set_ylabel("waveform")
         return
-    low, high = np.percentile(values[:, 1:] if name == "mfcc" else values, (1, 99.5))  # mfcc 0 is the level, and dwarfs the shape
+    shape = values[:, 1:] if name == "mfcc" and values.shape[1] > 1 else values  # mfcc 0 is the level, and dwarfs the others
+    low, high = np.percentile(shape, (1, 99.5))
     seconds = float(file.config.get("context_seconds") or clip_seconds)
     frequency = name == "spectrogram" and "frequency_hz" in file.axes and len(file.axes["frequency_hz"]) == values.shape[1]
     top = float(file.axes["frequency_hz"][-1]) / 1000 if frequency else values.shape[1]

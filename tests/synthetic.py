@@ -116,7 +116,6 @@ def make_file(
         writer.write("instances", 0, instances)
         writer.write("synced", 0, (videos["status"] != Status.PLANNED).astype("u1"))
         writer.write("classes", 0, classes)
-        writer.sync()
     if complete:
         store.mark_complete(path)
     return path

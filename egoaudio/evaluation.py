@@ -20,6 +20,7 @@ from egoaudio import bootstrap, charades, checkpoints, metrics, results, store
 from egoaudio.configuration import TrainConfig, from_json
 from egoaudio.dataset import ClipDataset, Loader
 from egoaudio.errors import ConfigurationError, TrainingError
+from egoaudio.progress import Progress
 from egoaudio.results import Evaluation, Score
 from egoaudio.slices import Scorer, mixed_precision
 from egoaudio.splits import split_rows
@@ -193,7 +194,7 @@ class Scored:
     """Mean over the clips as the training loss has it; NaN if none was given."""
 
 
-def score(scorer, loader, label_mode, loss=None):
+def score(scorer, loader, label_mode, loss=None, advance=None):
     """Run a model over all batches of a loader.
 
     Parameters
@@ -206,6 +207,8 @@ def score(scorer, loader, label_mode, loss=None):
         The model's: ``multi`` (sigmoid) or ``single`` (softmax).
     loss : Loss, optional
         To compute the mean loss as well.
+    advance : callable, optional
+        Is told after each batch how many clips it had.
 
     Raises
     ------
@@ -220,6 +223,8 @@ def score(scorer, loader, label_mode, loss=None):
             count += loss.normaliser(batch.labels)
         scores.append((logits.sigmoid() if label_mode == "multi" else logits.softmax(dim=1)).cpu().numpy())
         rows.append(batch.rows)
+        if advance is not None:
+            advance(len(batch.rows))
     return Scored(np.concatenate(scores), np.concatenate(rows), total / count if count else float("nan"))
 
 
@@ -262,7 +267,7 @@ def evaluate(checkpoint, path, *, split="test", pool="max", output=None, submiss
     ConfigurationError
         If there is no such device.
     """
-    device = _device(device)
+    device = choose_device(device)
     model, contents = checkpoints.load_model(checkpoint, device)
     config = from_json(TrainConfig, contents["config"])
     with store.open(path) as file:
@@ -274,7 +279,8 @@ def evaluate(checkpoint, path, *, split="test", pool="max", output=None, submiss
     dataset = ClipDataset(path, contents["feature"], rows, normalization=normalization)
     loader = Loader(dataset, config.optimization.batch_size, config.data, device=device)
     amp_dtype, _ = mixed_precision(device, config.optimization.amp, config.optimization.amp_dtype)
-    scored = score(Scorer(model, device=device, amp_dtype=amp_dtype), loader, config.data.label_mode)
+    with Progress(len(rows), "scoring") as progress:
+        scored = score(Scorer(model, device=device, amp_dtype=amp_dtype, log=progress.write), loader, config.data.label_mode, advance=progress.advance)
     evaluation = evaluate_scores(
         scored.scores, truth, thresholds=contents["thresholds"], prior=prior, pool=pool, num_resamples=num_resamples, seed=config.optimization.seed
     )
@@ -286,8 +292,14 @@ def evaluate(checkpoint, path, *, split="test", pool="max", output=None, submiss
     return evaluation
 
 
-def _device(name):
-    """Return the torch device called ``name``, or the GPU if there is one, or the CPU."""
+def choose_device(name):
+    """Return the torch device called ``name``, or the GPU if there is one, or the CPU.
+
+    Raises
+    ------
+    ConfigurationError
+        When there is no such device.
+    """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)

@@ -260,10 +260,12 @@ def test_scores_are_the_models_own_in_the_order_of_the_rows(file, path, label_mo
     np.testing.assert_array_equal(scored.rows, rows)
     np.testing.assert_allclose(scored.scores, expected, atol=1e-6)
     assert scored.loss == pytest.approx(float(loss.mean(logits, labels)), rel=1e-5)
-    assert np.isnan(evaluation.score(Scorer(model, device=torch.device("cpu")), loader, label_mode).loss)
+    told = []
+    assert np.isnan(evaluation.score(Scorer(model, device=torch.device("cpu")), loader, label_mode, advance=told.append).loss)
+    assert sum(told) == len(rows) and len(told) == len(loader)
 
 
-def test_the_command_writes_everything_beside_the_checkpoint(file, path, tmp_path):
+def test_the_command_writes_everything_beside_the_checkpoint(file, path, tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
     save_checkpoint(run / "best.pt", file)
@@ -276,6 +278,7 @@ def test_the_command_writes_everything_beside_the_checkpoint(file, path, tmp_pat
     with open(run / "per_class.csv", newline="") as text:
         assert [row["class_id"] for row in csv.DictReader(text)] == list(found.per_class["class_id"])
     assert len((run / "submission.txt").read_text().splitlines()) == 5
+    assert "scoring 100%" in capsys.readouterr().err
     assert "test split" in str(found) and "video mAP" in str(found)
 
 

@@ -136,7 +136,8 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
             save_last()
         else:
             _restore(earlier, model, optimizer, scaler, stepper)
-            progress.write(f"going on with {folder} at epoch {state.epoch + 1}, batch {state.batch + 1} of {len(loader)}")
+            place = f"batch {state.batch + 1} of {len(loader)}" if state.batch < len(loader) else "its validation"
+            progress.write(f"going on with {folder} at epoch {state.epoch + 1}, {place}")
         runs.write_metrics(folder, state.history)
         board = stack.enter_context(board_class(folder / "tensorboard", purge_step=state.epoch + 1)) if tensorboard else None
         num_steps, drawn_at = options.epochs * len(loader), time.monotonic()

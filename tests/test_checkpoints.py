@@ -190,7 +190,7 @@ def foreign(kind, trap, good, path):
         torch.save({**make_contents(), "weights": Trap(trap)}, path)
         path.write_bytes(seal(path.read_bytes()))
     elif kind == "plain pickle with our seal":
-        path.write_bytes(seal(pickle.dumps(Trap(trap)) + b".."))
+        path.write_bytes(seal(pickle.dumps(Trap(trap), protocol=2) + b".."))
     elif kind == "whole module with our seal":
         torch.save(torch.nn.Linear(2, 2), path)
         path.write_bytes(seal(path.read_bytes()))
@@ -299,6 +299,22 @@ def test_an_interruption_while_writing_keeps_the_checkpoint_before(tmp_path, mon
         checkpoints.save(path, make_contents(epoch=2))
     assert os.listdir(tmp_path) == ["last.pt"]
     assert checkpoints.load(path)["epoch"] == 1
+
+
+def test_the_file_is_whole_and_on_disk_before_it_gets_its_name_and_the_name_is_synced_after(tmp_path, monkeypatch):
+    path, calls = tmp_path / "last.pt", []
+    checkpoints.save(path, make_contents(epoch=1))
+    replace, fsync, sync_folder = os.replace, os.fsync, checkpoints.disk.sync_folder
+
+    def noted(temporary, final):
+        calls.append(("rename", checkpoints.load(temporary)["epoch"], checkpoints.load(final)["epoch"]))
+        replace(temporary, final)
+
+    monkeypatch.setattr(checkpoints.os, "replace", noted)
+    monkeypatch.setattr(checkpoints.os, "fsync", lambda descriptor: calls.append("sync") or fsync(descriptor))
+    monkeypatch.setattr(checkpoints.disk, "sync_folder", lambda path: calls.append("sync the folder") or sync_folder(path))
+    checkpoints.save(path, make_contents(epoch=2))
+    assert calls[:3] == ["sync", ("rename", 2, 1), "sync the folder"]
 
 
 def test_killed_while_writing_at_any_moment_a_whole_checkpoint_is_there(tmp_path):

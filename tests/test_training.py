@@ -75,6 +75,7 @@ def assert_same_run(folder, other):
         assert ours.keys() == theirs.keys()
         different = [key for key in ours if not torch.equal(ours[key], theirs[key])]
         assert not different, (name, different)
+    assert checkpoints.load(folder / "last.pt")["resume"]["scaler"] == checkpoints.load(other / "last.pt")["resume"]["scaler"]
     rows, other_rows = ([{name: value for name, value in row.items() if name not in TIMES} for row in table(one)] for one in (folder, other))
     assert rows == other_rows
 
@@ -126,6 +127,15 @@ def test_it_learns_what_can_be_heard_and_nothing_from_shuffled_labels(tmp_path):
     assert best["shuffled"][0] < best["shuffled"][1] + 0.12
 
 
+def test_every_epoch_takes_every_clip_once_in_an_order_of_its_own(tmp_path, data, monkeypatch):
+    clips, step = [], Stepper.step
+    monkeypatch.setattr(Stepper, "step", lambda self, features, labels: clips.extend(features.sum(dim=(1, 2)).tolist()) or step(self, features, labels))
+    training.train(data, tmp_path / "run", make_config(epochs=2))
+    first, second = clips[: len(clips) // 2], clips[len(clips) // 2 :]
+    assert len(set(first)) == len(first) == 60
+    assert sorted(first) == sorted(second) and first != second
+
+
 # ------------------------------------------------------------------------------------------------ what is left behind
 
 
@@ -148,8 +158,22 @@ def test_the_table_has_a_row_per_epoch_and_the_columns_that_were_promised(finish
         assert row["clips_per_second"] > 0 and row["peak_memory_mb"] > 50 and row["seconds"] > 0
 
 
+def test_the_training_loss_of_an_epoch_is_the_mean_over_its_clips(tmp_path, data, monkeypatch):
+    losses, step = [], Stepper.step
+
+    def noted(self, features, labels):
+        value = step(self, features, labels)
+        losses.extend([value] * len(features))
+        return value
+
+    monkeypatch.setattr(Stepper, "step", noted)
+    training.train(data, tmp_path / "run", make_config())
+    expected = np.reshape(losses, (3, 60)).mean(axis=1)
+    assert [float(row["train_loss"]) for row in table(tmp_path / "run")] == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_best_checkpoint_is_of_the_epoch_with_the_best_validation_map(tmp_path, data, monkeypatch):
-    maps = iter([0.3, 0.7, float("nan"), 0.7, 0.2])
+    maps = iter([float("nan"), 0.7, float("nan"), 0.7, 0.2])
     score = training._Validator.__call__
     monkeypatch.setattr(training._Validator, "__call__", lambda self: {**score(self), "map": next(maps)})
     training.train(data, tmp_path / "run", make_config(epochs=5))
@@ -320,6 +344,17 @@ def test_interrupted_while_validating_it_goes_on_with_the_validation(tmp_path, d
     assert_same_run(tmp_path / "run", finished.folder)
 
 
+def test_a_row_that_the_checkpoint_does_not_know_is_taken_out_of_the_table(tmp_path, data, monkeypatch):
+    # As a kill leaves it between the table and the checkpoint.
+    for stop in (6, 0):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            on_step(patch, {stop: lambda: signal.raise_signal(signal.SIGINT)})
+            training.train(data, tmp_path / "run", make_config())
+        assert [row["epoch"] for row in table(tmp_path / "run")] == ["1"]
+        with open(tmp_path / "run/metrics.csv", "a") as file:
+            file.write("2" + ",0.5" * 11 + "\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_waits_for_the_batch_and_the_checkpoint_then_does_what_it_always_does(tmp_path, data, monkeypatch, number):
     class Heard(Exception):
@@ -397,7 +432,7 @@ def test_killed_at_ten_random_moments_it_ends_in_the_same_weights(tmp_path, data
     # A server that has imported torch but never computed: its children start in a tenth of a second.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["egoaudio.training"])
-    config = make_config(epochs=40, checkpoint_minutes=0.0005, **HARD)
+    config = make_config(epochs=20, checkpoint_minutes=0.0005, **HARD)
 
     def start(name):
         stepping = context.Event()
@@ -418,7 +453,9 @@ def test_killed_at_ten_random_moments_it_ends_in_the_same_weights(tmp_path, data
         assert child.exitcode == 0
         return before, time.monotonic() - started - before
 
-    finish("warm-up")  # the first child waits for the server's imports
+    server = context.Process(target=len, args=("",))  # the first child waits for the server's imports
+    server.start()
+    server.join()
     setting_up_seconds, stepping_seconds = finish("whole")
     rng, kills = random.Random(11), 0
     while kills < 10:

@@ -136,7 +136,7 @@ def _weight_above(videos, positive, num_above, weights):
     """Yield, a block of positives at a time, the weight of the rows that rank above each.
 
     It is (how many rows of each video rank above) x (weights): one matrix product for all resamples. At 9,000 clips,
-    846 videos and 2.5 % positives that is 10 times as fast as summing up the weights of the ranked rows.
+    846 videos and 2.5 % positives that is 7 times as fast as summing up the weights of all ranked rows.
 
     Parameters
     ----------

@@ -17,6 +17,7 @@ import contextlib
 import itertools
 import os
 import time
+import traceback
 import weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -265,7 +266,14 @@ class Loader:
             arriving = iter(self._workers)  # made here, not in the thread: processes start and signal handlers are set
 
             def read(epoch, number):
-                return self._finish(*next(arriving), epoch, number, items[number - start_batch])
+                try:
+                    features, labels = next(arriving)
+                except Exception as error:
+                    # torch's frames and its error hold each other and the workers, which would take 10 s to end.
+                    traceback.clear_frames(error.__traceback__)
+                    self.dataset.source.check_unchanged()  # names the file, where the worker's death by SIGBUS would not
+                    raise
+                return self._finish(features, labels, epoch, number, items[number - start_batch])
 
             return read
         def read(epoch, number):

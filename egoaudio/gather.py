@@ -81,8 +81,8 @@ class RowSource:
         """Raise unless the file is still what it was when it was opened.
 
         A file that was written to or cut short stops everything (reading beyond its new end would kill the process with
-        SIGBUS). One that was deleted or replaced by another name goes on being read, as long as this process lives: a
-        warning says so once. Costs 3 us, so it is asked before every batch.
+        SIGBUS; only the 3 ms of one gather are left for that). One that was deleted, or replaced under its name, goes on
+        being read as long as this process lives: a warning says so once. Costs 4 us, so it is asked before every batch.
 
         Raises
         ------

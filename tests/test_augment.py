@@ -20,8 +20,8 @@ def test_gain_equals_the_features_of_a_louder_sound(feature):
     extract = features.FeatureExtractor(FeatureConfig(features=(feature,)), 16000, 16000)
     amount, num_bins = augment.gain_per_db(feature, num_mel_bands=128)
     soft, loud = (torch.from_numpy(extract(sound * level)[feature].copy()) for level in (1, 10 ** (3 / 20)))
-    above_floor = loud != soft  # the filter bank has bands without a bin, which stay at its floor
-    assert above_floor[..., :num_bins].float().mean() > 0.98
+    above_floor = soft > soft.min() + 1  # the filter bank has bands with hardly a bin, which stay near its floor
+    assert above_floor.float().mean() > 0.95
     soft[..., :num_bins] += 3 * amount
     torch.testing.assert_close(soft[above_floor], loud[above_floor], rtol=1e-3, atol=0.02)
 

@@ -1,0 +1,132 @@
+"""The commands: every option is there and explained, errors are a line, exit states say what happened."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import synthetic
+from egoaudio import cli
+from egoaudio.configuration import BuildConfig, TrainConfig, flag_of, flags
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "bin"))
+import demo_data  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = {"egoaudio-build": cli.build, "egoaudio-inspect": cli.inspect, "egoaudio-train": cli.train, "egoaudio-evaluate": cli.evaluate}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_enough_every_option_explained_and_an_example_to_paste(name):
+    text = CliRunner().invoke(COMMANDS[name], ["--help"]).output
+    assert re.search(rf"Example:\n\s+{name} ", text)
+    for option in COMMANDS[name].params:
+        if option.param_type_name == "option":
+            assert option.help, option.name
+            assert option.opts[0] in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_readme_shows_every_command(name):
+    assert name in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_run_from_a_checkout(name, tmp_path):
+    done = subprocess.run([ROOT / "bin" / name, "--version"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.startswith("egoaudio"), done.stderr
+
+
+@pytest.mark.parametrize("command, config_class", [(cli.build, BuildConfig), (cli.train, TrainConfig)])
+def test_every_field_of_the_configuration_is_a_flag(command, config_class):
+    known = {flag for option in command.params for flag in option.opts}
+    assert {flag_of(option) for option, _ in flags(config_class)} <= known
+
+
+@pytest.fixture
+def configured(monkeypatch):
+    """Have egoaudio-build stop at its library call; return a function from arguments to the configuration it got."""
+    from egoaudio import build as stories
+
+    def run(*arguments):
+        got = []
+        monkeypatch.setattr(stories, "preview", lambda inputs, config, output, **_: got.append(config) or "")
+        required = ["--annotations", "a.csv", "--videos", "v", "--output", "o.h5", "--dry-run"]
+        result = CliRunner().invoke(cli.build, [*required, *arguments])
+        assert result.exit_code == 0, result.output
+        return got[0]
+
+    return run
+
+
+def test_flags_become_the_configuration(configured):
+    config = configured("--clip-seconds", "0.1", "--features", "logmel,mfcc", "--denoise", "none", "--min-overlap", "0.05")
+    assert config.clips.clip_seconds == 0.1
+    assert config.features.features == ("mfcc", "logmel")
+    assert config.denoise.mode == "none"
+    assert config.clips.min_overlap_seconds == 0.05
+    assert configured() == BuildConfig()
+
+
+def test_a_preset_sets_what_is_not_given(configured):
+    config = configured("--preset", "paper", "--clip-seconds", "0.5")
+    assert (config.denoise.scope, config.clips.clip_seconds) == ("clip", 0.5)
+    assert configured("--preset", "paper", "--denoise-scope", "recording").denoise.scope == "recording"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--annotations", "no.csv", "--videos", ".", "--output", "o.h5"], "no.csv"),
+        (["--annotations", "a.csv", "--videos", ".", "--output", "o.h5", "--clip-secnds", "1"], "--clip-seconds"),
+        (["--annotations", "a.csv", "--videos", ".", "--output", "o.h5", "--n-mfcc", "500"], "--n-mels"),
+    ],
+)
+def test_wrong_input_is_a_line_and_exit_status_2(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.build, arguments)
+    assert result.exit_code == 2
+    assert words in result.output
+    assert "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_without_data_is_exit_status_3_unless_skipped(tmp_path):
+    demo_data.make(tmp_path, num_videos=6, shortest_seconds=1.2, longest_seconds=1.9)
+    build = ["--annotations", tmp_path / "train.csv", "--test-annotations", tmp_path / "test.csv", "--classes", tmp_path / "classes.txt"]
+    build = [str(word) for word in [*build, "--videos", tmp_path / "videos", "--output", tmp_path / "ego.h5", "--workers", 1]]
+    result = CliRunner().invoke(cli.build, build)
+    assert result.exit_code == 3, result.output
+    assert "1 video failed" in result.output
+    again = CliRunner().invoke(cli.build, [*build, "--skip-failed"])
+    assert again.exit_code == 0
+    assert "was complete already" in again.output
+    page = CliRunner().invoke(cli.inspect, [str(tmp_path / "ego.h5")])
+    assert page.exit_code == 0 and "c000 Knocking on a door" in page.output
+    failed = CliRunner().invoke(cli.inspect, [str(tmp_path / "ego.h5"), "--failed"])
+    assert "unreadable" in failed.output and "no audio stream" in failed.output
+
+
+def test_verify_finds_a_flipped_byte_and_exits_with_1(tmp_path):
+    path = synthetic.make_file(tmp_path / "a.h5")
+    assert CliRunner().invoke(cli.inspect, [str(path), "--verify"]).exit_code == 0
+    from egoaudio import store
+
+    place = store.offsets(path)["spectrogram"].offset + 12345
+    raw = bytearray(Path(path).read_bytes())
+    raw[place] ^= 1
+    Path(path).write_bytes(raw)
+    result = CliRunner().invoke(cli.inspect, [str(path), "--verify"])
+    assert result.exit_code == 1
+    assert "V0000EGO" in result.output and "checksum" in result.output
+
+
+def test_pictures_and_sound_are_written(tmp_path):
+    path = synthetic.make_file(tmp_path / "a.h5", features={"spectrogram": (32, 129), "waveform": (1600,)})
+    result = CliRunner().invoke(cli.inspect, [str(path), "--plot", str(tmp_path / "classes.png"), "--export-clip", "3", str(tmp_path / "clip.wav")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "classes.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "clip.wav").read_bytes()[:4] == b"RIFF"

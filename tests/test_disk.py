@@ -44,6 +44,15 @@ def test_too_small_a_disk_is_found_before_anything_is_taken(tiny_disk):
     assert path.stat().st_blocks * 512 < 200_000
 
 
+def test_nothing_is_reserved_where_it_will_not_fit(tmp_path, monkeypatch):
+    path = tmp_path / "a.h5"
+    store.lay_out(path, synthetic.make_layout(100, 1))
+    monkeypatch.setattr(disk, "available_bytes", lambda _: 10**6)
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_: pytest.fail("began to take what is not there"))
+    with pytest.raises(StoreError, match="1,000,000 are available"):
+        store.reserve(path)
+
+
 def test_disk_that_fills_up_while_writing_stops_with_words_and_a_file_that_opens(tiny_disk):
     path = tiny_disk / "a.h5"
     store.lay_out(path, synthetic.make_layout(100, 1))

@@ -1,5 +1,6 @@
 """The structure of the file: places, types, determinism, and that other tools read it."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -83,6 +84,15 @@ def test_same_layout_gives_the_same_bytes_in_another_process_too(tmp_path):
     first = (tmp_path / "a.h5").read_bytes()
     assert first == (tmp_path / "b.h5").read_bytes()
     assert first == (tmp_path / "c.h5").read_bytes()
+
+
+def test_no_object_remembers_when_it_was_made(tmp_path):
+    """A header with flag 0x20 holds four times of day."""
+    store.lay_out(tmp_path / "a.h5", synthetic.make_layout(37, 4))
+    raw = (tmp_path / "a.h5").read_bytes()
+    flags = [raw[found.start() + 5] for found in re.finditer(b"OHDR", raw)]
+    assert len(flags) >= 15
+    assert not any(flag & 0x20 for flag in flags)
 
 
 def test_file_is_sparse_until_written(tmp_path):
@@ -242,6 +252,16 @@ def test_marking_complete_changes_a_few_bytes_in_one_write(tmp_path, monkeypatch
     with store.open(path) as file:
         assert file.complete
         assert store.verify(file) == []
+
+
+def test_every_row_is_on_disk_before_the_file_is_marked(tmp_path, monkeypatch):
+    path = synthetic.make_file(tmp_path / "a.h5", complete=False)
+    calls = []
+    write_all, fsync = disk.write_all, os.fsync
+    monkeypatch.setattr(disk, "write_all", lambda *arguments: (calls.append("write_all"), write_all(*arguments)))
+    monkeypatch.setattr(os, "fsync", lambda *arguments: (calls.append("fsync"), fsync(*arguments)))
+    store.mark_complete(path)
+    assert calls == ["fsync", "write_all", "fsync"]
 
 
 def test_marking_complete_twice_is_the_same_as_once(tmp_path):

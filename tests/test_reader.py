@@ -15,7 +15,7 @@ import pytest
 import synthetic
 
 import egoaudio
-from egoaudio import store
+from egoaudio import extents, store
 from egoaudio.errors import StoreError
 
 FEATURES = {"spectrogram": (32, 65), "mfcc": (32, 20)}
@@ -215,6 +215,24 @@ def test_chunks_out_of_order_are_not_mapped(whole):
         np.testing.assert_array_equal(file["mfcc"][:], before)
 
 
+def test_chunks_with_gaps_between_them_are_not_mapped(whole):
+    """An older layout puts chunks down one by one, each aligned, however early their space is taken."""
+    with egoaudio.open(whole) as file:
+        before = np.array(file["mfcc"])
+    with h5py.File(whole, "r+", libver=("earliest", "v110"), alignment_threshold=1, alignment_interval=4096) as file:
+        del file["mfcc"]
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_chunk((1, 32, 20))
+        plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        h5py.h5d.create(file.id, b"mfcc", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple(before.shape), plan)
+        file["mfcc"][:] = before
+        assert file["mfcc"].id.get_chunk_info(1).byte_offset - file["mfcc"].id.get_chunk_info(0).byte_offset == 4096
+    with warnings.catch_warnings(), egoaudio.open(whole) as file:
+        warnings.simplefilter("ignore")
+        assert not file.is_mapped("mfcc")
+        np.testing.assert_array_equal(file["mfcc"][:], before)
+
+
 @pytest.mark.parametrize(
     "key",
     [
@@ -261,6 +279,13 @@ def test_what_is_no_file_is_refused(tmp_path):
 def test_what_is_not_hdf5_is_refused(tmp_path, content):
     (tmp_path / "a.h5").write_bytes(content)
     refuse(tmp_path / "a.h5", "is not an HDF5 file|cannot be opened as HDF5: damaged, or cut short")
+
+
+def test_file_replaced_while_it_is_opened_is_refused(whole, tmp_path):
+    """Structure of one file and rows of another would be nonsense."""
+    other = synthetic.make_file(tmp_path / "b.h5", features=FEATURES)
+    with open(other, "rb") as raw, pytest.raises(StoreError, match="was replaced while it was being opened: open it again"):
+        extents.open_hdf5(whole, raw)
 
 
 def test_foreign_hdf5_is_refused(tmp_path):

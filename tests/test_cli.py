@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import synthetic
 from click.testing import CliRunner
 
-import synthetic
 from egoaudio import cli
 from egoaudio.configuration import BuildConfig, TrainConfig, flag_of, flags
 

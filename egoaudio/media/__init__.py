@@ -31,6 +31,8 @@ __all__ = ["BLOCK_SAMPLES", "MEDIA_EXTENSIONS", "Decoder", "Recording", "find_fi
 BLOCK_SAMPLES = 65536
 """Most samples in a block."""
 _PORTION_VALUES = 32768  # samples times channels that are resampled at a time: they stay in the cache
+_DISAGREEMENT_SECONDS = 0.1  # a container's claim and its packets may differ by less than this
+_END = (None, None, 0.0)  # after the last sound
 _PACKET_SAMPLES = 65536  # no packet of a compressed codec holds more (FLAC's largest block)
 
 
@@ -66,10 +68,10 @@ def probe(path):
             if not container.streams.audio:
                 return Recording(Status.NO_AUDIO, "it has no audio track")
             stream = first_track(container, path)
-            seconds = _measure(container, stream)
-            if not seconds > 0:
-                raise MediaError(f"{path}: its audio track holds no sound; was the file cut off?")
             context = stream.codec_context
+            seconds = _measure(container, stream)
+            if not _agrees(seconds, container, stream):  # rare: then only decoding tells
+                seconds = _measure_decoded(path)
             return Recording(Status.OK, "", context.sample_rate, context.layout.nb_channels, seconds)
     except MediaError as error:
         return Recording(Status.UNREADABLE, str(error).removeprefix(f"{path}: "))
@@ -114,7 +116,7 @@ class Decoder:
     def _decode(self, container, stream):
         """Yield the blocks of ``stream``."""
         line, run, fault, padding = TimeLine(begin_seconds(container)), None, None, 0
-        sounds = itertools.chain(_sounds(container, stream), [(None, None, 0.0)])
+        sounds = itertools.chain(_sounds(container, stream), [_END])
         for (frame, timestamp, seconds), (after, following, _) in itertools.pairwise(sounds):
             if isinstance(frame, Exception):
                 fault = frame
@@ -150,7 +152,9 @@ class Decoder:
     def _emit(self, blocks):
         """Yield the blocks, cut to size, clipped, with zeros for what is no number."""
         for samples in blocks:
-            if not math.isfinite(np.add.reduce(samples)):
+            with np.errstate(over="ignore", invalid="ignore"):
+                total = np.add.reduce(samples)
+            if not math.isfinite(total):
                 wrong = ~np.isfinite(samples)
                 self.lost_samples += int(np.count_nonzero(wrong))
                 samples = np.where(wrong, np.float32(0), samples)
@@ -218,12 +222,13 @@ class _Run:
     def _filter(self, frame):
         """Put a frame through the graph, None to end it; yield what comes out, float32 ``(n,)``."""
         self._source.push(frame)
-        while True:
-            try:
-                mono = self._sink.pull()
-            except (av.BlockingIOError, av.EOFError):  # it wants more, or it is done
-                return
-            yield mono.to_ndarray()[0]
+        try:
+            while True:
+                yield self._sink.pull().to_ndarray()[0]
+                if frame is not None:  # one goes in, one comes out; to ask again would cost an exception
+                    return
+        except (av.BlockingIOError, av.EOFError):  # it wants more, or it is done
+            return
 
 
 def _sounds(container, stream):
@@ -233,7 +238,7 @@ def _sounds(container, stream):
         try:
             frames = decode(packet)
         except FAULTS as error:
-            if packet.size:  # an empty packet is no loss; Ogg files can hold thousands
+            if packet.size:
                 yield error, _seconds(packet.pts, tick), packet_seconds(packet.duration)
             continue
         for frame in frames:
@@ -258,11 +263,36 @@ def _measure(container, stream):
     return line.end
 
 
+def _agrees(seconds, container, stream):
+    """Return whether a measured duration is what the container claims, as far as it says."""
+    if not seconds > 0:
+        return False
+    if stream.duration is not None:
+        return abs(seconds - stream.duration * stream.time_base) < _DISAGREEMENT_SECONDS
+    return container.duration is None or seconds < container.duration / av.time_base + _DISAGREEMENT_SECONDS  # the longest of its tracks
+
+
+def _measure_decoded(path):
+    """Return the duration of a file's first audio track in seconds, from what decodes."""
+    with open_media(path) as container:
+        stream, decodes = first_track(container, path), False
+        line = TimeLine(begin_seconds(container))
+        for (frame, timestamp, seconds), (_, following, _) in itertools.pairwise(itertools.chain(_sounds(container, stream), [_END])):
+            if isinstance(frame, Exception):
+                line.lose(timestamp, seconds, following)
+            else:
+                line.place(timestamp, seconds, following)
+                decodes = True
+    if not decodes:
+        raise MediaError(f"{path}: its audio track holds no sound that can be decoded; was the file cut off?")
+    return max(line.end, line.lost_until)
+
+
 def _from_packets(container, stream):
     """Yield ``(timestamp, duration)`` in ticks of every packet with sound."""
     context = stream.codec_context
     for packet in packets(container, stream):
-        if packet.size and not packet.is_discard:
+        if packet.size and not packet.is_discard:  # the last one is empty
             ticks = packet.duration
             if context.frame_size and packet.has_sidedata("skip_samples"):
                 padding = int.from_bytes(bytes(packet.get_sidedata("skip_samples"))[4:8], "little")

@@ -21,7 +21,7 @@ _CONTAINERS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,mxf,nut,dv,rm,gxf,wtv,nsv,swf,"
     "mp3,aac,latm,ac3,eac3,dts,truehd,flac,wav,w64,aiff,caf,au,amr,wv,tta,ape,mpc,mpc8,voc,oma"
 )
-FAULTS = (av.FFmpegError, OSError, EOFError, ValueError, ArithmeticError, MemoryError)  # what PyAV raises for bad bytes
+FAULTS = (av.FFmpegError, OSError, EOFError, ValueError, LookupError, ArithmeticError, MemoryError)  # what PyAV raises for bad bytes
 
 SOURCE_RATES_HZ = range(1000, 768001)  # outside these a header lies, and resampling would cost memory
 _READ_FAULTS = 100  # read errors in a row before the rest of a file is given up
@@ -85,20 +85,23 @@ def begin_seconds(container):
 
 
 def packets(container, stream):
-    """Yield the packets of ``stream`` and an empty one at the end, over read errors."""
-    faults, payload = 0, _PAYLOAD_FACTOR * container.size
-    while faults < _READ_FAULTS and payload > 0:
+    """Yield the packets of ``stream`` that hold something, over read errors, and an empty one at the end (it drains a decoder).
+
+    The end is believed when nothing comes after it: a packet that claims to reach beyond the file looks like one.
+    """
+    faults, payload, found = 0, _PAYLOAD_FACTOR * container.size, True
+    while found and faults < _READ_FAULTS and payload > 0:
+        found = False
         try:
             for packet in container.demux(stream):
-                faults = 0
-                payload -= packet.size
-                yield packet
-                if payload < 0:
-                    break
-            else:
-                return
+                if packet.size:  # Ogg files can hold thousands of empty ones
+                    found, faults = True, 0
+                    payload -= packet.size
+                    yield packet
+                    if payload < 0:
+                        break
         except FAULTS:
-            faults += 1
+            found, faults = True, faults + 1
     yield av.Packet()
 
 

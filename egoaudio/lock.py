@@ -1,4 +1,4 @@
-"""One build of an output at a time.
+"""One run on an output at a time.
 
 The lock is a name in Linux' abstract socket namespace, made from the output's folder and name: it leaves no file
 behind, goes with the process however that dies, does not disturb HDF5's own file locks, and the kernel says who holds
@@ -31,7 +31,7 @@ def held(output):
         try:
             lock.bind(address)
         except OSError as error:
-            raise BuildError(f"{output} is being built by another process ({_holder(address)}): wait for it, stop it, or give another --output") from error
+            raise BuildError(f"{output} is in use by another process ({_holder(address)}): wait for it, stop it, or give another --output") from error
         lock.listen(128)  # only a listening socket tells its owner
         yield
 

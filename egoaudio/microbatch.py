@@ -264,7 +264,8 @@ class Stepper(Slices):
         shape = " x ".join(str(length) for length in features.shape[1:])
         raise TrainingError(
             f"out of memory: tried {', then '.join(self._tried)}. {free_memory(self.device) / 2**20:,.0f} MB are free on {self.device}; "
-            f"the model takes {weights:,.0f} MB for weights and {3 * weights:,.0f} MB for gradients and Adam; a clip is {shape}. The last error was: {failure}. What would fit: a smaller model "
+            f"the model takes {weights:,.0f} MB for weights and {3 * weights:,.0f} MB for gradients and Adam; a clip is {shape}. "
+            f"The last error was: {failure}. What would fit: a smaller model "
             "(--model cnn-small, or --model ast with lower --num-layers or --hidden-size, or a higher --stride), shorter clips, "
             "--amp, which halves the activations, or a device with more memory"
         )

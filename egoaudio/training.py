@@ -73,7 +73,7 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
     """
     config = TrainConfig() if config is None else config
     options, seed = config.optimization, config.optimization.seed
-    device = choose_device(device)
+    device = evaluation.choose_device(device)
     board_class = _find_tensorboard() if tensorboard else None
     folder = runs.make_folder(output)
     with contextlib.ExitStack() as stack:
@@ -208,22 +208,6 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
 
 
 # ------------------------------------------------------------------------------------------------ parts of the loop
-
-
-def choose_device(name):
-    """Return the torch device called ``name``, or the GPU if there is one, or the CPU.
-
-    Raises
-    ------
-    ConfigurationError
-        When there is no such device.
-    """
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA fails an assertion
-        raise ConfigurationError(f"--device {name}: cannot be used here ({str(error).splitlines()[0]}): expected cpu, or cuda where there is a GPU") from error
-    return device
 
 
 def make_optimizer(model, options):

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, found out when damaged, refused when foreign, unable to run code."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -248,33 +249,34 @@ def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path, chang
 # ------------------------------------------------------------------------------------------------ full disks
 
 
-@pytest.fixture
-def small_files():
-    """Limit the size of files this process writes; the kernel then refuses, as a full disk does."""
+@contextlib.contextmanager
+def small_files(num_bytes):
+    """Limit the size of files this process writes; the kernel then refuses, as a full disk does.
+
+    The limit is lifted before the test ends: the runner's own output may go to a longer file.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(num_bytes):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
-
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("room", [0, 100, 5000, 20000, -1, -50, -95])
-def test_a_full_disk_keeps_the_checkpoint_before_and_leaves_nothing_else(tmp_path, small_files, room):
+def test_a_full_disk_keeps_the_checkpoint_before_and_leaves_nothing_else(tmp_path, room):
     path = tmp_path / "last.pt"
     checkpoints.save(path, make_contents(epoch=1))
     before = path.read_bytes()
-    small_files(room if room >= 0 else len(before) + room)
-    with pytest.raises(CheckpointError, match=r"last.pt.*the checkpoint before it is kept as it was"):
+    limit = room if room >= 0 else len(before) + room
+    with pytest.raises(CheckpointError, match=r"last.pt.*the checkpoint before it is kept as it was"), small_files(limit):
         checkpoints.save(path, make_contents(epoch=2))
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["last.pt"]
 
 
-def test_a_full_disk_without_a_checkpoint_before_says_so(tmp_path, small_files):
-    small_files(5000)
-    with pytest.raises(CheckpointError, match="no checkpoint before it"):
+def test_a_full_disk_without_a_checkpoint_before_says_so(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint before it"), small_files(5000):
         checkpoints.save(tmp_path / "last.pt", make_contents())
     assert os.listdir(tmp_path) == []
 

@@ -4,6 +4,7 @@ In: an ``EgoAudioFile``, also an unfinished one. Out: text of at most 100 column
 sound or a picture. Hours are those of the recordings that gave data; a class's clips are those that can be trained on.
 """
 
+import itertools
 import os
 import textwrap
 import wave
@@ -144,11 +145,12 @@ def _classes(file):
     clips = max(1, np.count_nonzero(file.trainable))
     head = f"{file.num_classes:,} classes, {np.count_nonzero(counts):,} of them heard; {counts.sum():,} labels, {counts.sum() / clips:.2f} a clip"
     order = np.argsort(-counts, kind="stable")
-    half = min(_NUM_CLASSES, len(order))
+    most = order[: min(_NUM_CLASSES, -(-len(order) // 2))]
+    least = order[::-1][: min(_NUM_CLASSES, len(order) // 2)]  # never a class on both sides
     width = (_COLUMNS - 4) // 2
     lines = [f"{'most frequent':<{width}}    {'least frequent':<{width}}".rstrip()]
-    for left, right in zip(order[:half], order[::-1][:half], strict=True):
-        lines.append("    ".join(_class_line(file, k, counts[k], width) for k in (left, right)).rstrip())
+    for pair in itertools.zip_longest(most, least):
+        lines.append("    ".join(_class_line(file, k, counts[k], width) for k in pair if k is not None).rstrip())
     return "\n".join([head, "", *lines])
 
 

@@ -59,6 +59,8 @@ def test_summary_ranks_classes(file):
     ranked = [line for line in text.splitlines() if line.startswith(tuple(counts.index))]
     assert ranked[0].split()[0] == counts.idxmax()
     assert f" {counts.max()} " in ranked[0]
+    table = text[text.index("most frequent") :]
+    assert all(table.count(identity) == 1 for identity in counts.index)  # seven classes: none is both frequent and rare
     assert ranked[0].split()[-1] == str(counts.min())
     assert f"{counts.sum()} labels" in text
 

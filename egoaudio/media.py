@@ -18,8 +18,8 @@ import av
 import av.filter
 import numpy as np
 
-from egoaudio.errors import MediaError, Status
 from egoaudio.containers import FAULTS, SOURCE_RATES_HZ, begin_seconds, first_track, open_media, packets, reason
+from egoaudio.errors import MediaError, Status
 from egoaudio.finding import MEDIA_EXTENSIONS, find_files
 from egoaudio.timeline import JITTER_SECONDS, TimeLine
 

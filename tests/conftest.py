@@ -1,0 +1,101 @@
+"""Media for the tests, made with PyAV: any container, codec and fault, in milliseconds."""
+
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+VIDEO_CODECS = {".avi": "mpeg4", ".webm": "libvpx", ".mpg": "mpeg2video", ".flv": "flv"}
+LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "quad", 6: "5.1"}
+
+
+def chirp(sample_rate, seconds, low_hz=200.0, high_hz=3000.0, amplitude=0.5):
+    """Return a sine that rises through ``seconds``, float32 ``(n,)``: the same sound at any rate, and no two places of it alike."""
+    times = np.arange(round(sample_rate * seconds)) / sample_rate
+    return (amplitude * np.sin(2 * np.pi * (low_hz * times + (high_hz - low_hz) / seconds * times**2 / 2))).astype(np.float32)
+
+
+def make_media(
+    path, seconds=2.0, audio="aac", video=False, sample_rate=44100, channels=2, tracks=1, sound=None, start_seconds=0.0, edit=None, options=None
+):
+    """Write a media file and return its path.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Its suffix chooses the container.
+    audio : str or None
+        Codec; None writes no audio track.
+    video : bool
+        Whether a small video track comes first.
+    tracks : int
+        Audio tracks; the second one and later ones are silent.
+    sound : ndarray, optional
+        Float32 ``(n,)`` for all channels or ``(channels, n)``; the chirp if not given.
+    start_seconds : float
+        Timestamp of the first sample.
+    edit : callable, optional
+        Gets ``(index, packet)`` of the first audio track, and returns the packet to write, or None to leave it out.
+    options : dict, optional
+        For the muxer.
+    """
+    container = av.open(str(path), "w", options=options or {})
+    if video:
+        picture = container.add_stream(VIDEO_CODECS.get(path.suffix, "libx264"), rate=25)
+        picture.width, picture.height, picture.pix_fmt = 64, 64, "yuv420p"
+    streams = [container.add_stream(audio, rate=sample_rate) for _ in range(tracks if audio else 0)]
+    for stream in streams:
+        stream.layout = LAYOUTS[channels]
+        if audio == "vorbis":
+            stream.codec_context.options = {"strict": "experimental"}
+    if video:
+        for index in range(round(25 * seconds)):
+            frame = av.VideoFrame(64, 64, "yuv420p")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(picture.encode(frame))
+        container.mux(picture.encode(None))
+    for number, stream in enumerate(streams):
+        samples = chirp(sample_rate, seconds) if sound is None else sound
+        samples = np.broadcast_to(samples, (channels, samples.shape[-1])) * np.float32(number == 0)
+        packets = []
+        for start in range(0, samples.shape[1], 4096):
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[:, start : start + 4096]), "fltp", LAYOUTS[channels])
+            frame.sample_rate, frame.time_base = sample_rate, Fraction(1, sample_rate)
+            frame.pts = start + round(start_seconds * sample_rate)
+            packets += stream.encode(frame)
+        for index, packet in enumerate(packets + stream.encode(None)):
+            if edit is not None and number == 0:
+                packet = edit(index, packet)
+            if packet is not None:
+                packet.stream = stream
+                container.mux(packet)
+    container.close()
+    return path
+
+
+def make_wav(path, samples, sample_rate, dtype="<f4", claims=None):
+    """Write a WAV by hand, ``samples`` ``(n, channels)``; ``claims`` replaces header fields by lies; return the path."""
+    samples = np.atleast_2d(np.asarray(samples).T).T.astype(dtype)
+    fields = {"format": 3 if dtype == "<f4" else 1, "channels": samples.shape[1], "sample_rate": sample_rate, "bytes": samples.nbytes, **(claims or {})}
+    width = samples.dtype.itemsize
+    layout = struct.pack(
+        "<4sIHHIIHH", b"fmt ", 16, fields["format"], fields["channels"], fields["sample_rate"],
+        min(2**32 - 1, fields["sample_rate"] * samples.shape[1] * width), samples.shape[1] * width, 8 * width,
+    )  # fmt: skip
+    data = struct.pack("<4sI", b"data", fields["bytes"]) + samples.tobytes()
+    path.write_bytes(struct.pack("<4sI4s", b"RIFF", min(2**32 - 1, 4 + len(layout) + 8 + fields["bytes"]), b"WAVE") + layout + data)
+    return path
+
+
+@pytest.fixture(scope="session")
+def good_files(tmp_path_factory):
+    """One good file of two seconds for each of a dozen kinds, ``{name: path}``."""
+    folder = tmp_path_factory.mktemp("good")
+    kinds = {
+        "mp4": {"video": True}, "m4a": {}, "mkv": {"audio": "libopus", "sample_rate": 48000, "video": True}, "avi": {"audio": "libmp3lame", "video": True},
+        "ts": {"video": True}, "mpg": {"audio": "mp2", "video": True}, "ogg": {"audio": "vorbis"}, "flac": {"audio": "flac"}, "wav": {"audio": "pcm_s16le"},
+        "mp3": {"audio": "libmp3lame"}, "flv": {"video": True}, "mov": {"audio": "alac"},
+    }  # fmt: skip
+    return {kind: make_media(folder / f"good.{kind}", **settings) for kind, settings in kinds.items()}

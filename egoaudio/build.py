@@ -56,7 +56,7 @@ def build(inputs, config, output, *, num_workers=1, patience_seconds=600.0, forc
     Raises
     ------
     EgoAudioError
-        For wrong input, an output that exists or is being built, changed inputs, or a full disk.
+        For wrong input, an output that exists or is in use, changed inputs, or a full disk.
     """
     output = Path(output)
     partial_path = output.with_name(output.name + ".partial")
@@ -271,7 +271,9 @@ def _fill(partial_path, gathered, config, num_workers, patience_seconds, process
                 if time.monotonic() - last_sync >= _SYNC_SECONDS:
                     _sync(file, writer)
                     last_sync = time.monotonic()
-        _count_classes(file, writer)
+        classes = file.class_table.copy()
+        classes["num_clips"] = file.count_classes()
+        writer.write("classes", 0, classes)
         _sync(file, writer)
         return report
 
@@ -296,17 +298,6 @@ def _sync(file, writer):
     done = (file.video_table["status"] != Status.PLANNED).astype(np.uint8)
     writer.sync()
     writer.write("synced", 0, done)
-
-
-def _count_classes(file, writer):
-    """Write for each class the number of clips that have data and are labelled with it."""
-    classes = file.class_table.copy()
-    classes["num_clips"] = 0
-    trainable, labels = file.trainable, file.labels
-    for start in range(0, file.num_clips, 65536):
-        rows = slice(start, start + 65536)
-        classes["num_clips"] += labels[rows][trainable[rows]].sum(axis=0, dtype=np.int64)
-    writer.write("classes", 0, classes)
 
 
 def _finish(partial_path, output):

@@ -1,5 +1,6 @@
 """Batches: every item once, in an order that seed and epoch decide, the same from every kind of process, never overwritten."""
 
+import multiprocessing
 import os
 import threading
 
@@ -189,6 +190,13 @@ def test_gain_is_in_units_of_the_normalised_feature(path, truth):
         assert 0.5 < np.abs(change).max() <= 6 / 4 + 1e-5
 
 
+def test_changes_differ_between_batches_and_epochs(path, truth):
+    _, features, _ = truth
+    batches = loader(path, gain_db=6.0)
+    gains = [(batch.features.numpy() - features[batch.rows])[:, 0, 0] for epoch in range(2) for batch in batches.epoch(epoch)]
+    assert len({round(float(gain[0]), 4) for gain in gains}) == len(gains) == 2 * len(batches)
+
+
 def test_a_batch_that_is_kept_is_never_overwritten(path, truth):
     _, features, _ = truth
     batches = loader(path, batch_size=4)
@@ -249,6 +257,8 @@ def test_a_file_that_changes_in_mid_epoch_stops_the_loop(tmp_path, workers):
             else:
                 os.utime(path)
     assert 1 <= seen < len(batches)
+    del batches
+    assert not multiprocessing.active_children()  # without waiting for the garbage collector
 
 
 def test_a_worker_started_after_the_file_was_replaced_refuses_it(path, tmp_path):

@@ -1,5 +1,7 @@
 """Rows out of the file: equal to plain indexing in every form of file, and never out of a file that has changed."""
 
+import ctypes
+import mmap
 import os
 import shutil
 import time
@@ -136,30 +138,32 @@ def test_announced_rows_come_into_memory_without_being_read(tmp_path):
     path = make_file(tmp_path / "cold.h5", num_videos=8, clips_per_video=50, features={"spectrogram": (32, 400)})
     source = gather.RowSource(path, "spectrogram")
     rows = np.random.default_rng(1).permutation(400)[:40]
-    offsets = (source.file.extents["spectrogram"].offset + rows * source.row_bytes).tolist()
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-
-        def in_memory(offset):
-            try:
-                return bool(os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT))
-            except OSError:
-                return False
-
+    starts = source.file.extents["spectrogram"].offset + rows * source.row_bytes
+    pages = np.unique(np.concatenate([np.arange(start // 4096, -(-(start + source.row_bytes) // 4096)) for start in starts]))
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        os.fsync(file.fileno())
         deadline = time.monotonic() + 5
-        while (warm := sum(map(in_memory, offsets))) and time.monotonic() < deadline:  # pages just written may be busy
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        while (warm := resident(mapped)[pages].any()) and time.monotonic() < deadline:  # pages just written may be busy
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             time.sleep(0.01)
         if warm:
             pytest.skip("this file system keeps its files in memory (tmpfs?)")
         source.announce(rows)
         deadline = time.monotonic() + 20
-        while not all(in_memory(offset) for offset in offsets) and time.monotonic() < deadline:
+        while not resident(mapped)[pages].all() and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert all(in_memory(offset) for offset in offsets)
+        assert resident(mapped)[pages].all()
+
+
+def resident(mapped):
+    """Return which pages of a map are in memory, as mincore(2) says: asking changes nothing."""
+    flags = (ctypes.c_ubyte * -(-len(mapped) // 4096))()
+    first = ctypes.c_char.from_buffer(mapped)
+    try:
+        assert ctypes.CDLL(None, use_errno=True).mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(len(mapped)), flags) == 0
     finally:
-        os.close(descriptor)
+        del first
+    return np.frombuffer(flags, np.uint8) & 1 == 1
 
 
 def test_descriptors_are_closed(path):

@@ -13,6 +13,7 @@ import scipy.fft
 from numpy.lib.stride_tricks import as_strided
 
 from egoaudio.errors import ConfigurationError
+from egoaudio.mel import FilterBank, kaldi_hz, kaldi_mel, slaney_hz, slaney_mel
 
 MIN_POWER = 1e-10
 TOP_DB = 80.0  # a clip's MFCC see nothing that is further below its loudest
@@ -25,8 +26,7 @@ LOGMEL_MIN_HZ = 20.0
 LOGMEL_MIN_ENERGY = np.float32(np.finfo(np.float32).eps)
 PREEMPHASIS = 0.97
 
-GROUP_FRAMES = 40  # frames that are transformed at once: as many as fit a core's L2 cache with all they become
-BAND_GROUPS = 6  # a bank's bands are multiplied in so many groups, each with the bins that it needs
+GROUP_FRAMES = 96  # that are transformed at once: 3 clips of 1 s, 12 % faster than one, no slower than any more
 COSINES = {"hann": (0.5, -0.5), "hamming": (0.54, -0.46), "blackman": (0.42, -0.5, 0.08), "boxcar": (1.0,)}
 
 
@@ -214,9 +214,8 @@ class Cepstra:
                 f"--f-min {config.f_min_hz:g}, --f-max {f_max_hz:g}: expected the first below the second, and that at most {nyquist:g}, half the sample rate"
             )
         frequencies = np.arange(config.n_fft // 2 + 1) * sample_rate / config.n_fft
-        edges = _slaney_hz(np.linspace(_slaney_mel(config.f_min_hz), _slaney_mel(f_max_hz), config.n_mels + 2))
-        bank = _triangles(frequencies, edges) * (2 / (edges[2:] - edges[:-2]))[:, None]
-        self._bank = _BandedProduct(bank)
+        edges = slaney_hz(np.linspace(slaney_mel(config.f_min_hz), slaney_mel(f_max_hz), config.n_mels + 2))
+        self._bank = FilterBank(frequencies, edges, 2 / (edges[2:] - edges[:-2]))
         self._cosines = scipy.fft.dct(np.eye(config.n_mels), norm="ortho")[:, : config.n_mfcc].astype(np.float32)
 
     def __call__(self, power, out):
@@ -241,12 +240,10 @@ class FilterBanks(_Framer):
         n_fft = 1 << (frame_length - 1).bit_length()
         window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(frame_length) / (frame_length - 1))
         super().__init__(1 + (num_samples - frame_length) // hop_length, frame_length, hop_length, n_fft, window)
-        edges = np.linspace(_kaldi_mel(LOGMEL_MIN_HZ), _kaldi_mel(sample_rate / 2), LOGMEL_BANDS + 2)
-        bank = _triangles(_kaldi_mel(np.arange(n_fft // 2 + 1) * sample_rate / n_fft), edges)
-        bank[:, -1] = 0  # Kaldi leaves out the highest bin
-        self._bank = _BandedProduct(bank)
+        edges = np.linspace(kaldi_mel(LOGMEL_MIN_HZ), kaldi_mel(sample_rate / 2), LOGMEL_BANDS + 2)
+        self._bank = FilterBank(kaldi_mel(np.arange(n_fft // 2) * sample_rate / n_fft), edges)  # Kaldi leaves out the highest bin
         self._emphasised = np.zeros((self.clips_at_once, num_samples), np.float32)
-        self.centres_hz = 700 * np.expm1(edges[1:-1] / 1127)
+        self.centres_hz = kaldi_hz(edges[1:-1])
 
     def __call__(self, samples, out):
         """Write the log energies of ``samples`` (clips, num_samples) to ``out`` (clips, num_frames, LOGMEL_BANDS).
@@ -268,55 +265,7 @@ class FilterBanks(_Framer):
         np.log(np.maximum(energies, LOGMEL_MIN_ENERGY, out=energies), out=out)
 
 
-class _BandedProduct:
-    """The product with a filter bank, a group of neighbouring bands at a time with only the bins they see.
-
-    A third of the bands lie in an eighth of the bins: six groups are four times as fast as the whole matrix.
-    """
-
-    def __init__(self, bank):
-        self._num_bands = len(bank)
-        self._groups = []
-        for bands in np.array_split(np.arange(len(bank)), min(BAND_GROUPS, len(bank))):
-            bins = np.flatnonzero(bank[bands].any(axis=0))
-            if len(bins):
-                seen = slice(bins[0], bins[-1] + 1)
-                self._groups.append((slice(bands[0], bands[-1] + 1), seen, np.ascontiguousarray(bank[bands, seen].T, dtype=np.float32)))
-
-    def __call__(self, power):
-        """Return the energies (clips, frames, bands) of ``power`` (clips, frames, bins)."""
-        flat = power.reshape(-1, power.shape[2])
-        energies = np.zeros((len(flat), self._num_bands), np.float32)
-        for bands, bins, weights in self._groups:
-            np.matmul(flat[:, bins], weights, out=energies[:, bands])
-        return energies.reshape(*power.shape[:2], self._num_bands)
-
-
 def _decibels(power, out):
     """Write 10 log10 of ``power``, at least -100 dB, to ``out``; ``power`` is spoilt. numpy's float32 log is vectorised, its log10 is not."""
     np.log(np.maximum(power, np.float32(MIN_POWER), out=power), out=out)
     out *= DECIBELS
-
-
-def _triangles(positions, edges):
-    """Return triangular filters (bands, positions): band i rises from edges[i] to edges[i + 1] and falls to edges[i + 2]."""
-    widths = np.diff(edges)[:, None]
-    distances = edges[:, None] - positions[None]
-    return np.maximum(0, np.minimum(-distances[:-2] / widths[:-1], distances[2:] / widths[1:]))
-
-
-def _kaldi_mel(hz):
-    """Return Kaldi's mel scale."""
-    return 1127 * np.log1p(np.asarray(hz) / 700)
-
-
-def _slaney_mel(hz):
-    """Return Slaney's mel scale: linear up to 1 kHz, where it is 15, then 27 steps to every factor of 6.4."""
-    hz = np.asarray(hz, dtype=np.float64)
-    return np.where(hz < 1000, hz * 3 / 200, 15 + np.log(np.maximum(hz, 1000) / 1000) * 27 / np.log(6.4))
-
-
-def _slaney_hz(mel):
-    """Return the inverse of Slaney's mel scale."""
-    mel = np.asarray(mel, dtype=np.float64)
-    return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((np.maximum(mel, 15) - 15) * np.log(6.4) / 27))

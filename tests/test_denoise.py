@@ -9,7 +9,6 @@ import pytest
 
 from egoaudio.configuration import DenoiseConfig
 from egoaudio.denoise import gate, gate_blocks
-from egoaudio.gating import lay_out
 from egoaudio.errors import ConfigurationError, EgoAudioError
 
 TOLERANCE = 1e-5
@@ -274,13 +273,3 @@ def test_memory_does_not_grow_with_the_recording(mode):
 
     short, long = peak(30), peak(120)
     assert long < 1.05 * short and long < 60e6
-
-
-def test_frames_of_a_clip_are_those_that_see_it():
-    layout = lay_out(16000, 30_000, 76_000)
-    assert (layout.silent_before, layout.num_frames, layout.silent_after) == (116, 66, 115)
-    assert layout.lead == 816  # the first frame holds the samples [-816, 208)
-    for num_samples in (1, 208, 209, 256, 1000, 15_999, 16_000):
-        layout = lay_out(num_samples, 30_000, num_samples + 60_000)
-        assert layout.lead < 1024 and (layout.num_frames - 1) * 256 < layout.lead + num_samples <= layout.num_frames * 256 + 768
-        assert layout.silent_before + layout.num_frames + layout.silent_after == (num_samples + 60_000) // 256 + 1

@@ -86,11 +86,11 @@ def _command(example):
     def decorate(function):
         @functools.wraps(function)
         def run(*args, **kwargs):
-            interrupts.listen()
             warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
             warnings.filterwarnings("always", module="egoaudio")
             try:
-                sys.exit(function(*args, **kwargs) or 0)
+                with interrupts.listening():
+                    sys.exit(function(*args, **kwargs) or 0)
             except EgoAudioError as error:
                 click.echo(f"error: {error}", err=True)
                 sys.exit(error.exit_code)

@@ -1,10 +1,11 @@
 """Ctrl-C and SIGTERM, heard for certain.
 
-A command calls ``listen``; the signal then raises ``Interrupted`` wherever the program is. Python drops what is raised
+A command runs inside ``listening``; the signal then raises ``Interrupted`` wherever the program is. Python drops what is raised
 while it runs a finaliser or a weak reference's callback (seen in one of two stops of a build), so long loops call
 ``check``, which raises it again.
 """
 
+import contextlib
 import signal
 
 
@@ -24,11 +25,17 @@ class Interrupted(KeyboardInterrupt):
 _heard = []  # the signal that came, if one has
 
 
-def listen():
-    """Have SIGINT and SIGTERM raise ``Interrupted`` from now on."""
+@contextlib.contextmanager
+def listening():
+    """Have SIGINT and SIGTERM raise ``Interrupted`` while the block runs."""
     _heard.clear()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _hear)
+    before = {number: signal.signal(number, _hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _heard.clear()
 
 
 def check():

@@ -129,6 +129,7 @@ class Gater:
     def __init__(self, layout, sample_rate, num_rows, workspace):
         self.layout = layout
         self.sample_rate = sample_rate
+        self.workspace = workspace
         self.bin_width, self.frame_width = smoothing_widths(sample_rate)
         self.sub_frames = -(-layout.num_frames // -(-layout.num_frames // SUB_BLOCK_FRAMES))
         sub_blocks = -(-layout.num_frames // self.sub_frames)
@@ -145,7 +146,7 @@ class Gater:
         self.values = workspace.array("values", (num_rows, block, NUM_BINS))
         self.mask = workspace.array("mask", (num_rows * block * self.wide + 2 * self.bin_width,))
         self.mask.fill(0)
-        self.spectra = workspace.array("spectra", (layout.num_frames if len(self.starts) > 1 else 0, NUM_BINS), np.complex64)
+        self.spectra = workspace.array("spectra", (num_rows, layout.num_frames, NUM_BINS), np.complex64)
         length = num_rows * max(block * self.wide, tall * NUM_BINS) + 2 * self.wide + (self.frame_width + 1) * NUM_BINS
         floats = max(3 * length, num_rows * block * N_FFT * (np.dtype(self.frame_type).itemsize // 4))
         transient = workspace.array("transient", (floats + floats % 2,))
@@ -207,11 +208,12 @@ class Gater:
         return np.multiply(overlapping(rows[:, HOP * first :], num_frames, N_FFT, HOP), window, out=windowed)
 
     def keep(self, number, spectrum):
-        """Return the spectrum of a block where it lasts: with several blocks, in the buffer for all of them."""
-        if len(self.starts) == 1:
-            return spectrum.astype(np.complex64, copy=False)
+        """Return the spectrum of a block where it lasts: in a buffer, but if it is the only one and as it should be."""
+        if len(self.starts) == 1 and spectrum.dtype == np.complex64:
+            return spectrum
+        count, num_frames, _ = spectrum.shape
         first = self.starts[number]
-        kept = self.spectra[None, first : first + spectrum.shape[1]]
+        kept = self.spectra[:count, first : first + num_frames]
         kept[:] = spectrum
         return kept
 

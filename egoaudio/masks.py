@@ -21,7 +21,8 @@ TINY = np.float32(1e-30)  # keeps 0/0 away from a bin that is silent throughout
 STATIONARY_DEVIATIONS = 1.5
 TOP_DB = 80.0
 EPS = float(np.finfo(np.float64).eps)  # noisereduce adds it to amplitudes before the logarithm
-BLOCK_FRAMES = 72  # in which the noise's spectrum is taken
+BLOCK_FRAMES = 72  # of the noise, transformed at once
+LEVELS_AT_ONCE = 100_000  # of the noise, in float64: those of a whole chunk would be 10 MB
 
 
 class NonstationaryGater(Gater):
@@ -166,28 +167,31 @@ class StationaryGater(Gater):
 
     def learn(self, noise):
         """Set the thresholds from ``noise`` (count, n)."""
-        self.thresholds = np.stack([noise_thresholds(sound) for sound in noise])
+        self.thresholds = np.stack([noise_thresholds(sound, self.workspace) for sound in noise])
 
     def fill_masks(self, rows, scale):
         """Put every block's mask, smoothed over bins, into ``smooth(number, count)``; return the blocks' spectra."""
+        count = len(rows)
         unit = scale * np.float64(N_FFT / 2)  # the spectrum's, that noisereduce divides by the window's sum
-        thresholds = np.broadcast_to(self.thresholds * unit, (len(rows), NUM_BINS))
-        peaks = np.zeros((len(rows), NUM_BINS))
-        spectra, above = [], []
-        for number in range(len(self.starts)):
+        thresholds = np.broadcast_to(self.thresholds * unit, (count, NUM_BINS))
+        above = self.workspace.array("above", (count, self.layout.num_frames, NUM_BINS), bool)
+        peaks = np.zeros((count, NUM_BINS))
+        spectra = []
+        for number, first in enumerate(self.starts):
             spectrum = scipy.fft.rfft(self.take_frames(rows, number, hann(N_FFT)))
-            amplitudes = np.abs(spectrum)
+            amplitudes = np.abs(spectrum, out=self.workspace.array("amplitudes", spectrum.shape, np.float64))
             amplitudes += (EPS * unit)[:, None]
-            above.append(amplitudes > thresholds[:, None])
+            np.greater(amplitudes, thresholds[:, None], out=above[:, first : first + spectrum.shape[1]])
             np.maximum(peaks, amplitudes.max(axis=1), out=peaks)
             spectra.append(self.keep(number, spectrum))
         self._always = peaks * 10 ** (-TOP_DB / 20) > thresholds  # noisereduce lifts every frame to 80 dB below the loudest
-        for number, open_bins in enumerate(above):
-            num_frames = open_bins.shape[1]
-            np.logical_or(open_bins, self._always[:, None], out=self.mask_of(len(rows), num_frames))
-            smooth = self.smooth(number, len(rows))[:, self.frame_width :]
+        for number, spectrum in enumerate(spectra):
+            num_frames = spectrum.shape[1]
+            is_open = above[:, self.starts[number] :][:, :num_frames]
+            np.logical_or(is_open, self._always[:, None], out=self.mask_of(count, num_frames))
+            smooth = self.smooth(number, count)[:, self.frame_width :]
             self.smooth_over_bins(smooth[:, :num_frames])
-            smooth[:, num_frames:] = self.mask_outside(len(rows)) if self.layout.silent_after else 0
+            smooth[:, num_frames:] = self.mask_outside(count) if self.layout.silent_after else 0
         return spectra
 
     def mask_outside(self, count):
@@ -199,7 +203,7 @@ class StationaryGater(Gater):
         return outside
 
 
-def noise_thresholds(samples):
+def noise_thresholds(samples, workspace):
     """Return the amplitudes (NUM_BINS,) float64 that noisereduce's stationary mode lets pass, learnt from ``samples`` (n,).
 
     Under 1,024 samples the frames are as long as the sound, overlapping by 768, as in scipy.signal.stft; where that
@@ -213,16 +217,22 @@ def noise_thresholds(samples):
     scale = np.abs(np.sqrt(1.0 / window.sum() ** 2))
     padded = np.concatenate([np.zeros(size // 2, np.float32), samples, np.zeros(size // 2, np.float32)])
     num_frames = (len(padded) - size) // hop + 1
-    amplitudes = np.empty((num_frames, NUM_BINS), np.float32)
+    amplitudes = workspace.array("noise", (num_frames, NUM_BINS))
     for first in range(0, num_frames, BLOCK_FRAMES):
         last = min(first + BLOCK_FRAMES, num_frames)
         frames = overlapping(padded[None, hop * first :], last - first, size, hop)[0]
-        np.abs(scipy.fft.rfft(frames * window.real, n=N_FFT) * scale, out=amplitudes[first:last])
+        spectrum = scipy.fft.rfft(np.multiply(frames, window.real, out=workspace.array("noise_frames", frames.shape)), n=N_FFT)
+        spectrum *= scale
+        np.abs(spectrum, out=amplitudes[first:last])
     floor = (amplitudes.max(axis=0) + EPS) * 10 ** (-TOP_DB / 20)
     thresholds = np.empty(NUM_BINS)
-    for bins in (slice(first, first + 64) for first in range(0, NUM_BINS, 64)):  # in parts: float64 of a whole chunk is 10 MB
-        levels = amplitudes[:, bins].astype(np.float64)
-        levels += EPS
+    step = max(32, LEVELS_AT_ONCE // num_frames)
+    for bins in (slice(first, first + step) for first in range(0, NUM_BINS, step)):
+        levels = workspace.array("levels", amplitudes[:, bins].shape, np.float64)
+        np.add(amplitudes[:, bins], EPS, out=levels)
         np.log(np.maximum(levels, floor[bins], out=levels), out=levels)
-        thresholds[bins] = np.exp(levels.mean(axis=0) + STATIONARY_DEVIATIONS * levels.std(axis=0))
+        means = levels.mean(axis=0)
+        levels -= means
+        levels *= levels
+        thresholds[bins] = np.exp(means + STATIONARY_DEVIATIONS * np.sqrt(levels.mean(axis=0)))
     return thresholds

@@ -30,7 +30,7 @@ def copy(path, tmp_path):
 
 def repack(path, target):
     """Write the file again with a compressed spectrogram, as h5repack does."""
-    with h5py.File(path, "r", locking=False) as source, h5py.File(target, "w") as repacked:
+    with h5py.File(path, "r") as source, h5py.File(target, "w") as repacked:
         repacked.attrs.update(source.attrs)
         for name in source:
             if name != "spectrogram":
@@ -134,7 +134,9 @@ def test_another_process_refuses_a_file_that_has_taken_the_name(copy, tmp_path):
         gather.RowSource(str(copy), "spectrogram", identity)
 
 
-def test_announced_rows_come_into_memory_without_being_read(tmp_path):
+@pytest.mark.parametrize("just_opened", [True, False])
+def test_announced_rows_come_into_memory_without_being_read(tmp_path, monkeypatch, just_opened):
+    monkeypatch.setattr(gather, "_ANNOUNCED_BYTES", 20_000)  # several announcements a row
     path = make_file(tmp_path / "cold.h5", num_videos=8, clips_per_video=50, features={"spectrogram": (32, 400)})
     source = gather.RowSource(path, "spectrogram")
     rows = np.random.default_rng(1).permutation(400)[:40]
@@ -148,11 +150,24 @@ def test_announced_rows_come_into_memory_without_being_read(tmp_path):
             time.sleep(0.01)
         if warm:
             pytest.skip("this file system keeps its files in memory (tmpfs?)")
+        if not just_opened:
+            source._cold_batches = 0  # it has to ask
         source.announce(rows)
         deadline = time.monotonic() + 20
         while not resident(mapped)[pages].all() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert resident(mapped)[pages].all()
+
+
+def test_rows_that_are_in_memory_are_announced_no_longer(path, monkeypatch):
+    monkeypatch.setattr(gather, "_COLD_BATCHES", 2)
+    announced = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: announced.append(arguments))
+    source = gather.RowSource(path, "spectrogram")
+    take(path, np.arange(300))
+    for expected in (10, 20, 20, 20):
+        source.announce(np.arange(10))
+        assert len(announced) == expected
 
 
 def resident(mapped):

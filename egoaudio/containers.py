@@ -87,25 +87,27 @@ def begin_seconds(container):
     return time_zero((container.start_time or 0) / av.time_base, is_arbitrary)
 
 
-def packets(container, stream):
-    """Yield the packets of ``stream`` that hold something, over read errors, and an empty one at the end (it drains a decoder).
+def packets(container, stream, line):
+    """Yield the packets of ``stream`` that hold something, over read errors.
 
-    The end is believed when nothing comes after it: a packet that claims to reach beyond the file looks like one.
+    The end is believed when nothing comes after it: a packet that claims to reach beyond the file looks like one. Ogg files can
+    hold thousands of empty packets, which FFmpeg counts as sound: the time line is told of each.
     """
     faults, payload, found = 0, _PAYLOAD_FACTOR * container.size, True
     while found and faults < _READ_FAULTS and payload > 0:
         found = False
         try:
             for packet in container.demux(stream):
-                if packet.size:  # Ogg files can hold thousands of empty ones
-                    found, faults = True, 0
-                    payload -= packet.size
-                    yield packet
-                    if payload < 0:
-                        break
+                if not packet.size:
+                    line.slip()
+                    continue
+                found, faults = True, 0
+                payload -= packet.size
+                yield packet
+                if payload < 0:
+                    break
         except FAULTS:
             found, faults = True, faults + 1
-    yield av.Packet()
 
 
 def reason(error):

@@ -29,6 +29,7 @@ BLOCK_SAMPLES = 65536
 """Most samples in a block."""
 _PORTION_VALUES = 32768  # samples times channels that are resampled at a time: they stay in the cache
 _DISAGREEMENT_SECONDS = 0.1  # a container's claim and its packets may differ by less than this
+_RAW = ("aac", "latm", "ac3", "eac3", "dts", "truehd", "mp3")  # without timestamps: FFmpeg counts packets at the first one's rate
 _END = (None, None, 0.0)  # after the last sound
 _PACKET_SAMPLES = 65536  # no packet of a compressed codec holds more (FLAC's largest block)
 
@@ -113,13 +114,11 @@ class Decoder:
     def _decode(self, container, stream):
         """Yield the blocks of ``stream``."""
         line, run, fault, padding = TimeLine(begin_seconds(container)), None, None, 0
-        sounds = itertools.chain(_sounds(container, stream), [_END])
-        for (frame, timestamp, seconds), (after, following, _) in itertools.pairwise(sounds):
+        for frame, offset, at_end in _placed(container, stream, line):
+            padding = at_end
             if isinstance(frame, Exception):
                 fault = frame
-                line.lose(timestamp, seconds, following)
                 continue
-            offset = line.place(timestamp, seconds, following)
             surplus = round(-offset * frame.sample_rate) if offset < 0 else 0
             if surplus >= frame.samples:
                 continue
@@ -128,8 +127,6 @@ class Decoder:
                     yield from self._emit(run.finish())
                 yield from self._fill(line.start, lost=fault is not None or self.num_samples > 0)
                 run = _Run(frame, self.sample_rate)
-            if after is None:
-                padding = _padding(frame, stream)
             run.write(frame, surplus)
             if run.is_full:
                 yield from self._emit(run.read())
@@ -228,10 +225,25 @@ class _Run:
             return
 
 
-def _sounds(container, stream):
+def _placed(container, stream, line):
+    """Place all sounds on ``line``; yield ``(frame, seconds of silence before it, samples of padding at its end)``.
+
+    In place of a frame comes the exception where something did not decode. Only the last frame can have padding.
+    """
+    sounds = itertools.chain(_sounds(container, stream, line), [_END])
+    for (frame, timestamp, seconds), (after, following, _) in itertools.pairwise(sounds):
+        if isinstance(frame, Exception):
+            line.lose(timestamp, seconds, following)
+            yield frame, 0.0, 0
+        else:
+            padding = _padding(frame, stream) if after is None and container.format.name not in _RAW else 0
+            yield frame, line.place(timestamp, seconds, following), padding
+
+
+def _sounds(container, stream, line):
     """Yield ``(frame, timestamp, seconds)`` of all that decodes, with an exception for the frame where something did not."""
     decode, tick, packet_seconds = stream.codec_context.decode, float(stream.time_base), _packet_seconds(stream)
-    for packet in packets(container, stream):
+    for packet in itertools.chain(packets(container, stream, line), [av.Packet()]):  # an empty one drains the decoder
         try:
             frames = decode(packet)
         except FAULTS as error:
@@ -251,7 +263,7 @@ def _measure(container, stream):
     # Packets of a fixed length need not be looked up on a coarse clock; of others only the timestamps are exact.
     line = TimeLine(begin_seconds(container), JITTER_SECONDS if stream.codec_context.frame_size else 0.0)
     tick, packet_seconds, seconds = float(stream.time_base), _packet_seconds(stream), 0.0
-    stated = _from_index(container, stream) or _from_packets(container, stream)
+    stated = _from_index(container, stream) or _from_packets(container, stream, line)
     for (timestamp, ticks), (following, _) in itertools.pairwise(itertools.chain(stated, [(None, 0)])):
         if not ticks and None not in (timestamp, following):  # the container does not say
             ticks = following - timestamp
@@ -261,8 +273,8 @@ def _measure(container, stream):
 
 
 def _agrees(seconds, container, stream):
-    """Return whether a measured duration is what the container claims, as far as it says."""
-    if not seconds > 0:
+    """Return whether a measured duration is what the container claims, if it claims anything that is worth something."""
+    if not seconds > 0 or container.format.name in _RAW:
         return False
     if stream.duration is not None:
         return abs(seconds - stream.duration * stream.time_base) < _DISAGREEMENT_SECONDS
@@ -272,24 +284,21 @@ def _agrees(seconds, container, stream):
 def _measure_decoded(path):
     """Return the duration of a file's first audio track in seconds, from what decodes."""
     with open_media(path) as container:
-        stream, decodes = first_track(container, path), False
+        stream, end = first_track(container, path), 0.0
         line = TimeLine(begin_seconds(container))
-        for (frame, timestamp, seconds), (_, following, _) in itertools.pairwise(itertools.chain(_sounds(container, stream), [_END])):
-            if isinstance(frame, Exception):
-                line.lose(timestamp, seconds, following)
-            else:
-                line.place(timestamp, seconds, following)
-                decodes = True
-    if not decodes:
+        for frame, _, padding in _placed(container, stream, line):
+            if not isinstance(frame, Exception):
+                end = line.end - padding / frame.sample_rate
+    if not end > 0:
         raise MediaError(f"{path}: its audio track holds no sound that can be decoded; was the file cut off?")
-    return max(line.end, line.lost_until)
+    return max(end, line.lost_until)
 
 
-def _from_packets(container, stream):
+def _from_packets(container, stream, line):
     """Yield ``(timestamp, duration)`` in ticks of every packet with sound."""
     context = stream.codec_context
-    for packet in packets(container, stream):
-        if packet.size and not packet.is_discard:  # the last one is empty
+    for packet in packets(container, stream, line):
+        if not packet.is_discard:
             ticks = packet.duration
             if context.frame_size and packet.has_sidedata("skip_samples"):
                 padding = int.from_bytes(bytes(packet.get_sidedata("skip_samples"))[4:8], "little")

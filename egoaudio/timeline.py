@@ -14,6 +14,7 @@ JITTER_SECONDS = 0.02  # timestamps may wander by less than this before they are
 _EXACT_SECONDS = 1e-4  # at the start and after a fault they are obeyed to this
 _OVERLAP_SECONDS = 1.0  # a clock that jumps back further was reset; it does not mean that the sound comes twice
 _SILENCE_SECONDS = 60.0  # gaps may add up to this much more than the sound that packets hold
+_PACKET_SECONDS = 1.0  # a lost packet of unknown length lasts until the next one, but no longer than this
 _SLIPS = 10  # wrong timestamps, beside a tenth of all, after which the clock is not asked any more
 
 
@@ -45,21 +46,25 @@ class TimeLine:
         """
         offset = self._offset(timestamp, seconds, following)
         self._held += seconds
-        self._exact = False
-        if offset > 0:
-            self._silence += offset
-        elif offset < 0:
-            self._dropped -= offset
+        self._silence += max(0.0, offset)
+        self._dropped += min(max(0.0, -offset), seconds)
+        self._exact = offset + seconds <= 0  # what is dropped whole does not decide where the next one goes
         self.start = self.end + max(0.0, offset)
         self.end += max(0.0, offset + seconds)
         return offset
 
     def lose(self, timestamp, seconds, following):
         """Place what could not be decoded: it stays silent, and the next timestamp is obeyed exactly."""
+        if not seconds and timestamp is not None and following is not None:  # a damaged packet may not say
+            seconds = min(max(0.0, following - timestamp), _PACKET_SECONDS)
         offset = self._offset(timestamp, seconds, following)
         self.lost_until = max(self.lost_until, self.end + offset + seconds)
         self._held += seconds
         self._exact = True
+
+    def slip(self):
+        """Take note that the clock counts something as sound that is none."""
+        self._slips += 1
 
     def _offset(self, timestamp, seconds, following):
         """Return where a sound lies after the end so far, in seconds."""
@@ -70,7 +75,7 @@ class TimeLine:
         offset = timestamp + self._shift - self.end
         if abs(offset) < (_EXACT_SECONDS if self._exact else self._jitter):
             return 0.0
-        if following is not None and abs(following - timestamp - seconds) >= JITTER_SECONDS:
+        if following is not None and not self._confirms(offset, following - timestamp - seconds):
             self._slips += 1
             return onward
         if self._is_believable(offset):
@@ -82,6 +87,10 @@ class TimeLine:
             return former if abs(former) >= self._jitter else 0.0
         self._shift = self.end + onward - timestamp
         return onward
+
+    def _confirms(self, offset, gap):
+        """Return whether a jump by ``offset`` goes on after it, with ``gap`` seconds until the next sound: a slip is taken back."""
+        return gap > -JITTER_SECONDS and (offset > 0 or gap < JITTER_SECONDS)
 
     def _is_believable(self, offset):
         """Return whether what the packets hold bears out a jump by ``offset`` seconds."""

@@ -71,14 +71,15 @@ def test_every_container_decodes_in_step_and_as_long_as_probed(tmp_path, extensi
     reference = chirp(RATE, 2.0)
     assert abs(_lag(samples, reference) - delay) <= 1
     heard = samples[delay : delay + len(reference)]
-    assert np.corrcoef(heard, reference[: len(heard)])[0, 1] > 0.97
+    assert np.corrcoef(heard, reference[: len(heard)])[0, 1] > 0.9  # a delay of half a sample costs 5 %
     assert decoder.lost_samples == 0
     recording = media.probe(path)
     assert (recording.status, recording.error, recording.sample_rate, recording.channels) == (Status.OK, "", rate, 2)
-    assert abs(recording.duration_seconds * RATE - len(samples)) <= 20  # a Matroska clock ticks in milliseconds
+    # A Matroska clock ticks in milliseconds, and does not say how much of Vorbis' last packet is padding.
+    assert abs(recording.duration_seconds * RATE - len(samples)) <= (320 if codec == "vorbis" else 20)
     # Frames make lossy sound longer, but for containers that say where it ends.
     assert 0 <= len(samples) - 2 * RATE - delay <= 800
-    if extension in ("mp4", "m4a", "mov", "wav", "flac", "mp3", "ogg") and codec not in ("ac3", "libmp3lame"):
+    if extension in ("mp4", "m4a", "mov", "wav", "flac", "mp3", "ogg") and codec not in ("ac3", "libmp3lame", "vorbis"):
         assert len(samples) == 2 * RATE
 
 
@@ -156,7 +157,7 @@ def test_a_file_cut_from_a_longer_one_starts_at_its_first_sample(tmp_path):
 @pytest.mark.parametrize(("extension", "codec"), [("mkv", "flac"), ("mp4", "aac"), ("ts", "mp2"), ("mkv", "libopus")])
 def test_a_gap_in_the_timestamps_is_silence_of_its_length(tmp_path, extension, codec):
     def move(index, packet):
-        if index >= 20:
+        if index >= 8:
             shift = round(0.5 / packet.time_base)
             packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
         return packet
@@ -166,27 +167,25 @@ def test_a_gap_in_the_timestamps_is_silence_of_its_length(tmp_path, extension, c
     ((start, length),) = _silences(samples, shortest=1000)
     assert abs(length - 8000) <= 60
     whole = _decode(make_media(tmp_path / f"b.{extension}", audio=codec, sample_rate=48000))[0]
-    assert abs(len(samples) - len(whole) - 8000) <= 1
+    assert abs(len(samples) - len(whole) - 8000) <= 20
     after = start + length + 1600
-    assert abs(_lag(samples[after : after + 6400], whole[after - 8000 : after - 1600])) <= 1
+    assert abs(_lag(samples[after : after + 6400], whole[after - 8000 : after - 1600])) <= 16
     assert abs(decoder.lost_samples - 8000) <= 60
     assert abs(media.probe(path).duration_seconds * RATE - len(samples)) <= 20
 
 
 def test_sound_that_comes_twice_is_heard_once(tmp_path):
     def move(index, packet):
-        if index >= 10:
+        if index >= 4:
             shift = round(0.25 / packet.time_base)
             packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
         return packet
 
-    # No muxer writes time backwards: take back at once what a first shift has opened.
-    path = tmp_path / "a.mkv"
-    make_media(path, audio="pcm_s16le", sample_rate=RATE, edit=move)
     whole = chirp(RATE, 2.0)
-    samples, _ = _decode(path)
-    assert abs(len(samples) - len(whole) + 4000) <= 40
+    samples, _ = _decode(make_media(tmp_path / "a.mkv", audio="pcm_s16le", sample_rate=RATE, edit=move))
+    assert abs(len(samples) - len(whole) + 4000) <= 20
     assert abs(_lag(samples[-8000:], whole[-8000:])) <= 20
+    assert not _silences(samples)
 
 
 def test_timestamps_that_wander_by_milliseconds_leave_the_sound_whole(tmp_path):
@@ -217,26 +216,30 @@ def test_an_absurd_timestamp_makes_no_hours_of_silence(tmp_path):
 # --------------------------------------------------------------------------------------------------- faults
 
 
-def _garbage(packet):
-    spoiled = av.Packet(b"\xff" * max(8, packet.size))
+def _garbage(packet, byte=b"\x55"):
+    spoiled = av.Packet(byte * max(8, packet.size))
     spoiled.pts, spoiled.dts, spoiled.duration, spoiled.time_base = packet.pts, packet.dts, packet.duration, packet.time_base
     return spoiled
 
 
-@pytest.mark.parametrize("spoiled", [{20}, set(range(20, 40)), {0, 1, 2}, {10, 30, 31, 50}])
-@pytest.mark.parametrize("extension", ["mkv", "mp4"])
-def test_a_bad_packet_costs_that_packet(tmp_path, extension, spoiled):
-    whole, _ = _decode(make_media(tmp_path / f"a.{extension}"))
-    path = make_media(tmp_path / f"b.{extension}", edit=lambda index, packet: _garbage(packet) if index in spoiled else packet)
+@pytest.mark.parametrize("spoiled", [{20}, set(range(20, 40)), {1, 2}, {10, 30, 31, 50}])
+@pytest.mark.parametrize(("extension", "codec", "slack"), [("mkv", "aac", 20), ("mp4", "aac", 2), ("mkv", "libmp3lame", 20), ("mkv", "ac3", 20)])
+def test_a_bad_packet_costs_that_packet(tmp_path, extension, codec, slack, spoiled):
+    whole, _ = _decode(make_media(tmp_path / f"a.{extension}", audio=codec, sample_rate=48000))
+    path = make_media(
+        tmp_path / f"b.{extension}", audio=codec, sample_rate=48000, edit=lambda index, packet: _garbage(packet) if index in spoiled else packet
+    )
     samples, decoder = _decode(path)
-    frame = 1024 * RATE / 44100
-    heard = [index for index in spoiled if index > 0]  # packet 0 is the encoder's delay
-    assert abs(decoder.lost_samples - len(heard) * frame) <= 3 * len(heard) + 20
-    assert len(samples) == len(whole)
-    lost = np.zeros(len(whole), bool)
+    frame = {"aac": 1024, "libmp3lame": 1152, "ac3": 1536}[codec] * RATE // 48000
+    assert len(spoiled) * frame - 30 <= decoder.lost_samples <= 2 * len(spoiled) * frame + 30  # MP3 packets lean on the ones before
+    assert abs(len(samples) - len(whole)) <= slack
+    touched = np.zeros(len(whole), bool)
     for index in spoiled:
-        lost[max(0, round((index - 2) * frame)) : round((index + 2.5) * frame)] = True
-    assert np.abs(samples - whole)[~lost].max() < 0.02
+        touched[max(0, (index - 3) * frame) : (index + 4) * frame] = True
+    edges = np.flatnonzero(np.diff(np.concatenate([[1], touched, [1]])))
+    for start, stop in edges.reshape(-1, 2):
+        if stop - start > 3000:
+            assert abs(_lag(samples[start + 100 : stop - 100], whole[start + 100 : stop - 100])) <= slack
     assert abs(media.probe(path).duration_seconds * RATE - len(samples)) <= 20
 
 
@@ -249,13 +252,20 @@ def test_bad_packets_at_the_end_are_silence_up_to_their_end(tmp_path):
 
 
 def test_nine_bad_packets_in_ten_leave_the_tenth_in_its_place(tmp_path):
-    path = make_media(tmp_path / "a.mkv", audio="libopus", sample_rate=48000, seconds=20.0, edit=lambda index, packet: packet if index % 10 == 5 else _garbage(packet))
+    def keep_tenth(index, packet):
+        return packet if index % 10 == 5 else _garbage(packet)
+
+    whole, _ = _decode(make_media(tmp_path / "a.mkv", audio="flac", seconds=20.0))
+    path = make_media(tmp_path / "b.mkv", audio="flac", seconds=20.0, edit=keep_tenth)
     samples, decoder = _decode(path)
-    whole, _ = _decode(make_media(tmp_path / "b.mkv", audio="libopus", sample_rate=48000, seconds=20.0))
-    assert abs(len(samples) - len(whole)) <= 20
+    frame = 4608 * RATE // 44100
+    assert abs(len(samples) - len(whole)) <= frame  # the last one does not say how long it is
+    assert abs(media.probe(path).duration_seconds * RATE - len(samples)) <= frame
     assert 0.85 < decoder.lost_samples / len(samples) < 0.95
-    loud = np.abs(samples) > 0.05
-    assert np.corrcoef(samples[loud], whole[: len(samples)][loud])[0, 1] > 0.7
+    for index in (5, 95, 185):
+        heard = slice(index * frame + 300, (index + 1) * frame)
+        assert abs(_lag(samples[heard], whole[heard])) <= 16
+        assert np.abs(samples[heard]).max() > 0.4
 
 
 def test_a_file_of_nothing_but_bad_packets_cannot_be_decoded(tmp_path):
@@ -271,8 +281,10 @@ def test_rate_and_channels_that_change_in_mid_stream_do_not_stop_the_sound(tmp_p
     path.write_bytes(first.read_bytes() + second.read_bytes())
     samples, _ = _decode(path)
     length = len(_decode(first)[0])
-    assert abs(_lag(samples[length:], chirp(RATE, 1.0)) - 1024 * RATE / 22050) <= 40
-    assert abs(len(samples) - length - len(_decode(second)[0])) <= 2
+    # FFmpeg makes up the timestamps of a raw stream, and they overlap by a frame where the rate changes.
+    assert abs(_lag(samples[length:], chirp(RATE, 1.0)) - 1024 * RATE / 22050) <= 400
+    assert abs(len(samples) - length - len(_decode(second)[0])) <= 400
+    assert abs(media.probe(path).duration_seconds * RATE - len(samples)) <= 2
 
 
 def test_peaks_are_clipped_and_what_is_no_number_is_lost(tmp_path):
@@ -308,15 +320,17 @@ def _patched(path, old, new):
 
 
 def test_a_codec_without_a_decoder_is_named(tmp_path):
-    path = _patched(make_media(tmp_path / "a.mp4"), b"mp4a", b"zzzz")
+    path = _patched(make_media(tmp_path / "a.mp4", audio="alac"), b"alac", b"zzzz")
     assert media.probe(path) == media.Recording(Status.UNREADABLE, "there is no decoder for its audio track")
     with pytest.raises(MediaError, match="no decoder"):
         list(media.Decoder(path, RATE))
 
 
-@pytest.mark.parametrize("claims", [{"sample_rate": 0}, {"channels": 0}, {"sample_rate": 2**31 - 1}, {"sample_rate": 3}, {"sample_rate": 2**32 - 1}, {"channels": 65535}])
-def test_absurd_rates_and_channels_are_refused(tmp_path, claims):
-    path = make_wav(tmp_path / "a.wav", np.zeros(1000), RATE, claims=claims)
+@pytest.mark.parametrize(
+    ("field", "value"), [("sample_rate", 0), ("sample_rate", 3), ("sample_rate", 2**31 - 1), ("sample_rate", 2**32 - 1), ("channels", 0), ("channels", 65535)]
+)
+def test_absurd_rates_and_channels_are_refused(tmp_path, field, value):
+    path = make_wav(tmp_path / "a.wav", np.zeros(1000), RATE, claims={field: value})
     assert media.probe(path).status == Status.UNREADABLE
     with pytest.raises(MediaError, match=r"a\.wav: "):
         list(media.Decoder(path, RATE))
@@ -407,8 +421,8 @@ def test_an_mp4_cut_off_after_its_index_gives_what_is_there(tmp_path):
 
 def test_a_fragmented_mp4_is_measured_whole(tmp_path):
     path = make_media(tmp_path / "a.mp4", video=True, options={"movflags": "frag_keyframe+empty_moov", "frag_duration": "200000"})
-    assert media.probe(path).duration_seconds * RATE == pytest.approx(len(_decode(path)[0]), abs=400)
-    assert media.probe(path).duration_seconds == pytest.approx(2.0, abs=0.05)
+    assert media.probe(path).duration_seconds * RATE == pytest.approx(len(_decode(path)[0]), abs=2)
+    assert media.probe(path).duration_seconds == pytest.approx(2.0, abs=0.1)
 
 
 PLAYLISTS = {
@@ -470,7 +484,7 @@ def test_a_decoder_can_be_run_again(good_files):
     assert decoder.num_samples == len(first)
 
 
-PEAK = """
+_PEAK = """
 import sys
 from egoaudio import media
 recording = media.probe(sys.argv[1])
@@ -480,17 +494,17 @@ print(recording.duration_seconds, total, peak.split()[1])
 """
 
 
-@pytest.mark.parametrize(("extension", "codec", "rate", "seconds"), [("flac", "flac", 8000, 7200), ("ogg", "libopus", 8000, 1800)])
+@pytest.mark.parametrize(("extension", "codec", "rate", "seconds"), [("flac", "flac", 8000, 7200), ("ogg", "libopus", 48000, 300)])
 def test_hours_in_a_tiny_file_take_no_memory(tmp_path, extension, codec, rate, seconds):
     peaks = {}
     for length in (10, seconds):
         path = make_media(tmp_path / f"{length}.{extension}", audio=codec, sample_rate=rate, channels=1, sound=np.zeros((1, length * rate), np.float32))
-        output = subprocess.run([sys.executable, "-c", PEAK, str(path)], check=True, capture_output=True, text=True).stdout
+        output = subprocess.run([sys.executable, "-c", _PEAK, str(path)], check=True, capture_output=True, text=True).stdout
         duration, total, peaks[length] = (float(word) for word in output.split())
         assert duration == pytest.approx(length, abs=0.1)
         assert total == pytest.approx(length * RATE, abs=1600)
     assert path.stat().st_size < 1_500_000
-    assert peaks[seconds] - peaks[10] < 12_000  # KiB; the samples alone would be 460,000
+    assert peaks[seconds] - peaks[10] < 8_000  # KiB; the samples alone would be 19,000 or 460,000
 
 
 def test_damaged_files_end_in_sound_or_a_named_error(good_files, tmp_path):

@@ -14,7 +14,7 @@ ROOT = Path(egoaudio.__file__).parent
 # From the ground up: a room may use only rooms that stand before it.
 ROOMS = """
     _version errors interrupts configuration tables annotations
-    timeline containers finding media clips gating denoise features
+    timeline containers finding media clips gating masks denoise mel features
     disk layout extents integrity reader store
     workers progress extraction plan report lock build plots inspection
     gather splits augment dataset

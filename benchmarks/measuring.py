@@ -1,0 +1,79 @@
+"""What the benchmarks share: the machine, medians of interleaved runs, a table and a JSON.
+
+Machines drift, ratios do not: rivals run in turn (A B A B ...), and the median of each is quoted.
+"""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+from importlib import metadata
+
+PACKAGES = (
+    "av", "h5py", "joblib", "numpy", "scipy", "torch", "librosa", "noisereduce",
+    "moviepy", "lhotse", "webdataset", "litdata", "datasets", "lightning", "accelerate",
+)
+
+
+def machine():
+    """Return the processor, its cores, and the versions of what was measured."""
+    with open("/proc/cpuinfo") as file:
+        model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {"processor": model, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(), "versions": versions}
+
+
+def cpu_seconds():
+    """Return the processor time of this process and its ended children."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def interleave(rivals, repeats):
+    """Run each rival in turn, ``repeats`` times after one warm-up.
+
+    Parameters
+    ----------
+    rivals : dict of str to callable
+
+    Returns
+    -------
+    dict of str to list of dict
+        ``wall`` and ``cpu`` seconds of every run.
+    """
+    runs = {name: [] for name in rivals}
+    for repeat in range(repeats + 1):
+        for name, run in rivals.items():
+            cpu, wall = cpu_seconds(), time.perf_counter()
+            run()
+            if repeat:
+                runs[name].append({"wall": time.perf_counter() - wall, "cpu": cpu_seconds() - cpu})
+    return runs
+
+
+def median(runs, kind="wall"):
+    """Return the median of the runs of one rival."""
+    return statistics.median(run[kind] for run in runs)
+
+
+def table(header, rows):
+    """Print a Markdown table, its columns aligned."""
+    rows = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    for row in [header, ["-" * width for width in widths], *rows]:
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+    print(flush=True)
+
+
+def write_json(path, **facts):
+    """Write what was measured, with the machine, if a path is given."""
+    if path:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"machine": machine(), **facts}, file, indent=1)

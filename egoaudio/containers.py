@@ -10,6 +10,7 @@ descriptors for a network and buffers up to 16 MB.
 
 import contextlib
 import functools
+import io
 import os
 import stat
 
@@ -31,6 +32,16 @@ _READ_FAULTS = 100  # read errors in a row before the rest of a file is given up
 _PAYLOAD_FACTOR = 4  # packets that add up to more than this many times the file's size are read over and over: a bomb
 
 
+class _File(io.FileIO):
+    """A file whose ``seek`` answers a damaged index with a negative number, as C does: PyAV would print an exception."""
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        try:
+            return super().seek(offset, whence)
+        except (OSError, ValueError):
+            return -1
+
+
 @contextlib.contextmanager
 def open_media(path):
     """Open a media file for reading; yield its container and close it."""
@@ -38,7 +49,7 @@ def open_media(path):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise MediaError(f"{path}: not a regular file but a folder, pipe, socket or device")
         # By number, so that its name decides nothing; without blocking, since it might be a pipe by now.
-        file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)
+        file = _File(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except (OSError, ValueError) as error:
         raise MediaError(f"{path}: cannot be opened: {reason(error)}") from error
     options = {"protocol_whitelist": "none", "format_whitelist": _CONTAINERS, "codec_whitelist": _audio_decoders()}

@@ -465,6 +465,14 @@ def test_broken_files_print_nothing(tmp_path, good_files, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_an_offset_that_no_file_has_prints_nothing(tmp_path, capfd):
+    data = make_media(tmp_path / "a.w64", audio="pcm_s16le").read_bytes()
+    path = tmp_path / "b.w64"
+    path.write_bytes(data[:40] + 3 * (b"x" * 16 + struct.pack("<Q", 2**62)) + data[40:])  # chunks of four exabytes
+    media.probe(path)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_files_are_closed_and_no_threads_are_started(good_files):
     descriptors, threads = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
     for _ in range(5):

@@ -184,8 +184,7 @@ class Gater:
             rows *= scale
         spectra = self.fill_masks(rows, scale)
         self._share_edges(len(rows))
-        hops = rows.reshape(len(rows), -1, HOP)
-        hops[:, : OVERLAP - 1] = 0
+        hops = rows.reshape(len(rows), -1, HOP)  # the first three keep something of the sound: they are before what is wanted
         for number, spectrum in enumerate(spectra):
             start = HOP * self.starts[number]
             if start < self.layout.inside.stop and start + HOP * (spectrum.shape[1] + OVERLAP - 1) > self.layout.inside.start:

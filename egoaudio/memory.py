@@ -5,8 +5,10 @@ telling it, so what may be used is read beforehand from three places: the proces
 control groups it is in, and what the machine has left. Source: proc(5), cgroups(7).
 """
 
+import ctypes
 import pathlib
 import resource
+import sys
 
 import torch
 
@@ -111,6 +113,19 @@ def _text(path):
         return path.read_text()
     except OSError:
         return ""
+
+
+def return_freed_memory():
+    """Let the C library give large freed blocks back to the system at once, from now on.
+
+    glibc keeps blocks of up to 32 MB for later, in a heap that tears: a step of ``ast-paper`` with activation
+    checkpointing took 4.5 GB with it. Fresh pages for every large block cost time, so this is for when memory is
+    short. Where the C library is not glibc, nothing is done.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):
+        library.mallopt(-3, 2**20)  # M_MMAP_THRESHOLD in malloc.h: larger blocks are maps of their own
+        library.malloc_trim(0)
 
 
 def reset_peak_memory(device):

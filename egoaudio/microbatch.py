@@ -20,7 +20,7 @@ import math
 import torch
 
 from egoaudio.errors import TrainingError
-from egoaudio.memory import free_memory
+from egoaudio.memory import free_memory, return_freed_memory
 from egoaudio.models.dropout import place_slice
 from egoaudio.ranks import any_rank, sum_gradients_over_ranks, sum_over_ranks
 from egoaudio.slices import Slices
@@ -115,6 +115,8 @@ class Stepper(Slices):
         """Make the optimiser's state and choose the first size, once."""
         if self._prepared:
             return
+        if self.model.activation_checkpointing:
+            return_freed_memory()
         self._fresh = not self.optimizer.state
         self._prepare_optimizer()
         if self.micro_batch_size is None:
@@ -252,6 +254,7 @@ class Stepper(Slices):
         """Recompute activations from now on."""
         self.model.enable_activation_checkpointing()
         self.activation_checkpointing = True
+        return_freed_memory()
 
     def _describe(self, num_clips):
         """Return the present way in words."""

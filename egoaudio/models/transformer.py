@@ -10,14 +10,18 @@ A clip shorter than one patch is padded with zeros at its end up to one patch.
 Published weights have heard features as (x + 4.2677393) / (2 * 4.5689974): train them with ``--normalize paper``.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import ASTConfig, ASTForAudioClassification, ASTModel
 
 from egoaudio.errors import ConfigurationError
 from egoaudio.models.dropout import replace_dropout
 
+TOKENS_AT_ONCE = 2048  # of an MLP under activation checkpointing
 NUM_SPECIAL_TOKENS = 2  # class and distillation, before the patches
 
 
@@ -38,10 +42,15 @@ class AudioTransformer(nn.Module):
         self.activation_checkpointing = False
 
     def enable_activation_checkpointing(self):
-        """Recompute each layer's activations in the backward pass."""
+        """Recompute each layer's activations in the backward pass, and those of its MLP a part of the tokens at a time."""
+        if self.activation_checkpointing:
+            return
         # Renamed in transformers 5; the old name goes in 6.
         enable = getattr(self.network, "activation_checkpointing_enable", None) or self.network.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+        for module in self.network.modules():
+            if type(module).__name__ == "ASTMLP":  # the place of the largest activations: 8 times a layer's own
+                module.forward = partial(_in_parts, module.forward)
         self.activation_checkpointing = True
 
     def forward(self, x):
@@ -50,6 +59,14 @@ class AudioTransformer(nn.Module):
         if missing > 0:
             x = functional.pad(x, (0, 0, 0, missing))
         return self.network(x).logits
+
+
+def _in_parts(forward, hidden):
+    """Return ``forward`` of ``hidden`` (batch, num_tokens, width), recomputed in the backward pass part by part: an MLP sees each token alone."""
+    parts = hidden.split(TOKENS_AT_ONCE, dim=1)
+    if len(parts) == 1 or not torch.is_grad_enabled():
+        return forward(hidden)
+    return torch.cat([checkpoint(forward, part, use_reentrant=False) for part in parts], dim=1)
 
 
 def create_paper_ast(num_classes, feature_shape):

@@ -7,6 +7,7 @@ while it runs a finaliser or a weak reference's callback (seen in one of two sto
 
 import contextlib
 import signal
+import sys
 
 
 class Interrupted(KeyboardInterrupt):
@@ -29,10 +30,12 @@ _heard = []  # the signal that came, if one has
 def listening():
     """Have SIGINT and SIGTERM raise ``Interrupted`` while the block runs."""
     _heard.clear()
+    unraisable, sys.unraisablehook = sys.unraisablehook, _stay_quiet
     before = {number: signal.signal(number, _hear) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
+        sys.unraisablehook = unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
         _heard.clear()
@@ -42,6 +45,12 @@ def check():
     """Raise ``Interrupted`` if a signal has come and what it raised was lost."""
     if _heard:
         raise Interrupted(_heard[0])
+
+
+def _stay_quiet(unraisable):
+    """Print what Python drops, but not our own exception, which ``check`` raises again."""
+    if not isinstance(unraisable.exc_value, Interrupted):
+        sys.__unraisablehook__(unraisable)
 
 
 def _hear(number, _frame):

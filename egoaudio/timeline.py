@@ -73,7 +73,11 @@ class TimeLine:
             return onward
         self._stamps += 1
         offset = timestamp + self._shift - self.end
-        if abs(offset) < (_EXACT_SECONDS if self._exact else self._jitter):
+        slack = _EXACT_SECONDS if self._exact else self._jitter
+        if abs(offset) < slack:
+            return 0.0
+        if abs(timestamp + self._former_shift - self.end) < slack:  # the clock is back from an excursion
+            self._shift, self._former_shift = self._former_shift, self._shift
             return 0.0
         if following is not None and not self._confirms(offset, following - timestamp - seconds):
             self._slips += 1
@@ -81,11 +85,7 @@ class TimeLine:
         if self._is_believable(offset):
             return offset
         self._slips += 1
-        former = timestamp + self._former_shift - self.end
-        self._shift, self._former_shift = self._former_shift, self._shift
-        if abs(former) < _OVERLAP_SECONDS and self._is_believable(former):  # the clock is back from an excursion
-            return former if abs(former) >= self._jitter else 0.0
-        self._shift = self.end + onward - timestamp
+        self._shift, self._former_shift = self.end + onward - timestamp, self._shift
         return onward
 
     def _confirms(self, offset, gap):

@@ -96,6 +96,6 @@ def good_files(tmp_path_factory):
     kinds = {
         "mp4": {"video": True}, "m4a": {}, "mkv": {"audio": "libopus", "sample_rate": 48000, "video": True}, "avi": {"audio": "libmp3lame", "video": True},
         "ts": {"video": True}, "mpg": {"audio": "mp2", "video": True}, "ogg": {"audio": "vorbis"}, "flac": {"audio": "flac"}, "wav": {"audio": "pcm_s16le"},
-        "mp3": {"audio": "libmp3lame"}, "flv": {"video": True}, "mov": {"audio": "alac"},
+        "mp3": {"audio": "libmp3lame"}, "flv": {"video": True}, "mov": {"audio": "alac"}, "wv": {"audio": "wavpack"},
     }  # fmt: skip
     return {kind: make_media(folder / f"good.{kind}", **settings) for kind, settings in kinds.items()}

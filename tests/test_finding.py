@@ -96,12 +96,15 @@ def test_the_folder_itself_may_be_a_link(tmp_path):
 
 
 @pytest.mark.parametrize("follow_links", [False, True])
-def test_loops_of_links_end(tmp_path, follow_links):
+def test_loops_of_links_end(tmp_path, monkeypatch, follow_links):
     _touch(tmp_path / "a" / "A.mp4")
     (tmp_path / "a" / "up").symlink_to("..")
     (tmp_path / "a" / "self").symlink_to("self")
     (tmp_path / "B.mp4").symlink_to("B.mp4")
+    folders, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: folders.append(folder) or scandir(folder))
     assert list(find_files(["A", "B"], tmp_path, follow_links)) == ["A"]
+    assert folders == [str(tmp_path), str(tmp_path / "a")]
 
 
 def test_what_only_has_the_name_of_a_video_is_given_when_there_is_no_file(tmp_path):

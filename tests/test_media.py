@@ -389,6 +389,17 @@ def test_what_is_no_media_file_is_refused_with_the_reason(tmp_path, monkeypatch,
     assert str(caught.value) == f"a.mp4: {recording.error}"
 
 
+def test_a_picture_is_no_film_without_sound(tmp_path):
+    path = tmp_path / "a.gif"
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("gif", rate=5)
+        picture.width, picture.height, picture.pix_fmt = 16, 16, "rgb8"
+        for _ in range(3):
+            container.mux(picture.encode(av.VideoFrame(16, 16, "rgb8")))
+        container.mux(picture.encode(None))
+    assert media.probe(path.rename(tmp_path / "a.mp4")).status == Status.UNREADABLE
+
+
 def test_a_path_with_nul_is_refused():
     assert media.probe("a\0b.mp4").status == Status.UNREADABLE
 
@@ -417,6 +428,18 @@ def test_an_mp4_cut_off_after_its_index_gives_what_is_there(tmp_path):
     assert 0.3 * RATE < len(samples) < 1.5 * RATE
     assert abs(media.probe(path).duration_seconds * RATE - len(samples)) <= 20
     np.testing.assert_array_equal(samples[: len(samples) - 800], _decode(whole)[0][: len(samples) - 800])
+
+
+@pytest.mark.parametrize("size", [1 << 20, 1 << 30, (1 << 31) + 5])
+def test_an_index_with_a_wrong_size_is_not_believed(tmp_path, size):
+    path = make_media(tmp_path / "a.m4a")
+    data = bytearray(path.read_bytes())
+    place = data.index(b"stsz") + 16 + 4 * 30
+    data[place : place + 4] = struct.pack(">I", size)
+    path.write_bytes(data)
+    samples, _ = _decode(path)
+    assert len(samples) > 10_000  # the packets before it
+    assert abs(media.probe(path).duration_seconds * RATE - len(samples)) <= 2
 
 
 def test_a_fragmented_mp4_is_measured_whole(tmp_path):

@@ -84,8 +84,9 @@ def test_a_clock_that_was_reset_goes_on(jump):
     np.testing.assert_allclose(starts, _clock(200), atol=1e-9)
 
 
-def test_a_clock_that_comes_back_is_recognised():
-    starts, line = _lay(_clock(100) + _clock(10, start=2.0 + 500) + _clock(100, start=2.2))
+@pytest.mark.parametrize("excursion", [-500.0, -30.0, -2.0, 500.0])
+def test_a_clock_that_comes_back_is_recognised(excursion):
+    starts, line = _lay(_clock(100) + _clock(10, start=2.0 + excursion) + _clock(100, start=2.2))
     np.testing.assert_allclose(starts, _clock(210), atol=1e-9)
 
 
@@ -128,6 +129,13 @@ def test_what_is_lost_is_silent_and_the_next_sound_exact():
     assert line.lost_until == pytest.approx(0.2)
     assert line.place(0.205, 0.1, 0.305) == pytest.approx(0.105)
     assert line.start == pytest.approx(0.205)
+
+
+def test_after_a_loss_even_a_small_step_is_obeyed():
+    line = TimeLine(0.0)
+    line.place(0.0, 0.1, 0.1)
+    line.lose(0.1, 0.01, 0.112)
+    assert line.place(0.112, 0.1, 0.212) == pytest.approx(0.012)
 
 
 def test_what_is_lost_without_timestamps_keeps_its_length():

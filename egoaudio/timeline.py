@@ -44,6 +44,12 @@ class TimeLine:
 
         ``timestamp`` and ``following``, the timestamp of what comes next, may be None.
         """
+        if timestamp is not None and not self._exact and abs(timestamp + self._shift - self.end) < self._jitter:  # nearly always
+            self._held += seconds
+            self._stamps += 1
+            self.start = self.end
+            self.end += seconds
+            return 0.0
         offset = self._offset(timestamp, seconds, following)
         self._held += seconds
         self._silence += max(0.0, offset)

@@ -87,7 +87,7 @@ def _command(example):
         @functools.wraps(function)
         def run(*args, **kwargs):
             warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
-            warnings.filterwarnings("always", module="egoaudio")
+            warnings.filterwarnings("always", category=UserWarning, module="egoaudio")
             try:
                 with interrupts.listening():
                     sys.exit(function(*args, **kwargs) or 0)

@@ -112,7 +112,7 @@ class DenoiseConfig(_Checked):
         choices=("recording", "clip"), flag="--denoise-scope",
     )
     engine: str = _option(
-        "egoaudio", "Ours, or the noisereduce library: the same result, slower.",
+        "egoaudio", "Ours, or the noisereduce library: the same result, slower, and with the whole recording in memory.",
         choices=("egoaudio", "noisereduce"), flag="--denoise-engine",
     )
 

@@ -7,6 +7,8 @@ import av
 import numpy as np
 import pytest
 
+from egoaudio import media
+
 VIDEO_CODECS = {".avi": "mpeg4", ".webm": "libvpx", ".mpg": "mpeg2video", ".flv": "flv"}
 LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "quad", 6: "5.1"}
 
@@ -87,6 +89,17 @@ def make_wav(path, samples, sample_rate, dtype="<f4", claims=None):
     data = struct.pack("<4sI", b"data", fields["bytes"]) + samples.tobytes()
     path.write_bytes(struct.pack("<4sI4s", b"RIFF", min(2**32 - 1, 4 + len(layout) + 8 + fields["bytes"]), b"WAVE") + layout + data)
     return path
+
+
+def decode_whole(path, sample_rate=16000):
+    """Return all samples of a file, and its decoder; check what holds for every decoder."""
+    decoder = media.Decoder(path, sample_rate)
+    blocks = list(decoder)
+    assert all(block.dtype == np.float32 and block.ndim == 1 and 0 < len(block) <= media.BLOCK_SAMPLES for block in blocks)
+    samples = np.concatenate(blocks)
+    assert len(samples) == decoder.num_samples
+    assert np.abs(samples).max() <= 1.0
+    return samples, decoder
 
 
 @pytest.fixture(scope="session")

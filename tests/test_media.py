@@ -1,34 +1,17 @@
-"""Decoding: every container in step with its clock, every known fault survived, nothing opened but the file itself."""
+"""Decoding: every container in step with its clock, and every known fault survived."""
 
-import os
-import resource
-import socket
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from conftest import chirp, make_media, make_wav
-from mutations import KINDS, mutate
+from conftest import chirp, decode_whole, make_media, make_wav
 
 from egoaudio import media
 from egoaudio.errors import MediaError, Status
 
 RATE = 16000
-
-
-def _decode(path, sample_rate=RATE):
-    """Return all samples of a file, and its decoder; check what holds for every decoder."""
-    decoder = media.Decoder(path, sample_rate)
-    blocks = list(decoder)
-    assert all(block.dtype == np.float32 and block.ndim == 1 and 0 < len(block) <= media.BLOCK_SAMPLES for block in blocks)
-    samples = np.concatenate(blocks)
-    assert len(samples) == decoder.num_samples
-    assert np.abs(samples).max() <= 1.0
-    return samples, decoder
 
 
 def _lag(samples, reference):
@@ -67,7 +50,7 @@ CONTAINERS = [
 @pytest.mark.parametrize(("extension", "codec", "rate", "video", "delay"), CONTAINERS)
 def test_every_container_decodes_in_step_and_as_long_as_probed(tmp_path, extension, codec, rate, video, delay):
     path = make_media(tmp_path / f"a.{extension}", audio=codec, sample_rate=rate, video=video)
-    samples, decoder = _decode(path)
+    samples, decoder = decode_whole(path)
     reference = chirp(RATE, 2.0)
     assert abs(_lag(samples, reference) - delay) <= 1
     heard = samples[delay : delay + len(reference)]
@@ -88,7 +71,7 @@ def test_every_container_decodes_in_step_and_as_long_as_probed(tmp_path, extensi
 def test_any_rate_and_number_of_channels_gives_the_mean_resampled(tmp_path, rate, channels):
     times = np.arange(rate) / rate
     tones = np.stack([np.sin(2 * np.pi * 300 * (channel + 1) * times) for channel in range(channels)], axis=1)
-    samples, _ = _decode(make_wav(tmp_path / "a.wav", 0.9 * tones, rate))
+    samples, _ = decode_whole(make_wav(tmp_path / "a.wav", 0.9 * tones, rate))
     times = np.arange(RATE) / RATE
     expected = np.mean([0.9 * np.sin(2 * np.pi * 300 * (channel + 1) * times) for channel in range(channels)], axis=0)
     assert abs(len(samples) - RATE) <= 1
@@ -96,25 +79,25 @@ def test_any_rate_and_number_of_channels_gives_the_mean_resampled(tmp_path, rate
 
 
 def test_channels_without_known_places_are_averaged(tmp_path):
-    samples, _ = _decode(make_wav(tmp_path / "a.wav", np.stack([np.full(RATE, value) for value in (0.1, 0.2, 0.3, 0.4, 0.0)], axis=1), RATE))
+    samples, _ = decode_whole(make_wav(tmp_path / "a.wav", np.stack([np.full(RATE, value) for value in (0.1, 0.2, 0.3, 0.4, 0.0)], axis=1), RATE))
     np.testing.assert_allclose(samples, 0.2, atol=1e-6)
 
 
 def test_resampling_does_not_alias(tmp_path):
     above = np.sin(2 * np.pi * 11000 * np.arange(44100) / 44100)  # x[::3] would make it 3.7 kHz
-    samples, _ = _decode(make_wav(tmp_path / "a.wav", above, 44100))
+    samples, _ = decode_whole(make_wav(tmp_path / "a.wav", above, 44100))
     assert np.abs(samples[500:-500]).max() < 1e-3
 
 
 def test_the_same_rate_is_passed_through_bit_by_bit(tmp_path):
     noise = np.random.default_rng(0).uniform(-1, 1, 200_000).astype(np.float32)
-    samples, _ = _decode(make_wav(tmp_path / "a.wav", noise, RATE))
+    samples, _ = decode_whole(make_wav(tmp_path / "a.wav", noise, RATE))
     np.testing.assert_array_equal(samples, noise)
 
 
 def test_only_the_first_audio_track_is_decoded(tmp_path):
     path = make_media(tmp_path / "a.mkv", audio="flac", video=True, tracks=2, channels=1)
-    assert _lag(_decode(path)[0], chirp(RATE, 2.0)) == 0
+    assert _lag(decode_whole(path)[0], chirp(RATE, 2.0)) == 0
 
 
 def test_video_is_not_read_from_disk(tmp_path):
@@ -133,7 +116,7 @@ def test_video_is_not_read_from_disk(tmp_path):
         return int(next(line for line in Path("/proc/self/io").read_text().splitlines() if line.startswith("rchar")).split()[1])
 
     before = bytes_read()
-    assert len(_decode(path)[0]) == 2 * RATE
+    assert len(decode_whole(path)[0]) == 2 * RATE
     assert path.stat().st_size > 5_000_000
     assert bytes_read() - before < 0.5 * path.stat().st_size
 
@@ -142,7 +125,7 @@ def test_video_is_not_read_from_disk(tmp_path):
 
 
 def test_sound_that_starts_late_comes_after_silence(tmp_path):
-    samples, decoder = _decode(make_media(tmp_path / "a.mkv", audio="flac", start_seconds=0.75, video=True))
+    samples, decoder = decode_whole(make_media(tmp_path / "a.mkv", audio="flac", start_seconds=0.75, video=True))
     assert _silences(samples)[0] == (0, 12000)
     assert _lag(samples, chirp(RATE, 2.0)) == 12000
     assert decoder.lost_samples == 0  # nothing was there to lose
@@ -150,7 +133,7 @@ def test_sound_that_starts_late_comes_after_silence(tmp_path):
 
 def test_a_file_cut_from_a_longer_one_starts_at_its_first_sample(tmp_path):
     path = make_media(tmp_path / "a.mkv", audio="flac", start_seconds=5000.0)
-    assert len(_decode(path)[0]) == 2 * RATE
+    assert len(decode_whole(path)[0]) == 2 * RATE
     assert media.probe(path).duration_seconds == pytest.approx(2.0, abs=0.002)
 
 
@@ -163,10 +146,10 @@ def test_a_gap_in_the_timestamps_is_silence_of_its_length(tmp_path, extension, c
         return packet
 
     path = make_media(tmp_path / f"a.{extension}", audio=codec, sample_rate=48000, edit=move)
-    samples, decoder = _decode(path)
+    samples, decoder = decode_whole(path)
     ((start, length),) = _silences(samples, shortest=1000)
     assert abs(length - 8000) <= 60
-    whole = _decode(make_media(tmp_path / f"b.{extension}", audio=codec, sample_rate=48000))[0]
+    whole = decode_whole(make_media(tmp_path / f"b.{extension}", audio=codec, sample_rate=48000))[0]
     assert abs(len(samples) - len(whole) - 8000) <= 20
     after = start + length + 1600
     assert abs(_lag(samples[after : after + 6400], whole[after - 8000 : after - 1600])) <= 16
@@ -182,7 +165,7 @@ def test_sound_that_comes_twice_is_heard_once(tmp_path):
         return packet
 
     whole = chirp(RATE, 2.0)
-    samples, _ = _decode(make_media(tmp_path / "a.mkv", audio="pcm_s16le", sample_rate=RATE, edit=move))
+    samples, _ = decode_whole(make_media(tmp_path / "a.mkv", audio="pcm_s16le", sample_rate=RATE, edit=move))
     assert abs(len(samples) - len(whole) + 4000) <= 20
     assert abs(_lag(samples[-8000:], whole[-8000:])) <= 20
     assert not _silences(samples)
@@ -195,7 +178,7 @@ def test_timestamps_that_wander_by_milliseconds_leave_the_sound_whole(tmp_path):
         packet.pts = packet.dts = packet.pts + 10 + round(int(wander[index]) / 1000 / packet.time_base)
         return packet
 
-    samples, decoder = _decode(make_media(tmp_path / "a.mkv", audio="pcm_s16le", sample_rate=RATE, edit=shake))
+    samples, decoder = decode_whole(make_media(tmp_path / "a.mkv", audio="pcm_s16le", sample_rate=RATE, edit=shake))
     assert decoder.lost_samples == 0
     assert abs(len(samples) - 2 * RATE) <= 240
     assert np.corrcoef(samples[_lag(samples, chirp(RATE, 2.0)) :][:30000], chirp(RATE, 2.0)[:30000])[0, 1] > 0.9999
@@ -209,7 +192,7 @@ def test_an_absurd_timestamp_makes_no_hours_of_silence(tmp_path):
         return packet
 
     path = make_media(tmp_path / "a.mkv", audio="flac", edit=lie)
-    assert abs(len(_decode(path)[0]) - 2 * RATE) <= 20
+    assert abs(len(decode_whole(path)[0]) - 2 * RATE) <= 20
     assert media.probe(path).duration_seconds == pytest.approx(2.0, abs=0.01)
 
 
@@ -225,11 +208,11 @@ def _garbage(packet, byte=b"\x55"):
 @pytest.mark.parametrize("spoiled", [{20}, set(range(20, 40)), {1, 2}, {10, 30, 31, 50}])
 @pytest.mark.parametrize(("extension", "codec", "slack"), [("mkv", "aac", 20), ("mp4", "aac", 2), ("mkv", "libmp3lame", 20), ("mkv", "ac3", 20)])
 def test_a_bad_packet_costs_that_packet(tmp_path, extension, codec, slack, spoiled):
-    whole, _ = _decode(make_media(tmp_path / f"a.{extension}", audio=codec, sample_rate=48000))
+    whole, _ = decode_whole(make_media(tmp_path / f"a.{extension}", audio=codec, sample_rate=48000))
     path = make_media(
         tmp_path / f"b.{extension}", audio=codec, sample_rate=48000, edit=lambda index, packet: _garbage(packet) if index in spoiled else packet
     )
-    samples, decoder = _decode(path)
+    samples, decoder = decode_whole(path)
     frame = {"aac": 1024, "libmp3lame": 1152, "ac3": 1536}[codec] * RATE // 48000
     assert len(spoiled) * frame - 30 <= decoder.lost_samples <= 2 * len(spoiled) * frame + 30  # MP3 packets lean on the ones before
     assert abs(len(samples) - len(whole)) <= slack
@@ -245,7 +228,7 @@ def test_a_bad_packet_costs_that_packet(tmp_path, extension, codec, slack, spoil
 
 def test_bad_packets_at_the_end_are_silence_up_to_their_end(tmp_path):
     path = make_media(tmp_path / "a.mkv", edit=lambda index, packet: _garbage(packet) if index >= 60 else packet)
-    samples, decoder = _decode(path)
+    samples, decoder = decode_whole(path)
     assert abs(len(samples) - 2 * RATE) <= 800
     assert not samples[round(61 * 1024 / 44100 * RATE) :].any()
     assert decoder.lost_samples > 8000
@@ -255,9 +238,9 @@ def test_nine_bad_packets_in_ten_leave_the_tenth_in_its_place(tmp_path):
     def keep_tenth(index, packet):
         return packet if index % 10 == 5 else _garbage(packet)
 
-    whole, _ = _decode(make_media(tmp_path / "a.mkv", audio="flac", seconds=20.0))
+    whole, _ = decode_whole(make_media(tmp_path / "a.mkv", audio="flac", seconds=20.0))
     path = make_media(tmp_path / "b.mkv", audio="flac", seconds=20.0, edit=keep_tenth)
-    samples, decoder = _decode(path)
+    samples, decoder = decode_whole(path)
     frame = 4608 * RATE // 44100
     assert abs(len(samples) - len(whole)) <= frame  # the last one does not say how long it is
     assert abs(media.probe(path).duration_seconds * RATE - len(samples)) <= frame
@@ -279,35 +262,35 @@ def test_rate_and_channels_that_change_in_mid_stream_do_not_stop_the_sound(tmp_p
     second = make_media(tmp_path / "2.aac", seconds=1.0, sample_rate=22050, channels=1)
     path = tmp_path / "a.aac"
     path.write_bytes(first.read_bytes() + second.read_bytes())
-    samples, _ = _decode(path)
-    length = len(_decode(first)[0])
+    samples, _ = decode_whole(path)
+    length = len(decode_whole(first)[0])
     # FFmpeg makes up the timestamps of a raw stream, and they overlap by a frame where the rate changes.
     assert abs(_lag(samples[length:], chirp(RATE, 1.0)) - 1024 * RATE / 22050) <= 400
-    assert abs(len(samples) - length - len(_decode(second)[0])) <= 400
+    assert abs(len(samples) - length - len(decode_whole(second)[0])) <= 400
     assert abs(media.probe(path).duration_seconds * RATE - len(samples)) <= 2
 
 
 def test_peaks_are_clipped_and_what_is_no_number_is_lost(tmp_path):
     tone = 1.7 * np.sin(2 * np.pi * 200 * np.arange(RATE) / RATE).astype(np.float32)
     tone[3000:3010], tone[5000], tone[6000] = np.nan, np.inf, -np.inf
-    samples, decoder = _decode(make_wav(tmp_path / "a.wav", tone, RATE))
+    samples, decoder = decode_whole(make_wav(tmp_path / "a.wav", tone, RATE))
     assert samples.max() == 1.0
     assert samples.min() == -1.0
     assert decoder.lost_samples == 12
     assert not samples[[*range(3000, 3010), 5000, 6000]].any()
-    resampled, decoder = _decode(make_wav(tmp_path / "b.wav", tone, 44100))
+    resampled, decoder = decode_whole(make_wav(tmp_path / "b.wav", tone, 44100))
     assert np.isfinite(resampled).all()
     assert 12 * RATE / 44100 <= decoder.lost_samples < 400
 
 
 def test_numbers_near_the_largest_float_raise_no_warning(tmp_path):
-    samples, decoder = _decode(make_wav(tmp_path / "a.wav", np.full(RATE, 3e38, np.float32), RATE))
+    samples, decoder = decode_whole(make_wav(tmp_path / "a.wav", np.full(RATE, 3e38, np.float32), RATE))
     assert (samples == 1.0).all()
     assert decoder.lost_samples == 0
 
 
 def test_digital_silence_stays_silence(tmp_path):
-    samples, decoder = _decode(make_media(tmp_path / "a.mp4", sound=np.zeros(44100, np.float32)))
+    samples, decoder = decode_whole(make_media(tmp_path / "a.mp4", sound=np.zeros(44100, np.float32)))
     assert not samples.any()
     assert decoder.lost_samples == 0
 
@@ -340,7 +323,7 @@ def test_absurd_rates_and_channels_are_refused(tmp_path, field, value):
 def test_a_wav_is_as_long_as_its_bytes(tmp_path, size):
     path = make_wav(tmp_path / "a.wav", np.ones(RATE), RATE, claims={"bytes": size})
     assert media.probe(path).duration_seconds == pytest.approx(1.0, abs=0.01)
-    assert abs(len(_decode(path)[0]) - RATE) <= 160
+    assert abs(len(decode_whole(path)[0]) - RATE) <= 160
 
 
 def test_a_header_that_claims_a_billion_seconds_is_not_believed(tmp_path):
@@ -355,206 +338,4 @@ def test_a_header_that_claims_a_billion_seconds_is_not_believed(tmp_path):
     data[place + 12 : place + 16] = struct.pack(">I", 2**31 - 1)
     path.write_bytes(data)
     assert media.probe(path).duration_seconds < 70
-    assert len(_decode(path)[0]) < 70 * RATE
-
-
-# ---------------------------------------------------------------------------------------- what is no media
-
-
-def _text(path):
-    path.write_text("Not a film.\n" * 100)
-
-
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (lambda path: path.touch(), r"the file is empty \(0 bytes\)"),
-        (_text, "not a media file, or cut off before its index"),
-        (lambda path: path.mkdir(), "not a regular file"),
-        (os.mkfifo, "not a regular file"),
-        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
-        (lambda path: socket.socket(socket.AF_UNIX).bind(str(path)), "not a regular file"),
-        (lambda path: path.symlink_to("nowhere"), "cannot be opened: No such file"),
-        (lambda path: path.symlink_to(path.name), "cannot be opened: "),
-    ],
-)
-def test_what_is_no_media_file_is_refused_with_the_reason(tmp_path, monkeypatch, make, reason):
-    monkeypatch.chdir(tmp_path)  # the name of a socket must be short
-    path = Path("a.mp4")
-    make(path)
-    recording = media.probe(path)
-    assert recording.status == Status.UNREADABLE
-    with pytest.raises(MediaError, match="a.mp4: .*" + reason) as caught:
-        list(media.Decoder(path, RATE))
-    assert str(caught.value) == f"a.mp4: {recording.error}"
-
-
-def test_a_picture_is_no_film_without_sound(tmp_path):
-    path = tmp_path / "a.gif"
-    with av.open(str(path), "w") as container:
-        picture = container.add_stream("gif", rate=5)
-        picture.width, picture.height, picture.pix_fmt = 16, 16, "rgb8"
-        for _ in range(3):
-            container.mux(picture.encode(av.VideoFrame(16, 16, "rgb8")))
-        container.mux(picture.encode(None))
-    assert media.probe(path.rename(tmp_path / "a.mp4")).status == Status.UNREADABLE
-
-
-def test_a_path_with_nul_is_refused():
-    assert media.probe("a\0b.mp4").status == Status.UNREADABLE
-
-
-def test_a_film_without_sound_says_so(tmp_path):
-    path = make_media(tmp_path / "a.mp4", audio=None, video=True)
-    assert media.probe(path) == media.Recording(Status.NO_AUDIO, "it has no audio track")
-    with pytest.raises(MediaError, match="no audio track"):
-        list(media.Decoder(path, RATE))
-
-
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
-def test_an_mp4_cut_off_before_its_index_is_unreadable(good_files, tmp_path, share):
-    data = good_files["mp4"].read_bytes()
-    path = tmp_path / "a.mp4"
-    path.write_bytes(data[: round(share * len(data))])
-    assert media.probe(path).status == Status.UNREADABLE
-
-
-def test_an_mp4_cut_off_after_its_index_gives_what_is_there(tmp_path):
-    whole = make_media(tmp_path / "a.mp4", options={"movflags": "faststart"})
-    data = whole.read_bytes()
-    path = tmp_path / "b.mp4"
-    path.write_bytes(data[: round(0.6 * len(data))])
-    samples, _ = _decode(path)
-    assert 0.3 * RATE < len(samples) < 1.5 * RATE
-    assert abs(media.probe(path).duration_seconds * RATE - len(samples)) <= 20
-    np.testing.assert_array_equal(samples[: len(samples) - 800], _decode(whole)[0][: len(samples) - 800])
-
-
-@pytest.mark.parametrize("size", [1 << 20, 1 << 30, (1 << 31) + 5])
-def test_an_index_with_a_wrong_size_is_not_believed(tmp_path, size):
-    path = make_media(tmp_path / "a.m4a")
-    data = bytearray(path.read_bytes())
-    place = data.index(b"stsz") + 16 + 4 * 30
-    data[place : place + 4] = struct.pack(">I", size)
-    path.write_bytes(data)
-    samples, _ = _decode(path)
-    assert len(samples) > 10_000  # the packets before it
-    assert abs(media.probe(path).duration_seconds * RATE - len(samples)) <= 2
-
-
-def test_a_fragmented_mp4_is_measured_whole(tmp_path):
-    path = make_media(tmp_path / "a.mp4", video=True, options={"movflags": "frag_keyframe+empty_moov", "frag_duration": "200000"})
-    assert media.probe(path).duration_seconds * RATE == pytest.approx(len(_decode(path)[0]), abs=2)
-    assert media.probe(path).duration_seconds == pytest.approx(2.0, abs=0.1)
-
-
-PLAYLISTS = {
-    "hls": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:2.0,\n{other}\n#EXT-X-ENDLIST\n",
-    "concat": "ffconcat version 1.0\nfile '{other}'\n",
-    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
-    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT2S"><Period><AdaptationSet '
-    'mimeType="audio/mp4"><Representation id="1" bandwidth="1"><BaseURL>{other}</BaseURL></Representation></AdaptationSet></Period></MPD>',
-    "http": "#EXTM3U\n#EXTINF:2.0,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
-}
-
-
-@pytest.mark.parametrize("kind", PLAYLISTS)
-@pytest.mark.parametrize("extension", ["mp4", "m3u8", "ts"])
-def test_playlists_are_not_followed(good_files, tmp_path, kind, extension):
-    path = tmp_path / f"a.{extension}"
-    path.write_text(PLAYLISTS[kind].format(other=good_files["ts"]))
-    assert media.probe(path).status == Status.UNREADABLE
-    with pytest.raises(MediaError):
-        list(media.Decoder(path, RATE))
-
-
-@pytest.mark.parametrize("name", ["concat:a.mp4", "http:a.mp4", "file:a.mp4", "subfile,,start,0,end,0,,:a.mp4", "-a.mp4", "%d.mp4", "pipe:0.mp4"])
-def test_a_name_that_looks_like_a_protocol_is_a_file_name(good_files, tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    Path(name).write_bytes(good_files["mp4"].read_bytes())
-    assert media.probe(name).status == Status.OK
-    assert len(_decode(name)[0]) == 2 * RATE
-
-
-# ---------------------------------------------------------------------------------------- care with the machine
-
-
-def test_broken_files_print_nothing(tmp_path, good_files, capfd):
-    for kind, path in good_files.items():
-        broken = tmp_path / f"a.{kind}"
-        for seed in range(len(KINDS)):
-            broken.write_bytes(mutate(path.read_bytes(), seed))
-            media.probe(broken)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_an_offset_that_no_file_has_prints_nothing(tmp_path, capfd):
-    data = make_media(tmp_path / "a.w64", audio="pcm_s16le").read_bytes()
-    path = tmp_path / "b.w64"
-    path.write_bytes(data[:40] + 3 * (b"x" * 16 + struct.pack("<Q", 2**62)) + data[40:])  # chunks of four exabytes
-    media.probe(path)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_files_are_closed_and_no_threads_are_started(good_files):
-    descriptors, threads = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
-    for _ in range(5):
-        for path in good_files.values():
-            blocks = iter(media.Decoder(path, RATE))
-            next(blocks)
-            assert len(os.listdir("/proc/self/task")) == threads
-            blocks.close()
-            media.probe(path)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
-
-
-def test_a_decoder_can_be_run_again(good_files):
-    decoder = media.Decoder(good_files["mp4"], RATE)
-    first = np.concatenate(list(decoder))
-    np.testing.assert_array_equal(np.concatenate(list(decoder)), first)
-    assert decoder.num_samples == len(first)
-
-
-_PEAK = """
-import sys
-from egoaudio import media
-recording = media.probe(sys.argv[1])
-total = sum(len(block) for block in media.Decoder(sys.argv[1], 16000))
-peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(recording.duration_seconds, total, peak.split()[1])
-"""
-
-
-@pytest.mark.parametrize(("extension", "codec", "rate", "seconds"), [("flac", "flac", 8000, 7200), ("ogg", "libopus", 48000, 300)])
-def test_hours_in_a_tiny_file_take_no_memory(tmp_path, extension, codec, rate, seconds):
-    peaks = {}
-    for length in (10, seconds):
-        path = make_media(tmp_path / f"{length}.{extension}", audio=codec, sample_rate=rate, channels=1, sound=np.zeros((1, length * rate), np.float32))
-        output = subprocess.run([sys.executable, "-c", _PEAK, str(path)], check=True, capture_output=True, text=True).stdout
-        duration, total, peaks[length] = (float(word) for word in output.split())
-        assert duration == pytest.approx(length, abs=0.1)
-        assert total == pytest.approx(length * RATE, abs=1600)
-    assert path.stat().st_size < 1_500_000
-    assert peaks[seconds] - peaks[10] < 8_000  # KiB; the samples alone would be 19,000 or 460,000
-
-
-def test_damaged_files_end_in_sound_or_a_named_error(good_files, tmp_path):
-    """A sample of what ``benchmarks/faults.py`` does: no crash, no other exception, no length out of thin air."""
-    outcomes = {status: 0 for status in Status}
-    for number, (kind, path) in enumerate(good_files.items()):
-        data, damaged = path.read_bytes(), tmp_path / f"a.{kind}"
-        for seed in range(3 * len(KINDS)):
-            damaged.write_bytes(mutate(data, 100 * number + seed))
-            recording = media.probe(damaged)
-            outcomes[recording.status] += 1
-            assert (recording.status == Status.OK) == (recording.error == "")
-            assert recording.duration_seconds < 75
-            try:
-                samples, decoder = _decode(damaged)
-            except MediaError as error:
-                assert str(error).startswith(f"{damaged}: ")
-            else:
-                assert 0 <= decoder.lost_samples <= len(samples) < 75 * RATE
-    assert outcomes[Status.OK] > 100
-    assert outcomes[Status.UNREADABLE] > 20
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2_000_000
+    assert len(decode_whole(path)[0]) < 70 * RATE

@@ -1,0 +1,61 @@
+"""Runs of the trainer in tests: small files, short configurations, and what to hold two runs to."""
+
+import csv
+
+import synthetic
+import torch
+
+from egoaudio import checkpoints
+from egoaudio.configuration import TrainConfig, from_flat
+from egoaudio.microbatch import Stepper
+
+SHAPE = (8, 16)
+HARD = {"model": "cnn-small", "dropout": 0.3, "mixup": 0.4, "spec_augment": True, "gain_db": 3.0, "balanced_sampling": True}  # everything that is random
+TIMES = ("clips_per_second", "data_wait_fraction", "peak_memory_mb", "seconds")  # columns that no two runs share
+
+
+def make_file(path, num_videos=10, clips_per_video=10, **changes):
+    """Return the path of a file of small clips, all of them labelled."""
+    changes = {"features": {"spectrogram": SHAPE}, "unlabelled": 0.0, "num_classes": 5, **changes}
+    return synthetic.make_file(path, num_videos, clips_per_video, **changes)
+
+
+def make_config(**changes):
+    return from_flat(TrainConfig, {"epochs": 3, "batch_size": 16, "validation_fraction": 0.25, **changes})
+
+
+def weights(folder, name="last.pt"):
+    return checkpoints.load(folder / name)["weights"]
+
+
+def table(folder):
+    """Return metrics.csv as a list of dictionaries."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_run(folder, other):
+    """Hold the weights of two runs, of the best epoch too, to bit-for-bit equality, and their tables besides the times."""
+    for name in ("last.pt", "best.pt"):
+        ours, theirs = weights(folder, name), weights(other, name)
+        assert ours.keys() == theirs.keys()
+        different = [key for key in ours if not torch.equal(ours[key], theirs[key])]
+        assert not different, (name, different)
+    assert checkpoints.load(folder / "last.pt")["resume"]["scaler"] == checkpoints.load(other / "last.pt")["resume"]["scaler"]
+    rows, other_rows = ([{name: value for name, value in row.items() if name not in TIMES} for row in table(one)] for one in (folder, other))
+    assert rows == other_rows
+
+
+def on_step(monkeypatch, actions, result=None):
+    """Have ``actions[n]`` called before the n-th step from now on; return the list of steps done."""
+    done, step = [], Stepper.step
+
+    def patched(self, features, labels):
+        done.append(len(done))
+        if done[-1] in actions:
+            actions[done[-1]]()
+        value = step(self, features, labels)
+        return value if result is None else result(done[-1], value)
+
+    monkeypatch.setattr(Stepper, "step", patched)
+    return done

@@ -44,12 +44,18 @@ def curves_png(rows):
             if not np.isnan(values).all():
                 axes.plot(epochs, values, marker="." if len(rows) < 60 else None, label=title)
         if axes.lines:
-            axes.legend()
+            axes.legend(frameon=False)
+        else:
+            axes.text(0.5, 0.5, "no validation split", transform=axes.transAxes, ha="center", va="center")
+            axes.set_yticks([])
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-    losses.set_title("Loss")
-    accuracies.set_title("Validation, per cent")
+        axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        _dress(axes, "both")
+    losses.set_title("Loss", loc="left")
+    losses.set_ylabel("mean over the clips")
+    accuracies.set_title("Accuracy of the validation split", loc="left")
+    accuracies.set_ylabel("per cent")
     accuracies.set_ylim(bottom=0)
     return _png(figure)
 
@@ -64,18 +70,31 @@ def per_class_png(evaluation):
     shown = np.sort(commonest[~np.isnan(precision[commonest])][:_MOST_CLASSES])
     best_first = shown[np.argsort(-precision[shown], kind="stable")]
     rows = np.arange(len(best_first))
-    figure = Figure(figsize=(9, 1.2 + _CLASS_INCHES * max(len(rows), 4)), dpi=_DOTS_PER_INCH, layout="constrained")
+    figure = Figure(figsize=(9, 1.4 + _CLASS_INCHES * max(len(rows), 4)), dpi=_DOTS_PER_INCH, layout="constrained")
     axes = figure.subplots()
     axes.barh(rows, 100 * precision[best_first], height=0.8, color="tab:blue", label="average precision")
     axes.plot(100 * prior[best_first], rows, "|", color="tab:orange", markersize=8, markeredgewidth=2, label="frequency in training (the prior)")
     names = evaluation.per_class["name"]
     axes.set_yticks(rows, [_plain(f"{names[column]} ({counts[column]:,.0f})") for column in best_first], fontsize=7)
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
+    axes.set_xlim(left=0)
     axes.set_xlabel("per cent")
-    axes.set_title("Average precision of each class (clips with it)")
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower right")
+    figure.suptitle(f"Average precision of each class{_of_split(evaluation)}; in brackets, the clips with it", fontsize=11)
+    _dress(axes, "x")
+    figure.legend(loc="outside lower right", ncols=2, frameon=False)
     return _png(figure)
+
+
+def _of_split(evaluation):
+    """Return which split is shown, where that is known."""
+    return f" in the {evaluation.about['split']} split" if "split" in evaluation.about else ""
+
+
+def _dress(axes, grid):
+    """Take away what says nothing, and put the grid behind what is drawn."""
+    axes.grid(axis=grid, alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _column(rows, name):

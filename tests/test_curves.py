@@ -52,6 +52,26 @@ def test_a_run_without_validation_shows_the_training_loss_alone(figures, missing
     curves.curves_png(rows)
     losses, accuracies = figures[0].axes
     assert list(lines(losses)) == ["training"] and not accuracies.lines
+    assert [text.get_text() for text in accuracies.texts] == ["no validation split"]
+
+
+def test_epochs_are_counted_in_whole_numbers_from_the_first_on(figures):
+    curves.curves_png([ROW])
+    for axes in figures[0].axes:
+        low, high = axes.get_xlim()
+        assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+
+
+@pytest.mark.parametrize("num_classes", [1, 13, 158])
+def test_nothing_covers_the_bars_and_the_picture_says_which_split_it_is_of(figures, num_classes):
+    curves.per_class_png(OfClasses(list(np.linspace(1, 0.9, num_classes)), [f"Somebody is going from standing to sitting {k}" for k in range(num_classes)]))
+    (figure,) = figures
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+    labels = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert all(not one.overlaps(other) for one, other in zip(labels, labels[1:], strict=False))
+    assert min(label.x0 for label in labels) >= 0
+    assert "in the validation split" in figure.get_suptitle()
 
 
 def test_an_empty_table_is_refused():
@@ -64,6 +84,7 @@ class OfClasses:
 
     def __init__(self, precisions, names=None):
         count = len(precisions)
+        self.about = {"split": "validation"}
         self.per_class = {
             "average_precision": precisions, "prior": [0.1] * count, "num_clips": list(range(count)), "name": names or [f"N{k}" for k in range(count)],
         }
@@ -88,7 +109,9 @@ def test_any_number_of_classes_can_be_drawn(figures, monkeypatch, precisions):
 
 def test_names_are_shown_as_they_are(figures):
     curves.per_class_png(OfClasses([0.5, 0.4], ["$\\frac", "a_b^c"]))
-    curves.per_class_png(OfClasses([0.5, 0.4], ["$x$ and $y", "100 %"]))
+    curves.per_class_png(OfClasses([0.5, 0.4], ["$x$ and $y", "100 %"]))  # a formula would lose its dollar signs
+    shown = [label.get_text().replace(r"\$", "$") for figure in figures for label in figure.axes[0].get_yticklabels()]
+    assert shown == ["$\\frac (0)", "a_b^c (1)", "$x$ and $y (0)", "100 % (1)"]
 
 
 def test_pyplot_is_never_loaded():

@@ -102,13 +102,15 @@ def decode_whole(path, sample_rate=16000):
     return samples, decoder
 
 
+GOOD_KINDS = {
+    "mp4": {"video": True}, "m4a": {}, "mkv": {"audio": "libopus", "sample_rate": 48000, "video": True}, "avi": {"audio": "libmp3lame", "video": True},
+    "ts": {"video": True}, "mpg": {"audio": "mp2", "video": True}, "ogg": {"audio": "vorbis"}, "flac": {"audio": "flac"}, "wav": {"audio": "pcm_s16le"},
+    "mp3": {"audio": "libmp3lame"}, "flv": {"video": True}, "mov": {"audio": "alac"}, "wv": {"audio": "wavpack"},
+}  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def good_files(tmp_path_factory):
     """One good file of two seconds for each of a dozen kinds, ``{name: path}``."""
     folder = tmp_path_factory.mktemp("good")
-    kinds = {
-        "mp4": {"video": True}, "m4a": {}, "mkv": {"audio": "libopus", "sample_rate": 48000, "video": True}, "avi": {"audio": "libmp3lame", "video": True},
-        "ts": {"video": True}, "mpg": {"audio": "mp2", "video": True}, "ogg": {"audio": "vorbis"}, "flac": {"audio": "flac"}, "wav": {"audio": "pcm_s16le"},
-        "mp3": {"audio": "libmp3lame"}, "flv": {"video": True}, "mov": {"audio": "alac"}, "wv": {"audio": "wavpack"},
-    }  # fmt: skip
-    return {kind: make_media(folder / f"good.{kind}", **settings) for kind, settings in kinds.items()}
+    return {kind: make_media(folder / f"good.{kind}", **settings) for kind, settings in GOOD_KINDS.items()}

@@ -321,4 +321,9 @@ def differences(config, other):
     """Return a line for each flag whose value differs: ``--clip-seconds: 1.0, now 0.1``."""
     before, after = to_flat(config), to_flat(other)
     changed = [option for option, _ in flags(type(config)) if before[option.name] != after[option.name]]
-    return [f"{flag_of(option)}: {before[option.name]}, now {after[option.name]}" for option in changed]
+    return [f"{flag_of(option)}: {_shown(before[option.name])}, now {_shown(after[option.name])}" for option in changed]
+
+
+def _shown(value):
+    """Return a value as it would be typed."""
+    return "not given" if value is None else ",".join(value) if isinstance(value, tuple) else str(value)

@@ -64,6 +64,10 @@ def test_nothing_is_left_to_train_on_without_a_training_share():
 
 def test_differences_name_the_flag_and_both_values():
     assert differences(BuildConfig(), BuildConfig(clips=ClipConfig(min_overlap_seconds=0.5))) == ["--min-overlap: 0.0, now 0.5"]
+    assert differences(BuildConfig(), BuildConfig(clips=ClipConfig(context_seconds=2.0), features=FeatureConfig(features=("logmel",)))) == [
+        "--context-seconds: not given, now 2.0",
+        "--features: spectrogram,mfcc, now logmel",
+    ]
     assert differences(BuildConfig(), BuildConfig()) == []
 
 

@@ -1,7 +1,7 @@
 """Damage bytes in the ways that files are damaged: cut, flipped, swapped, repeated and zeroed, reproducibly.
 
-For the tests of media, CSVs, HDF5 files and checkpoints, and for the fault harness: ``mutate(data, seed)`` gives the same damage for
-the same seed, and ``KINDS`` names what can happen.
+For the tests of media and CSVs, and for the fault harness: ``mutate(data, seed)`` gives the same damage for the same seed, and
+``KINDS`` names what can happen; ``mutate_text`` damages a CSV as a careless editor or an enemy would.
 """
 
 import random
@@ -71,3 +71,23 @@ def mutate(data, seed, kind=None):
         One of ``KINDS``; by turns, with ``seed``, if not given.
     """
     return _KINDS[kind or KINDS[seed % len(KINDS)]](data, random.Random(seed))
+
+
+_INSERTIONS = [b",", b";", b'"', b"\n", b"\r", b"\0", b"\xff", b"\xef\xbb\xbf", b"../", b"nan", b"-", b"1e300", b" " * 300, b"x" * 10_000, "\u0663".encode()]
+
+
+def mutate_text(data, seed):
+    """Return the bytes of a CSV with one to four things inserted, taken out, replaced or cut off, the same for the same seed."""
+    damaged, random_source = bytearray(data), random.Random(seed)
+    for _ in range(random_source.randint(1, 4)):
+        place = random_source.randrange(len(damaged) + 1)
+        action = random_source.randrange(4)
+        if action == 0:
+            damaged[place:place] = random_source.choice(_INSERTIONS)
+        elif action == 1:
+            del damaged[place : place + random_source.randint(1, 40)]
+        elif action == 2:
+            damaged[place : place + 1] = bytes([random_source.randrange(256)])
+        else:
+            del damaged[place:]
+    return bytes(damaged)

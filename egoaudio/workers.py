@@ -96,7 +96,8 @@ def _parallel(call, numbered_items, workers):
     in_flight = "2*n_jobs" if workers > 1 else 1
     with joblib.parallel_config("loky", inner_max_num_threads=1, initializer=_settle, initargs=(os.getpid(),)):
         pool = joblib.Parallel(n_jobs=max(workers, _ALONE), return_as="generator_unordered", batch_size=1, pre_dispatch=in_flight, max_nbytes=None)
-        results = pool(joblib.delayed(call)(position, item) for position, item in numbered_items)
+        with _ctrl_c_held():  # the workers start here
+            results = pool(joblib.delayed(call)(position, item) for position, item in numbered_items)
         with contextlib.closing(results):
             yield from results
 
@@ -132,6 +133,16 @@ def _guarded(function, patience_seconds, position, item):
         return position, function(item)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextlib.contextmanager
+def _ctrl_c_held():
+    """Hold Ctrl-C back while processes start: they inherit that, and importing takes them a second before ``_settle`` ignores it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _settle(parent):

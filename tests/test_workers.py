@@ -76,6 +76,13 @@ def test_calls_run_in_other_processes_with_one_thread():
     assert threads == "1"
 
 
+def test_a_worker_is_deaf_to_ctrl_c_from_its_first_instant():
+    """Not only once it ignores it: while it starts, Ctrl-C would have it print a traceback on the user's terminal."""
+    ((_, held),) = workers.each(lambda _: signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []), [0], workers=1, patience_seconds=30)
+    assert held
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 PARENT = """
     import time
     from egoaudio import workers

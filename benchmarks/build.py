@@ -1,227 +1,268 @@
-"""Building: clips a second with denoising, spectrogram and MFCC, beside the notebook's way, lhotse, and decoding alone.
+"""Building: clips a second beside what a user would pick instead, and how time and memory grow.
 
-Makes generated 30 s videos (480p H.264, AAC 44.1 kHz stereo) and times whole builds with 1, 2 and all workers, on as many
-videos and on twice as many; the notebook's way (moviepy -> WAV -> librosa, per second noisereduce, MFCC and STFT); lhotse's
-fbank against our ``logmel``, both without denoising; PyAV decoding alone.
+Generates videos (30 s, 480p H.264, AAC 44.1 kHz stereo) and measures, with nothing else running for choice:
 
-    python benchmarks/build.py [--videos 40] [--repeats 5] [--output build.json]
+- on one core, from MP4s to rows on disk, in this process, without its start: our build with denoising, spectrogram and MFCC; the
+  notebook's way (moviepy, WAV, librosa, noisereduce); our ``logmel`` without denoising against lhotse's fbank; decoding alone;
+- whole builds in fresh processes with 1, 2 and all workers, on as many videos, twice and four times as many;
+- the parent alone, on thousands of links to one video that no worker decodes.
+
+One core means processor time, in which ffmpeg's processes count, and one BLAS thread for everybody. Whole builds are in wall
+time; the load of the machine goes into the JSON.
+
+    python benchmarks/build.py [--videos 40] [--repeats 5] [--tiny] [--output build.json]
 """
 
 import argparse
 import os
 
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"
+if __name__ == "__main__":
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
 
 import shutil  # noqa: E402
 import statistics  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
-import threading  # noqa: E402
 import time  # noqa: E402
 import warnings  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import measuring  # noqa: E402
 import numpy as np  # noqa: E402
+import one_core  # noqa: E402
+import whole_builds  # noqa: E402
 
-from egoaudio import build as stories  # noqa: E402
-from egoaudio import extraction, media  # noqa: E402
+from egoaudio import media  # noqa: E402
 from egoaudio.configuration import BuildConfig, DenoiseConfig, FeatureConfig  # noqa: E402
 from egoaudio.plan import Inputs  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bin"))
 import demo_data  # noqa: E402
 
-SECONDS = 30
 DENOISED = BuildConfig()
 LOGMEL = BuildConfig(denoise=DenoiseConfig(mode="none"), features=FeatureConfig(features=("logmel",)))
+MFCC = BuildConfig(features=FeatureConfig(features=("mfcc",)))  # small rows: the parent's work does not depend on them
+DIFFERENT = 4  # videos that are generated; the others are copies
 
 
-def make_videos(folder, num_videos):
-    """Write videos and a generic CSV; four are different, the others their copies."""
+def make_videos(folder, num_videos, seconds, tiny=False):
+    """Write videos and a generic CSV; return the Inputs."""
     (folder / "videos").mkdir(parents=True)
+    width, height = (160, 120) if tiny else (854, 480)
+    for number in range(min(DIFFERENT, num_videos)):
+        generator = np.random.default_rng(number)
+        samples = demo_data.synthesise(generator, seconds, demo_data.draw_instances(generator, seconds))
+        demo_data.write_video(folder / "videos" / f"v{number:06d}.mp4", samples, seconds, width, height)
+    return repeat_videos(folder, folder, num_videos, shutil.copyfile)
+
+
+def repeat_videos(source, folder, num_videos, copy):
+    """Have ``num_videos`` videos in ``folder``, copied from the first of ``source``, and a CSV; return the Inputs."""
+    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    originals = sorted((source / "videos").iterdir())[:DIFFERENT]
     lines = ["video,start,end,label"]
     for number in range(num_videos):
-        path = folder / "videos" / f"v{number:04d}.mp4"
-        if number < 4:
-            generator = np.random.default_rng(number)
-            instances = demo_data.draw_instances(generator, SECONDS)
-            demo_data.write_video(path, demo_data.synthesise(generator, SECONDS, instances), SECONDS, width=854, height=480)
-        else:
-            shutil.copyfile(folder / "videos" / f"v{number % 4:04d}.mp4", path)
-        lines.append(f"v{number:04d},0,10,sound")
+        path = folder / "videos" / f"v{number:06d}.mp4"
+        if not path.exists():
+            copy(originals[number % len(originals)], path)
+        lines.append(f"v{number:06d},0,{1 + number % 7},sound")
     (folder / "all.csv").write_text("\n".join(lines))
     return Inputs((str(folder / "all.csv"),), str(folder / "videos"))
 
 
-def notebook(path, scratch):
-    """Do one video as the notebook did."""
-    import librosa
-    import moviepy
-    import noisereduce
-
-    clip = moviepy.VideoFileClip(str(path))
-    clip.audio.write_audiofile(str(scratch / "sound.wav"), logger=None)
-    clip.close()
-    samples, sample_rate = librosa.load(scratch / "sound.wav", sr=16000)
-    for start in range(0, len(samples) - sample_rate + 1, sample_rate):
-        second = noisereduce.reduce_noise(y=samples[start : start + sample_rate], sr=sample_rate)
-        librosa.feature.mfcc(y=second, sr=sample_rate, n_mfcc=20)
-        librosa.power_to_db(np.abs(librosa.stft(second)) ** 2)
+# ------------------------------------------------------------------------------------------------------- one core
 
 
-def lhotse_features(paths, scratch):
-    """Compute lhotse's fbank of every second and store it."""
-    from lhotse import CutSet, Fbank, LilcomChunkyWriter, Recording
+def measure_one_core(scratch, inputs, seconds, repeats):
+    """Return ``(clips/s by name, raw runs, what is missing, seconds a clip by stage)``."""
+    paths = sorted(Path(inputs.videos).iterdir())
+    stages, cores = [], os.sched_getaffinity(0)
+    fresh = {
+        name: [one_core.lay_out(inputs, config, scratch / f"{name}{number}.h5") for number in range(repeats + 1)]
+        for name, config in (("denoised", DENOISED), ("logmel", LOGMEL))
+    }
 
-    shutil.rmtree(scratch / "lhotse", ignore_errors=True)
-    cuts = CutSet.from_cuts(Recording.from_file(path).resample(16000).to_cut() for path in paths)
-    cuts = cuts.cut_into_windows(1.0).to_eager()
-    cuts.compute_and_store_features(Fbank(), scratch / "lhotse", storage_type=LilcomChunkyWriter, num_jobs=1)
+    def ours(name):
+        path, *rest = fresh[name].pop()
+        found = one_core.extract_all(path, *rest)
+        path.unlink()
+        if name == "denoised":
+            stages.append(found)
 
-
-def write_wavs(paths, folder):
-    """Write each video's sound as a 44.1 kHz mono WAV for those who need one."""
-    from scipy.io import wavfile
-
-    folder.mkdir()
-    wavs = []
-    for path in paths:
-        samples = np.concatenate(list(media.Decoder(path, 44100)))
-        wavs.append(folder / f"{path.stem}.wav")
-        wavfile.write(wavs[-1], 44100, (samples * 32767).astype(np.int16))
-    return wavs
-
-
-def decode(paths):
-    """Decode and resample only: the floor."""
-    for path in paths:
-        for _ in media.Decoder(path, 16000):
-            pass
-
-
-def ours(paths, config):
-    """Do all of our work but the writing, in this process."""
-    for number, path in enumerate(paths):
-        samples = round(media.probe(path).duration_seconds * 16000)
-        extraction.rehearse(config, extraction.Job(number, str(path), 0, samples))
-
-
-class _Watch:
-    """Sample the private memory of this process's children."""
-
-    def __init__(self):
-        self.peak_mb, self._stop = 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self):
-        while not self._stop.wait(0.05):
-            for entry in Path("/proc").iterdir():
-                try:
-                    if entry.name.isdigit() and int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1]) == os.getpid():
-                        lines = (entry / "smaps_rollup").read_text().splitlines()
-                        private = sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
-                        self.peak_mb = max(self.peak_mb, private / 1024)
-                except (OSError, ValueError, IndexError):
-                    continue
-
-
-def whole_build(inputs, config, output, num_workers):
-    """Build once; return wall seconds of the filling, and the parent's processor seconds."""
-    output.unlink(missing_ok=True)
-    started = time.process_time()
-    report = stories.build(inputs, config, output, num_workers=num_workers)
-    return report.elapsed, time.process_time() - started, report
-
-
-def main(num_videos, repeats, output):
-    import contextlib
-    import io
-
-    warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stderr(io.StringIO()):
-        scratch = Path(scratch)
-        inputs, twice = make_videos(scratch / "n", num_videos), make_videos(scratch / "2n", 2 * num_videos)
-        paths = sorted((scratch / "n" / "videos").iterdir())[:4]
-        seconds = len(paths) * SECONDS
-        cores = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {max(cores)})
-        rivals = {"decoding alone": lambda: decode(paths), "egoaudio": lambda: ours(paths, DENOISED), "egoaudio logmel": lambda: ours(paths, LOGMEL)}
-        missing, wavs = [], write_wavs(paths, scratch / "wavs")
-        for name, rival in {
-            "notebook": lambda: notebook(paths[0], scratch),
-            "lhotse from MP4": lambda: lhotse_features(paths, scratch),
-            "lhotse from WAV": lambda: lhotse_features(wavs, scratch),
-        }.items():
-            try:
-                rival()
-                rivals[name] = rival
-            except ImportError as error:
-                missing.append(f"{name}: not installed ({error})")
-            except Exception as error:
-                missing.append(f"{name}: failed here ({type(error).__name__}: {str(error).splitlines()[0][:80]})")
-        runs = measuring.interleave(rivals, repeats)
+    rivals = {
+        "decoding alone": (lambda: one_core.decode(paths), len(paths)),
+        "egoaudio, denoised, spectrogram and MFCC": (lambda: ours("denoised"), len(paths)),
+        "egoaudio, logmel without denoising": (lambda: ours("logmel"), len(paths)),
+    }
+    os.sched_setaffinity(0, {max(cores)})
+    try:
+        others, missing = one_core.peers(paths, scratch)
+        rivals |= others
+        runs = measuring.interleave({name: run for name, (run, _) in rivals.items()}, repeats)
+    finally:
         os.sched_setaffinity(0, cores)
-        speed = {name: (SECONDS if name == "notebook" else seconds) / measuring.median(times) for name, times in runs.items()}
-
-        def ratio(name, other):
-            return f"{speed[name] / speed[other]:.1f}" if other in speed else "not measured"
-
-        measured = [[name, f"{value:,.0f}"] for name, value in speed.items()]
-        measuring.table(["one core, without start-up", "clips/s"], measured + [[line, "-"] for line in missing])
-        rows = [
-            ["denoised, against the notebook's way", ratio("egoaudio", "notebook"), "9", "15"],
-            ["logmel, against lhotse from the same MP4s", ratio("egoaudio logmel", "lhotse from MP4"), "2", "4"],
-            ["logmel from MP4s, against lhotse from ready WAVs", ratio("egoaudio logmel", "lhotse from WAV"), "1", "1.5"],
-            ["denoised, time as a multiple of decoding alone (at most)", ratio("decoding alone", "egoaudio"), "3.5", "2.5"],
-        ]
-        builds = {"1 worker": (inputs, 1), "2 workers": (inputs, 2), "2 workers, twice the videos": (twice, 2)}
-        times, parents, peak, stages = {name: [] for name in builds}, {name: [] for name in builds}, 0.0, []
-        for _ in range(repeats):
-            for name, (which, num_workers) in builds.items():
-                with _Watch() as watch:
-                    wall, parent, report = whole_build(which, DENOISED, scratch / "out.h5", num_workers)
-                times[name].append(wall)
-                peak = max(peak, watch.peak_mb)
-                parents[name].append(parent)
-                if name == "1 worker":
-                    stages.append(report.stage_seconds)
-        middle = {name: statistics.median(values) for name, values in times.items()}
-        parent_ms = 1e3 * (statistics.median(parents["2 workers, twice the videos"]) - statistics.median(parents["2 workers"])) / num_videos
-        growth = middle["2 workers, twice the videos"] / middle["2 workers"]
-        rows += [
-            ["2 workers against 1", f"{middle['1 worker'] / middle['2 workers']:.2f}", "1.85", "1.95"],
-            ["parent's processor time for one more video, ms (at most)", f"{parent_ms:.1f}", "3", "1"],
-            ["private memory of a process below the build, MB, peak (at most)", f"{peak:.0f}", "120", "90"],
-            ["twice the videos, times the time", f"{growth:.2f}", "2.1", ""],
-        ]
-        measuring.table(["what", "measured", "bar", "goal"], rows)
-        clips = num_videos * SECONDS
-        speeds = [[name, f"{clips * (2 if 'twice' in name else 1) / value:,.0f}"] for name, value in middle.items()]
-        measuring.table(["whole build, start of the workers included", "clips/s"], speeds)
-        per_clip = {stage: 1e3 * statistics.median(one[stage] for one in stages) / clips for stage in extraction.STAGES}
-        measuring.table(["stage, one worker", "ms a clip"], [[stage, f"{value:.2f}"] for stage, value in per_clip.items()])
-        worker_ms = sum(per_clip.values())
-        for hours in (1e3, 1e6):
-            days = hours * 3600 * worker_ms / 1e3 / 32 / 86400
-            parent_hours = hours * 120 * parent_ms / 1e3 / 3600
-            print(f"{hours:,.0f} h of 30 s videos, 32 workers, {worker_ms:.2f} ms a clip: {days * 24:,.1f} h; the parent busy for {parent_hours:,.2f} h")
-    measuring.write_json(output, speed=speed, runs=runs, builds=times, rows=rows, stages=per_clip, not_measured=missing)
+    speed = {name: seconds * num_videos / measuring.median(runs[name], "cpu") for name, (_, num_videos) in rivals.items()}
+    clips = seconds * len(paths)
+    return speed, runs, missing, {stage: statistics.median(one[stage] for one in stages[1:]) / clips for stage in stages[0]}
 
 
-if __name__ == "__main__":
+def measure_costs(scratch, inputs, short_inputs, seconds, short_seconds, repeats):
+    """Return what a worker spends on a clip, and on a video beside its clips, in processor seconds: two lengths on one line."""
+    totals = {}
+    for which, config_inputs in (("long", inputs), ("short", short_inputs)):
+        laid = one_core.lay_out(config_inputs, DENOISED, scratch / f"{which}.h5")
+        runs = measuring.interleave({"extract": lambda laid=laid: one_core.extract_all(*laid)}, repeats)["extract"]
+        totals[which] = measuring.median(runs, "cpu") / len(laid[3])
+        laid[0].unlink()
+    paths = sorted(Path(inputs.videos).iterdir())
+    probing = measuring.median(measuring.interleave({"probe": lambda: [media.probe(path) for path in paths]}, repeats)["probe"], "cpu") / len(paths)
+    clip = (totals["long"] - totals["short"]) / (seconds - short_seconds)
+    return {"clip": clip, "video": max(0.0, totals["short"] - short_seconds * clip), "probe": probing}
+
+
+# --------------------------------------------------------------------------------------------------- whole builds
+
+
+def measure_builds(scratch, inputs_of, num_videos, repeats):
+    """Return ``{(num_videos, num_workers): [numbers of each build]}``, interleaved, and the same watched, once each."""
+    output = scratch / "out.h5"
+    cores = len(os.sched_getaffinity(0))
+    kinds = [(num_videos, workers) for workers in sorted({1, 2, cores})] + [(2 * num_videos, 2), (4 * num_videos, 2)]
+    timed = {kind: [] for kind in kinds}
+    for _ in range(repeats):
+        for videos, workers in kinds:
+            timed[videos, workers].append(whole_builds.run(inputs_of[videos], DENOISED, output, workers))
+    watched = {videos: whole_builds.run(inputs_of[videos], DENOISED, output, 2, watch=True) for videos in (num_videos, 4 * num_videos)}
+    return timed, watched, output.stat().st_size / (4 * num_videos)
+
+
+def measure_parent(scratch, source, num_videos):
+    """Return the parent's processor seconds and memory for one more video, from builds of as many links and twice as many."""
+    found = []
+    for count in (num_videos, 2 * num_videos):
+        inputs = repeat_videos(source, scratch / f"links{count}", count, lambda original, link: os.link(original, link))
+        build = whole_builds.run(inputs, MFCC, scratch / "links.h5", 2, process=whole_builds.only_say_done, watch=True)
+        found.append((build["parent_cpu"], build["parent_mb"]))
+        (scratch / "links.h5").unlink()
+    (cpu, memory), (cpu_twice, memory_twice) = found
+    return {"cpu": (cpu_twice - cpu) / num_videos, "mb": (memory_twice - memory) / num_videos, "videos": num_videos, "raw": found}
+
+
+def measure_disk(scratch, megabytes):
+    """Return the bytes a second that this disk takes, synced."""
+    block = np.random.default_rng(0).bytes(1 << 20)
+    started = time.perf_counter()
+    with open(scratch / "disk", "wb") as file:
+        for _ in range(megabytes):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return megabytes * len(block) / (time.perf_counter() - started)
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+
+
+def one_core_rows(speed):
+    """Return the rows of bars that are ratios on one core."""
+    ours, logmel = speed["egoaudio, denoised, spectrogram and MFCC"], speed["egoaudio, logmel without denoising"]
+
+    def best(*words):
+        return max((value for name, value in speed.items() if all(word in name for word in words)), default=None)
+
+    def times(value, other):
+        return f"{value / other:.2f}" if other else "not measured"
+
+    return [
+        ["denoised, against the notebook's way", times(ours, best("notebook")), "9", "15"],
+        ["logmel, against lhotse's better order from the same MP4s", times(logmel, best("lhotse", "MP4s")), "2", "4"],
+        ["logmel from MP4s, against lhotse from WAVs made before, windows first", times(logmel, best("lhotse", "windows", "WAVs")), "1", "1.5"],
+        ["the same, against lhotse on whole recordings (its frames cross the windows' ends)", times(logmel, best("lhotse", "whole", "WAVs")), "", ""],
+        ["denoised, time as a multiple of decoding alone (at most)", times(speed["decoding alone"], ours), "3.5", "2.5"],
+    ]
+
+
+def build_rows(timed, watched, parent, num_videos):
+    """Return the rows of bars about whole builds."""
+    fill = {kind: statistics.median(one["fill"] for one in builds) for kind, builds in timed.items()}
+    first, second = fill[2 * num_videos, 2] - fill[num_videos, 2], fill[4 * num_videos, 2] - fill[2 * num_videos, 2]
+    few, many = watched[num_videos], watched[4 * num_videos]
+    return [
+        ["2 workers against 1, their start included", f"{fill[num_videos, 1] / fill[num_videos, 2]:.2f}", "1.85", "1.95"],
+        ["parent's processor time for one more video, ms (at most)", f"{1e3 * parent['cpu']:.2f}", "3", "1"],
+        ["private memory of a worker, peak, MB (at most)", f"{max(few['worker_mb'], many['worker_mb']):.0f}", "120", "90"],
+        ["the same with four times the videos, times", f"{many['worker_mb'] / few['worker_mb']:.2f}", "", "1"],
+        ["parent's own memory, peak, MB", f"{few['parent_mb']:.0f}", "", ""],
+        ["the same with four times the videos, times", f"{many['parent_mb'] / few['parent_mb']:.2f}", "", "1"],
+        ["time for twice as many more videos, times", f"{second / first:.2f}" if first > 0 else "too short to tell", "1.9 to 2.1", "2"],
+        ["parent's own memory for one more video, kB", f"{1e3 * parent['mb']:.1f}", "", ""],
+    ]
+
+
+def outlook(hours, seconds, workers, costs, parent, video_bytes, disk_speed):
+    """Return the row of so much video in pieces of ``seconds``: what each part would take, and which gives way first."""
+    videos = hours * 3600 / seconds
+    days = {
+        "workers": videos * (costs["probe"] + costs["video"] + seconds * costs["clip"]) / workers / 86400,
+        "the parent's processor time": videos * parent["cpu"] / 86400,
+        "writing to this disk": videos * video_bytes / disk_speed / 86400,
+    }
+    memory_gb = videos * parent["mb"] / 1e3
+    limit = max(days, key=days.get)
+    installed_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    if memory_gb > installed_gb:
+        limit = f"the parent's memory, then {limit}"
+    took = [f"{24 * value:,.2f} h" if value < 2 else f"{value:,.1f} days" for value in days.values()]
+    return [f"{hours:,.0f} h", f"{videos:,.0f}", *took, f"{videos * video_bytes / 1e12:,.2f} TB", f"{memory_gb:,.2f} GB", limit]
+
+
+def main(argv=None):
+    """Measure, print tables, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output")
-    arguments = parser.parse_args()
-    main(arguments.videos, arguments.repeats, arguments.output)
+    parser.add_argument("--tiny", action="store_true", help="few short videos, once, to see that it runs")
+    parser.add_argument("--output", help="JSON to write")
+    arguments = parser.parse_args(argv)
+    seconds, short_seconds, links, megabytes, repeats, num_videos = 30, 6, 4000, 512, arguments.repeats, arguments.videos
+    if arguments.tiny:
+        seconds, short_seconds, links, megabytes, repeats, num_videos = 3, 1, 8, 8, 1, 2
+    loads = [os.getloadavg()]
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scratch = Path(scratch)
+        few = make_videos(scratch / "few", min(DIFFERENT, num_videos), seconds, arguments.tiny)
+        short = make_videos(scratch / "short", min(DIFFERENT, num_videos), short_seconds, arguments.tiny)
+        speed, runs, missing, stages = measure_one_core(scratch, few, seconds, repeats)
+        rows = [[name, f"{value:,.0f}"] for name, value in speed.items()] + [[name, reason] for name, reason in missing.items()]
+        measuring.table(["one core, from MP4 to disk, processor time", "clips/s"], rows)
+        measuring.table(["stage of the denoised build", "ms a clip"], [[name, f"{1e3 * value:.3f}"] for name, value in stages.items()])
+        costs = measure_costs(scratch, few, short, seconds, short_seconds, repeats)
+        measuring.table(["a worker's processor time", "ms"], [[name, f"{1e3 * value:.3f}"] for name, value in costs.items()])
+        counts = (num_videos, 2 * num_videos, 4 * num_videos)
+        inputs_of = {count: repeat_videos(scratch / "few", scratch / f"n{count}", count, shutil.copyfile) for count in counts}
+        timed, watched, video_bytes = measure_builds(scratch, inputs_of, num_videos, repeats)
+        rows = []
+        for (videos, workers), builds in timed.items():
+            wall, fill = (statistics.median(one[key] for one in builds) for key in ("wall", "fill"))
+            name = f"{videos} videos, {workers} worker{'s' if workers > 1 else ''}"
+            rows.append([name, f"{wall:.2f}", f"{fill:.2f}", f"{videos * seconds / fill:,.0f}"])
+        measuring.table(["whole build", "seconds in all", "of these filling, start of the workers included", "clips/s in that"], rows)
+        parent = measure_parent(scratch, scratch / "few", links)
+        disk_speed = measure_disk(scratch, megabytes)
+    rows = one_core_rows(speed) + build_rows(timed, watched, parent, num_videos)
+    measuring.table(["what", "measured", "bar", "goal"], rows)
+    growth = [outlook(hours, seconds, 32, costs, parent, video_bytes, disk_speed) for hours in (1e3, 1e6)]
+    disk = f"disk at {disk_speed / 1e6:,.0f} MB/s"
+    measuring.table(["32 workers", f"videos of {seconds} s", "workers", "parent", disk, "file", "parent's memory", "what gives way first"], growth)
+    loads.append(os.getloadavg())
+    measuring.write_json(
+        arguments.output, speed=speed, runs=runs, not_measured=missing, stages=stages, costs=costs, parent=parent, rows=rows, outlook=growth,
+        builds={f"{videos} videos, {workers} workers": builds for (videos, workers), builds in timed.items()}, watched=watched,
+        disk_bytes_per_second=disk_speed, load=loads,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -23,6 +23,7 @@ from functools import partial
 
 import joblib
 from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.backend import resource_tracker
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from egoaudio import interrupts
@@ -138,6 +139,7 @@ def _guarded(function, patience_seconds, position, item):
 @contextlib.contextmanager
 def _ctrl_c_held():
     """Hold Ctrl-C back while processes start: they inherit that, and importing takes them a second before ``_settle`` ignores it."""
+    resource_tracker.ensure_running()  # when it starts, it lets go of what is held
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -20,10 +20,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
 
 import joblib
 from joblib.externals.loky import get_reusable_executor
-from joblib.externals.loky.backend import resource_tracker
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from egoaudio import interrupts
@@ -139,7 +139,7 @@ def _guarded(function, patience_seconds, position, item):
 @contextlib.contextmanager
 def _ctrl_c_held():
     """Hold Ctrl-C back while processes start: they inherit that, and importing takes them a second before ``_settle`` ignores it."""
-    resource_tracker.ensure_running()  # when it starts, it lets go of what is held
+    resource_tracker.ensure_running()  # it starts with the first worker, and up to Python 3.11 lets Ctrl-C through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

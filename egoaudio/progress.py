@@ -14,12 +14,13 @@ _LINE_SECONDS = 10.0
 
 
 class Progress:
-    """Count clips up to ``total``; use as a context manager."""
+    """Count clips, or whatever ``unit`` says, up to ``total``; use as a context manager."""
 
-    def __init__(self, total, what, stream=None):
-        self.total, self.what = total, what
+    def __init__(self, total, what, stream=None, unit=""):
+        self.total, self.what, self.unit = total, what, unit
         self.stream = stream or sys.stderr
         self.done, self.sound_seconds, self.failures = 0, 0.0, 0
+        self._said = 0
         self.started = self._last_line = time.monotonic()
         self._bar = None
         if self.stream.isatty():
@@ -33,7 +34,7 @@ class Progress:
     def __exit__(self, *_):
         if self._bar is not None:
             self._bar.close()
-        elif self.done:
+        elif self.done > self._said:
             self._line()
 
     def advance(self, clips, sound_seconds=0.0, failures=0):
@@ -56,7 +57,7 @@ class Progress:
             self.stream.flush()
 
     def _line(self):
-        self._last_line = time.monotonic()
+        self._last_line, self._said = time.monotonic(), self.done
         elapsed = self._last_line - self.started
         left = (self.total - self.done) * elapsed / self.done if self.done else float("nan")
         share = self.done / self.total if self.total else 1.0
@@ -67,4 +68,10 @@ class Progress:
         elapsed = max(time.monotonic() - self.started, 1e-9)
         real_time = f", {self.sound_seconds / elapsed:,.0f}x real time" if self.sound_seconds else ""
         failures = f", {self.failures} failed" if self.failures else ""
-        return f"{self.done / elapsed:,.0f}/s{real_time}{failures}"
+        return f"{rate(self.done, elapsed)} {self.unit}".rstrip() + f"/s{real_time}{failures}"
+
+
+def rate(count, seconds):
+    """Return how many a second in words: in whole numbers, but in two digits where there are less than ten."""
+    value = count / seconds
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

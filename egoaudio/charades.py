@@ -9,7 +9,8 @@ Of both, from ``Charades_v1_classify.m`` and ``Charades_v1_localize.m`` (Sigurds
 rows rank by falling score, equal scores in the order of the annotation file; the average precision of an action is
 the sum of the precision at each of its rows over their number. A video or frame that was not scored ranks last, and
 its actions still count as missed. In classification so does a video without actions (the script drops its id).
-The scripts return NaN if any action never occurs; here, as for all our means, such actions are left out.
+The scripts return NaN if any action never occurs; here, as for all our means, such actions are left out. They take a
+video's length from the CSV; ours is that of the sound, so that a frame lies where it is heard.
 """
 
 import numpy as np

@@ -98,6 +98,8 @@ def load(path):
             _check_seal(path, file)
             file.seek(0)
             contents = torch.load(file, map_location="cpu", weights_only=True)
+    except IsADirectoryError as error:
+        raise CheckpointError(f"{path}: is a folder; expected a checkpoint: if it is a run's, give {Path(path) / 'best.pt'}") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); expected a checkpoint, such as best.pt in a run's folder") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -154,6 +156,9 @@ def _check_seal(path, file):
     file.seek(max(0, size - _SEAL_BYTES))
     seal = _SEAL.fullmatch(file.read())
     if seal is None:
+        file.seek(0)
+        if file.read(8) == b"\x89HDF\r\n\x1a\n":
+            raise CheckpointError(f"{path}: is an HDF5 file, expected a checkpoint: the checkpoint comes first, then the file with the clips")
         raise CheckpointError(f"{path}: {size} bytes that do not end as a checkpoint of egoaudio does: it was cut off, or another program wrote it")
     version, expected = int(seal[1]), seal[2].decode()
     if version != VERSION:

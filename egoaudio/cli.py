@@ -70,7 +70,7 @@ def _configured(config_class, presets):
             text, flag = option.metadata["help"], flag_of(option)
             default = ",".join(option.default) if isinstance(option.default, tuple) else option.default
             if hint is bool:
-                configured = click.option(f"{flag}/--no-{flag[2:]}", option.name, default=default, help=text)(configured)
+                configured = click.option(f"{flag}/--no-{flag[2:]}", option.name, default=default, show_default=True, help=text)(configured)
             else:
                 default = "auto" if option.name == "micro_batch_size" else default
                 configured = click.option(flag, option.name, type=_kind(option, hint), default=default, show_default=default is not None, help=text)(configured)
@@ -80,8 +80,11 @@ def _configured(config_class, presets):
     return decorate
 
 
-def _command(example):
-    """Make a command of a function: its errors become messages, signals an exit status, ``example`` ends its help."""
+def _command(example, goes_on=False):
+    """Make a command of a function: its errors become messages, signals an exit status, ``example`` ends its help.
+
+    With ``goes_on`` the same command, given again, goes on from where it was interrupted.
+    """
 
     def decorate(function):
         @functools.wraps(function)
@@ -95,7 +98,7 @@ def _command(example):
                 click.echo(f"error: {error}", err=True)
                 sys.exit(error.exit_code)
             except interrupts.Interrupted as interrupted:
-                click.echo("interrupted; what was done is kept, the same command goes on from there", err=True)
+                click.echo("interrupted" + ("; what was done is kept, the same command goes on from there" if goes_on else ""), err=True)
                 sys.exit(interrupted.exit_code)
 
         epilog = "\b\nExample:\n" + example
@@ -110,6 +113,7 @@ def _cores():
     return len(os.sched_getaffinity(0))
 
 
+_SPLITS = ["test", "validation", "train"]  # evaluation's own list would load torch
 _FORCE = "Start anew, and replace what is there."
 _ANNOTATIONS = "CSV of training videos; repeatable. Charades, Charades-Ego, EPIC-SOUNDS, or video,start,end,label[,split]."
 _TIMEOUT = "Give a video up when it gets nowhere for so many seconds."
@@ -119,7 +123,8 @@ _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
 @_command(
     "  egoaudio-build --annotations CharadesEgo_v1_train_only1st.csv --classes Charades_v1_classes.txt \\\n"
     "      --test-annotations CharadesEgo_v1_test_only1st.csv --videos CharadesEgo_v1_480 \\\n"
-    "      --output ego.h5 --workers 32"
+    "      --output ego.h5 --workers 32",
+    goes_on=True,
 )
 @click.option("--annotations", multiple=True, required=True, type=click.Path(), help=_ANNOTATIONS)
 @click.option("--test-annotations", multiple=True, type=click.Path(), help="CSV of test videos; repeatable.")
@@ -184,7 +189,7 @@ def inspect(file, failed, verify, plot, export_clip):
     return 0
 
 
-@_command("  egoaudio-train ego.h5 --output runs/cnn --model cnn --amp")
+@_command("  egoaudio-train ego.h5 --output runs/cnn --model cnn --amp", goes_on=True)
 @click.argument("file", type=click.Path())
 @click.option("--output", required=True, type=click.Path(), help="Folder of the run: checkpoints, metrics.csv, curves.png, evaluation.json.")
 @click.option("--device", help="cpu, cuda, cuda:1; the GPU if there is one.")
@@ -206,14 +211,15 @@ def train(config, file, output, device, tensorboard, force):
 @_command("  egoaudio-evaluate runs/cnn/best.pt ego.h5 --split test")
 @click.argument("checkpoint", type=click.Path())
 @click.argument("file", type=click.Path())
-@click.option("--split", default="test", show_default=True, help="test, validation or train.")
+@click.option("--split", type=click.Choice(_SPLITS), default="test", show_default=True, help="The file's test videos, or a part of the run's own division.")
 @click.option("--pool", type=click.Choice(["max", "mean"]), default="max", show_default=True, help="How a video's scores follow from its clips'.")
 @click.option("--output", type=click.Path(), help="Folder for evaluation.json, per_class.csv and per_class.png; the checkpoint's if not given.")
 @click.option("--submission", type=click.Path(), help="Write the scores per video in Charades' official text format.")
+@click.option("--frame-submission", type=click.Path(), help="The same of 25 frames a video, for localization.")
 @click.option("--device", help="cpu, cuda, cuda:1; the GPU if there is one.")
-def evaluate(checkpoint, file, split, pool, output, submission, device):
+def evaluate(checkpoint, file, split, pool, output, submission, frame_submission, device):
     """Evaluate a trained model on a split of an egoaudio file, beside the score of the classes' frequencies."""
     from egoaudio.evaluation import evaluate as run
 
-    click.echo(run(checkpoint, file, split=split, pool=pool, output=output, submission=submission, device=device))
+    click.echo(run(checkpoint, file, split=split, pool=pool, output=output, submission=submission, frame_submission=frame_submission, device=device))
     return 0

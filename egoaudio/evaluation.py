@@ -26,6 +26,7 @@ from egoaudio.slices import Scorer, mixed_precision
 from egoaudio.splits import split_rows
 from egoaudio.truth import class_frequencies, read_truth
 
+SPLITS = ("test", "validation", "train")
 NUM_RESAMPLES = 500  # ends of the interval good to a tenth of its width; 3 s for 21,150 frames, 157 classes, 846 videos
 
 
@@ -231,7 +232,9 @@ def score(scorer, loader, label_mode, loss=None, advance=None):
 # ---------------------------------------------------------------------------------------------------- the command
 
 
-def evaluate(checkpoint, path, *, split="test", pool="max", output=None, submission=None, device=None, num_resamples=NUM_RESAMPLES):
+def evaluate(
+    checkpoint, path, *, split="test", pool="max", output=None, submission=None, frame_submission=None, device=None, num_resamples=NUM_RESAMPLES
+):
     """Evaluate a checkpoint on a split of a file, and write what came out.
 
     Parameters
@@ -245,8 +248,8 @@ def evaluate(checkpoint, path, *, split="test", pool="max", output=None, submiss
         ``max`` or ``mean``.
     output : path, optional
         Folder for evaluation.json, per_class.csv and per_class.png; the checkpoint's if not given.
-    submission : path, optional
-        File for the scores of the videos in the official text format.
+    submission, frame_submission : path, optional
+        Files for the scores of the videos, and of their frames, in the official text formats.
     device : str, optional
         The GPU if there is one.
     num_resamples : int
@@ -267,28 +270,37 @@ def evaluate(checkpoint, path, *, split="test", pool="max", output=None, submiss
     ConfigurationError
         If there is no such device.
     """
+    if split not in SPLITS:
+        raise ConfigurationError(f"--split {split!r}: expected {', '.join(SPLITS)}")
     device = choose_device(device)
     model, contents = checkpoints.load_model(checkpoint, device)
     config = from_json(TrainConfig, contents["config"])
     with store.open(path) as file:
         checkpoints.require_match(contents, file, same_plan=split != "test")
-        rows, videos = _split(file, split, config)
+        of_run = contents["plan_sha256"] == file.plan_sha256
+        divided = split_rows(file, config.data, config.optimization.seed) if of_run else None
+        rows, videos = _test_split(file) if split == "test" else (divided.rows(split), None)
         truth = read_truth(file, rows, videos)
-        prior = _prior(file, config)
+        train = divided.train if of_run else _train_rows(file)
+        prior = class_frequencies(file.labels, train) if len(train) else None
+    folder = Path(checkpoint).parent if output is None else Path(output)
+    results.prepare(folder, submission, frame_submission)
     normalization = contents["normalization"]["mean"], contents["normalization"]["std"]
     dataset = ClipDataset(path, contents["feature"], rows, normalization=normalization)
     loader = Loader(dataset, config.optimization.batch_size, config.data, device=device)
     amp_dtype, _ = mixed_precision(device, config.optimization.amp, config.optimization.amp_dtype)
-    with Progress(len(rows), "scoring") as progress:
+    with Progress(len(rows), "scoring", unit="clips") as progress:
         scored = score(Scorer(model, device=device, amp_dtype=amp_dtype, log=progress.write), loader, config.data.label_mode, advance=progress.advance)
     evaluation = evaluate_scores(
         scored.scores, truth, thresholds=contents["thresholds"], prior=prior, pool=pool, num_resamples=num_resamples, seed=config.optimization.seed
     )
     about = {"checkpoint": str(checkpoint), "file": str(path), "split": split, "epoch": contents["epoch"], "plan_sha256": contents["plan_sha256"]}
     evaluation = replace(evaluation, about=about)
-    results.write(evaluation, Path(checkpoint).parent if output is None else output)
+    results.write(evaluation, folder)
     if submission is not None:
         results.write_submission(evaluation, submission)
+    if frame_submission is not None:
+        results.write_submission(evaluation, frame_submission, frames=True)
     return evaluation
 
 
@@ -308,21 +320,15 @@ def choose_device(name):
     return device
 
 
-def _split(file, split, config):
-    """Return the clips (rows of /clips) and the videos (rows of /videos, or None for those of the clips) of a split."""
-    if split == "test":
-        videos = np.flatnonzero(file.video_table["split"] == b"test")
-        rows = np.flatnonzero(file.usable & np.isin(file.clip_table["video"], videos))
-        if not len(rows):
-            raise TrainingError(f"{file.path}: {len(videos)} videos of the split test, none with sound: build with --test-annotations, or give another --split")
-        return rows, videos
-    if split in ("validation", "train"):
-        return split_rows(file, config.data, config.optimization.seed).rows(split), None
-    raise ConfigurationError(f"--split {split!r}: expected test, validation or train")
+def _test_split(file):
+    """Return the clips of the test split (rows of /clips) and all its videos (rows of /videos)."""
+    videos = np.flatnonzero(file.video_table["split"] == b"test")
+    rows = np.flatnonzero(file.usable & np.isin(file.clip_table["video"], videos))
+    if not len(rows):
+        raise TrainingError(f"{file.path}: {len(videos)} videos of the split test, none with sound: build with --test-annotations, or give another --split")
+    return rows, videos
 
 
-def _prior(file, config):
-    """Return the class frequencies of the training split; None where the file has none."""
-    if not (file.trainable & (file.video_table["split"] == b"train")[file.clip_table["video"]]).any():
-        return None
-    return class_frequencies(file.labels, split_rows(file, config.data, config.optimization.seed).train)
+def _train_rows(file):
+    """Return the clips to count classes in where the file is not the one that the run divided."""
+    return np.flatnonzero(file.trainable & (file.video_table["split"] == b"train")[file.clip_table["video"]])

@@ -103,6 +103,25 @@ def _percent(fraction):
     return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
+def prepare(folder, *submissions):
+    """Make the folder, and refuse what could not be written to, before hours of scoring rather than after them.
+
+    Of ``submissions``, paths or None, none may be a folder.
+
+    Raises
+    ------
+    TrainingError
+        If the folder cannot be made, or a submission's name is that of a folder.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"--output {folder}: cannot be made a folder ({error.strerror}): give the name of a folder that can be written to") from error
+    for path in submissions:
+        if path is not None and Path(path).is_dir():
+            raise TrainingError(f"{path}: no submission can be written there, for it is a folder: give the name of a file")
+
+
 def write(evaluation, folder):
     """Write evaluation.json, per_class.csv and per_class.png into ``folder``, which is made if it is not there.
 
@@ -199,4 +218,4 @@ def write_file(path, contents):
             raise
         disk.sync_folder(path)
     except OSError as error:
-        raise TrainingError(f"{path}: could not be written ({error.strerror}): give another folder with --output, or make room") from error
+        raise TrainingError(f"{path}: could not be written ({error.strerror}): give another place, or make room") from error

@@ -21,7 +21,7 @@ from pathlib import Path
 from egoaudio import checkpoints, results
 from egoaudio._version import __version__
 from egoaudio.configuration import TrainConfig, differences, from_json, to_flat
-from egoaudio.errors import TrainingError
+from egoaudio.errors import CheckpointError, TrainingError
 
 COLUMNS = (
     "epoch", "train_loss", "val_loss", "top1", "top5", "map", "learning_rate",
@@ -117,7 +117,10 @@ def find_earlier(folder, config, file):
         if (folder / "best.pt").exists():
             raise TrainingError(f"{folder} holds best.pt but no last.pt to go on from: give another --output, or --force to replace it")
         return None
-    contents = checkpoints.load(path)
+    try:
+        contents = checkpoints.load(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}: give another --output, or --force to start anew") from error
     if "resume" not in contents:
         raise TrainingError(f"{path} holds a model but not where its run was (is it a copy of best.pt?): give another --output, or --force to replace it")
     changed = differences(from_json(TrainConfig, contents["config"]), config)
@@ -125,7 +128,10 @@ def find_earlier(folder, config, file):
         raise TrainingError(
             f"{folder} holds a run with another configuration ({'; '.join(changed)}): give the same options, another --output, or --force to start anew"
         )
-    checkpoints.require_match(contents, file, same_plan=True)
+    try:
+        checkpoints.require_match(contents, file, same_plan=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}: give the file that the run began with, another --output, or --force to start anew") from error
     return contents
 
 

@@ -14,6 +14,7 @@ A signal is heard between two batches: ``last.pt`` is written first, then the si
 import contextlib
 import math
 import os
+import shlex
 import signal
 import threading
 import time
@@ -31,7 +32,7 @@ from egoaudio.losses import Loss
 from egoaudio.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.microbatch import Stepper
 from egoaudio.models import check_feature, create_model
-from egoaudio.progress import Progress
+from egoaudio.progress import Progress, rate
 from egoaudio.slices import Scorer, mixed_precision
 from egoaudio.splits import class_weights, normalization, split_rows
 
@@ -75,15 +76,15 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
     options, seed = config.optimization, config.optimization.seed
     device = evaluation.choose_device(device)
     board_class = _find_tensorboard() if tensorboard else None
-    folder = runs.make_folder(output)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(lock.held(folder))
         file = stack.enter_context(reader.open(path))
         feature = check_feature(config.model.model, file.features, config.model.feature)
+        folder = runs.make_folder(output)
+        stack.enter_context(lock.held(folder))
         earlier = None if force else runs.find_earlier(folder, config, file)
         state = runs.State() if earlier is None else runs.State(**earlier["resume"]["state"])
         if state.finished:
-            return f"{folder} holds a finished run: nothing was done (--force starts anew)\n" + _summary(folder, state, path)
+            return f"{folder} holds a finished run: nothing was done (--force starts anew)\n" + _summary(folder, state, file, path)
 
         # ---------------------------------------------------------------- data
         split = split_rows(file, config.data, seed)
@@ -101,7 +102,7 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
             torch.set_float32_matmul_precision("high")  # TF32; on a CPU it could mean bfloat16
         optimizer = make_optimizer(model, options)
         amp_dtype, scaler = mixed_precision(device, options.amp, options.amp_dtype)
-        progress = stack.enter_context(_RunProgress((options.epochs - state.epoch) * len(data) - state.num_clips, "training"))
+        progress = stack.enter_context(_RunProgress((options.epochs - state.epoch) * len(data) - state.num_clips, "training", unit="clips"))
         stepper = Stepper(
             computed, optimizer, loss, device=device, micro_batch_size=options.micro_batch_size,
             amp_dtype=amp_dtype, scaler=scaler, clip_gradient=options.clip_gradient, log=progress.write,
@@ -150,9 +151,8 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
             with _DeferredSignals() as signals:
                 started, seconds_before, waited_before = time.monotonic(), state.train_seconds, state.wait_seconds
                 for batch in loader.epoch(state.epoch, state.batch):
-                    rate = learning_rate(state.epoch * len(loader) + state.batch, num_steps, options)
                     for group in optimizer.param_groups:
-                        group["lr"] = rate
+                        group["lr"] = learning_rate(state.epoch * len(loader) + state.batch, num_steps, options)
                     value = stepper.step(batch.features, batch.labels)  # (b, T, F), (b, C)
                     if not math.isfinite(value):
                         raise TrainingError(_describe_bad_loss(value, batch, state, folder))
@@ -204,7 +204,7 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
                 results.write_file(folder / "curves.png", curves_png(state.history))
                 drawn_at = time.monotonic()
             save_last()  # last of all: a run that says it has finished has everything
-        return _summary(folder, state, path)
+        return _summary(folder, state, file, path)
 
 
 # ------------------------------------------------------------------------------------------------ parts of the loop
@@ -255,6 +255,9 @@ def _restore(earlier, model, optimizer, scaler, stepper):
     torch.set_rng_state(resume["random_state"])
 
 
+_STOPPING = b"\nstopping as soon as this batch is done and saved; once more stops at once\n"
+
+
 class _DeferredSignals:
     """Ctrl-C and SIGTERM wait while the block runs; a second one does not."""
 
@@ -282,6 +285,9 @@ class _DeferredSignals:
         if self.received is not None:
             self.__exit__()
             signal.raise_signal(number)
+        else:
+            with contextlib.suppress(OSError):  # a terminal that is gone
+                os.write(2, _STOPPING)  # not sys.stderr: it may be in the middle of a line of its own
         self.received = number
 
     def deliver(self):
@@ -312,8 +318,8 @@ def _describe_epoch(row, num_epochs, better):
     """Return an epoch's line."""
     validation = "" if row["val_loss"] is None else f", val_loss {row['val_loss']:.4f}, top-1 {row['top1']:.3f}, top-5 {row['top5']:.3f}, mAP {row['map']:.4f}"
     return (
-        f"epoch {row['epoch']}/{num_epochs}: train_loss {row['train_loss']:.4f}{validation}; {row['clips_per_second']:,.0f} clips/s, "
-        f"micro-batch {row['micro_batch_size']}, {row['peak_memory_mb']:,.0f} MB, {row['seconds']:.1f} s{'; the best so far' if better else ''}"
+        f"epoch {row['epoch']}/{num_epochs}: loss {row['train_loss']:.4f}{validation}{' (best)' if better else ''}; "
+        f"{rate(row['clips_per_second'], 1)} clips/s, {row['peak_memory_mb']:,.0f} MB, {row['seconds']:.1f} s"
     )
 
 
@@ -362,10 +368,12 @@ def _find_tensorboard():
     return SummaryWriter
 
 
-def _summary(folder, state, path):
-    """Return what came of a run."""
+def _summary(folder, state, file, path):
+    """Return what came of a run, and the command that comes next."""
     best = state.history[state.best_epoch - 1]
     score = f"training loss {best['train_loss']:.4f}, not validated"
     if best["map"] is not None:
         score = f"validation mAP {best['map']:.4f}, top-1 {best['top1']:.3f}"
-    return f"{state.epoch} epochs; the best is {state.best_epoch}: {score}\nnext: egoaudio-evaluate {folder / 'best.pt'} {path} --split test"
+    split = "test" if (file.video_table["split"] == b"test").any() else "train" if best["map"] is None else "validation"
+    command = shlex.join(["egoaudio-evaluate", str(folder / "best.pt"), os.fspath(path), "--split", split])
+    return f"{state.epoch} epoch{'s' * (state.epoch > 1)}; the best is {state.best_epoch}: {score}\nnext: {command}"

@@ -221,7 +221,7 @@ def test_the_trap_would_run_if_it_were_unpickled(tmp_path):
     ("change", "words"),
     [
         (lambda path: path.write_bytes(b""), "0 bytes"), (lambda path: path.unlink(), "No such file"),
-        (lambda path: (path.unlink(), path.mkdir()), "directory"),
+        (lambda path: (path.unlink(), path.mkdir()), "is a folder; expected a checkpoint"),
         (lambda path: path.write_bytes(path.read_bytes().replace(b"checkpoint 1 sha", b"checkpoint 7 sha")), "version 7; this egoaudio reads version 1"),
         (lambda path: checkpoints.save(path, {"epoch": 1}), "has no 'egoaudio_version'"),
         (lambda path: checkpoints.save(path, make_contents(epoch="two")), "'epoch' is a str"),

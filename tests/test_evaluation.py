@@ -298,6 +298,16 @@ def test_another_file_may_be_tested_but_has_no_validation_split_of_the_run(file,
         evaluation.evaluate(tmp_path / "best.pt", path, split="validation", device="cpu")
 
 
+def test_the_prior_of_another_file_counts_all_its_train_clips(file, path, tmp_path):
+    save_checkpoint(tmp_path / "own.pt", file)
+    # A division that the other file could not be divided by, and need not be.
+    save_checkpoint(tmp_path / "other.pt", file, {"plan_sha256": "1" * 64}, validation_fraction=0.9)
+    own, other = (evaluation.evaluate(tmp_path / name, path, device="cpu", num_resamples=0).per_class["prior"] for name in ("own.pt", "other.pt"))
+    rows = np.flatnonzero(file.trainable & (file.video_table["split"] == b"train")[file.clip_table["video"]])
+    assert other == pytest.approx(file.labels[rows].mean(axis=0))
+    assert own == pytest.approx(file.labels[split_rows(file, from_flat(TrainConfig, {}).data, 0).train].mean(axis=0)) != other
+
+
 def test_a_checkpoint_of_other_classes_is_refused_before_anything_is_written(file, path, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -310,13 +320,13 @@ def test_a_checkpoint_of_other_classes_is_refused_before_anything_is_written(fil
 def test_a_file_without_train_videos_has_no_prior(tmp_path):
     path = synthetic.make_file(tmp_path / "t.h5", 4, 6, features={"spectrogram": (8, 16)}, num_classes=6, test_fraction=1.0)
     with store.open(path) as file:
-        save_checkpoint(tmp_path / "best.pt", file)
+        save_checkpoint(tmp_path / "best.pt", file, {"plan_sha256": "1" * 64})
     found = evaluation.evaluate(tmp_path / "best.pt", path, device="cpu", num_resamples=0)
     assert np.isnan(found.scores["map"].prior) and any("no prior" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(("options", "error", "words"), [
-    ({"split": "dev"}, ConfigurationError, "expected test, validation or train"),
+    ({"split": "dev"}, ConfigurationError, "expected test, validation, train"),
     ({"device": "gpu"}, ConfigurationError, "--device gpu"),
     ({"pool": "median"}, TrainingError, "expected max or mean"),
 ])

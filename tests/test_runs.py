@@ -174,7 +174,7 @@ def test_a_signal_waits_for_the_batch_and_the_checkpoint_then_does_what_it_alway
     assert (state["epoch"], state["batch"]) == (1, 2)  # the sixth of 4 batches an epoch, finished
 
 
-def test_a_second_signal_does_not_wait(tmp_path, data, monkeypatch):
+def test_a_second_signal_does_not_wait_and_the_first_says_so(tmp_path, data, monkeypatch, capfd):
     def twice():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -184,6 +184,7 @@ def test_a_second_signal_does_not_wait(tmp_path, data, monkeypatch):
         training.train(data, tmp_path / "run", make_config())
     assert len(steps) == 3
     assert checkpoints.load(tmp_path / "run/last.pt")["resume"]["state"]["batch"] == 1  # written when the micro-batch was found
+    assert capfd.readouterr().err.count("stopping as soon as this batch is done and saved; once more stops at once") == 1
 
 
 def test_the_micro_batch_that_was_found_is_kept_at_once_and_not_found_again(tmp_path, data, monkeypatch):
@@ -296,7 +297,7 @@ def test_another_configuration_says_what_differs_and_stops(finished, data):
 
 def test_another_file_is_refused_with_both_sides_named(finished, tmp_path):
     other = make_file(tmp_path / "other.h5", plan_sha256="1" * 64)
-    with pytest.raises(CheckpointError, match=r"plan_sha256: checkpoint 0{12}\.\.\., file 1{12}"):
+    with pytest.raises(CheckpointError, match=r"last.pt: .*plan_sha256: checkpoint 0{12}\.\.\., file 1{12}.*another --output, or --force"):
         training.train(other, finished.folder, make_config())
 
 
@@ -319,7 +320,7 @@ def test_force_with_options_that_cannot_be_carried_out_keeps_the_old_run(tmp_pat
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        (lambda folder: (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:-1000]), CheckpointError, "cut off"),
+        (lambda folder: (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:-1000]), CheckpointError, "cut off.*--force to start anew"),
         (lambda folder: (folder / "last.pt").unlink(), TrainingError, "holds best.pt but no last.pt"),
         (lambda folder: (folder / "last.pt").write_bytes((folder / "best.pt").read_bytes()), TrainingError, "not where its run was"),
     ],

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from small_runs import SHAPE, assert_same_run, make_config, make_file, on_step, table, weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from egoaudio import checkpoints, evaluation, runs, store, training
 from egoaudio.errors import CheckpointError, ConfigurationError, TrainingError
@@ -115,28 +116,24 @@ def test_a_compiled_model_is_saved_as_the_model_it_is(tmp_path, data, monkeypatc
     checkpoints.load_model(tmp_path / "run/best.pt")
 
 
-def test_tensorboard_gets_the_columns(tmp_path, data, monkeypatch):
-    written = []
+def test_tensorboard_gets_the_columns_once_however_often_the_run_is_stopped(tmp_path, data, monkeypatch):
+    save = checkpoints.save
 
-    class Writer:
-        def __init__(self, folder, purge_step):
-            self.purge_step = purge_step
+    def killed_before_the_end_of_epoch_2(path, contents):
+        if path.name == "last.pt" and contents["epoch"] == 2:
+            raise MemoryError  # as kill -9 between TensorBoard's files and last.pt
+        save(path, contents)
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            written.append("closed")
-
-        def add_scalar(self, name, value, step):
-            written.append((name, step))
-
-        def flush(self):
-            pass
-
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
-    training.train(data, tmp_path / "run", make_config(epochs=2), tensorboard=True)
-    assert written == [(name, epoch) for epoch in (1, 2) for name in runs.COLUMNS[1:]] + ["closed"]
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(checkpoints, "save", killed_before_the_end_of_epoch_2)
+        training.train(data, tmp_path / "run", make_config(), tensorboard=True)
+    training.train(data, tmp_path / "run", make_config(), tensorboard=True)
+    written = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    assert sorted(written.Tags()["scalars"]) == sorted(runs.COLUMNS[1:])
+    for name in runs.COLUMNS[1:]:
+        scalars = written.Scalars(name)
+        assert [scalar.step for scalar in scalars] == [1, 2, 3]
+        assert [scalar.value for scalar in scalars] == pytest.approx([float(row[name]) for row in table(tmp_path / "run")], rel=1e-5)
 
 
 def test_tensorboard_that_is_not_installed_is_named_before_anything_is_written(tmp_path, data, monkeypatch):

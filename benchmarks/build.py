@@ -95,6 +95,7 @@ def measure_one_core(scratch, inputs, seconds, repeats):
         "egoaudio, denoised, spectrogram and MFCC": (lambda: ours("denoised"), len(paths)),
         "egoaudio, logmel without denoising": (lambda: ours("logmel"), len(paths)),
     }
+    path = os.environ["PATH"]  # gets an ffmpeg for lhotse
     os.sched_setaffinity(0, {max(cores)})
     try:
         others, missing = one_core.peers(paths, scratch)
@@ -102,6 +103,7 @@ def measure_one_core(scratch, inputs, seconds, repeats):
         runs = measuring.interleave({name: run for name, (run, _) in rivals.items()}, repeats)
     finally:
         os.sched_setaffinity(0, cores)
+        os.environ["PATH"] = path
     speed = {name: seconds * num_videos / measuring.median(runs[name], "cpu") for name, (_, num_videos) in rivals.items()}
     clips = seconds * len(paths)
     return speed, runs, missing, {stage: statistics.median(one[stage] for one in stages[1:]) / clips for stage in stages[0]}
@@ -124,17 +126,15 @@ def measure_costs(scratch, inputs, short_inputs, seconds, short_seconds, repeats
 # --------------------------------------------------------------------------------------------------- whole builds
 
 
-def measure_builds(scratch, inputs_of, num_videos, repeats):
-    """Return ``{(num_videos, num_workers): [numbers of each build]}``, interleaved, and the same watched, once each."""
-    output = scratch / "out.h5"
-    cores = len(os.sched_getaffinity(0))
-    kinds = [(num_videos, workers) for workers in sorted({1, 2, cores})] + [(2 * num_videos, 2), (4 * num_videos, 2)]
-    timed = {kind: [] for kind in kinds}
+def measure_builds(scratch, inputs_of, repeats):
+    """Return ``{(num_videos, num_workers): [numbers of each build]}``, interleaved, and the bytes of the largest file."""
+    output, cores, (few, twice, many) = scratch / "out.h5", len(os.sched_getaffinity(0)), sorted(inputs_of)
+    kinds = [(few, workers) for workers in sorted({1, 2, cores})] + [(twice, 2), (many, 1), (many, 2)]
+    builds = {kind: [] for kind in kinds}
     for _ in range(repeats):
         for videos, workers in kinds:
-            timed[videos, workers].append(whole_builds.run(inputs_of[videos], DENOISED, output, workers))
-    watched = {videos: whole_builds.run(inputs_of[videos], DENOISED, output, 2, watch=True) for videos in (num_videos, 4 * num_videos)}
-    return timed, watched, output.stat().st_size / (4 * num_videos)
+            builds[videos, workers].append(whole_builds.run(inputs_of[videos], DENOISED, output, workers))
+    return builds, output.stat().st_size
 
 
 def measure_parent(scratch, source, num_videos):
@@ -142,7 +142,7 @@ def measure_parent(scratch, source, num_videos):
     found = []
     for count in (num_videos, 2 * num_videos):
         inputs = repeat_videos(source, scratch / f"links{count}", count, lambda original, link: os.link(original, link))
-        build = whole_builds.run(inputs, MFCC, scratch / "links.h5", 2, process=whole_builds.only_say_done, watch=True)
+        build = whole_builds.run(inputs, MFCC, scratch / "links.h5", 2, process=whole_builds.only_say_done)
         found.append((build["parent_cpu"], build["parent_mb"]))
         (scratch / "links.h5").unlink()
     (cpu, memory), (cpu_twice, memory_twice) = found
@@ -183,19 +183,28 @@ def one_core_rows(speed):
     ]
 
 
-def build_rows(timed, watched, parent, num_videos):
+def build_rows(builds, parent):
     """Return the rows of bars about whole builds."""
-    fill = {kind: statistics.median(one["fill"] for one in builds) for kind, builds in timed.items()}
-    first, second = fill[2 * num_videos, 2] - fill[num_videos, 2], fill[4 * num_videos, 2] - fill[2 * num_videos, 2]
-    few, many = watched[num_videos], watched[4 * num_videos]
+    few, twice, many = sorted({videos for videos, _ in builds})
+
+    def middle(videos, workers, number):
+        return statistics.median(one[number] for one in builds[videos, workers])
+
+    def more(videos, fewer, workers):
+        return middle(videos, workers, "fill") - middle(fewer, workers, "fill")  # the start is in both
+
+    def times(one, other):
+        return f"{one / other:.2f}" if one > 0 < other else "too short to tell"
+
     return [
-        ["2 workers against 1, their start included", f"{fill[num_videos, 1] / fill[num_videos, 2]:.2f}", "1.85", "1.95"],
+        [f"2 workers against 1, on {many - few} more videos", times(more(many, few, 1), more(many, few, 2)), "1.85", "1.95"],
+        [f"the same on {many} videos, the workers' start included", f"{middle(many, 1, 'fill') / middle(many, 2, 'fill'):.2f}", "", ""],
+        ["time for twice as many more videos, times", times(more(many, twice, 2), more(twice, few, 2)), "1.9 to 2.1", "2"],
         ["parent's processor time for one more video, ms (at most)", f"{1e3 * parent['cpu']:.2f}", "3", "1"],
-        ["private memory of a worker, peak, MB (at most)", f"{max(few['worker_mb'], many['worker_mb']):.0f}", "120", "90"],
-        ["the same with four times the videos, times", f"{many['worker_mb'] / few['worker_mb']:.2f}", "", "1"],
-        ["parent's own memory, peak, MB", f"{few['parent_mb']:.0f}", "", ""],
-        ["the same with four times the videos, times", f"{many['parent_mb'] / few['parent_mb']:.2f}", "", "1"],
-        ["time for twice as many more videos, times", f"{second / first:.2f}" if first > 0 else "too short to tell", "1.9 to 2.1", "2"],
+        ["private memory of a worker, peak, MB (at most)", f"{middle(many, 2, 'worker_mb'):.0f}", "120", "90"],
+        ["the same, times that with a quarter of the videos", f"{middle(many, 2, 'worker_mb') / middle(few, 2, 'worker_mb'):.2f}", "", "1"],
+        ["parent's own memory, peak, MB", f"{middle(many, 2, 'parent_mb'):.0f}", "", ""],
+        ["the same, times that with a quarter of the videos", f"{middle(many, 2, 'parent_mb') / middle(few, 2, 'parent_mb'):.2f}", "", "1"],
         ["parent's own memory for one more video, kB", f"{1e3 * parent['mb']:.1f}", "", ""],
     ]
 
@@ -242,25 +251,24 @@ def main(argv=None):
         measuring.table(["a worker's processor time", "ms"], [[name, f"{1e3 * value:.3f}"] for name, value in costs.items()])
         counts = (num_videos, 2 * num_videos, 4 * num_videos)
         inputs_of = {count: repeat_videos(scratch / "few", scratch / f"n{count}", count, shutil.copyfile) for count in counts}
-        timed, watched, video_bytes = measure_builds(scratch, inputs_of, num_videos, repeats)
+        builds, num_bytes = measure_builds(scratch, inputs_of, repeats)
         rows = []
-        for (videos, workers), builds in timed.items():
-            wall, fill = (statistics.median(one[key] for one in builds) for key in ("wall", "fill"))
+        for (videos, workers), found in builds.items():
+            wall, fill = (statistics.median(one[key] for one in found) for key in ("wall", "fill"))
             name = f"{videos} videos, {workers} worker{'s' if workers > 1 else ''}"
             rows.append([name, f"{wall:.2f}", f"{fill:.2f}", f"{videos * seconds / fill:,.0f}"])
         measuring.table(["whole build", "seconds in all", "of these filling, start of the workers included", "clips/s in that"], rows)
         parent = measure_parent(scratch, scratch / "few", links)
         disk_speed = measure_disk(scratch, megabytes)
-    rows = one_core_rows(speed) + build_rows(timed, watched, parent, num_videos)
+    rows = one_core_rows(speed) + build_rows(builds, parent)
     measuring.table(["what", "measured", "bar", "goal"], rows)
-    growth = [outlook(hours, seconds, 32, costs, parent, video_bytes, disk_speed) for hours in (1e3, 1e6)]
+    growth = [outlook(hours, seconds, 32, costs, parent, num_bytes / counts[-1], disk_speed) for hours in (1e3, 1e6)]
     disk = f"disk at {disk_speed / 1e6:,.0f} MB/s"
     measuring.table(["32 workers", f"videos of {seconds} s", "workers", "parent", disk, "file", "parent's memory", "what gives way first"], growth)
     loads.append(os.getloadavg())
     measuring.write_json(
         arguments.output, speed=speed, runs=runs, not_measured=missing, stages=stages, costs=costs, parent=parent, rows=rows, outlook=growth,
-        builds={f"{videos} videos, {workers} workers": builds for (videos, workers), builds in timed.items()}, watched=watched,
-        disk_bytes_per_second=disk_speed, load=loads,
+        builds={f"{videos} videos, {workers} workers": found for (videos, workers), found in builds.items()}, disk_bytes_per_second=disk_speed, load=loads,
     )
 
 

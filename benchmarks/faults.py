@@ -1,162 +1,232 @@
-"""Faults, counted: builds killed at random moments, and broken media, each told from lost.
+"""Faults, counted: builds and runs that are killed, broken and hostile input, full disks, and how many of them cost anything.
 
-Every kill hits the parent, a worker or the whole process group of a real ``egoaudio-build`` at a seeded random moment; the
-unfinished file must open and verify, and the same command must end in the bytes of a build that was never stopped.
+Each row of ``FAULTS`` names a fault and the function that tries it (``build_faults`` has those of a build, ``trials`` what they are
+tried with). What a fault has cost is printed with the seed that repeats it. Rows made by ``_in_rooms`` count tests of the suite
+that show the fault already; ``tests/test_faults.py`` runs the share called ``fast`` of the others.
 
     python benchmarks/faults.py [--full] [--output faults.json]
+
+Needs ``pip install .[test]``. A full disk is a tmpfs of a few MB, which only root can mount; elsewhere a limit on the size of files
+stands for it.
 """
 
 import argparse
-import os
+import contextlib
 import random
+import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-import warnings
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import h5py
+import build_faults
 import measuring
+import numpy as np
+from trials import BUILD, HANG_SECONDS, Sample, each, in_children, measured, require, room_tests, run, started, tiny_disk
 
 from egoaudio import store
 from egoaudio.build import build
 from egoaudio.configuration import BuildConfig
 from egoaudio.errors import Status
+from egoaudio.finding import MEDIA_EXTENSIONS
 from egoaudio.plan import Inputs
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "bin"), str(ROOT / "tests")]
-import demo_data  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import mutations  # noqa: E402
 
-COMMAND = [sys.executable, "-c", "import sys; from egoaudio.cli import build; build(sys.argv[1:])"]
+TRAIN = [sys.executable, "-c", "from egoaudio.cli import train; train()"]
+WORKER_MEGABYTES = 400  # a worker holds 130 MB, and a few seconds of sound
 
 
-def content(path):
-    """Return all that two builds of the same input have in common: the bytes without ``created_utc``.
+def break_media(sample, folder, num_faults, seed=0):
+    """Build mutated files of a dozen containers, and the good ones beside them, in one build within bounded memory and time."""
+    from conftest import GOOD_KINDS, make_media
 
-    The stamp's page also holds a checksum over it, so that page is replaced by the attributes themselves.
-    """
-    raw = Path(path).read_bytes()
-    with h5py.File(path, "r") as file:
-        attributes = {name: value for name, value in file.attrs.items()}
-    stamp = attributes.pop("created_utc")
-    page = raw.index(stamp if isinstance(stamp, bytes) else stamp.encode()) // 4096 * 4096
-    return raw[:page] + raw[page + 4096 :], repr(sorted(attributes.items()))
-
-
-def _children(pid):
-    """Return the process numbers of a process's children that decode."""
-    try:
-        pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [int(child) for child in pids if b"popen_loky" in Path(f"/proc/{child}/cmdline").read_bytes()]
-    except OSError:
-        return []
-
-
-def _left_by(pid):
-    """Return whether processes of a session, or files of it in shared memory, are left."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                state, session = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0:4:3]
-            except OSError:
-                continue
-            if int(session) == pid and state != "Z":
-                return True
-    return any(f"-{pid}-" in name or f"_{pid}_" in name for name in os.listdir("/dev/shm"))
-
-
-def count_kills(folder, num_kills, seed=0):
-    """Kill ``num_kills`` builds; return ``(tried, survived, reasons of the others)``."""
-    demo_data.make(folder, num_videos=8, seed=1, shortest_seconds=2.2, longest_seconds=3.9)
-    arguments = ["--annotations", folder / "train.csv", "--test-annotations", folder / "test.csv", "--classes", folder / "classes.txt"]
-    arguments += ["--videos", folder / "videos", "--workers", "2", "--skip-failed", "--output"]
-    started = time.monotonic()
-    subprocess.run([*COMMAND, *arguments, folder / "whole.h5"], check=True, capture_output=True)
-    seconds, expected = time.monotonic() - started, content(folder / "whole.h5")
-    source, lost = random.Random(seed), []
-    for number in range(num_kills):
-        place = folder / f"kill{number}"
-        place.mkdir()
-        command = [*COMMAND, *arguments, place / "ego.h5"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        target = ("parent", "worker", "group")[number % 3]
-        time.sleep(source.uniform(0, seconds))
-        victims = _children(process.pid) if target == "worker" else [process.pid]
-        for victim in victims[:1]:
-            try:
-                (os.killpg if target == "group" else os.kill)(victim, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        process.wait()
-        problem = _look_at(place, process.pid)
-        again = subprocess.run(command, capture_output=True, text=True)
-        if again.returncode or content(place / "ego.h5") != expected:
-            problem = problem or f"not finished to the same bytes: {again.stderr[-300:]}"
-        if [path.name for path in place.iterdir()] != ["ego.h5"]:
-            problem = problem or f"left {sorted(path.name for path in place.iterdir())}"
-        if problem:
-            lost.append(f"{target}: {problem}")
-    return num_kills, num_kills - len(lost), lost
+    good = folder / "good"
+    (good / "videos").mkdir(parents=True)
+    kinds = [kind for kind in GOOD_KINDS if f".{kind}" in MEDIA_EXTENSIONS]
+    whole = [make_media(good / "videos" / f"good_{kind}.{kind}", **GOOD_KINDS[kind]) for kind in kinds]
+    _write_csv(good / "all.csv", [path.stem for path in whole])
+    build(Inputs((str(good / "all.csv"),), str(good / "videos")), BuildConfig(), good / "ego.h5", num_workers=2)
+    broken = folder / "broken"
+    shutil.copytree(good / "videos", broken / "videos")
+    seeds = range(seed, seed + num_faults)
+    for number in seeds:
+        source = whole[number % len(whole)]
+        (broken / "videos" / f"seed_{number}{source.suffix}").write_bytes(mutations.mutate(source.read_bytes(), number))
+    _write_csv(broken / "all.csv", [path.stem for path in whole] + [f"seed_{number}" for number in seeds])
+    arguments = ["--annotations", broken / "all.csv", "--videos", broken / "videos", "--output", broken / "ego.h5", "--video-timeout", "30", "--workers", "2"]
+    status, said, megabytes = measured([*BUILD, *map(str, arguments), "--skip-failed"], HANG_SECONDS + num_faults)
+    if status != 0:
+        return num_faults, 0, [f"seeds {seed} to {seed + num_faults - 1}: the build ends with status {status}: {said}"]
+    reasons = [f"a process of the build took {megabytes} MB"] if megabytes > WORKER_MEGABYTES else []
+    with store.open(broken / "ego.h5") as file, store.open(good / "ego.h5") as expected:
+        reasons += store.verify(file)
+        for row in file.video_table[len(whole) :]:
+            if row["duration_seconds"] > 75 or row["status"] == Status.PLANNED:
+                reasons.append(f"{row['video_id'].decode()}: status {row['status']}, {row['duration_seconds']} s")
+        for name in file.features:
+            if not np.array_equal(file[name][: expected.num_clips], expected[name]):
+                reasons.append(f"{name} of good files differs from a build without broken ones")
+        outcomes = {status.name: int((file.video_table["status"][len(whole) :] == status).sum()) for status in Status}
+        print(f"mutated media: {outcomes}, {megabytes} MB a process at most")
+    return num_faults, num_faults - len(reasons), reasons
 
 
-def _look_at(place, pid):
-    """Return what is wrong after a kill, or None."""
-    deadline = time.monotonic() + 10
-    while _left_by(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if _left_by(pid):
-        return "processes or shared memory are left"
-    partial = place / "ego.h5.partial"
-    if partial.exists():
-        with h5py.File(partial, "r"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with store.open(partial) as file:
-                problems = store.verify(file)
-        return problems[0] if problems else None
-    return None
+def _write_csv(path, ids):
+    path.write_text("".join(f"{line}\n" for line in ["video,start,end,label", *(f"{video_id},0,1,sound" for video_id in ids)]))
 
 
-def count_broken_media(folder, num_files, seed=0):
-    """Build ``num_files`` mutated videos at once; return ``(tried, survived, lost, how many gave sound)``."""
-    demo_data.make(folder, num_videos=3, seed=2, shortest_seconds=1.1, longest_seconds=1.5)
-    whole = [path.read_bytes() for path in sorted((folder / "videos").iterdir())]
-    (folder / "broken").mkdir()
-    lines = ["video,start,end,label"]
-    for number in range(num_files):
-        (folder / "broken" / f"v{number:04d}.mp4").write_bytes(mutations.mutate(whole[number % len(whole)], seed + number))
-        lines.append(f"v{number:04d},0,1,sound")
-    (folder / "all.csv").write_text("\n".join(lines))
-    inputs = Inputs((str(folder / "all.csv"),), str(folder / "broken"))
-    build(inputs, BuildConfig(), folder / "broken.h5", num_workers=2, patience_seconds=30)
-    with store.open(folder / "broken.h5") as file:
-        problems, statuses = store.verify(file), file.video_table["status"]
-    told = (statuses != Status.PLANNED).sum()
-    return num_files, int(told) if not problems else 0, problems, int((statuses == Status.OK).sum())
+def break_csvs(sample, folder, num_faults, seed=0):
+    """Read mutated CSVs: each is read or refused in words, soon and in little memory."""
+    from test_annotations_hostile import read_mutated
+
+    return in_children(lambda number: read_mutated(folder / "a.csv", number), range(seed, seed + num_faults))
 
 
-def main(full, output):
-    rows = []
+def fill_disks_of_runs(sample, folder, num_faults, seed=0):
+    """Fill the disk under a training run; with room again it ends in the weights of a run that was never stopped."""
+    from small_runs import assert_same_run, make_file
+
+    from egoaudio import checkpoints
+
+    def command(output):
+        return [*TRAIN, str(data), "--epochs", "30", "--batch-size", "16", "--validation-fraction", "0.25", "--output", str(output)]
+
+    data = make_file(folder / "small.h5")
+    status, said = run(command(folder / "whole"))
+    require(status == 0, f"the run without faults fails: {said}")
+    size = sum(path.stat().st_size for path in (folder / "whole").iterdir())
+
+    def trial(place, seed):
+        disk = place / "disk"
+        disk.mkdir()
+        with tiny_disk(disk, 8 * size) as mounted:
+            require(mounted, "not tried: only root may mount a small file system")
+            with started(command(disk / "run"), place) as process:
+                while process.poll() is None and not (disk / "run/last.pt").exists():
+                    time.sleep(0.005)
+                time.sleep(random.Random(seed).uniform(0, 0.5))
+                with contextlib.suppress(OSError), open(disk / "ballast", "wb", buffering=0) as ballast:
+                    while ballast.write(bytes(4096)):
+                        pass
+                process.wait(HANG_SECONDS)
+                said = (place / "said").read_text()
+            require(process.returncode == 2 and "no space left" in said.lower(), f"status {process.returncode}: {said}")
+            require("Traceback" not in said and not list((disk / "run").glob("*.partial")), said)
+            checkpoints.load(disk / "run/last.pt")
+            (disk / "ballast").unlink()
+            status, said = run(command(disk / "run"))
+            require(status == 0, f"the same command does not go on: {said}")
+            assert_same_run(disk / "run", folder / "whole")
+
+    return each(trial, folder, range(seed, seed + num_faults))
+
+
+# ------------------------------------------------------------------------------------------------------------ the table
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row of the table."""
+
+    words: str
+    """What happens; what must come of it."""
+    count: callable
+    """``count(sample, folder, num_faults) -> (tried, survived, reasons)``."""
+    fast: int | None = None
+    """How many are tried in the test suite and without ``--full``; None where tests of the rooms say how many."""
+    full: int | None = None
+
+
+def _in_rooms(words, *tests, faults_a_test=1):
+    return Fault(words, partial(room_tests, tests, faults_a_test))
+
+
+FAULTS = (
+    Fault("build: kill -9 of the parent; resumed to the same bytes", partial(build_faults.kill_builds, "parent"), 1, 36),
+    Fault("build: kill -9 of the whole group; resumed to the same bytes", partial(build_faults.kill_builds, "group"), 2, 36),
+    Fault("build: kill -9 of a worker; goes on by itself to the same bytes", partial(build_faults.kill_builds, "worker"), 2, 36),
+    Fault("build: Ctrl-C; stops within 5 s, resumed to the same bytes", partial(build_faults.interrupt_builds, signal.SIGINT), 1, 20),
+    Fault("build: SIGTERM; stops within 5 s, resumed to the same bytes", partial(build_faults.interrupt_builds, signal.SIGTERM), 1, 20),
+    Fault("build --force: kill -9; the old file is whole, its reader undisturbed", build_faults.kill_replacements, 1, 10),
+    Fault("build: two at once of one output; the second says who holds it", build_faults.build_twice_at_once, 1, 10),
+    Fault("build: power lost, what was written since the last sync torn; made again", build_faults.lose_power, 2, 30),
+    Fault("build: a decoder crashes or hangs; costs that video only", build_faults.kill_decoders, 1, 10),
+    Fault("build: disk full, told before or in the middle, or a file limit; resumed", build_faults.fill_disks, 3, 24),
+    Fault("build: its unfinished file or its folder removed; says so", build_faults.lose_targets, 2, 10),
+    Fault("media mutated, all in one build; each told, good ones unharmed", break_media, 36, 516),
+    _in_rooms(
+        "media: playlists, and names like protocols; never followed",
+        "test_media_hostile.py::test_playlists_are_not_followed", "test_media_hostile.py::test_a_name_that_looks_like_a_protocol_is_a_file_name",
+    ),
+    _in_rooms(
+        "media: folder, FIFO, socket, device, link out of the folder, hostile id; refused",
+        "test_media_hostile.py::test_what_is_no_media_file_is_refused_with_the_reason",
+        "test_finding.py::test_a_link_out_of_the_folder_is_refused_unless_allowed", "test_finding.py::test_a_linked_folder_is_entered_only_if_allowed",
+        "test_finding.py::test_no_id_reaches_outside",
+    ),
+    _in_rooms(
+        "media: hours in a tiny file, absurd headers and timestamps; bounded",
+        "test_media_hostile.py::test_hours_in_a_tiny_file_take_no_memory", "test_media_hostile.py::test_an_index_with_a_wrong_size_is_not_believed",
+        "test_media.py::test_absurd_rates_and_channels_are_refused", "test_media.py::test_a_wav_is_as_long_as_its_bytes",
+        "test_media.py::test_a_header_that_claims_a_billion_seconds_is_not_believed", "test_media.py::test_an_absurd_timestamp_makes_no_hours_of_silence",
+    ),
+    Fault("CSVs mutated; read or refused in words", break_csvs, 60, 300),
+    _in_rooms("CSVs: one line of 1 GB; refused after 1 MB", "test_tables.py::test_a_row_of_a_gigabyte_is_refused_after_a_megabyte"),
+    _in_rooms(
+        "HDF5 mutated; refused, found by --verify, or as it was", "test_reader_hostile.py::test_a_hundred_mutated_files_crash_nothing", faults_a_test=100,
+    ),
+    _in_rooms(
+        "HDF5 foreign, cut, lying or leading to other files; refused, no SIGBUS",
+        *(f"test_reader_hostile.py::test_{name}" for name in (
+            "what_is_no_file_is_refused", "what_is_not_hdf5_is_refused", "foreign_hdf5_is_refused", "what_is_not_as_the_format_says_is_refused",
+            "a_few_bytes_that_claim_to_be_terabytes_are_not_read", "truncated_file_is_refused",
+            "array_beyond_the_end_of_the_file_is_refused_before_it_is_mapped", "array_at_an_absurd_place_never_crashes",
+        )),
+    ),
+    _in_rooms("checkpoints mutated; refused", "test_checkpoints.py::test_a_mutated_checkpoint_is_refused"),
+    _in_rooms("checkpoints that hold code; refused, and it never runs", "test_checkpoints.py::test_a_foreign_file_is_refused_and_its_code_never_runs"),
+    _in_rooms(
+        "training: kill -9; resumed to the same weights", "test_runs.py::test_killed_at_ten_random_moments_it_ends_in_the_same_weights", faults_a_test=10
+    ),
+    _in_rooms("training: Ctrl-C; resumed to the same weights", "test_runs.py::test_interrupted_and_run_again_it_ends_in_the_same_weights"),
+    Fault("training: disk full while checkpointing; resumed to the same weights", fill_disks_of_runs, 0, 5),
+    _in_rooms(
+        "training: the file changes or disappears; named",
+        "test_training.py::test_a_file_that_changes_while_training_is_noticed_and_named",
+        "test_training.py::test_a_file_that_disappears_while_training_is_named_and_the_run_ends_as_if_it_were_there",
+    ),
+)  # fmt: skip
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="all counts, about 20 minutes")
+    parser.add_argument("--output", help="JSON of the table")
+    arguments = parser.parse_args(argv)
+    rows, lost = [], []
     with tempfile.TemporaryDirectory() as scratch:
-        scratch = Path(scratch)
-        (scratch / "kills").mkdir()
-        (scratch / "media").mkdir()
-        tried, survived, lost = count_kills(scratch / "kills", 100 if full else 6)
-        rows.append(["kill -9 of parent, worker or group; resumed to equal bytes", tried, survived, tried - survived])
-        print("\n".join(lost))
-        tried, survived, lost, sounding = count_broken_media(scratch / "media", 500 if full else 50)
-        rows.append([f"mutated media in one build ({sounding} still gave sound, the others were told as failed)", tried, survived, tried - survived])
-        print("\n".join(lost))
+        sample = Sample(Path(scratch) / "sample")
+        for number, fault in enumerate(FAULTS):
+            num_faults = fault.full if arguments.full else fault.fast
+            if num_faults == 0:
+                continue
+            folder, began = Path(scratch) / str(number), time.monotonic()
+            folder.mkdir()
+            tried, survived, reasons = fault.count(sample, folder, num_faults)
+            shutil.rmtree(folder)
+            rows.append([fault.words, tried, survived, tried - survived])
+            lost += [f"{fault.words}: {reason}" for reason in reasons]
+            print(f"{time.monotonic() - began:5.0f} s  {fault.words}: {survived} of {tried}", *reasons, sep="\n", flush=True)
+    print()
     measuring.table(["fault", "tried", "survived", "lost"], rows)
-    measuring.write_json(output, rows=rows)
+    measuring.write_json(arguments.output, rows=rows, lost=lost)
+    return 1 if lost else 0
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--output")
-    arguments = parser.parse_args()
-    main(arguments.full, arguments.output)
+    sys.exit(main())

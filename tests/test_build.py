@@ -25,7 +25,7 @@ from egoaudio.plan import Inputs, place
 
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("bin", "benchmarks")]
 import demo_data  # noqa: E402
-from faults import content  # noqa: E402
+from trials import content  # noqa: E402
 
 CONFIG = BuildConfig(features=FeatureConfig(features=("spectrogram", "mfcc", "logmel", "waveform")))
 

@@ -3,8 +3,8 @@
 import errno
 import os
 import re
-import shutil
-import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,17 +13,19 @@ import synthetic
 from egoaudio import disk, store
 from egoaudio.errors import StoreError
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import trials  # noqa: E402
+
 
 @pytest.fixture
 def tiny_disk(tmp_path):
     """A real file system of 2 MB."""
     folder = tmp_path / "tiny"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True) if shutil.which("mount") else None
-    if done is None or done.returncode:
-        pytest.skip("only root may mount a file system of 2 MB")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with trials.tiny_disk(folder, 2 << 20) as mounted:
+        if not mounted:
+            pytest.skip("only root may mount a file system of 2 MB")
+        yield folder
 
 
 def test_reserved_space_is_taken_and_rows_are_kept(tmp_path):

@@ -1,0 +1,246 @@
+"""Faults of a build: killed, interrupted, without power, with decoders that crash, on disks that are full or vanish.
+
+Each function is ``count(sample, folder, num_faults)``, a row of the table in ``faults.py``, and returns ``(tried, survived, reasons)``.
+"""
+
+import contextlib
+import functools
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+from trials import (
+    BUILD,
+    HANG_SECONDS,
+    Lost,
+    content,
+    each,
+    require,
+    require_nothing_left,
+    require_whole_partial,
+    run,
+    stamp_page,
+    started,
+    tiny_disk,
+    workers_of,
+)  # fmt: skip
+
+from egoaudio import store
+from egoaudio.build import build
+from egoaudio.configuration import BuildConfig
+from egoaudio.errors import BuildError, Status
+from egoaudio.extraction import extract
+
+# As on a file system that cannot reserve: rows then find the disk full while they are written.
+BUILD_UNRESERVED = [sys.executable, "-c", "from egoaudio import store; store.reserve = lambda path: None; from egoaudio.cli import build; build()"]
+STOP_SECONDS = 5.0  # within which Ctrl-C and SIGTERM end a build
+
+
+def kill_builds(target, sample, folder, num_faults, seed=0):
+    """``kill -9`` the parent, the whole group, or a worker, whose death the build must survive by itself."""
+
+    def trial(place, seed):
+        moment = random.Random(seed)
+        with started(sample.command(place / "ego.h5"), place) as process:
+            while target == "worker" and process.poll() is None and not workers_of(process.pid):
+                time.sleep(0.005)
+            time.sleep(moment.uniform(0, sample.seconds / (2 if target == "worker" else 1)))
+            with contextlib.suppress(ProcessLookupError, IndexError):
+                if target == "worker":
+                    os.kill(moment.choice(workers_of(process.pid)), signal.SIGKILL)
+                    require(process.wait(HANG_SECONDS) == 0, f"the build ends with its worker: {(place / 'said').read_text()}")
+                else:
+                    (os.killpg if target == "group" else os.kill)(process.pid, signal.SIGKILL)
+            process.wait(HANG_SECONDS)
+            require_nothing_left(process.pid, place)
+        require_whole_partial(sample, place / "ego.h5.partial")
+        sample.finish(place)
+
+    return each(trial, folder, range(seed, seed + num_faults))
+
+
+def interrupt_builds(number, sample, folder, num_faults, seed=0):
+    """Send SIGINT to the group, as Ctrl-C does, or SIGTERM to the parent: the build stops soon and says how to go on."""
+
+    def trial(place, seed):
+        with started(sample.command(place / "ego.h5"), place) as process:
+            time.sleep(random.Random(seed).uniform(0, sample.seconds))
+            with contextlib.suppress(ProcessLookupError):
+                (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired as error:
+                raise Lost(f"not stopped after {STOP_SECONDS:g} s") from error
+            said = (place / "said").read_text()
+            if not (place / "ego.h5").exists():  # else it was done before the signal came
+                require(process.returncode == 128 + number, f"exit status {process.returncode}: {said}")
+                require("the same command goes on" in said, f"it does not say how to go on: {said}")
+            require("Traceback" not in said, said)
+            require_nothing_left(process.pid, place)
+        require_whole_partial(sample, place / "ego.h5.partial")
+        sample.finish(place)
+
+    return each(trial, folder, range(seed, seed + num_faults))
+
+
+def kill_replacements(sample, folder, num_faults, seed=0):
+    """``kill -9`` a build with ``--force`` while the file it is to replace is read: that file stays as it is until the rename."""
+    old = folder / "old.h5"
+    require(run(sample.command(old, "--clip-seconds", "0.5"))[0] == 0, "the build of the old file fails")
+
+    def trial(place, seed):
+        shutil.copy(old, place / "ego.h5")
+        with store.open(place / "ego.h5") as reader:
+            before = np.array(reader["spectrogram"])
+            with started(sample.command(place / "ego.h5", "--force"), place) as process:
+                time.sleep(random.Random(seed).uniform(0, sample.seconds))
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                require_nothing_left(process.pid, place)
+            unchanged = (place / "ego.h5").read_bytes() == old.read_bytes()
+            require(unchanged or content(place / "ego.h5") == sample.content, "neither the old file nor the new one is there")
+            sample.finish(place, "--force")
+            require(np.array_equal(reader["spectrogram"], before), "a reader of the old file sees other values")
+
+    return each(trial, folder, range(seed, seed + num_faults))
+
+
+def build_twice_at_once(sample, folder, num_faults, seed=0):
+    """Start two builds of one output: one makes it, the other says who holds it, or finds it made."""
+
+    def trial(place, seed):
+        results, command = [], sample.command(place / "ego.h5")
+        threads = [threading.Thread(target=lambda: results.append(run(command))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+            time.sleep(random.Random(seed).uniform(0, sample.seconds))
+        for thread in threads:
+            thread.join()
+        (status, _), (second, said) = sorted(results, key=lambda result: (result[0] != 0, "complete already" in result[1]))
+        require(status == 0, f"neither makes it: {results}")
+        require("complete already" in said if second == 0 else second == 2 and "in use by another process (process " in said, f"status {second}: {said}")
+        sample.finish(place)
+
+    return each(trial, folder, range(seed, seed + num_faults))
+
+
+def lose_power(sample, folder, num_faults, seed=0):
+    """Have a part of what was written since the last sync never reach the disk, page by page or sector by sector."""
+
+    def stop_after(num_videos, output):
+        def process(path, extents, config, job):
+            outcome = extract(path, extents, config, job) if num_videos else None
+            with store.RowWriter(path, extents) as writer:
+                done = writer.read("videos", 0, extents["videos"].shape[0])["status"] == Status.OK
+            if done.sum() >= num_videos:
+                raise BuildError("stopped")
+            return outcome
+
+        with contextlib.suppress(BuildError):
+            build(sample.inputs, BuildConfig(), output, process=process)
+        return np.fromfile(f"{output}.partial", "u1")
+
+    synced, written = stop_after(0, folder / "planned.h5"), stop_after(5, folder / "written.h5")
+    page = stamp_page(folder / "written.h5.partial")
+    synced[page] = written[page]
+
+    def trial(place, seed):
+        generator = np.random.default_rng(seed)
+        size = (4096, 512)[seed % 2]
+        reached = np.repeat(generator.random(-(-len(written) // size)) < generator.choice([0.1, 0.5, 0.9]), size)[: len(written)]
+        np.where(reached, written, synced).tofile(place / "ego.h5.partial")
+        sample.finish(place)
+
+    return each(trial, folder, range(seed, seed + num_faults))
+
+
+def kill_decoders(sample, folder, num_faults, seed=0):
+    """Have one video crash, exhaust or hang its worker, whenever it is tried: it costs that video only."""
+    ways = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGKILL, None)
+    with store.open(sample.whole) as file:
+        numbers = np.flatnonzero(file.video_table["status"] == Status.OK)
+        ids = [file.video_table["video_id"][number].decode() for number in numbers]
+
+    def trial(place, seed):
+        victim, way = ids[seed % len(ids)], ways[seed % len(ways)]
+
+        def process(path, extents, config, job):
+            if victim in job.path:
+                if way is None:
+                    time.sleep(3600)
+                os.kill(os.getpid(), way)
+            return extract(path, extents, config, job)
+
+        report = build(sample.inputs, BuildConfig(), place / "ego.h5", num_workers=2, patience_seconds=5, process=process)
+        words = "ran out of time: no progress for 5 s" if way is None else f"the decoding process crashed ({way.name}"
+        require(dict(report.failures)[victim].startswith(words), f"its reason: {dict(report.failures)[victim]}")
+        with store.open(place / "ego.h5") as file, store.open(sample.whole) as whole:
+            require(store.verify(file) == [], f"the file is damaged: {store.verify(file)[:3]}")
+            lost = file.video_table["status"] != whole.video_table["status"]
+            require(np.flatnonzero(lost).tolist() == [numbers[seed % len(ids)]], f"videos {np.flatnonzero(lost).tolist()} are lost")
+            require(file.video_table["status"][lost] == Status.CRASHED, "its status")
+            kept = (file.clip_table["status"] != Status.CRASHED) & (whole.clip_table["status"] == Status.OK)
+            for name in file.features:
+                require(np.array_equal(file[name][kept], whole[name][kept]), "another video is harmed")
+
+    return each(trial, folder, range(seed, seed + num_faults))
+
+
+def fill_disks(sample, folder, num_faults, seed=0):
+    """Build on a disk that is too small, told before or in the middle, or under a limit on files; then give it room."""
+    size = sample.whole.stat().st_size
+
+    def trial(place, seed):
+        share, kind = random.Random(seed).uniform(0.02, 0.98), seed % 3  # nothing can be reserved; reserved; limited
+        room = int(size * share)
+        disk = place / "disk"
+        disk.mkdir()
+        with tiny_disk(disk, room) as mounted:
+            program = BUILD if kind else BUILD_UNRESERVED
+            limit = None if kind < 2 and mounted else functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (room, room))
+            status, said = run(sample.command(disk / "ego.h5", program=program), preexec_fn=limit)
+            words = "ulimit -f" if limit else "no space left"
+            require(status == 2 and words in said and "bytes are needed" in said, f"status {status}: {said}")
+            require("Traceback" not in said, said)
+            if mounted:
+                subprocess.run(["mount", "-o", f"remount,size={3 * size}", disk], check=True)
+            # Not before there is room: to map a hole that could not be reserved, a tmpfs, unlike a disk, needs space (else SIGBUS).
+            require_whole_partial(sample, disk / "ego.h5.partial")
+            sample.finish(disk)
+
+    return each(trial, folder, range(seed, seed + num_faults))
+
+
+def lose_targets(sample, folder, num_faults, seed=0):
+    """Remove the unfinished file, or its whole folder, under a build."""
+
+    def trial(place, seed):
+        target = place / "target"
+        target.mkdir()
+        with started(sample.command(target / "ego.h5"), place) as process:
+            while process.poll() is None and not (target / "ego.h5.partial").exists():
+                time.sleep(0.005)
+            time.sleep(random.Random(seed).uniform(0, sample.seconds / 4))
+            over = process.poll() is not None or (target / "ego.h5").exists()
+            if seed % 2:
+                shutil.rmtree(target)
+            else:
+                (target / "ego.h5.partial").unlink(missing_ok=True)
+            process.wait(HANG_SECONDS)
+            said = (place / "said").read_text()
+            named = process.returncode == 2 and "error: " in said and str(target) in said
+            require(over or named or (target / "ego.h5").exists(), f"status {process.returncode}: {said}")
+            require("Traceback" not in said, said)
+            require_nothing_left(process.pid, place)
+        target.mkdir(exist_ok=True)
+        sample.finish(target)
+
+    return each(trial, folder, range(seed, seed + num_faults))

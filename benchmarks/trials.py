@@ -1,0 +1,272 @@
+"""What the fault harness tries faults with: a sample to build, commands in sessions of their own, and what must hold afterwards.
+
+A trial is a function ``trial(place, seed)`` that works in a folder of its own and raises ``Lost`` for what a fault has cost; ``each``
+and ``in_children`` call it seed by seed and return ``(tried, survived, reasons)``, each reason with the seed that repeats it.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+from xml.etree import ElementTree
+
+import h5py
+
+from egoaudio import store
+from egoaudio.errors import Status
+from egoaudio.plan import Inputs
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "bin"), str(ROOT / "tests")]
+import demo_data  # noqa: E402
+
+BUILD = [sys.executable, "-c", "from egoaudio.cli import build; build()"]
+HANG_SECONDS = 120.0  # what takes a few seconds hangs when it takes so long
+
+
+class Sample:
+    """Eight short videos (one without sound, one cut off), and the file that a build without faults makes of them."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        demo_data.make(self.folder, num_videos=8, seed=1, shortest_seconds=2.2, longest_seconds=3.9)
+        self.inputs = Inputs(
+            (str(self.folder / "train.csv"),), str(self.folder / "videos"), (str(self.folder / "test.csv"),), str(self.folder / "classes.txt")
+        )
+        self.whole = self.folder / "whole.h5"
+        started = time.monotonic()
+        require(run(self.command(self.whole))[0] == 0, "the build without faults fails")
+        self.seconds = time.monotonic() - started
+        self.content = content(self.whole)
+
+    def command(self, output, *more, program=BUILD):
+        """Return the command that builds ``output``."""
+        arguments = ["--annotations", self.inputs.annotations[0], "--test-annotations", self.inputs.test_annotations[0], "--classes", self.inputs.classes]
+        return [*program, *arguments, "--videos", self.inputs.videos, "--workers", "2", "--skip-failed", "--output", str(output), *more]
+
+    def finish(self, place, *more):
+        """Build ``place/ego.h5`` with no fault any more; require the bytes of the whole file and nothing beside them."""
+        status, errors = run(self.command(place / "ego.h5", *more))
+        require(status == 0, f"the same command does not finish it: {errors}")
+        require(content(place / "ego.h5") == self.content, "it is not finished to the same bytes")
+        require([path.name for path in place.iterdir()] == ["ego.h5"], f"files are left: {sorted(path.name for path in place.iterdir())}")
+
+
+class Lost(Exception):
+    """What was lost, in words."""
+
+
+def require(condition, words):
+    if not condition:
+        raise Lost(words)
+
+
+def each(trial, folder, seeds):
+    """Call ``trial(place, seed)`` in a folder of its own for each seed; return ``(tried, survived, reasons)``."""
+    reasons = []
+    for seed in seeds:
+        place = folder / f"trial{seed}"
+        place.mkdir()
+        try:
+            trial(place, seed)
+        except Lost as error:
+            reasons.append(f"seed {seed}: {error}")
+        except Exception:
+            reasons.append(f"seed {seed}: {traceback.format_exc(limit=-3)}")
+        shutil.rmtree(place, ignore_errors=True)
+    return len(seeds), len(seeds) - len(reasons), reasons
+
+
+def content(path):
+    """Return all that two builds of the same input have in common: the bytes without ``created_utc``.
+
+    The stamp's page also holds a checksum over it, so that page is replaced by the attributes themselves.
+    """
+    with h5py.File(path, "r") as file:
+        attributes = {name: value for name, value in file.attrs.items() if name != "created_utc"}
+    page, raw = stamp_page(path), Path(path).read_bytes()
+    return raw[: page.start] + raw[page.stop :], repr(sorted(attributes.items()))
+
+
+def stamp_page(path):
+    """Return where in a file the time of its build is, and the checksum over it."""
+    with h5py.File(path, "r") as file:
+        stamp = file.attrs["created_utc"]
+    first = Path(path).read_bytes().index(stamp if isinstance(stamp, bytes) else stamp.encode()) // 4096 * 4096
+    return slice(first, first + 4096)
+
+
+def run(command, **options):
+    """Run a command to its end; return its status and what it said, at most 2,000 characters. One that hangs has status None."""
+    with tempfile.TemporaryFile("w+") as said:
+        try:
+            done = subprocess.run(command, stdout=said, stderr=said, timeout=HANG_SECONDS, start_new_session=True, **options)
+        except subprocess.TimeoutExpired:
+            return None, f"it hangs: no end after {HANG_SECONDS:g} s"
+        said.seek(0)
+        return done.returncode, said.read()[-2000:]
+
+
+@contextlib.contextmanager
+def started(command, place):
+    """Start a command in a session of its own, its temporary files in ``place/tmp``; yield it once it hears signals."""
+    (place / "tmp").mkdir()
+    with open(place / "said", "wb") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True, env={**os.environ, "TMPDIR": str(place / "tmp")})
+    try:
+        while process.poll() is None and not _hears(process.pid):
+            time.sleep(0.005)
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _hears(pid):
+    """Return whether a process has a handler for SIGTERM: it is at work, and no longer starting Python."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.startswith("SigCgt:") and int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1 for line in lines)
+
+
+def workers_of(pid):
+    """Return the process numbers of a build's children that decode."""
+    try:
+        pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in pids if b"popen_loky" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    except OSError:
+        return []
+
+
+def require_nothing_left(pid, place):
+    """Require that a session has no processes any more, and left nothing in shared memory or among the temporary files."""
+    deadline = time.monotonic() + 10
+    while (left := [*_processes(pid), *_shared_memory(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left += os.listdir(place / "tmp")
+    require(not left, f"left behind: {left}")
+    (place / "tmp").rmdir()
+    (place / "said").unlink()
+
+
+def _processes(session):
+    """Yield the processes of a session that are alive."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                state, found = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0:4:3]
+                if int(found) == session and state != "Z":
+                    yield f"process {entry.name}"
+
+
+def _shared_memory(pid):
+    """Return what a process has in shared memory."""
+    return [name for name in os.listdir("/dev/shm") if f"-{pid}-" in name or f"_{pid}_" in name]
+
+
+def require_whole_partial(sample, path):
+    """Require that an unfinished file, if there is one, opens and holds only finished videos as done."""
+    if not path.exists():
+        return
+    with h5py.File(path, "r"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with store.open(path) as file, store.open(sample.whole) as whole:
+            problems = store.verify(file)
+            require(not problems, f"the unfinished file is damaged: {problems[:3]}")
+            done = file.video_table["status"] != Status.PLANNED
+            require((file.video_table[done] == whole.video_table[done]).all(), "a video that is done differs from that of a build without faults")
+            for name in file.features:
+                require((file.checksums(name)[done] == whole.checksums(name)[done]).all(), "rows of a done video differ from a build without faults")
+
+
+# ------------------------------------------------------------------------------------------------- other ways to try
+
+
+@contextlib.contextmanager
+def tiny_disk(folder, num_bytes):
+    """Mount a real file system of ``num_bytes`` at ``folder``; yield False where that is not allowed."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", folder]
+    mounted = shutil.which("mount") is not None and subprocess.run(command, capture_output=True).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", folder], check=True)
+
+
+def measured(command, seconds):
+    """Run a command; return its status, what it said, and the most MB that one of its processes has held."""
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+        deadline = time.monotonic() + seconds
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            if time.monotonic() > deadline:
+                os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.05)
+        process.returncode = os.waitstatus_to_exitcode(ended[1])
+        said.seek(0)
+        return process.returncode, said.read()[-2000:], ended[2].ru_maxrss // 1024
+
+
+def in_children(trial, seeds, seconds=10, megabytes=100):
+    """Call ``trial(seed)`` for each seed in a child process; return ``(tried, survived, reasons)``.
+
+    Lost are: an exception, a child that crashes, no answer within ``seconds``, and a peak that grows by more than ``megabytes``.
+    """
+    context, reasons, left = multiprocessing.get_context("fork"), [], list(seeds)
+
+    def work(sender):
+        peak = _peak_megabytes()
+        for seed in left:
+            try:
+                trial(seed)
+                before, peak = peak, _peak_megabytes()
+                sender.send(f"took {peak - before} MB" if peak - before > megabytes else "")
+            except Exception:
+                sender.send(traceback.format_exc(limit=-3))
+
+    while left:
+        receiver, sender = context.Pipe(duplex=False)
+        child = context.Process(target=work, args=(sender,))
+        child.start()
+        sender.close()
+        with contextlib.suppress(EOFError):
+            while left and receiver.poll(seconds):
+                reason = receiver.recv()
+                seed = left.pop(0)
+                if reason:
+                    reasons.append(f"seed {seed}: {reason}")
+        if left:
+            child.kill()
+            child.join()
+            reasons.append(f"seed {left.pop(0)}: the process crashed, or gave no answer in {seconds} s (exit status {child.exitcode})")
+        child.join()
+    return len(seeds), len(seeds) - len(reasons), reasons
+
+
+def _peak_megabytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def room_tests(tests, faults_a_test, sample, folder, num_faults):
+    """Count tests of the suite, each of which holds ``faults_a_test`` faults, in a pytest of their own; skipped ones are not counted."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={folder / 'junit.xml'}"]
+    done = subprocess.run([*command, *(str(ROOT / "tests" / test) for test in tests)], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"pytest could not run {tests}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    cases = [case for case in ElementTree.parse(folder / "junit.xml").iter("testcase") if case.find("skipped") is None]
+    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    reasons = [f"{case.get('classname')}::{case.get('name')}: {case[0].get('message', '')[:500]}" for case in failed]
+    return len(cases) * faults_a_test, (len(cases) - len(failed)) * faults_a_test, reasons

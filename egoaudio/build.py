@@ -5,7 +5,7 @@ video to a worker (``workers`` calls ``extraction`` in processes that may die), 
 disk. Stopped at any instant, the same call goes on: what is done is in the file itself. Nothing here touches samples.
 
 Power may fail, too: rows reach the disk some time after they are written. Every ``_SYNC_SECONDS`` the parent has all of
-them written out and then marks the videos done so far in ``/synced``; on resuming, a done video without that mark is
+them written out and then marks the videos done so far in ``/synced``; on resuming, a video without that mark is
 checked against its checksums and made again if torn.
 """
 
@@ -286,7 +286,8 @@ def _job(row, number, gathered, config):
 
 def _repeat_torn(file, writer):
     """Plan again the videos whose rows were lost between a sync and a power failure."""
-    for number in np.flatnonzero((file.video_table["status"] == Status.OK) & (file.synced == 0)):
+    # Failed ones, too: the zeros that replaced what their workers wrote may be what was lost.
+    for number in np.flatnonzero((file.video_table["status"] != Status.PLANNED) & (file.synced == 0)):
         if store.verify_video(file, int(number)):
             row = file.video_table[number : number + 1].copy()
             row["status"] = Status.PLANNED

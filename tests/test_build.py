@@ -142,6 +142,23 @@ def test_rows_torn_by_a_power_failure_are_made_again(charades, built, tmp_path):
     assert content(output) == content(built[0])
 
 
+def test_rows_of_a_failed_video_that_a_power_failure_brought_back_are_made_again(charades, built, tmp_path):
+    """It failed and its rows were erased, but of all that only the status reached the disk."""
+    output = tmp_path / "ego.h5"
+    with pytest.raises(BuildError, match="stop here"):
+        stories.build(_inputs(charades), CONFIG, output, num_workers=1, process=_stop_after(2))
+    extents = store.offsets(f"{output}.partial")
+    with store.RowWriter(f"{output}.partial", extents) as writer:
+        videos = writer.read("videos", 0, extents["videos"].shape[0])
+        number = int(np.flatnonzero(videos["status"] == Status.OK)[0])
+        clip_rows = writer.read("clips", int(videos["first_clip"][number]), int(videos["num_clips"][number]))
+        videos["status"][number] = clip_rows["status"] = Status.CRASHED
+        writer.write("videos", 0, videos)
+        writer.write("clips", int(videos["first_clip"][number]), clip_rows)
+    stories.build(_inputs(charades), CONFIG, output, num_workers=1)
+    assert content(output) == content(built[0])
+
+
 def test_a_video_that_crashes_its_worker_costs_that_video_only(charades, built, tmp_path):
     output = tmp_path / "ego.h5"
     with egoaudio.open(built[0]) as file:

@@ -195,28 +195,35 @@ def kill_decoders(sample, folder, num_faults, seed=0):
 
 
 def fill_disks(sample, folder, num_faults, seed=0):
-    """Build on a disk that is too small, told before or in the middle, or under a limit on files; then give it room."""
+    """Build on a disk that is too small (told before; where nothing can be reserved, in the middle), read-only, or limited; then give it room."""
     size = sample.whole.stat().st_size
 
     def trial(place, seed):
-        share, kind = random.Random(seed).uniform(0.02, 0.98), seed % 3  # nothing can be reserved; reserved; limited
-        room = int(size * share)
-        disk = place / "disk"
+        disk, room = place / "disk", int(size * random.Random(seed).uniform(0.02, 0.98))
         disk.mkdir()
         with tiny_disk(disk, room) as mounted:
-            program = BUILD if kind else BUILD_UNRESERVED
-            limit = None if kind < 2 and mounted else functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (room, room))
+            kind = ("unreserved", "reserved", "limited", "read-only")[seed % 4] if mounted else "limited"
+            program = BUILD_UNRESERVED if kind == "unreserved" else BUILD
+            limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (room, room)) if kind == "limited" else None
+            if kind == "read-only":
+                _remount(disk, "ro")
             status, said = run(sample.command(disk / "ego.h5", program=program), preexec_fn=limit)
-            words = "ulimit -f" if limit else "no space left"
-            require(status == 2 and words in said and "bytes are needed" in said, f"status {status}: {said}")
+            words = {"limited": "ulimit -f", "read-only": "cannot be written to"}.get(kind, "no space left")
+            require(status == 2 and words in said, f"{kind}, {room} bytes: status {status}: {said}")
+            require("bytes are needed" in said or kind == "read-only", f"it does not say what it needs: {said}")
             require("Traceback" not in said, said)
+            require(kind == "unreserved" or not os.listdir(disk), f"{kind}: it leaves {os.listdir(disk)}")
             if mounted:
-                subprocess.run(["mount", "-o", f"remount,size={3 * size}", disk], check=True)
+                _remount(disk, f"rw,size={3 * size}")
             # Not before there is room: to map a hole that could not be reserved, a tmpfs, unlike a disk, needs space (else SIGBUS).
             require_whole_partial(sample, disk / "ego.h5.partial")
             sample.finish(disk)
 
     return each(trial, folder, range(seed, seed + num_faults))
+
+
+def _remount(disk, options):
+    subprocess.run(["mount", "-o", f"remount,{options}", disk], check=True)
 
 
 def lose_targets(sample, folder, num_faults, seed=0):

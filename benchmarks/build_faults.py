@@ -19,6 +19,7 @@ import numpy as np
 from trials import (
     BUILD,
     HANG_SECONDS,
+    LATE,
     Lost,
     content,
     each,
@@ -49,15 +50,17 @@ def kill_builds(target, sample, folder, num_faults, seed=0):
     def trial(place, seed):
         moment = random.Random(seed)
         with started(sample.command(place / "ego.h5"), place) as process:
+            time.sleep(moment.uniform(0, sample.seconds))
             while target == "worker" and process.poll() is None and not workers_of(process.pid):
                 time.sleep(0.005)
-            time.sleep(moment.uniform(0, sample.seconds / (2 if target == "worker" else 1)))
-            with contextlib.suppress(ProcessLookupError, IndexError):
-                if target == "worker":
+            if process.poll() is not None:
+                return LATE
+            if target == "worker":
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(moment.choice(workers_of(process.pid)), signal.SIGKILL)
-                    require(process.wait(HANG_SECONDS) == 0, f"the build ends with its worker: {(place / 'said').read_text()}")
-                else:
-                    (os.killpg if target == "group" else os.kill)(process.pid, signal.SIGKILL)
+                require(process.wait(HANG_SECONDS) == 0, f"the build ends with its worker: {(place / 'said').read_text()}")
+            else:
+                (os.killpg if target == "group" else os.kill)(process.pid, signal.SIGKILL)
             process.wait(HANG_SECONDS)
             require_nothing_left(process.pid, place)
         require_whole_partial(sample, place / "ego.h5.partial")
@@ -72,14 +75,15 @@ def interrupt_builds(number, sample, folder, num_faults, seed=0):
     def trial(place, seed):
         with started(sample.command(place / "ego.h5"), place) as process:
             time.sleep(random.Random(seed).uniform(0, sample.seconds))
-            with contextlib.suppress(ProcessLookupError):
-                (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+            if process.poll() is not None:
+                return LATE
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
             try:
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired as error:
                 raise Lost(f"not stopped after {STOP_SECONDS:g} s") from error
             said = (place / "said").read_text()
-            if not (place / "ego.h5").exists():  # else it was done before the signal came
+            if not (place / "ego.h5").exists():  # else it had its name already when the signal came
                 require(process.returncode == 128 + number, f"exit status {process.returncode}: {said}")
                 require("the same command goes on" in said, f"it does not say how to go on: {said}")
             require("Traceback" not in said, said)
@@ -101,8 +105,9 @@ def kill_replacements(sample, folder, num_faults, seed=0):
             before = np.array(reader["spectrogram"])
             with started(sample.command(place / "ego.h5", "--force"), place) as process:
                 time.sleep(random.Random(seed).uniform(0, sample.seconds))
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                if process.poll() is not None:
+                    return LATE
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 require_nothing_left(process.pid, place)
             unchanged = (place / "ego.h5").read_bytes() == old.read_bytes()
@@ -173,11 +178,12 @@ def kill_decoders(sample, folder, num_faults, seed=0):
         victim, way = ids[seed % len(ids)], ways[seed % len(ways)]
 
         def process(path, extents, config, job):
-            if victim in job.path:
+            outcome = extract(path, extents, config, job)
+            if victim in job.path:  # its rows are written: they must go
                 if way is None:
                     time.sleep(3600)
                 os.kill(os.getpid(), way)
-            return extract(path, extents, config, job)
+            return outcome
 
         report = build(sample.inputs, BuildConfig(), place / "ego.h5", num_workers=2, patience_seconds=5, process=process)
         words = "ran out of time: no progress for 5 s" if way is None else f"the decoding process crashed ({way.name}"
@@ -236,7 +242,8 @@ def lose_targets(sample, folder, num_faults, seed=0):
             while process.poll() is None and not (target / "ego.h5.partial").exists():
                 time.sleep(0.005)
             time.sleep(random.Random(seed).uniform(0, sample.seconds / 4))
-            over = process.poll() is not None or (target / "ego.h5").exists()
+            if process.poll() is not None or (target / "ego.h5").exists():
+                return LATE
             if seed % 2:
                 shutil.rmtree(target)
             else:
@@ -244,7 +251,7 @@ def lose_targets(sample, folder, num_faults, seed=0):
             process.wait(HANG_SECONDS)
             said = (place / "said").read_text()
             named = process.returncode == 2 and "error: " in said and str(target) in said
-            require(over or named or (target / "ego.h5").exists(), f"status {process.returncode}: {said}")
+            require(named or (target / "ego.h5").exists(), f"status {process.returncode}: {said}")
             require("Traceback" not in said, said)
             require_nothing_left(process.pid, place)
         target.mkdir(exist_ok=True)

@@ -2,12 +2,15 @@
 
 import glob
 import os
+import platform
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 
+import numpy as np
 import pytest
 
 from egoaudio import workers
@@ -74,6 +77,22 @@ def test_calls_run_in_other_processes_with_one_thread():
     ((_, (pid, threads)),) = workers.each(look, [0], workers=1, patience_seconds=30)
     assert pid != os.getpid()
     assert threads == "1"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_a_worker_keeps_the_memory_that_it_frees():
+    def count_faults(_):
+        def fill():
+            for array in [np.empty(1 << 20, np.uint8) for _ in range(16)]:
+                array.fill(1)
+
+        fill()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        fill()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    ((_, faults),) = workers.each(count_faults, [0], workers=1, patience_seconds=30)
+    assert faults < 16 * 256 / 4  # a page is 4 KiB
 
 
 def test_a_worker_is_deaf_to_ctrl_c_from_its_first_instant():

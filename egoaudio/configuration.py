@@ -237,6 +237,12 @@ class OptimizationConfig(_Checked):
     checkpoint_minutes: float = _option(10.0, "Write last.pt this often within an epoch too.", above=0)
     seed: int = _option(0, "All randomness follows from it.", minimum=0)
 
+    def __post_init__(self):
+        """Check that no option would be without effect."""
+        super().__post_init__()
+        if self.amp_dtype is not None and not self.amp:
+            raise ConfigurationError(f"--amp-dtype {self.amp_dtype} has no effect without --amp: give both, or neither")
+
 
 @dataclass(frozen=True)
 class TrainConfig(_Checked):

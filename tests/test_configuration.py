@@ -62,6 +62,11 @@ def test_nothing_is_left_to_train_on_without_a_training_share():
         from_flat(TrainConfig, {"validation_fraction": 1.0})
 
 
+def test_an_option_without_effect_is_refused():
+    with pytest.raises(ConfigurationError, match="--amp-dtype float16 has no effect without --amp"):
+        from_flat(TrainConfig, {"amp_dtype": "float16"})
+
+
 def test_differences_name_the_flag_and_both_values():
     assert differences(BuildConfig(), BuildConfig(clips=ClipConfig(min_overlap_seconds=0.5))) == ["--min-overlap: 0.0, now 0.5"]
     assert differences(BuildConfig(), BuildConfig(clips=ClipConfig(context_seconds=2.0), features=FeatureConfig(features=("logmel",)))) == [

@@ -7,7 +7,7 @@ from torch import nn
 
 from egoaudio.configuration import ModelConfig
 from egoaudio.errors import ConfigurationError
-from egoaudio.models import check_feature, create_model
+from egoaudio.models import check_feature, check_sizes, create_model
 from egoaudio.models.dropout import ClipDropout, place_slice, replace_dropout
 
 SMALL_AST = ModelConfig(model="ast", hidden_size=24, num_layers=2, num_heads=2)
@@ -220,6 +220,18 @@ def test_feature_that_does_not_fit_is_refused_with_the_fix(name, available, chos
 def test_sizes_that_do_not_fit_are_refused(name, shape, config, words):
     with pytest.raises(ConfigurationError, match=words):
         create_model(name, 3, shape, config)
+
+
+@pytest.mark.parametrize("name, sizes, words", [
+    ("cnn", {"dropout": 0.1}, "--dropout 0.1: cnn has its own, only cnn-small and ast can be given another"),
+    ("cnn-small", {"dropout": 0.1, "hidden_size": 64}, "--hidden-size 64: cnn-small has its own, only ast can"),
+    ("ast-paper", {"stride": 10, "num_layers": 2}, "--num-layers 2: ast-paper has its own"),
+])
+def test_sizes_without_effect_are_refused(name, sizes, words):
+    with pytest.raises(ConfigurationError, match=words):
+        check_sizes(ModelConfig(model=name, **sizes))
+    check_sizes(ModelConfig(model="ast", **sizes))
+    check_sizes(ModelConfig(model=name))
 
 
 # ----------------------------------------------------------------------------------------------- dropout

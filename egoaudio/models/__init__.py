@@ -1,4 +1,4 @@
-"""The networks, behind one door: ``create_model`` makes any of them, ``check_feature`` says what it can listen to.
+"""The networks, behind one door: ``create_model`` makes any of them, ``check_feature`` and ``check_sizes`` say what it can be given.
 
 In: features float (batch, num_frames, num_bins), normalised. Out: logits float (batch, num_classes).
 Every model has ``enable_activation_checkpointing()``, which trades about a third more time for less memory.
@@ -9,7 +9,7 @@ Every model has ``enable_activation_checkpointing()``, which trades about a thir
     ast         the same on log-mel with strides of 10, in the sizes asked for, or from published weights
 """
 
-from egoaudio.configuration import ModelConfig
+from egoaudio.configuration import ModelConfig, flag_of, flags
 from egoaudio.errors import ConfigurationError
 
 # Which features each model takes; the first is what it listens to when nobody says otherwise.
@@ -19,6 +19,11 @@ ACCEPTED_FEATURES = {
     "ast-paper": ("spectrogram", "mfcc", "logmel"),
     "ast": ("logmel",),
 }
+
+
+# Sizes and dropout of the configuration, and which of them a model takes.
+_SIZES = ("hidden_size", "num_layers", "num_heads", "patch_size", "stride", "dropout")
+_TAKEN = {"cnn": (), "cnn-small": ("dropout",), "ast-paper": (), "ast": _SIZES}
 
 
 def check_feature(name, available, chosen=None):
@@ -47,6 +52,21 @@ def check_feature(name, available, chosen=None):
         wanted = accepted if chosen is None else (feature,)
         raise ConfigurationError(f"{name} wants {feature}; this file has {has}: {_advice(wanted, available)}")
     return feature
+
+
+def check_sizes(config):
+    """Refuse sizes and dropout that the model would not take: an option without effect is a mistake.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming the option and the models that take it.
+    """
+    for option, _ in flags(ModelConfig):
+        value = getattr(config, option.name)
+        if option.name in _SIZES and option.name not in _TAKEN[config.model] and value != option.default:
+            takers = " and ".join(model for model, taken in _TAKEN.items() if option.name in taken)
+            raise ConfigurationError(f"{flag_of(option)} {value}: {config.model} has its own, only {takers} can be given another")
 
 
 def create_model(name, num_classes, feature_shape, config=None, activation_checkpointing=False):

@@ -53,7 +53,7 @@ def evaluate_scores(scores, truth, *, thresholds=None, prior=None, pool="max", n
     pool : str
         ``max`` or ``mean``: how a video's scores follow from its clips'.
     num_resamples : int
-        Of the bootstrap; 0 gives no intervals.
+        Of the bootstrap; 0 gives no intervals, nor does a single video.
     seed : int
         Of the bootstrap.
 
@@ -65,6 +65,7 @@ def evaluate_scores(scores, truth, *, thresholds=None, prior=None, pool="max", n
     scores = _check(scores, truth)
     clips = truth.labelled
     thresholds = None if thresholds is None else np.asarray(thresholds, np.float64)
+    num_resamples = num_resamples if len(truth.video_ids) > 1 else 0  # one video tells nothing about another
     weights = bootstrap.draw_weights(len(truth.video_ids), num_resamples, seed)
     results_of_clips, per_class = _judge_clips(scores[clips], truth.labels[clips], truth.clip_video[clips], thresholds, prior, weights)
     actions = scores[:, : truth.num_actions]
@@ -176,7 +177,7 @@ def _notes(truth, thresholds, prior):
     if prior is None:
         notes.append("no prior: the file has no training split to count the classes in")
     if truth.instances is None:
-        notes.append("no frame mAP: the file does not hold the annotated times (/instances); build it again with this egoaudio")
+        notes.append("no frame mAP: the file holds no annotated times (/instances): nothing is annotated in it, or an earlier egoaudio built it")
     return tuple(notes)
 
 

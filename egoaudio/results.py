@@ -87,7 +87,8 @@ def table(evaluation):
     heading = f"{evaluation.about['split']} split: " if "split" in evaluation.about else ""
     silent = evaluation.num_videos - evaluation.num_videos_scored
     without = f" ({silent:,} of them without sound)" if silent else ""
-    lines = [f"{heading}{evaluation.num_clips:,} clips of {evaluation.num_videos:,} videos{without}, {len(evaluation.per_class['class_id'])} classes", ""]
+    videos = f"{evaluation.num_videos:,} video{'s' * (evaluation.num_videos != 1)}{without}"
+    lines = [f"{heading}{evaluation.num_clips:,} clips of {videos}, {len(evaluation.per_class['class_id'])} classes", ""]
     width = max(len(title) for title in TITLES.values())
     lines.append(f"{'per cent':{width}}  {'score':>6}  {'95 % interval':>15}  {'prior':>6}")
     for name, title in TITLES.items():

@@ -16,7 +16,6 @@ import io
 import json
 import math
 import shutil
-from pathlib import Path
 
 from egoaudio import checkpoints, results
 from egoaudio._version import __version__
@@ -68,21 +67,6 @@ class State:
         if better:
             self.best_epoch, self.best_score = self.epoch, score
         return better
-
-
-def make_folder(output):
-    """Make the run's folder, and return its path.
-
-    Raises
-    ------
-    TrainingError
-        When it cannot be made or is a file.
-    """
-    try:
-        Path(output).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"--output {output}: cannot be made a folder ({error.strerror}): give the name of a folder that can be written to") from error
-    return Path(output)
 
 
 def clear(folder):

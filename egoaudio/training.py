@@ -18,6 +18,7 @@ import shlex
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from egoaudio.errors import ConfigurationError, TrainingError
 from egoaudio.losses import Loss
 from egoaudio.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.microbatch import Stepper
-from egoaudio.models import check_feature, create_model
+from egoaudio.models import check_feature, check_sizes, create_model
 from egoaudio.progress import Progress, rate
 from egoaudio.slices import Scorer, mixed_precision
 from egoaudio.splits import class_weights, normalization, split_rows
@@ -75,11 +76,13 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
     config = TrainConfig() if config is None else config
     options, seed = config.optimization, config.optimization.seed
     device = evaluation.choose_device(device)
+    check_sizes(config.model)
     board_class = _find_tensorboard() if tensorboard else None
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(reader.open(path))
         feature = check_feature(config.model.model, file.features, config.model.feature)
-        folder = runs.make_folder(output)
+        folder = Path(output)
+        results.prepare(folder)
         stack.enter_context(lock.held(folder))
         earlier = None if force else runs.find_earlier(folder, config, file)
         state = runs.State() if earlier is None else runs.State(**earlier["resume"]["state"])
@@ -307,7 +310,7 @@ class _RunProgress(Progress):
     def step(self, state, num_epochs, num_clips):
         """Count a batch."""
         waits = state.wait_seconds / max(state.train_seconds, 1e-9)
-        self.note = f"epoch {state.epoch + 1}/{num_epochs}, loss {state.loss_sum / state.num_clips:.4f}, {waits:.0%} waiting for data"
+        self.note = f"epoch {state.epoch + 1}/{num_epochs}, loss {state.loss_sum / state.num_clips:.4f}, {waits:.0%} waiting"
         self.advance(num_clips)
 
     def _speed(self):

@@ -176,6 +176,14 @@ def test_intervals_hold_their_scores_and_follow_from_the_seed(file):
     assert np.isnan(evaluation.evaluate_scores(scores, truth).scores["map"].low)
 
 
+def test_one_video_has_no_interval(file):
+    rows, videos = rows_of_test(file)
+    truth = read_truth(file, rows[file.clip_table["video"][rows] == videos[0]], videos[:1])
+    found = evaluation.evaluate_scores(random_scores(truth), truth, num_resamples=50)
+    assert found.num_resamples == 0
+    assert all(np.isnan([score.low, score.high]).all() for score in found.scores.values())
+
+
 def test_intervals_are_those_of_repeated_clips(file):
     truth = read_truth(file, *rows_of_test(file))
     scores, thresholds = random_scores(truth), np.full(10, 0.7)

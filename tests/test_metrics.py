@@ -1,5 +1,8 @@
 """The metrics against scikit-learn, ties included, and against cases worked out by hand."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, precision_recall_curve, roc_auc_score, top_k_accuracy_score
@@ -184,3 +187,9 @@ def test_bad_input_is_refused_with_a_guess_at_the_mistake(name, metric):
 def test_thresholds_of_another_number_of_classes_are_refused():
     with pytest.raises(TrainingError, match="expected one a class"):
         metrics.f1(np.zeros((3, 2)), np.zeros((3, 2)), np.zeros(3))
+
+
+@pytest.mark.parametrize("room", ["metrics", "charades", "bootstrap"])
+def test_numbers_are_counted_with_numpy_alone(room):
+    code = f"import sys, egoaudio.{room}; print([name for name in ('torch', 'scipy', 'sklearn', 'pandas', 'h5py') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -26,7 +26,7 @@ LOGMEL_MIN_HZ = 20.0
 LOGMEL_MIN_ENERGY = np.float32(np.finfo(np.float32).eps)
 PREEMPHASIS = 0.97
 
-GROUP_FRAMES = 96  # that are transformed at once: 3 clips of 1 s, 12 % faster than one, no slower than any more
+GROUP_SAMPLES = 96 * 2048  # that are transformed at once: 3 clips of 1 s, which is 13 % (spectrogram) and 18 % (logmel) faster than one; more gain 3 %
 COSINES = {"hann": (0.5, -0.5), "hamming": (0.54, -0.46), "blackman": (0.42, -0.5, 0.08), "boxcar": (1.0,)}
 
 
@@ -159,7 +159,7 @@ class _Framer:
         self.hop_length = hop_length
         self.n_fft = n_fft
         self.window = window.astype(np.float32)
-        self.clips_at_once = max(1, GROUP_FRAMES // num_frames)
+        self.clips_at_once = max(1, GROUP_SAMPLES // (num_frames * n_fft))
         self._frames = np.zeros((self.clips_at_once, num_frames, n_fft), np.float32)  # zeros behind the frame stay
         self._power = np.empty((self.clips_at_once, num_frames, n_fft // 2 + 1), np.float32)
 

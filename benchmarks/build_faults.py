@@ -75,7 +75,7 @@ def interrupt_builds(number, sample, folder, num_faults, seed=0):
     def trial(place, seed):
         with started(sample.command(place / "ego.h5"), place) as process:
             time.sleep(random.Random(seed).uniform(0, sample.seconds))
-            if process.poll() is not None:
+            if process.poll() is not None or (place / "ego.h5").exists():
                 return LATE
             (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
             try:
@@ -83,10 +83,8 @@ def interrupt_builds(number, sample, folder, num_faults, seed=0):
             except subprocess.TimeoutExpired as error:
                 raise Lost(f"not stopped after {STOP_SECONDS:g} s") from error
             said = (place / "said").read_text()
-            if not (place / "ego.h5").exists():  # else it had its name already when the signal came
-                require(process.returncode == 128 + number, f"exit status {process.returncode}: {said}")
-                require("the same command goes on" in said, f"it does not say how to go on: {said}")
-            require("Traceback" not in said, said)
+            require(process.returncode == 128 + number, f"exit status {process.returncode}: {said}")
+            require("the same command goes on" in said and "Traceback" not in said, f"it does not just say how to go on: {said}")
             require_nothing_left(process.pid, place)
         require_whole_partial(sample, place / "ego.h5.partial")
         sample.finish(place)

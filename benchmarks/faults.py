@@ -147,11 +147,11 @@ def _in_rooms(words, *tests, faults_a_test=1):
 
 
 FAULTS = (
-    Fault("build: kill -9 of the parent; resumed to the same bytes", partial(build_faults.kill_builds, "parent"), 1, 36),
-    Fault("build: kill -9 of the whole group; resumed to the same bytes", partial(build_faults.kill_builds, "group"), 1, 36),
-    Fault("build: kill -9 of a worker; goes on by itself to the same bytes", partial(build_faults.kill_builds, "worker"), 1, 36),
-    Fault("build: Ctrl-C; stops within 5 s, resumed to the same bytes", partial(build_faults.interrupt_builds, signal.SIGINT), 1, 20),
-    Fault("build: SIGTERM; stops within 5 s, resumed to the same bytes", partial(build_faults.interrupt_builds, signal.SIGTERM), 0, 20),
+    Fault("build: kill -9 of the parent; resumed to the same bytes", partial(build_faults.kill_builds, "parent"), 1, 42),
+    Fault("build: kill -9 of the whole group; resumed to the same bytes", partial(build_faults.kill_builds, "group"), 1, 42),
+    Fault("build: kill -9 of a worker; goes on by itself to the same bytes", partial(build_faults.kill_builds, "worker"), 1, 42),
+    Fault("build: Ctrl-C; stops within 5 s, resumed to the same bytes", partial(build_faults.interrupt_builds, signal.SIGINT), 1, 24),
+    Fault("build: SIGTERM; stops within 5 s, resumed to the same bytes", partial(build_faults.interrupt_builds, signal.SIGTERM), 0, 24),
     Fault("build --force: kill -9; the old file is whole, its reader undisturbed", build_faults.kill_replacements, 1, 10),
     Fault("build: two at once of one output; the second says who holds it", build_faults.build_twice_at_once, 1, 10),
     Fault("build: power lost, what was written since the last sync torn; made again", build_faults.lose_power, 1, 30),

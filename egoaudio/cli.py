@@ -114,6 +114,7 @@ def _cores():
 
 
 _SPLITS = ["test", "validation", "train"]  # evaluation's own list would load torch
+_THERE = click.Path(exists=True)  # said at once, where torch would be loaded first
 _FORCE = "Start anew, and replace what is there."
 _ANNOTATIONS = "CSV of training videos; repeatable. Charades, Charades-Ego, EPIC-SOUNDS, or video,start,end,label[,split]."
 _TIMEOUT = "Give a video up when it gets nowhere for so many seconds."
@@ -190,7 +191,7 @@ def inspect(file, failed, verify, plot, export_clip):
 
 
 @_command("  egoaudio-train ego.h5 --output runs/cnn --model cnn --amp", goes_on=True)
-@click.argument("file", type=click.Path())
+@click.argument("file", type=_THERE)
 @click.option("--output", required=True, type=click.Path(), help="Folder of the run: checkpoints, metrics.csv, curves.png, evaluation.json.")
 @click.option("--device", help="cpu, cuda, cuda:1; the GPU if there is one.")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs into OUTPUT.")
@@ -209,8 +210,8 @@ def train(config, file, output, device, tensorboard, force):
 
 
 @_command("  egoaudio-evaluate runs/cnn/best.pt ego.h5 --split test")
-@click.argument("checkpoint", type=click.Path())
-@click.argument("file", type=click.Path())
+@click.argument("checkpoint", type=_THERE)
+@click.argument("file", type=_THERE)
 @click.option("--split", type=click.Choice(_SPLITS), default="test", show_default=True, help="The file's test videos, or a part of the run's own division.")
 @click.option("--pool", type=click.Choice(["max", "mean"]), default="max", show_default=True, help="How a video's scores follow from its clips'.")
 @click.option("--output", type=click.Path(), help="Folder for evaluation.json, per_class.csv and per_class.png; the checkpoint's if not given.")

@@ -76,12 +76,12 @@ def test_a_file_without_test_videos_is_evaluated_on_what_there_is(tmp_path):
         assert run(result.stdout.split("next: ")[1]).exit_code == 0
 
 
-def test_flags_reach_the_configuration_and_the_preset_gives_way_to_them(monkeypatch):
+def test_flags_reach_the_configuration_and_the_preset_gives_way_to_them(monkeypatch, data):
     got = {}
     monkeypatch.setattr(training, "train", lambda file, output, config, **options: got.update(config=config, **options) or "")
-    assert run("egoaudio-train ego.h5 --output run").exit_code == 0
+    assert run(f"egoaudio-train '{data}' --output run").exit_code == 0
     assert got == {"config": TrainConfig(), "device": None, "tensorboard": False, "force": False}
-    assert run("egoaudio-train ego.h5 --output run --preset paper --model ast-paper --split-unit subject --micro-batch-size 3 --tensorboard").exit_code == 0
+    assert run(f"egoaudio-train '{data}' --output run --preset paper --model ast-paper --split-unit subject --micro-batch-size 3 --tensorboard").exit_code == 0
     config = got["config"]
     assert (config.data.normalize, config.data.class_weights, config.data.label_mode, config.data.split_unit) == ("paper", True, "multi", "subject")
     assert (config.model.model, config.optimization.optimizer, config.optimization.schedule) == ("ast-paper", "adam", "constant")
@@ -104,7 +104,7 @@ def test_the_papers_protocol_trains_and_says_what_is_wrong_with_it(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("egoaudio-train {none} --output {run}", "none.h5 cannot be opened: No such file"),
+        ("egoaudio-train {none} --output {run}", "none.h5' does not exist"),
         ("egoaudio-train {folder} --output {run}", "is not a regular file"),
         ("egoaudio-train {csv} --output {run}", "is not an HDF5 file"),
         ("egoaudio-train {data} --output {run} --model ast", "ast wants logmel; this file has spectrogram: rebuild with --features logmel"),
@@ -116,10 +116,10 @@ def test_the_papers_protocol_trains_and_says_what_is_wrong_with_it(tmp_path):
         ("egoaudio-train {data} --output {run} --epoch 3", "Did you mean '--epochs'?"),
         ("egoaudio-train {data} --output {csv}", "--output {csv}: cannot be made a folder"),
         ("egoaudio-train {data} --output {trained} --epochs 2 --batch-size 8", "another configuration (--batch-size: 16, now 8)"),
-        ("egoaudio-evaluate {none} {data}", "none.h5: cannot be read (No such file or directory); expected a checkpoint"),
+        ("egoaudio-evaluate {none} {data}", "'CHECKPOINT': Path '{none}' does not exist"),
         ("egoaudio-evaluate {trained} {data}", "if it is a run's, give {trained}/best.pt"),
         ("egoaudio-evaluate {data} {trained}/best.pt", "is an HDF5 file, expected a checkpoint: the checkpoint comes first"),
-        ("egoaudio-evaluate {trained}/best.pt {none}", "none.h5 cannot be opened"),
+        ("egoaudio-evaluate {trained}/best.pt {none}", "'FILE': Path '{none}' does not exist"),
         ("egoaudio-evaluate {trained}/best.pt {other}", "checkpoint [8, 16], file [8, 12]"),
         ("egoaudio-evaluate {trained}/best.pt {data} --split dev", "'dev' is not one of 'test', 'validation', 'train'"),
         ("egoaudio-evaluate {trained}/best.pt {data} --output {csv}", "--output {csv}: cannot be made a folder"),
@@ -139,12 +139,12 @@ def test_wrong_input_is_a_line_exit_status_2_and_nothing_is_written(words, says,
 
 
 @pytest.mark.parametrize("name, goes_on", [("train", True), ("evaluate", False)])
-def test_an_interruption_promises_only_what_is_so(name, goes_on, monkeypatch):
+def test_an_interruption_promises_only_what_is_so(name, goes_on, data, monkeypatch):
     def interrupted(*_, **__):
         raise cli.interrupts.Interrupted(2)
 
     monkeypatch.setattr({"train": training, "evaluate": evaluation}[name], name, interrupted)
-    result = run({"train": "egoaudio-train ego.h5 --output run", "evaluate": "egoaudio-evaluate best.pt ego.h5"}[name])
+    result = run({"train": f"egoaudio-train '{data}' --output run", "evaluate": f"egoaudio-evaluate '{data}' '{data}'"}[name])
     assert result.exit_code == 130
     assert result.stderr.startswith("interrupted") and ("the same command goes on" in result.stderr) == goes_on
 

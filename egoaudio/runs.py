@@ -6,8 +6,8 @@
     metrics.csv    a row per epoch, ``COLUMNS``; empty where there is no validation split
     curves.png, tensorboard/, evaluation.json, per_class.csv, per_class.png, submission texts: drawn or counted from those
 
-``last.pt`` is the truth: it holds the whole table too, and everything else is written anew from it, whole, by a
-rename. So a run that was killed has no row twice, and none is missing.
+``last.pt`` is the truth, and the first to be written: it holds the whole table too, and everything else is written
+anew from it, whole, by a rename. So a run that was killed has no row twice, and none is missing.
 """
 
 import csv
@@ -92,14 +92,16 @@ def find_earlier(folder, config, file):
     Raises
     ------
     TrainingError
-        When the run in the folder is of another configuration; says which options differ.
+        When the run in the folder is of another configuration; says which options differ. When there is no run, but files
+        that a run would replace: they may be another program's.
     CheckpointError
         When ``last.pt`` is damaged, or belongs to another file.
     """
     path = folder / "last.pt"
     if not path.exists():
-        if (folder / "best.pt").exists():
-            raise TrainingError(f"{folder} holds best.pt but no last.pt to go on from: give another --output, or --force to replace it")
+        there = [name for name in _OURS if (folder / name).exists()]
+        if there:
+            raise TrainingError(f"{folder} holds {', '.join(there)} but no last.pt to go on from: give another --output, or --force to replace them")
         return None
     try:
         contents = checkpoints.load(path)

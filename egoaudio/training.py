@@ -136,12 +136,12 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
 
         if earlier is None:
             runs.clear(folder)
-            runs.write_config(folder, config, file, feature)
             save_last()
         else:
             _restore(earlier, model, optimizer, scaler, stepper)
             place = f"batch {state.batch + 1} of {len(loader)}" if state.batch < len(loader) else "its validation"
             progress.write(f"going on with {folder} at epoch {state.epoch + 1}, {place}")
+        runs.write_config(folder, config, file, feature)
         runs.write_metrics(folder, state.history)
         board = stack.enter_context(board_class(folder / "tensorboard", purge_step=state.epoch + 1)) if tensorboard else None
         num_steps, drawn_at = options.epochs * len(loader), time.monotonic()

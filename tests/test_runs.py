@@ -321,7 +321,7 @@ def test_force_with_options_that_cannot_be_carried_out_keeps_the_old_run(tmp_pat
     ("change", "error", "words"),
     [
         (lambda folder: (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:-1000]), CheckpointError, "cut off.*--force to start anew"),
-        (lambda folder: (folder / "last.pt").unlink(), TrainingError, "holds best.pt but no last.pt"),
+        (lambda folder: (folder / "last.pt").unlink(), TrainingError, "holds best.pt, config.json, metrics.csv, curves.png but no last.pt"),
         (lambda folder: (folder / "last.pt").write_bytes((folder / "best.pt").read_bytes()), TrainingError, "not where its run was"),
     ],
 )
@@ -331,6 +331,24 @@ def test_a_folder_that_cannot_be_gone_on_with_is_refused_until_forced(tmp_path, 
     with pytest.raises(error, match=words):
         training.train(data, tmp_path / "run", make_config(epochs=1))
     training.train(data, tmp_path / "run", make_config(epochs=1), force=True)
+
+
+def test_files_of_another_program_are_not_replaced_unasked(tmp_path, data):
+    (tmp_path / "config.json").write_text("theirs")
+    (tmp_path / "tensorboard").mkdir()
+    with pytest.raises(TrainingError, match=r"holds config.json, tensorboard but no last.pt to go on from: give another --output, or --force to replace them"):
+        training.train(data, tmp_path, make_config(epochs=1))
+    assert (tmp_path / "config.json").read_text() == "theirs" and sorted(os.listdir(tmp_path)) == ["config.json", "tensorboard"]
+
+
+def test_a_configuration_that_is_lost_is_written_again(tmp_path, data, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        on_step(patch, {1: lambda: signal.raise_signal(signal.SIGINT)})
+        training.train(data, tmp_path / "run", make_config(epochs=1))
+    before = (tmp_path / "run/config.json").read_text()
+    (tmp_path / "run/config.json").unlink()  # as a kill between last.pt and config.json
+    training.train(data, tmp_path / "run", make_config(epochs=1))
+    assert (tmp_path / "run/config.json").read_text() == before
 
 
 def test_two_runs_in_one_folder_at_once_are_refused(tmp_path, data):

@@ -9,7 +9,8 @@ closed form; the mean over time, a one-pole filter forward and back, is two smal
 52); the mask is smoothed by shifted additions (65 us; as products 115); blocks suit the L2 cache (with 2 instead of 8
 sub-blocks 30 % slower, with 20 instead of 8 9 %); buffers are kept (fresh pages cost 0.3 ms a second of a recording).
 Transforms are 0.18 ms of it. Without gain: frames as columns (91 us instead of 88), two real frames as one complex (80,
-before they are separated), numpy's own FFT (500). Not tried: transforms as matrix products, 140 us at sgemm's speed;
+before they are separated), numpy's own FFT (500), spectra copied
+into a kept buffer (7 more than the FFT's own arrays, where a worker keeps what is freed). Not tried: transforms as matrix products, 140 us at sgemm's speed;
 tanh for the sigmoid would save 7 us, but masks near zero would lose all digits.
 """
 
@@ -147,7 +148,6 @@ class Gater:
         self.values = workspace.array("values", (num_rows, block, NUM_BINS))
         self.mask = workspace.array("mask", (num_rows * block * self.wide + 2 * self.bin_width,))
         self.mask.fill(0)
-        self.spectra = workspace.array("spectra", (num_rows, layout.num_frames, NUM_BINS), np.complex64)
         length = num_rows * max(block * self.wide, tall * NUM_BINS) + 2 * self.wide + (self.frame_width + 1) * NUM_BINS
         floats = max(3 * length, num_rows * block * N_FFT * (np.dtype(self.frame_type).itemsize // 4))
         transient = workspace.array("transient", (floats + floats % 2,))
@@ -206,16 +206,6 @@ class Gater:
         num_frames = min(self.sub_blocks[number] * self.sub_frames, self.layout.num_frames - first)
         windowed = self.windowed[: len(rows) * num_frames * N_FFT].reshape(len(rows), num_frames, N_FFT)
         return np.multiply(overlapping(rows[:, HOP * first :], num_frames, N_FFT, HOP), window, out=windowed)
-
-    def keep(self, number, spectrum):
-        """Return the spectrum of a block where it lasts: in a buffer, but if it is the only one and as it should be."""
-        if len(self.starts) == 1 and spectrum.dtype == np.complex64:
-            return spectrum
-        count, num_frames, _ = spectrum.shape
-        first = self.starts[number]
-        kept = self.spectra[:count, first : first + num_frames]
-        kept[:] = spectrum
-        return kept
 
     def mask_of(self, count, num_frames):
         """Return where a mask (count, num_frames, NUM_BINS) goes for ``smooth_over_bins``."""

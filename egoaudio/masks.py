@@ -48,7 +48,7 @@ class NonstationaryGater(Gater):
             np.abs(spectrum[:, : whole * size].reshape(len(rows), whole, size, NUM_BINS), out=parts[:, :whole, :size])
             if rest:
                 np.abs(spectrum[:, whole * size :], out=parts[:, -1, :rest])
-            spectra.append(self.keep(number, spectrum))
+            spectra.append(spectrum)
             if number:
                 np.matmul(_onward(size, self.sub_blocks[number - 1], self.sample_rate)[-1], blocks[-1][0], out=parts[:, 0, size])
             elif not self.layout.silent_before:
@@ -183,7 +183,7 @@ class StationaryGater(Gater):
             amplitudes += (EPS * unit)[:, None]
             np.greater(amplitudes, thresholds[:, None], out=above[:, first : first + spectrum.shape[1]])
             np.maximum(peaks, amplitudes.max(axis=1), out=peaks)
-            spectra.append(self.keep(number, spectrum))
+            spectra.append(spectrum.astype(np.complex64))
         self._always = peaks * 10 ** (-TOP_DB / 20) > thresholds  # noisereduce lifts every frame to 80 dB below the loudest
         for number, spectrum in enumerate(spectra):
             num_frames = spectrum.shape[1]

@@ -9,9 +9,9 @@ closed form; the mean over time, a one-pole filter forward and back, is two smal
 52); the mask is smoothed by shifted additions (65 us; as products 115); blocks suit the L2 cache (with 2 instead of 8
 sub-blocks 30 % slower, with 20 instead of 8 9 %); buffers are kept (fresh pages cost 0.3 ms a second of a recording).
 Transforms are 0.18 ms of it. Without gain: frames as columns (91 us instead of 88), two real frames as one complex (80,
-before they are separated), numpy's own FFT (500), spectra copied
-into a kept buffer (7 more than the FFT's own arrays, where a worker keeps what is freed). Not tried: transforms as matrix products, 140 us at sgemm's speed;
-tanh for the sigmoid would save 7 us, but masks near zero would lose all digits.
+before they are separated), numpy's own FFT (500), spectra in a kept buffer (7 more for the copy; where a worker keeps what
+is freed, the FFT's own arrays cost nothing). Not tried: transforms as matrix products, 140 us at sgemm's speed; tanh for the
+sigmoid would save 7 us, but masks near zero would lose all digits.
 """
 
 import functools

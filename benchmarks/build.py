@@ -7,8 +7,8 @@ Generates videos (30 s, 480p H.264, AAC 44.1 kHz stereo) and measures, with noth
 - whole builds in fresh processes with 1, 2 and all workers, on as many videos, twice and four times as many;
 - the parent alone, on thousands of links to one video that no worker decodes.
 
-One core means processor time, in which ffmpeg's processes count, and one BLAS thread for everybody. Whole builds are in wall
-time; the load of the machine goes into the JSON.
+One core means processor time, in which ffmpeg's processes count, one BLAS thread for everybody, and a malloc that keeps what
+is freed, as in our workers. Whole builds are in wall time; the load of the machine goes into the JSON.
 
     python benchmarks/build.py [--videos 40] [--repeats 5] [--tiny] [--output build.json]
 """
@@ -33,7 +33,7 @@ import numpy as np  # noqa: E402
 import one_core  # noqa: E402
 import whole_builds  # noqa: E402
 
-from egoaudio import media  # noqa: E402
+from egoaudio import media, workers  # noqa: E402
 from egoaudio.configuration import BuildConfig, DenoiseConfig, FeatureConfig  # noqa: E402
 from egoaudio.plan import Inputs  # noqa: E402
 
@@ -76,6 +76,7 @@ def repeat_videos(source, folder, num_videos, copy):
 
 def measure_one_core(scratch, inputs, seconds, repeats):
     """Return ``(clips/s by name, raw runs, what is missing, seconds a clip by stage)``."""
+    workers.keep_freed_memory()  # as a worker does; it serves the peers as well
     paths = sorted(Path(inputs.videos).iterdir())
     stages, cores = [], os.sched_getaffinity(0)
     fresh = {
@@ -84,9 +85,7 @@ def measure_one_core(scratch, inputs, seconds, repeats):
     }
 
     def ours(name):
-        path, *rest = fresh[name].pop()
-        found = one_core.extract_all(path, *rest)
-        path.unlink()
+        found = one_core.extract_all(*fresh[name].pop())
         if name == "denoised":
             stages.append(found)
 
@@ -129,11 +128,11 @@ def measure_costs(scratch, inputs, short_inputs, seconds, short_seconds, repeats
 def measure_builds(scratch, inputs_of, repeats):
     """Return ``{(num_videos, num_workers): [numbers of each build]}``, interleaved, and the bytes of the largest file."""
     output, cores, (few, twice, many) = scratch / "out.h5", len(os.sched_getaffinity(0)), sorted(inputs_of)
-    kinds = [(few, workers) for workers in sorted({1, 2, cores})] + [(twice, 2), (many, 1), (many, 2)]
+    kinds = [(few, count) for count in sorted({1, 2, cores})] + [(twice, 2), (many, 1), (many, 2)]
     builds = {kind: [] for kind in kinds}
     for _ in range(repeats):
-        for videos, workers in kinds:
-            builds[videos, workers].append(whole_builds.run(inputs_of[videos], DENOISED, output, workers))
+        for kind, found in builds.items():
+            found.append(whole_builds.run(inputs_of[kind[0]], DENOISED, output, kind[1]))
     return builds, output.stat().st_size
 
 
@@ -187,11 +186,11 @@ def build_rows(builds, parent):
     """Return the rows of bars about whole builds."""
     few, twice, many = sorted({videos for videos, _ in builds})
 
-    def middle(videos, workers, number):
-        return statistics.median(one[number] for one in builds[videos, workers])
+    def middle(videos, num_workers, number):
+        return statistics.median(one[number] for one in builds[videos, num_workers])
 
-    def more(videos, fewer, workers):
-        return middle(videos, workers, "fill") - middle(fewer, workers, "fill")  # the start is in both
+    def more(videos, fewer, num_workers):
+        return middle(videos, num_workers, "fill") - middle(fewer, num_workers, "fill")  # the start is in both
 
     def times(one, other):
         return f"{one / other:.2f}" if one > 0 < other else "too short to tell"
@@ -209,11 +208,11 @@ def build_rows(builds, parent):
     ]
 
 
-def outlook(hours, seconds, workers, costs, parent, video_bytes, disk_speed):
+def outlook(hours, seconds, num_workers, costs, parent, video_bytes, disk_speed):
     """Return the row of so much video in pieces of ``seconds``: what each part would take, and which gives way first."""
     videos = hours * 3600 / seconds
     days = {
-        "workers": videos * (costs["probe"] + costs["video"] + seconds * costs["clip"]) / workers / 86400,
+        "workers": videos * (costs["probe"] + costs["video"] + seconds * costs["clip"]) / num_workers / 86400,
         "the parent's processor time": videos * parent["cpu"] / 86400,
         "writing to this disk": videos * video_bytes / disk_speed / 86400,
     }
@@ -253,9 +252,9 @@ def main(argv=None):
         inputs_of = {count: repeat_videos(scratch / "few", scratch / f"n{count}", count, shutil.copyfile) for count in counts}
         builds, num_bytes = measure_builds(scratch, inputs_of, repeats)
         rows = []
-        for (videos, workers), found in builds.items():
+        for (videos, num_workers), found in builds.items():
             wall, fill = (statistics.median(one[key] for one in found) for key in ("wall", "fill"))
-            name = f"{videos} videos, {workers} worker{'s' if workers > 1 else ''}"
+            name = f"{videos} videos, {num_workers} worker{'s' if num_workers > 1 else ''}"
             rows.append([name, f"{wall:.2f}", f"{fill:.2f}", f"{videos * seconds / fill:,.0f}"])
         measuring.table(["whole build", "seconds in all", "of these filling, start of the workers included", "clips/s in that"], rows)
         parent = measure_parent(scratch, scratch / "few", links)
@@ -268,7 +267,7 @@ def main(argv=None):
     loads.append(os.getloadavg())
     measuring.write_json(
         arguments.output, speed=speed, runs=runs, not_measured=missing, stages=stages, costs=costs, parent=parent, rows=rows, outlook=growth,
-        builds={f"{videos} videos, {workers} workers": found for (videos, workers), found in builds.items()}, disk_bytes_per_second=disk_speed, load=loads,
+        builds={f"{videos} videos, {count} workers": found for (videos, count), found in builds.items()}, disk_bytes_per_second=disk_speed, load=loads,
     )
 
 

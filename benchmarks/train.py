@@ -1,0 +1,177 @@
+"""Training: clips a second and memory of the paper's CNN beside other loops, and of the Audio Spectrogram Transformer.
+
+All cores, wall time, medians; for choice with nothing else running (the load of the machine goes into the JSON):
+
+- ``cnn``: batches of 64 clips of 32 x 1025, 158 classes: the plain PyTorch loop, Lightning and Hugging Face's Trainer on data in
+  memory, ours from the file, and our step alone on batches that are ready;
+- ``ast``: transformers' own with eager attention, for the 1,024 frames that it assumes and for the 98 of a second, and ours;
+- ``ast-paper``: the first step on one clip, with and without activation checkpointing.
+
+Each measurement of memory has a fresh process; it is the resident memory at its peak, the libraries and the data included.
+
+    python benchmarks/train.py [--parts cnn ast ast-paper] [--repeats 5] [--tiny] [--output train.json]
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import attention
+import loops
+import measuring
+import torch
+
+from egoaudio.configuration import ModelConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import synthetic  # noqa: E402
+
+PLAIN = "plain loop, float32"
+FILE, MEMORY = "egoaudio, from the file", "egoaudio, step on data in memory"
+SMALL = ModelConfig(model="ast", hidden_size=24, num_layers=2, num_heads=2)
+
+
+def in_fresh_process(work, *arguments):
+    """Return what ``work`` returns in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+# --------------------------------------------------------------------------------------------------------------- cnn
+
+
+def measure_cnn(path, batch_size, peer_batches, our_batches, repeats, memory_of):
+    """Return ``(clips/s of every run by name, raw runs, memory by name, what is missing)``.
+
+    Ours do more batches a run, as they are faster: the runs of all take a few seconds.
+    """
+    rivals, clips, missing = {}, {}, {}
+    for loop_of, num_batches in ((loops.PEERS, peer_batches), (loops.OURS, our_batches)):
+        data = loops.Data(path, batch_size, num_batches)
+        for name, loop in loop_of.items():
+            try:
+                rivals[name], clips[name] = loop(data), data.num_clips
+            except ImportError as error:
+                missing[name] = f"not installed ({error.name})"
+    runs = measuring.interleave(rivals, repeats)
+    speeds = {name: [clips[name] / run["wall"] for run in found] for name, found in runs.items()}
+    memory = {name: in_fresh_process(loops.measure_memory, name, path, batch_size) for name in rivals if name in memory_of}
+    return speeds, runs, memory, missing
+
+
+def cnn_rows(speeds, memory, missing):
+    """Return the rows of the table of loops."""
+    plain = statistics.median(speeds[PLAIN])
+    rows = []
+    for name, found in speeds.items():
+        speed = statistics.median(found)
+        peak = f"{memory[name]['peak_mb']:,.0f}" if name in memory else ""
+        rows.append([name, f"{speed:,.0f}", f"{speed / plain:.2f}", peak])
+    return rows + [[name, reason, "", ""] for name, reason in missing.items()]
+
+
+def ratio(speeds, name, other):
+    """Return the median of the ratios of runs that followed each other."""
+    return f"{statistics.median(one / two for one, two in zip(speeds[name], speeds[other], strict=True)):.3f}"
+
+
+def cnn_bars(speeds):
+    """Return the rows of bars that are ratios of speeds."""
+    return [
+        ["cnn --amp, against the plain float32 loop", ratio(speeds, f"{FILE}, --amp", PLAIN), "3.0", "4.0"],
+        ["cnn in float32, against that loop", ratio(speeds, f"{FILE}, float32", PLAIN), "1.8", "2.2"],
+        ["from the file, against our step on data in memory, float32", ratio(speeds, f"{FILE}, float32", f"{MEMORY}, float32"), "0.97", "0.99"],
+        ["the same, --amp", ratio(speeds, f"{FILE}, --amp", f"{MEMORY}, --amp"), "0.97", "0.99"],
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------------- ast
+
+
+def measure_ast(cases, num_classes, config, repeats, with_memory):
+    """Return the table's rows and the raw runs; ``cases`` are (num_frames, num_bins) and clips in a batch."""
+    rows, runs, memory = [], {}, {}
+    for shape, num_clips in cases:
+        case = f"{shape[0]:,} frames"
+        tokens = attention.num_tokens(shape, config)
+        steps = {way: make(shape, num_clips, num_classes, config, amp) for way, (make, amp) in attention.WAYS.items()}
+        runs[case] = measuring.interleave(steps, repeats)
+        if with_memory:
+            memory[case] = {way: in_fresh_process(attention.measure_memory, way, shape, num_clips, num_classes, config) for way in steps}
+        for way in steps:
+            speed = num_clips / measuring.median(runs[case][way])
+            peak = f"{memory[case][way]['peak_mb']:,.0f}" if with_memory else ""
+            rows.append([case, way, f"{tokens:,}", str(num_clips), f"{speed * tokens:,.0f}", f"{speed:,.2f}", peak])
+    return rows, runs, memory
+
+
+def measure_paper(shape, num_classes, repeats, ways):
+    """Return the table's rows, the rows of bars, and the raw runs of ``ast-paper``, each in a fresh process."""
+    runs = {True: [], False: []}
+    for _ in range(repeats):
+        for checkpointing in ways:
+            runs[checkpointing].append(in_fresh_process(attention.measure_paper_step, shape, num_classes, checkpointing))
+    rows, bars = [], []
+    for checkpointing, bar in ((True, "2,000"), (False, "3,500")):
+        if not runs[checkpointing]:
+            continue
+        name = f"ast-paper, {'with' if checkpointing else 'without'} activation checkpointing"
+        peak, seconds, cpu = (statistics.median(run[key] for run in runs[checkpointing]) for key in ("peak_mb", "wall", "cpu"))
+        peak *= 2**20 / 1e6
+        rows.append([name, f"{peak:,.0f}", f"{seconds:,.1f}", f"{cpu:,.1f}"])
+        bars.append([f"{name}: peak resident memory, MB (at most)", f"{peak:,.0f}", bar, ""])
+    return rows, bars, {str(checkpointing): found for checkpointing, found in runs.items()}
+
+
+# -------------------------------------------------------------------------------------------------------------- main
+
+
+def main(argv=None):
+    """Measure, print tables, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=("cnn", "ast", "ast-paper"), default=["cnn", "ast", "ast-paper"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tiny", action="store_true", help="small clips and models, once, to see that it runs")
+    parser.add_argument("--output", help="JSON to write")
+    arguments = parser.parse_args(argv)
+    repeats, batch_size, peer_batches, our_batches, shape, num_classes = arguments.repeats, 64, 6, 24, (32, 1025), 158
+    cases, config, paper_shape, memory_of, ways = (((98, 128), 16), ((1024, 128), 2)), ModelConfig(model="ast"), shape, loops.PEERS | loops.OURS, (True, False)
+    if arguments.tiny:
+        repeats, batch_size, peer_batches, our_batches, shape, num_classes = 1, 4, loops.MEMORY_BATCHES, loops.MEMORY_BATCHES, (8, 20), 5
+        cases, config, paper_shape, memory_of, ways = (((16, 32), 2), ((64, 32), 2)), SMALL, (16, 20), (PLAIN,), (True,)
+    facts, bars, load, num_threads = {"rows": []}, [], os.getloadavg(), torch.get_num_threads()
+    if arguments.tiny:
+        torch.set_num_threads(1)  # threads that wait for each other on a busy machine make a second into a minute
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if "cnn" in arguments.parts:
+            path = Path(folder) / "clips.h5"
+            synthetic.make_file(path, our_batches, batch_size, {"spectrogram": shape}, num_classes, unlabelled=0.0, class_dependent=False)
+            facts["cnn_clips_per_second"], runs, memory, missing = measure_cnn(path, batch_size, peer_batches, our_batches, repeats, memory_of)
+            facts |= {"runs": runs, "memory": memory, "not_measured": missing}
+            rows = cnn_rows(facts["cnn_clips_per_second"], memory, missing)
+            measuring.table([f"cnn, batch {batch_size}", "clips/s", "times the plain loop", "peak memory, MB"], rows)
+            bars += cnn_bars(facts["cnn_clips_per_second"])
+            facts["rows"] += rows
+    if "ast" in arguments.parts:
+        rows, facts["ast_runs"], facts["ast_memory"] = measure_ast(cases, num_classes, config, repeats, not arguments.tiny)
+        measuring.table(["ast, a clip of", "way", "tokens a clip", "clips at once", "tokens/s", "clips/s", "peak memory, MB"], rows)
+        facts["rows"] += rows
+    if "ast-paper" in arguments.parts:
+        rows, paper_bars, facts["paper_runs"] = measure_paper(paper_shape, num_classes, repeats, ways)
+        measuring.table(["one step on one clip", "peak resident memory, MB", "seconds", "processor seconds"], rows)
+        bars += paper_bars
+        facts["rows"] += rows
+    torch.set_num_threads(num_threads)
+    measuring.table(["what", "measured", "bar", "goal"], bars)
+    measuring.write_json(arguments.output, **facts, bars=bars, load=[load, os.getloadavg()])
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,7 @@ import numpy as np
 from trials import (
     BUILD,
     HANG_SECONDS,
-    LATE,
+    NOT_TRIED,
     Lost,
     content,
     each,
@@ -31,7 +31,7 @@ from trials import (
     started,
     tiny_disk,
     workers_of,
-)  # fmt: skip
+)
 
 from egoaudio import store
 from egoaudio.build import build
@@ -54,7 +54,7 @@ def kill_builds(target, sample, folder, num_faults, seed=0):
             while target == "worker" and process.poll() is None and not workers_of(process.pid):
                 time.sleep(0.005)
             if process.poll() is not None:
-                return LATE
+                return NOT_TRIED
             if target == "worker":
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(moment.choice(workers_of(process.pid)), signal.SIGKILL)
@@ -76,7 +76,7 @@ def interrupt_builds(number, sample, folder, num_faults, seed=0):
         with started(sample.command(place / "ego.h5"), place) as process:
             time.sleep(random.Random(seed).uniform(0, sample.seconds))
             if process.poll() is not None or (place / "ego.h5").exists():
-                return LATE
+                return NOT_TRIED
             (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
             try:
                 process.wait(STOP_SECONDS)
@@ -104,7 +104,7 @@ def kill_replacements(sample, folder, num_faults, seed=0):
             with started(sample.command(place / "ego.h5", "--force"), place) as process:
                 time.sleep(random.Random(seed).uniform(0, sample.seconds))
                 if process.poll() is not None:
-                    return LATE
+                    return NOT_TRIED
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 require_nothing_left(process.pid, place)
@@ -124,7 +124,7 @@ def build_twice_at_once(sample, folder, num_faults, seed=0):
         threads = [threading.Thread(target=lambda: results.append(run(command))) for _ in range(2)]
         for thread in threads:
             thread.start()
-            time.sleep(random.Random(seed).uniform(0, sample.seconds))
+            time.sleep(random.Random(seed).uniform(0, sample.seconds / 2))
         for thread in threads:
             thread.join()
         (status, _), (second, said) = sorted(results, key=lambda result: (result[0] != 0, "complete already" in result[1]))
@@ -241,7 +241,7 @@ def lose_targets(sample, folder, num_faults, seed=0):
                 time.sleep(0.005)
             time.sleep(random.Random(seed).uniform(0, sample.seconds / 4))
             if process.poll() is not None or (target / "ego.h5").exists():
-                return LATE
+                return NOT_TRIED
             if seed % 2:
                 shutil.rmtree(target)
             else:

@@ -2,7 +2,8 @@
 
 A trial is a function ``trial(place, seed)`` that works in a folder of its own and raises ``Lost`` for what a fault has cost; ``each``
 calls it seed by seed and returns ``(tried, survived, reasons)``, each reason with the seed that repeats it. A trial whose fault came
-too late, after the end of what it was to hit, returns ``LATE`` and is not counted. ``in_children`` is for trials that need no folder.
+too late to hit anything, or is not allowed here, returns ``NOT_TRIED`` and is not counted. ``in_children`` is for trials that need no
+folder.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ sys.path[:0] = [str(ROOT / "bin"), str(ROOT / "tests")]
 import demo_data  # noqa: E402
 
 BUILD = [sys.executable, "-c", "from egoaudio.cli import build; build()"]
-LATE = "late"
+NOT_TRIED = "not tried"
 HANG_SECONDS = 120.0  # what takes a few seconds hangs when it takes so long
 
 
@@ -75,18 +76,18 @@ def require(condition, words):
 
 def each(trial, folder, seeds):
     """Call ``trial(place, seed)`` in a folder of its own for each seed; return ``(tried, survived, reasons)``."""
-    reasons, num_late = [], 0
+    reasons, num_skipped = [], 0
     for seed in seeds:
         place = folder / f"trial{seed}"
         place.mkdir()
         try:
-            num_late += trial(place, seed) == LATE
+            num_skipped += trial(place, seed) == NOT_TRIED
         except Lost as error:
             reasons.append(f"seed {seed}: {error}")
         except Exception:
             reasons.append(f"seed {seed}: {traceback.format_exc(limit=-3)}")
         shutil.rmtree(place, ignore_errors=True)
-    tried = len(seeds) - num_late
+    tried = len(seeds) - num_skipped
     return tried, tried - len(reasons), reasons
 
 

@@ -128,6 +128,8 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
             return {**description, "epoch": state.epoch, "weights": dict(model.state_dict()), "thresholds": state.thresholds, "metrics": metrics}
 
         def save_last():
+            if not all(torch.isfinite(value).all() for value in model.parameters()):  # the gradient can be infinite where the loss is not
+                raise TrainingError(_describe_bad_weights(state, folder))
             resume = {
                 "state": dict(vars(state)), "optimizer": optimizer.state_dict(), "scaler": None if scaler is None else scaler.state_dict(),
                 "stepper": stepper.state_dict(), "random_state": torch.get_rng_state(),
@@ -348,6 +350,14 @@ def _describe_bad_loss(value, batch, state, folder):
     return (
         f"the loss is {value} in epoch {state.epoch + 1}, batch {state.batch + 1}, of the clips (rows of the file) {_list(batch.rows)}; {cause}. "
         f"The checkpoints in {folder} are from before"
+    )
+
+
+def _describe_bad_weights(state, folder):
+    """Return what to do about weights that a step has made infinite, or no number."""
+    return (
+        f"the weights are not finite after epoch {state.epoch + 1}, batch {state.batch}: the training diverged, so give a lower --learning-rate, "
+        f"--clip-gradient 1, or no --amp, with --force. The checkpoints in {folder} are from before"
     )
 
 

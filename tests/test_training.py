@@ -200,6 +200,19 @@ def test_a_loss_that_diverges_stops_the_run_and_keeps_the_checkpoint_before(tmp_
     assert checkpoints.load(tmp_path / "run/last.pt")["resume"]["state"]["epoch"] == 1
 
 
+def test_weights_that_are_not_numbers_never_become_a_checkpoint(tmp_path, data, monkeypatch):
+    def spoil(stepper, features, labels, step=training.Stepper.step):
+        loss = step(stepper, features, labels)
+        with torch.no_grad():
+            next(stepper.model.parameters()).view(-1)[3] = math.nan
+        return loss
+
+    monkeypatch.setattr(training.Stepper, "step", spoil)
+    with pytest.raises(TrainingError, match=r"the weights are not finite after epoch 1, batch \d.*lower --learning-rate"):
+        training.train(data, tmp_path / "run", make_config(batch_size=1000))
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
 def test_a_file_that_changes_while_training_is_noticed_and_named(tmp_path, monkeypatch):
     path = make_file(tmp_path / "ego.h5")
     on_step(monkeypatch, {2: lambda: os.truncate(path, os.path.getsize(path) - 4096)})

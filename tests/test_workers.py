@@ -95,11 +95,54 @@ def test_a_worker_keeps_the_memory_that_it_frees():
     assert faults < 16 * 256 / 4  # a page is 4 KiB
 
 
+def _pids(number_of_calls=6):
+    return {result for _, result in workers.each(_pid, range(number_of_calls), workers=2, patience_seconds=30)}
+
+
+def _pid(number):
+    time.sleep(0.2)
+    return os.getpid()
+
+
+def test_workers_are_kept_within_a_block_and_gone_after_it_and_after_every_call_without_one():
+    with workers.kept():
+        first = _pids()
+        assert _pids() == first
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in first)
+    alone = _pids()
+    assert not first & alone
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in alone)
+
+
+def test_a_death_within_a_block_is_survived_and_an_exception_ends_the_workers():
+    with pytest.raises(KeyError), workers.kept():
+        first = _pids()
+        results = dict(workers.each(_square_or_die, [2, 3, 4], workers=2, patience_seconds=30))
+        assert isinstance(results[3], workers.Death) and results[4] == 16
+        second = _pids()
+        raise KeyError
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in first | second)
+
+
 def test_a_worker_is_deaf_to_ctrl_c_from_its_first_instant():
     """Not only once it ignores it: while it starts, Ctrl-C would have it print a traceback on the user's terminal."""
     ((_, held),) = workers.each(lambda _: signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []), [0], workers=1, patience_seconds=30)
     assert held
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.filterwarnings("ignore:.*tasks which were still being processed")
+@pytest.mark.parametrize("num_results", [1, 4])
+def test_nothing_is_left_in_shared_memory_by_a_process_that_goes_on(num_results):
+    """It may be killed later, when nobody sweeps any more."""
+    folders = f"/dev/shm/joblib_memmapping_folder_{os.getpid()}_*"
+    before = glob.glob(folders)
+    results = workers.each(_square, range(4), workers=2, patience_seconds=30)
+    for _ in range(num_results):
+        next(results)
+    assert len(glob.glob(folders)) > len(before)
+    results.close()
+    assert set(glob.glob(folders)) <= set(before)
 
 
 PARENT = """

@@ -50,7 +50,7 @@ def kill_builds(target, sample, folder, num_faults, seed=0):
     def trial(place, seed):
         moment = random.Random(seed)
         with started(sample.command(place / "ego.h5"), place) as process:
-            time.sleep(moment.uniform(0, sample.seconds))
+            time.sleep(moment.uniform(0, sample.seconds * (0.75 if target == "worker" else 1)))  # the end needs no workers
             while target == "worker" and process.poll() is None and not workers_of(process.pid):
                 time.sleep(0.005)
             if process.poll() is not None:

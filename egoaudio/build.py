@@ -65,11 +65,12 @@ def build(inputs, config, output, *, num_workers=1, patience_seconds=600.0, forc
         gathered = gather(inputs, config)
         if output.exists() and not force:
             return _existing(output, gathered, config)
-        if force or not partial_path.exists():
-            _lay_out(partial_path, gathered, config, num_workers, patience_seconds)
-        else:
-            _require_same(partial_path, gathered, config)
-        report = _fill(partial_path, gathered, config, num_workers, patience_seconds, process)
+        with workers.kept():
+            if force or not partial_path.exists():
+                _lay_out(partial_path, gathered, config, num_workers, patience_seconds)
+            else:
+                _require_same(partial_path, gathered, config)
+            report = _fill(partial_path, gathered, config, num_workers, patience_seconds, process)
         _finish(partial_path, output)
         report.describe_file(output)
         return report

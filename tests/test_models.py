@@ -100,6 +100,37 @@ def test_ast_is_made_for_the_clips_own_number_of_frames():
     assert model.network.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("tokens_at_once", [7, 2048])
+def test_ast_equals_transformers_own_in_outputs_and_gradients(checkpointing, tokens_at_once, monkeypatch):
+    from transformers import ASTConfig, ASTForAudioClassification
+
+    monkeypatch.setattr("egoaudio.models.transformer.TOKENS_AT_ONCE", tokens_at_once)
+    torch.manual_seed(0)
+    ours = create_model("ast", 4, (48, 40), SMALL_AST, activation_checkpointing=checkpointing)
+    for parameter in ours.parameters():
+        parameter.data.normal_(std=0.2)  # transformers starts with zeros and ones, which hide what goes where
+    theirs = ASTForAudioClassification(ASTConfig(**{**ours.network.config.to_dict(), "attn_implementation": "eager"}))
+    theirs.load_state_dict(ours.network.state_dict())
+    features = torch.randn(3, 48, 40)
+    for model, logits in ((ours, ours(features)), (theirs, theirs(features).logits)):
+        logits.square().sum().backward()
+        model.logits = logits.detach()
+    torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-5)
+    for (name, mine), expected in zip(ours.network.named_parameters(), theirs.parameters(), strict=True):
+        # The keys' bias moves every score of a query alike: its gradient is rounding.
+        assert name.endswith("k_proj.bias") or relative_error(mine.grad, expected.grad) < 1e-5, name
+
+
+def test_each_dropout_of_ast_is_applied_once_so_that_no_two_share_a_mask():
+    model = create_model("ast", 4, (48, 40), SMALL_AST)
+    dropouts, applied = [module for module in model.modules() if isinstance(module, ClipDropout)], []
+    for module in dropouts:
+        module.register_forward_hook(lambda module, *_: applied.append(module.layer))
+    model(torch.randn(2, 48, 40))
+    assert applied == [module.layer for module in dropouts] == list(range(1 + 2 * 2))  # embeddings, then attention and MLP of two layers
+
+
 def test_ast_paper_has_the_papers_sizes():
     with torch.device("meta"):
         model = create_model("ast-paper", 158, (32, 1025))

@@ -4,7 +4,7 @@ The optimiser's batch never changes. It goes through the model in slices (micro-
 divided by the normaliser of the whole batch, so the gradients add up to the whole batch's to rounding. When memory
 runs out, everything the try has left behind is undone (gradients, batch norm's statistics, random numbers), the
 micro-batch is halved and the *same* batch is done again, with the same dropout masks. At one clip, activations are
-recomputed instead of kept (activation checkpointing); after that ``TrainingError`` says what was tried.
+recomputed instead of kept (activation checkpointing), on a CPU before the first try if need be; after that ``TrainingError`` says what was tried.
 
 The optimiser's state is made before the first forward pass: what the search finds then holds for every later step,
 and a fused optimiser takes no memory while it changes the weights.
@@ -115,15 +115,21 @@ class Stepper(Slices):
         """Make the optimiser's state and choose the first size, once."""
         if self._prepared:
             return
-        if self.model.activation_checkpointing:
-            return_freed_memory()
         self._fresh = not self.optimizer.state
         self._prepare_optimizer()
         if self.micro_batch_size is None:
             saved = self._snapshot()
             self.micro_batch_size = self.first_size(features)
             self._undo(saved)
+        if self.micro_batch_size == 1 or self.model.activation_checkpointing:
+            return_freed_memory()
         self._prepared = True
+
+    def expect_one_clip(self, needed, free):
+        """Turn on activation checkpointing where one clip seems not to fit: on a CPU the first try could be killed."""
+        if needed > free and not self.model.activation_checkpointing:
+            self._turn_on_checkpointing()
+            self.log(f"activation checkpointing is on, as one clip seems not to fit into the {free / 2**20:,.0f} MB that are free without it")
 
     def _prepare_optimizer(self):
         """Make the optimiser's state before its first update, if there is memory for it."""
@@ -245,6 +251,8 @@ class Stepper(Slices):
         self._tried.append(self._describe(len(features)))
         if size > 1:
             self.micro_batch_size = math.ceil(size / 2)
+            if self.micro_batch_size == 1:
+                return_freed_memory()
         elif not self.model.activation_checkpointing:
             self._turn_on_checkpointing()
         else:

@@ -2,12 +2,15 @@
 
 The size of a slice (micro-batch) is found once. On CUDA the whole batch is tried first; on a CPU, where Linux kills
 rather than raises, the first size follows from what is free (``memory``) and what a forward pass of one and of two
-clips is seen to keep. Whenever memory runs out the size is halved, never raised again.
+clips would keep; the pass that finds this out keeps nothing, as it could be killed for it. Whenever memory runs out
+the size is halved, never raised again.
 """
 
 import gc
 import logging
 import math
+import weakref
+from dataclasses import dataclass
 
 import torch
 
@@ -17,8 +20,12 @@ from egoaudio.memory import free_memory, is_out_of_memory
 logger = logging.getLogger(__name__)
 
 # A step takes more than the activations it keeps: gradients, workspaces, the allocator's gaps. Measured peaks were
-# 1.05 (ast) to 1.16 (cnn) times what is kept, more than twice that where the C library's heap tears.
+# 1.05 (ast) to 1.16 (cnn) times what is kept, more than twice that where the C library's heap tears. It does not for
+# one clip at a time (``memory.return_freed_memory``).
 KEPT_TO_PEAK = 2.5
+KEPT_TO_PEAK_OF_ONE = 1.3
+# A forward pass without gradients holds a few tensors at a time.
+LARGEST_TO_PEAK = 10
 
 
 def mixed_precision(device, wanted, dtype=None):
@@ -39,6 +46,16 @@ def mixed_precision(device, wanted, dtype=None):
         dtype = "bfloat16" if device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     scaler = torch.amp.GradScaler(device.type) if dtype == "float16" else None
     return getattr(torch, dtype), scaler
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of the tensors that a forward pass would keep for its backward pass."""
+
+    kept: int
+    """All of them."""
+    largest: int
+    """The largest of them."""
 
 
 class Slices:
@@ -76,33 +93,51 @@ class Slices:
     def first_size(self, features):
         """Return the first micro-batch: the whole batch on CUDA, where a try costs nothing; on a CPU what seems to fit."""
         size = len(features)
-        if self.device.type != "cpu" or size == 1:
+        if self.device.type != "cpu":
             return size
-        (one, failure), (two, second_failure) = (self.attempt(self._kept_bytes, features[:num_clips]) for num_clips in (1, 2))
-        if failure or second_failure:
+        measured = [self.attempt(self._measure, features[:num_clips]) for num_clips in (1, min(2, size))]
+        if any(failure for _, failure in measured):
             self.release()
-            return 1
         free = free_memory(self.device)
-        while size > 1 and (one + (size - 1) * (two - one)) * KEPT_TO_PEAK > free:
+        (one, failure), (two, second_failure) = measured
+        if second_failure:
+            size = 1
+        while size > 1 and self.needed(one, two, size) > free:
             size = math.ceil(size / 2)
         if size < len(features):
             self.log(f"micro-batch: {size} of {len(features)} clips at a time, by the {free / 2**20:,.0f} MB that are free")
+        if size == 1:
+            self.expect_one_clip(math.inf if failure else KEPT_TO_PEAK_OF_ONE * one.kept, free)
         return size
 
-    def _kept_bytes(self, features):
-        """Return the bytes that a forward pass keeps for its backward pass, beside the weights."""
+    def needed(self, one, two, size):
+        """Return the bytes that ``size`` clips seem to need, from what was measured of one and of two."""
+        return KEPT_TO_PEAK * (one.kept + (size - 1) * (two.kept - one.kept))
+
+    def expect_one_clip(self, needed, free):
+        """Be told before the first try what one clip seems to need, where it is one at a time."""
+
+    def _measure(self, features):
+        """Return what a forward pass would keep for its backward pass, beside the weights, without activation checkpointing."""
         weights = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
-        kept = {}  # the storages are held until the end, so that no address comes twice
+        seen, sizes = {}, []
 
         def pack(tensor):
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                kept[storage.data_ptr()] = storage
-            return tensor
+            address = storage.data_ptr()
+            # What is not kept may be freed, and its address given to another, which counts anew.
+            if address not in weights and (address not in seen or seen[address]() is not storage):
+                seen[address] = weakref.ref(storage)
+                sizes.append(storage.nbytes())
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.enable_grad(), self.autocast():
-            self.model(features)
-        return sum(storage.nbytes() for storage in kept.values())
+        training = self.model.training
+        self.model.eval()  # checkpointing would hide what it keeps, batch norm would learn
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing), torch.enable_grad(), self.autocast():
+                self.model(features)
+        finally:
+            self.model.train(training)
+        return Activations(sum(sizes), max(sizes, default=0))
 
 
 class Scorer(Slices):
@@ -139,6 +174,10 @@ class Scorer(Slices):
             return self._logits(features)
         finally:
             self.model.train(training)
+
+    def needed(self, one, two, size):
+        """Return the bytes that ``size`` clips seem to need without gradients."""
+        return LARGEST_TO_PEAK * (one.largest + (size - 1) * (two.largest - one.largest))
 
     def _logits(self, features):
         """Return logits, in ever smaller slices until there is memory for them."""

@@ -7,7 +7,8 @@ All cores, wall time, medians; for choice with nothing else running (the load of
 - ``ast``: transformers' own with eager attention, for the 1,024 frames that it assumes and for the 98 of a second, and ours;
 - ``ast-paper``: the first step on one clip, with and without activation checkpointing.
 
-Each measurement of memory has a fresh process; it is the resident memory at its peak, the libraries and the data included.
+Each measurement of memory has a fresh process; it is the resident memory at its peak, the libraries and the data included
+(a process that has imported PyTorch and egoaudio has 0.7 to 0.9 GB; the JSON says what each had before it trained).
 
     python benchmarks/train.py [--parts cnn ast ast-paper] [--repeats 5] [--tiny] [--output train.json]
 """
@@ -43,6 +44,11 @@ def in_fresh_process(work, *arguments):
         return pool.submit(work, *arguments).result()
 
 
+def megabytes(memory, which="peak_mb"):
+    """Return a measurement of memory in MB of 10**6 bytes, as text."""
+    return f"{memory[which] * 2**20 / 1e6:,.0f}"
+
+
 # --------------------------------------------------------------------------------------------------------------- cnn
 
 
@@ -71,8 +77,7 @@ def cnn_rows(speeds, memory, missing):
     rows = []
     for name, found in speeds.items():
         speed = statistics.median(found)
-        peak = f"{memory[name]['peak_mb']:,.0f}" if name in memory else ""
-        rows.append([name, f"{speed:,.0f}", f"{speed / plain:.2f}", peak])
+        rows.append([name, f"{speed:,.0f}", f"{speed / plain:.2f}", megabytes(memory[name]) if name in memory else ""])
     return rows + [[name, reason, "", ""] for name, reason in missing.items()]
 
 
@@ -94,38 +99,33 @@ def cnn_bars(speeds):
 # --------------------------------------------------------------------------------------------------------------- ast
 
 
-def measure_ast(cases, num_classes, config, repeats, with_memory):
-    """Return the table's rows and the raw runs; ``cases`` are (num_frames, num_bins) and clips in a batch."""
+def measure_ast(cases, num_classes, config, repeats, apart):
+    """Return the table's rows and the raw runs; ``cases`` are (num_frames, num_bins) and clips in a batch, ``apart`` runs a measurement of memory."""
     rows, runs, memory = [], {}, {}
     for shape, num_clips in cases:
         case = f"{shape[0]:,} frames"
         tokens = attention.num_tokens(shape, config)
         steps = {way: make(shape, num_clips, num_classes, config, amp) for way, (make, amp) in attention.WAYS.items()}
         runs[case] = measuring.interleave(steps, repeats)
-        if with_memory:
-            memory[case] = {way: in_fresh_process(attention.measure_memory, way, shape, num_clips, num_classes, config) for way in steps}
+        memory[case] = {way: apart(attention.measure_memory, way, shape, num_clips, num_classes, config) for way in steps}
         for way in steps:
             speed = num_clips / measuring.median(runs[case][way])
-            peak = f"{memory[case][way]['peak_mb']:,.0f}" if with_memory else ""
-            rows.append([case, way, f"{tokens:,}", str(num_clips), f"{speed * tokens:,.0f}", f"{speed:,.2f}", peak])
+            rows.append([case, way, f"{tokens:,}", str(num_clips), f"{speed * tokens:,.0f}", f"{speed:,.2f}", megabytes(memory[case][way])])
     return rows, runs, memory
 
 
-def measure_paper(shape, num_classes, repeats, ways):
-    """Return the table's rows, the rows of bars, and the raw runs of ``ast-paper``, each in a fresh process."""
+def measure_paper(shape, num_classes, repeats, apart):
+    """Return the table's rows, the rows of bars, and the raw runs of ``ast-paper``."""
     runs = {True: [], False: []}
     for _ in range(repeats):
-        for checkpointing in ways:
-            runs[checkpointing].append(in_fresh_process(attention.measure_paper_step, shape, num_classes, checkpointing))
+        for checkpointing, found in runs.items():
+            found.append(apart(attention.measure_paper_step, shape, num_classes, checkpointing))
     rows, bars = [], []
     for checkpointing, bar in ((True, "2,000"), (False, "3,500")):
-        if not runs[checkpointing]:
-            continue
         name = f"ast-paper, {'with' if checkpointing else 'without'} activation checkpointing"
-        peak, seconds, cpu = (statistics.median(run[key] for run in runs[checkpointing]) for key in ("peak_mb", "wall", "cpu"))
-        peak *= 2**20 / 1e6
-        rows.append([name, f"{peak:,.0f}", f"{seconds:,.1f}", f"{cpu:,.1f}"])
-        bars.append([f"{name}: peak resident memory, MB (at most)", f"{peak:,.0f}", bar, ""])
+        middle = {key: statistics.median(run[key] for run in runs[checkpointing]) for key in runs[checkpointing][0]}
+        rows.append([name, megabytes(middle), megabytes(middle, "before_mb"), f"{middle['wall']:,.1f}", f"{middle['cpu']:,.1f}"])
+        bars.append([f"{name}: peak memory, MB (at most)", megabytes(middle), bar, ""])
     return rows, bars, {str(checkpointing): found for checkpointing, found in runs.items()}
 
 
@@ -137,14 +137,16 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=("cnn", "ast", "ast-paper"), default=["cnn", "ast", "ast-paper"])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true", help="small clips and models, once, to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="small clips and models, once, one fresh process, to see that it runs")
     parser.add_argument("--output", help="JSON to write")
     arguments = parser.parse_args(argv)
     repeats, batch_size, peer_batches, our_batches, shape, num_classes = arguments.repeats, 64, 6, 24, (32, 1025), 158
-    cases, config, paper_shape, memory_of, ways = (((98, 128), 16), ((1024, 128), 2)), ModelConfig(model="ast"), shape, loops.PEERS | loops.OURS, (True, False)
+    cases, config, paper_shape = (((98, 128), 16), ((1024, 128), 2)), ModelConfig(model="ast"), shape
+    memory_of, apart = (*loops.PEERS, *loops.OURS), in_fresh_process
     if arguments.tiny:
         repeats, batch_size, peer_batches, our_batches, shape, num_classes = 1, 4, loops.MEMORY_BATCHES, loops.MEMORY_BATCHES, (8, 20), 5
-        cases, config, paper_shape, memory_of, ways = (((16, 32), 2), ((64, 32), 2)), SMALL, (16, 20), (PLAIN,), (True,)
+        cases, config, paper_shape = (((16, 32), 2), ((64, 32), 2)), SMALL, (16, 20)
+        memory_of, apart = (PLAIN,), lambda work, *about: work(*about)
     facts, bars, load, num_threads = {"rows": []}, [], os.getloadavg(), torch.get_num_threads()
     if arguments.tiny:
         torch.set_num_threads(1)  # threads that wait for each other on a busy machine make a second into a minute
@@ -160,12 +162,12 @@ def main(argv=None):
             bars += cnn_bars(facts["cnn_clips_per_second"])
             facts["rows"] += rows
     if "ast" in arguments.parts:
-        rows, facts["ast_runs"], facts["ast_memory"] = measure_ast(cases, num_classes, config, repeats, not arguments.tiny)
+        rows, facts["ast_runs"], facts["ast_memory"] = measure_ast(cases, num_classes, config, repeats, apart)
         measuring.table(["ast, a clip of", "way", "tokens a clip", "clips at once", "tokens/s", "clips/s", "peak memory, MB"], rows)
         facts["rows"] += rows
     if "ast-paper" in arguments.parts:
-        rows, paper_bars, facts["paper_runs"] = measure_paper(paper_shape, num_classes, repeats, ways)
-        measuring.table(["one step on one clip", "peak resident memory, MB", "seconds", "processor seconds"], rows)
+        rows, paper_bars, facts["paper_runs"] = measure_paper(paper_shape, num_classes, repeats, apart)
+        measuring.table(["the first step on one clip", "peak memory, MB", "of that before the step", "seconds", "processor seconds"], rows)
         bars += paper_bars
         facts["rows"] += rows
     torch.set_num_threads(num_threads)

@@ -18,7 +18,7 @@ from egoaudio.errors import TrainingError
 from egoaudio.losses import Loss
 from egoaudio.microbatch import Stepper
 from egoaudio.models import create_model
-from egoaudio.slices import KEPT_TO_PEAK, Scorer, mixed_precision
+from egoaudio.slices import KEPT_TO_PEAK, KEPT_TO_PEAK_OF_ONE, Scorer, mixed_precision
 
 NUM_CLASSES, SHAPE = 5, (8, 20)
 OUT_OF_MEMORY = [
@@ -296,10 +296,19 @@ def test_what_a_pass_would_keep_is_counted_without_keeping_it(name):
 @pytest.mark.parametrize("clips_that_fit, size", [(64, 64), (63, 32), (8, 8), (1.5, 1)])
 def test_first_size_follows_from_what_is_free(clips_that_fit, size, monkeypatch):
     stepper = make_stepper()
-    one, two = (stepper._measure(batch(num_clips)[0]).kept for num_clips in (1, 2))
-    monkeypatch.setattr("egoaudio.slices.free_memory", lambda _: KEPT_TO_PEAK * (one + (clips_that_fit - 1) * (two - one)) + 1)
+    one, two = (stepper._measure(batch(num_clips)[0]) for num_clips in (1, 2))
+    monkeypatch.setattr("egoaudio.slices.free_memory", lambda _: stepper.needed(one, two, clips_that_fit))
     stepper.step(*batch())
     assert stepper.state_dict() == {"micro_batch_size": size, "activation_checkpointing": False}
+
+
+def test_what_seems_needed_grows_with_the_clips_beside_the_gradients():
+    stepper = make_stepper()
+    gradients = 4 * len(weights(stepper))
+    one, two = (stepper._measure(batch(num_clips)[0]) for num_clips in (1, 2))
+    whole = kept_by_backward(stepper.model.eval(), batch(64)[0])
+    assert stepper.needed(one, two, 64) == pytest.approx(gradients + KEPT_TO_PEAK * whole, rel=1e-3)
+    assert stepper.needed(one, two, 1) == gradients + KEPT_TO_PEAK_OF_ONE * one.kept
 
 
 def test_one_clip_that_seems_not_to_fit_is_never_tried_without_checkpointing(monkeypatch):

@@ -176,6 +176,8 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
                         saved_at, saved_size = time.monotonic(), stepper.micro_batch_size
             save_last()  # before the validation as well, which then can be stopped at any moment
             signals.deliver()
+            if state.batch < len(loader):
+                continue  # the signal is ignored (nohup, & in a script), or its handler returned: the epoch goes on where it was
 
             # ------------------------------------------------------------ the end of an epoch
             started = time.monotonic()

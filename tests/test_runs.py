@@ -133,6 +133,19 @@ def test_interrupted_and_run_again_it_ends_in_the_same_weights(tmp_path, data, m
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None], ids=["ignored, as after nohup or &", "a handler that returns"])
+def test_a_signal_that_stops_nothing_does_not_cut_the_epoch_short(tmp_path, data, monkeypatch, handler):
+    training.train(data, tmp_path / "whole", make_config())
+    former = signal.signal(signal.SIGINT, handler)
+    try:
+        steps = on_step(monkeypatch, {1: lambda: signal.raise_signal(signal.SIGINT)})
+        training.train(data, tmp_path / "run", make_config())
+    finally:
+        signal.signal(signal.SIGINT, former)
+    assert len(steps) == 3 * 4
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_interrupted_while_validating_it_goes_on_with_the_validation(tmp_path, data, monkeypatch, finished):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training._Validator, "__call__", lambda self: signal.raise_signal(signal.SIGINT))

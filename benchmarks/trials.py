@@ -7,6 +7,7 @@ folder.
 """
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import resource
@@ -268,7 +269,9 @@ def _peak_megabytes():
 def room_tests(tests, faults_a_test, sample, folder, num_faults):
     """Count tests of the suite, each of which holds ``faults_a_test`` faults, in a pytest of their own; skipped ones are not counted."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={folder / 'junit.xml'}"]
-    done = subprocess.run([*command, *(str(ROOT / "tests" / test) for test in tests)], cwd=ROOT, capture_output=True, text=True)
+    # Ctrl-C is ignored in what a script starts with &, and children inherit that: tests of it would fail for no fault of ours.
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    done = subprocess.run([*command, *(str(ROOT / "tests" / test) for test in tests)], cwd=ROOT, capture_output=True, text=True, preexec_fn=hear)
     if done.returncode not in (0, 1):
         raise RuntimeError(f"pytest could not run {tests}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     cases = [case for case in ElementTree.parse(folder / "junit.xml").iter("testcase") if case.find("skipped") is None]

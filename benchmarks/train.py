@@ -40,7 +40,7 @@ SMALL = ModelConfig(model="ast", hidden_size=24, num_layers=2, num_heads=2)
 
 def in_fresh_process(work, *arguments):
     """Return what ``work`` returns in a process of its own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), warnings.simplefilter, ("ignore",)) as pool:
         return pool.submit(work, *arguments).result()
 
 
@@ -140,7 +140,7 @@ def main(argv=None):
     parser.add_argument("--tiny", action="store_true", help="small clips and models, once, one fresh process, to see that it runs")
     parser.add_argument("--output", help="JSON to write")
     arguments = parser.parse_args(argv)
-    repeats, batch_size, peer_batches, our_batches, shape, num_classes = arguments.repeats, 64, 6, 24, (32, 1025), 158
+    repeats, batch_size, peer_batches, our_batches, shape, num_classes = arguments.repeats, 64, 4, 16, (32, 1025), 158
     cases, config, paper_shape = (((98, 128), 16), ((1024, 128), 2)), ModelConfig(model="ast"), shape
     memory_of, apart = (*loops.PEERS, *loops.OURS), in_fresh_process
     if arguments.tiny:

@@ -9,8 +9,10 @@ are float32 (b, T, F), ``(x - mean) / std`` already. Labels are float32 (b, C): 
 (``cross_entropy`` takes such rows, and mixup may blend them). Normalisation happens in ``ClipDataset.fetch``, while
 the rows are in the processor's cache.
 
-A batch of 256 rows of 131 KB takes 3 ms, 4.5 ms with normalisation, so one thread feeds 57,000 clips/s; worker processes
-copy every batch once more and pay only where decompressing a repacked file is the limit.
+A batch of 256 rows of 131 KB takes 1.8 ms of processor time on one core of an AMD EPYC, 3.0 ms with normalisation: 140,000 and 86,000
+clips/s, 0.77 and 0.48 of ``numpy.take`` from memory. The first epoch of a file takes six times as long, for page faults and announcing.
+Of the 1.8 ms the gather is 1.6, handing over between the threads 0.1 (a bare queue instead of the executor spares 0.01). Worker
+processes copy every batch once more and pay only where decompressing a repacked file is the limit.
 """
 
 import contextlib
@@ -189,6 +191,8 @@ class Loader:
         self.device = torch.device(device)
         self.wait_seconds = 0.0
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        # Making a generator that nobody draws from takes 1 % of a batch.
+        self._augments = training and (config.gain_db > 0 or config.spec_augment or config.mixup > 0)
         self._gain_unit = None
         if training and config.gain_db > 0:
             amount, num_bins = gain_per_db(dataset.feature, dataset.file.config["n_mels"])
@@ -289,7 +293,7 @@ class Loader:
         """Move a batch to the device and change it at random."""
         with contextlib.nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
             features, labels = (tensor.to(self.device, non_blocking=self._copies is not None) for tensor in (features, labels))
-            if self.training:
+            if self._augments:
                 features, labels = augment(features, labels, generator(self.seed, AUGMENTATION, epoch, number), self.config, self._gain_unit)
         if self._copies is not None:
             # Waits in this thread only. Until then the pinned buffer is being read and must not be filled again.

@@ -3,13 +3,15 @@
 In: the path of an egoaudio file, the name of an array, row numbers. Out: float32 rows, normalised if asked. A
 ``RowSource`` belongs to one process, which maps the array once; it notices when the file changes under it.
 
-Measured with 131 KB rows in batches of 256, one core (clips/s, `numpy.take` from memory with a ready buffer: 90,000):
+Measured with 131 KB rows in batches of 256, on one core of an AMD EPYC with Linux 6.18, as shares of ``numpy.take`` from memory into a
+ready buffer (170,000 clips/s of processor time):
 
-- the page cache warm: one ``numpy.take`` out of the map into a ready buffer 85,000; ``mode="clip"`` matters, the default
-  copies through a second buffer (half the speed). A fresh result each time costs twice as much (page faults). ``os.preadv``
-  a row 53,000. Two threads gain nothing: memory is the limit. Normalising each half megabyte while it is still in the cache 58,000.
-- cold: 910 without announcement, 8,500 when each row is announced to the kernel first (``WILLNEED``: many reads
-  under way at once, and 1.05 times the bytes read rather than 7.7 times). ``MADV_RANDOM`` instead is 390.
+- the page cache warm: one ``numpy.take`` out of the map into a ready buffer 0.92, into three in turn 0.85, which no longer fit the third-level
+  cache; ``mode="clip"`` matters, the default copies through a second buffer (0.21). A fresh result each time 0.40 (page faults).
+  ``os.preadv`` a row 0.66. Normalising each half megabyte while it is still in the cache 0.51.
+  Without gain: rows in ascending order, single frames, ``torch.index_select``, ``numpy.copyto`` a row; two threads (an older machine).
+- cold, on an older machine where memory gave 90,000: 910 clips/s without announcement, 8,500 when each row is announced to the kernel first
+  (``WILLNEED``: many reads under way at once, and 1.05 times the bytes read rather than 7.7 times). ``MADV_RANDOM`` instead is 390.
 """
 
 import os

@@ -171,7 +171,8 @@ def main(argv=None):
         bars += paper_bars
         facts["rows"] += rows
     torch.set_num_threads(num_threads)
-    measuring.table(["what", "measured", "bar", "goal"], bars)
+    if bars:
+        measuring.table(["what", "measured", "bar", "goal"], bars)
     measuring.write_json(arguments.output, **facts, bars=bars, load=[load, os.getloadavg()])
 
 

@@ -198,7 +198,7 @@ def test_pretrained_sizes_win_over_the_options(published):
 
 
 @pytest.mark.parametrize("make, words", [
-    (lambda folder: str(folder / "nowhere"), "no AST weights"),
+    (lambda folder: str(folder / "nowhere"), "there is no such folder"),
     (lambda folder: str(folder), "no AST weights"),
 ])
 def test_pretrained_that_is_none_is_refused(tmp_path, make, words):

@@ -14,6 +14,8 @@ A clip shorter than one patch is padded with zeros at its end up to one patch.
 Published weights have heard features as (x + 4.2677393) / (2 * 4.5689974): train them with ``--normalize paper``.
 """
 
+import os
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -152,6 +154,8 @@ def _clip_config(num_classes, feature_shape, **values):
 def _create_pretrained(num_classes, feature_shape, config):
     """Return an AST with published weights, its position embeddings fitted to the clip and its head new."""
     source = config.pretrained
+    if source.startswith(("/", ".", "~")) and not os.path.isdir(source):  # else it would be looked up as a name on the hub
+        raise ConfigurationError(f"--pretrained {source}: there is no such folder")
     try:
         published, report = ASTModel.from_pretrained(source, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:

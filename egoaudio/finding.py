@@ -14,6 +14,7 @@ from egoaudio.errors import MediaError
 MEDIA_EXTENSIONS = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".flv", ".wmv", ".asf",
     ".ogv", ".mxf", ".m4a", ".aac", ".mp3", ".mp2", ".wav", ".w64", ".flac", ".ogg", ".oga", ".opus", ".wma", ".ac3", ".aif", ".aiff", ".caf", ".au", ".amr",
+    ".wv", ".tta",
 )  # fmt: skip
 
 

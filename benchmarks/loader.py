@@ -2,10 +2,11 @@
 
 Writes clips of the default spectrogram (32 x 1025 float32, 131 KB) once for every rival and measures, the page cache warm:
 
-- clips a second over whole epochs, rivals in turn, each in a process of its own: whether a batch of 34 MB is new memory, of which the
-  kernel must make every page, depends on what else the process has allocated, and that alone is a factor of three for h5py. Wall
-  time, because a thread or workers read ahead; processor time beside it for those without workers, which is what to compare when
-  the machine is busy. The consumer does nothing with the batches. One BLAS and one torch thread for everybody;
+- clips a second over whole epochs, as many as take half a second, rivals in turn, each in a process of its own: whether a batch of
+  34 MB is new memory, of which the kernel must make every page, depends on what else the process has allocated, and that alone is a
+  factor of three for h5py. Wall time, because a thread or workers read ahead; processor time beside it for those without workers,
+  which is what to compare when the machine is busy. The consumer does nothing with the batches. One BLAS and one torch thread for
+  everybody;
 - in fresh processes, from the opening of a file of 10^4, 10^5 and 10^6 clips to its first random batch, imports not counted.
   Their features are holes of a sparse file, so that the first batch waits for no disk; their tables are real;
 - in the same processes as the speed, the memory after reading everything once: the process's own, and the mapped pages of files, which are page
@@ -46,6 +47,7 @@ import synthetic  # noqa: E402
 
 NUM_CLASSES = 158
 CLIPS_PER_VIDEO = 32
+TURN_SECONDS = 0.5  # as many whole epochs as that takes: of ours, 70 ms long, the first after a pause is slower
 
 
 def fresh_processes(number):
@@ -58,7 +60,7 @@ def fresh_processes(number):
 # --------------------------------------------------------------------------------------------------- speed and memory
 
 
-def measure_rivals(path, scratch, repeats):
+def measure_rivals(path, scratch, repeats, seconds):
     """Return ``(raw runs by rival, megabytes by rival, {rival: what is missing})``."""
     missing = batches.write_forms(path, scratch)
     os.sync()  # or the kernel would write all that to disk while the first rivals are measured
@@ -70,7 +72,7 @@ def measure_rivals(path, scratch, repeats):
         runs = {name: [] for name in names}
         for _ in range(repeats):
             for name, pool in pools.items():
-                runs[name].append(pool.submit(time_epoch).result())
+                runs[name].append(pool.submit(time_epoch, seconds).result())
     finally:
         for pool in pools.values():
             pool.shutdown(wait=False)
@@ -94,12 +96,14 @@ def start(name, path, scratch):
     return {"before": before, "peak": peak, "after": after}
 
 
-def time_epoch():
-    """Return the wall and the processor seconds of an epoch in this process."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    for _ in _opened[0]():
-        pass
-    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+def time_epoch(seconds):
+    """Return the wall and the processor seconds of an epoch in this process, the mean of as many as take ``seconds``."""
+    cpu, wall, epochs = time.process_time(), time.perf_counter(), 0
+    while not epochs or time.perf_counter() - wall < seconds:
+        for _ in _opened[0]():
+            pass
+        epochs += 1
+    return {"wall": (time.perf_counter() - wall) / epochs, "cpu": (time.process_time() - cpu) / epochs}
 
 
 def check(name, epoch, path):
@@ -234,7 +238,7 @@ def main(argv=None):
             scratch / "ego.h5", num_clips // CLIPS_PER_VIDEO, CLIPS_PER_VIDEO, {batches.FEATURE: shape}, NUM_CLASSES, class_dependent=False, unlabelled=0,
         )
         num_clips = num_clips // CLIPS_PER_VIDEO * CLIPS_PER_VIDEO
-        runs, memory, not_installed = measure_rivals(path, scratch, repeats)
+        runs, memory, not_installed = measure_rivals(path, scratch, repeats, 0 if arguments.tiny else TURN_SECONDS)
         rows = speed_rows(runs, not_installed, num_clips)
         row_kb = 4 * shape[0] * shape[1] / 1e3
         header = [f"{num_clips:,} clips of {row_kb:.1f} kB, batches of {batches.BATCH_SIZE}", "clips/s", "ours, times", "clips/s of processor", "ours, times"]

@@ -39,16 +39,19 @@ def repack(path, target):
     return str(target)
 
 
-def take(path, rows, *normalization):
+def take(path, rows, *normalization, warm=False):
     out = np.full((len(rows), *SHAPE), np.nan, np.float32)
-    gather.RowSource(path, "spectrogram").take(rows, out, *normalization)
+    source = gather.RowSource(path, "spectrogram")
+    if warm:
+        source._cold_batches = 0
+    source.take(rows, out, *normalization)
     return out
 
 
 ROWS = np.random.default_rng(0).integers(0, 300, 137)
 
 
-@pytest.mark.parametrize("kind", ["mapped", "half precision", "repacked"])
+@pytest.mark.parametrize("kind", ["read", "mapped", "half precision", "repacked"])
 @pytest.mark.parametrize("cached_bytes", [1, 5000, 512 * 1024])
 def test_rows_equal_plain_indexing(path, tmp_path, monkeypatch, kind, cached_bytes):
     monkeypatch.setattr(gather, "_CACHED_BYTES", cached_bytes)
@@ -63,8 +66,8 @@ def test_rows_equal_plain_indexing(path, tmp_path, monkeypatch, kind, cached_byt
         with pytest.warns(UserWarning, match="repacked"):
             normalized = take(path, ROWS, 2.5, 4.0)
     else:
-        np.testing.assert_array_equal(take(path, ROWS), expected)
-        normalized = take(path, ROWS, 2.5, 4.0)
+        np.testing.assert_array_equal(take(path, ROWS, warm=kind == "mapped"), expected)
+        normalized = take(path, ROWS, 2.5, 4.0, warm=kind == "mapped")
     np.testing.assert_allclose(normalized, (expected - 2.5) / 4, rtol=1e-6, atol=1e-6)
 
 
@@ -107,6 +110,15 @@ def test_a_file_that_changes_under_the_reader_stops_it_and_is_named(copy, change
     change(copy)
     with pytest.raises(TrainingError, match=r"ego\.h5 was changed during the run: it had [\d,]+ bytes, last written .*egoaudio-inspect --verify"):
         source.take(ROWS, out)  # a truncated map would kill the process here
+
+
+def test_a_file_cut_short_between_two_looks_is_told_where_rows_are_read(copy, monkeypatch):
+    source = gather.RowSource(copy, "spectrogram")
+    monkeypatch.setattr(source, "check_unchanged", lambda: None)
+    os.truncate(copy, source._offset + 7 * source.row_bytes + 5)
+    source.take([6], np.empty((1, *SHAPE), np.float32))
+    with pytest.raises(TrainingError, match="in the middle of row 7: it was cut short"):
+        source.take([6, 7], np.empty((2, *SHAPE), np.float32))
 
 
 @pytest.mark.parametrize("fate", ["deleted", "replaced"])

@@ -14,6 +14,7 @@ loky's semaphores and joblib's folders outlive a ``kill -9`` of the whole proces
 import contextlib
 import ctypes
 import faulthandler
+import glob
 import os
 import re
 import signal
@@ -198,6 +199,9 @@ def _no_workers_left():
         executor = get_reusable_executor(reuse=True)
         # joblib's own way out also removes its folders in shared memory, which would stay until this process ends, or for good if it is killed.
         getattr(executor, "terminate", executor.shutdown)(kill_workers=not finished)
+        for folder in glob.glob(f"/dev/shm/joblib_memmapping_folder_{os.getpid()}_*"):  # it forgets some, all of them empty
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Media for the tests, made with PyAV: any container, codec and fault, in milliseconds."""
 
+import signal
 import struct
 from fractions import Fraction
 
@@ -11,6 +12,11 @@ from egoaudio import media
 
 VIDEO_CODECS = {".avi": "mpeg4", ".webm": "libvpx", ".mpg": "mpeg2video", ".flv": "flv"}
 LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "quad", 6: "5.1"}
+
+
+def pytest_configure(config):
+    """Hear Ctrl-C even in what a script started with &, where it is ignored and children inherit that: there are tests of it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def chirp(sample_rate, seconds, low_hz=200.0, high_hz=3000.0, amplitude=0.5):

@@ -186,7 +186,7 @@ def one_core_rows(speed):
 
 def build_rows(builds, parent):
     """Return the rows of bars about whole builds."""
-    few, _, many = sorted({videos for videos, _ in builds})
+    few, twice, many = sorted({videos for videos, _ in builds})
 
     def middle(videos, num_workers, number):
         return statistics.median(one[number] for one in builds[videos, num_workers])
@@ -200,6 +200,10 @@ def build_rows(builds, parent):
     return [
         [f"2 workers against 1, on {many - few} more videos", times(more(many, few, 1), more(many, few, 2)), "1.85", "1.95"],
         [f"the same on {many} videos, the workers' start included", f"{middle(many, 1, 'fill') / middle(many, 2, 'fill'):.2f}", "", ""],
+        [
+            f"time for twice the videos, times, from {few} and from {twice} videos",
+            f"{middle(twice, 2, 'fill') / middle(few, 2, 'fill'):.2f}, {middle(many, 2, 'fill') / middle(twice, 2, 'fill'):.2f}", "1.9 to 2.1", "2",
+        ],
         [f"time for {many // few} times the videos, times", f"{middle(many, 2, 'fill') / middle(few, 2, 'fill'):.2f}", "within 5 %", f"{many // few}"],
         ["parent's processor time for one more video, ms (at most)", f"{1e3 * parent['cpu']:.2f}", "3", "1"],
         ["private memory of a worker, peak, MB (at most)", f"{middle(many, 2, 'worker_mb'):.0f}", "120", "90"],

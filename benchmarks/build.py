@@ -33,7 +33,7 @@ import numpy as np  # noqa: E402
 import one_core  # noqa: E402
 import whole_builds  # noqa: E402
 
-from egoaudio import media, workers  # noqa: E402
+from egoaudio import heap, media, workers  # noqa: E402
 from egoaudio.configuration import BuildConfig, DenoiseConfig, FeatureConfig  # noqa: E402
 from egoaudio.plan import Inputs  # noqa: E402
 
@@ -78,7 +78,7 @@ def repeat_videos(source, folder, num_videos, copy):
 
 def measure_one_core(scratch, inputs, seconds, repeats):
     """Return ``(clips/s by name, raw runs, what is missing, seconds a clip by stage)``."""
-    workers.keep_freed_memory()  # as a worker does; it serves the peers as well
+    heap.keep_freed_memory(workers.KEPT_BYTES)  # as a worker does; it serves the peers as well
     paths = sorted(Path(inputs.videos).iterdir())
     stages, cores = [], os.sched_getaffinity(0)
     fresh = {

@@ -5,12 +5,12 @@ telling it, so what may be used is read beforehand from three places: the proces
 control groups it is in, and what the machine has left. Source: proc(5), cgroups(7).
 """
 
-import ctypes
 import pathlib
 import resource
-import sys
 
 import torch
+
+from egoaudio import heap
 
 # Words of the errors that have no class of their own: cuBLAS' and cuDNN's allocation failures, C++'s, torch's CPU
 # allocator's. cuDNN says NOT_SUPPORTED for tensors beyond 2**31 elements, which smaller slices mend as well; oneDNN
@@ -39,8 +39,8 @@ def is_out_of_memory(error):
 def free_memory(device, root="/"):
     """Return how many bytes this process may still take on ``device``.
 
-    On a CPU the least of what ``RLIMIT_AS``, the control groups and ``MemAvailable`` leave; places that cannot be
-    read (other systems) do not count.
+    On a CPU the least of what ``RLIMIT_AS``, the control groups and ``MemAvailable`` leave, after the C library has given
+    back what it keeps of freed memory; places that cannot be read (other systems) do not count.
 
     Parameters
     ----------
@@ -51,6 +51,7 @@ def free_memory(device, root="/"):
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    heap.trim()
     root = pathlib.Path(root)
     left = [_limit_left(root), _machine_left(root), *_control_groups_left(root)]
     left = [number for number in left if number is not None]
@@ -113,19 +114,6 @@ def _text(path):
         return path.read_text()
     except OSError:
         return ""
-
-
-def return_freed_memory():
-    """Let the C library give large freed blocks back to the system at once, from now on.
-
-    glibc keeps blocks of up to 32 MB for later, in a heap that tears: a step of ``ast-paper`` with activation
-    checkpointing took 4.5 GB with it. Fresh pages for every large block cost time, so this is for when memory is
-    short. Where the C library is not glibc, nothing is done.
-    """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):
-        library.mallopt(-3, 2**20)  # M_MMAP_THRESHOLD in malloc.h: larger blocks are maps of their own
-        library.malloc_trim(0)
 
 
 def reset_peak_memory(device):

@@ -19,8 +19,9 @@ import math
 
 import torch
 
+from egoaudio import heap
 from egoaudio.errors import TrainingError
-from egoaudio.memory import free_memory, return_freed_memory
+from egoaudio.memory import free_memory
 from egoaudio.models.dropout import place_slice
 from egoaudio.ranks import any_rank, sum_gradients_over_ranks, sum_over_ranks
 from egoaudio.slices import Slices
@@ -122,7 +123,7 @@ class Stepper(Slices):
             self.micro_batch_size = self.first_size(features)
             self._undo(saved)
         if self.micro_batch_size == 1 or self.model.activation_checkpointing:
-            return_freed_memory()
+            heap.return_freed_memory()
         self._prepared = True
 
     def expect_one_clip(self, needed, free):
@@ -252,7 +253,7 @@ class Stepper(Slices):
         if size > 1:
             self.micro_batch_size = math.ceil(size / 2)
             if self.micro_batch_size == 1:
-                return_freed_memory()
+                heap.return_freed_memory()
         elif not self.model.activation_checkpointing:
             self._turn_on_checkpointing()
         else:
@@ -262,7 +263,7 @@ class Stepper(Slices):
         """Recompute activations from now on."""
         self.model.enable_activation_checkpointing()
         self.activation_checkpointing = True
-        return_freed_memory()
+        heap.return_freed_memory()
 
     def _describe(self, num_clips):
         """Return the present way in words."""

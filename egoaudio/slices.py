@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from egoaudio import heap
 from egoaudio.errors import TrainingError
 from egoaudio.memory import free_memory, is_out_of_memory
 
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # A step takes more than the activations and gradients it keeps: workspaces, the allocator's gaps. Measured peaks were
 # 1.05 (ast) to 1.16 (cnn) times what is kept, more than twice that where the C library's heap tears. It does not for
-# one clip at a time (``memory.return_freed_memory``).
+# one clip at a time (``heap.return_freed_memory``).
 KEPT_TO_PEAK = 2.5
 KEPT_TO_PEAK_OF_ONE = 1.3
 # A forward pass without gradients holds a few tensors at a time.
@@ -67,6 +68,8 @@ class Slices:
         self.micro_batch_size = micro_batch_size  # None until the first batch
         self.amp_dtype = amp_dtype
         self.log = log
+        if self.device.type == "cpu":
+            heap.keep_freed_memory()  # the next slice takes the same blocks again
 
     def autocast(self):
         """Return the context in which the model computes."""

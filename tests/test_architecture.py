@@ -16,7 +16,7 @@ ROOMS = """
     _version errors interrupts configuration tables annotations
     timeline containers finding media clips gating masks denoise mel features
     disk layout extents integrity reader store
-    workers progress extraction plan report lock build plots inspection
+    heap workers progress extraction plan report lock build plots inspection
     gather splits augment dataset
     models/dropout models/cnn models/transformer models
     metrics charades bootstrap truth curves results

@@ -252,8 +252,6 @@ class Stepper(Slices):
         self._tried.append(self._describe(len(features)))
         if size > 1:
             self.micro_batch_size = math.ceil(size / 2)
-            if self.micro_batch_size == 1:
-                heap.return_freed_memory()
         elif not self.model.activation_checkpointing:
             self._turn_on_checkpointing()
         else:

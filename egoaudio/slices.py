@@ -88,10 +88,12 @@ class Slices:
             return None, (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
     def release(self):
-        """Give back what a failed try has held."""
+        """Give back what a failed try has held; on a CPU memory is short then, and freed blocks are not kept any more."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        else:
+            heap.return_freed_memory()
 
     def first_size(self, features):
         """Return the first micro-batch: the whole batch on CUDA, where a try costs nothing; on a CPU what seems to fit."""

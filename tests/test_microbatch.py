@@ -3,7 +3,6 @@
 import json
 import math
 import multiprocessing
-import os
 import subprocess
 import sys
 import textwrap
@@ -381,13 +380,13 @@ def test_bfloat16_trains_nearly_as_float32_does(name):
 # ----------------------------------------------------------------------------------------------- a real limit
 
 LIMITED = """
-    import json, resource
+    import json, resource, sys
     import torch
     from egoaudio.losses import Loss
     from egoaudio.microbatch import Stepper
     from egoaudio.models import create_model
 
-    def train(micro_batch_size):
+    def train(batches, micro_batch_size):
         torch.manual_seed(0)
         model = create_model("cnn", 5, (32, 257))
         optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
@@ -398,22 +397,28 @@ LIMITED = """
         return {"losses": losses, "size": stepper.micro_batch_size, "steps": steps, "lines": lines}
 
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     batches = [(torch.randn(64, 32, 257), (torch.rand(64, 5) < 0.4).float()) for _ in range(2)]
-    outcomes = [train(64)]
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 75 * 2**20,) * 2)
-    outcomes += [train(64), train(None)]
-    print(json.dumps(outcomes))
+    limit_mb, micro_batch_size = json.loads(sys.argv[1])
+    train([(features[:2], labels[:2]) for features, labels in batches], 2)  # what torch makes once is there
+    if limit_mb:
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + limit_mb * 2**20,) * 2)
+    print(json.dumps(train(batches, micro_batch_size)))
 """
 
 
-def test_a_real_memory_limit_changes_the_slices_and_nothing_else():
-    """A child process may take 75 MB more, far less than the whole batch; it first tries, then plans."""
-    command, root = [sys.executable, "-c", textwrap.dedent(LIMITED)], Path(__file__).parents[1]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}  # what the first run frees goes back to the system
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, timeout=120, check=False)
+def _train_limited(limit_mb, micro_batch_size):
+    """Return what came of it in a process that may take so many MB more."""
+    command = [sys.executable, "-c", textwrap.dedent(LIMITED), json.dumps([limit_mb, micro_batch_size])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    free, tried, planned = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_a_real_memory_limit_changes_the_slices_and_nothing_else():
+    """A child process may take 75 MB more, far less than the whole batch: one tries it, one plans."""
+    free, tried, planned = (_train_limited(*arguments) for arguments in ((None, 64), (75, 64), (75, None)))
     assert free["size"] == 64 and free["lines"] == []
     assert tried["size"] < 64 and "as memory ran out with 64 of 64" in tried["lines"][0]
     assert planned["size"] < 64 and "MB that are free" in planned["lines"][0]

@@ -150,6 +150,8 @@ def main(argv=None):
     facts, bars, load, num_threads = {"rows": []}, [], os.getloadavg(), torch.get_num_threads()
     if arguments.tiny:
         torch.set_num_threads(1)  # threads that wait for each other on a busy machine make a second into a minute
+    else:
+        measuring.fill_memory()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if "cnn" in arguments.parts:

@@ -10,72 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_steps import NUM_CLASSES, OUT_OF_MEMORY, batch, catch_gradient, fail, losses_and_weights, make_stepper, weights
 from torch import nn
 
-from egoaudio.configuration import ModelConfig
 from egoaudio.errors import TrainingError
 from egoaudio.losses import Loss
-from egoaudio.microbatch import Stepper
-from egoaudio.models import create_model
-from egoaudio.slices import KEPT_TO_PEAK, KEPT_TO_PEAK_OF_ONE, Scorer, mixed_precision
-
-NUM_CLASSES, SHAPE = 5, (8, 20)
-OUT_OF_MEMORY = [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-    MemoryError(),
-    MemoryError("std::bad_alloc"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
-]
-
-
-def batch(num_clips=64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(num_clips, *SHAPE, generator=generator)
-    return features, (torch.rand(num_clips, NUM_CLASSES, generator=generator) < 0.4).float()
-
-
-def make_stepper(name="cnn", loss=None, learning_rate=1e-2, dropout=0.0, **options):
-    torch.manual_seed(0)
-    config = ModelConfig(model=name, dropout=dropout, hidden_size=16, num_layers=2, num_heads=2, patch_size=8, stride=8)
-    model = create_model(name, NUM_CLASSES, SHAPE, config)
-    optimizer = torch.optim.Adam(model.parameters(), learning_rate, fused=True)
-    options = {"device": torch.device("cpu"), "log": [].append, **options}
-    return Stepper(model, optimizer, loss or Loss("multi"), **options)
-
-
-def weights(stepper):
-    return torch.cat([parameter.detach().flatten() for parameter in stepper.model.parameters()])
-
-
-def catch_gradient(stepper):
-    """Return the gradient that the optimiser is given in one step."""
-    caught = []
-    stepper.optimizer.register_step_pre_hook(lambda optimizer, *_: caught.append(torch.cat([p.grad.flatten().clone() for p in stepper.model.parameters()])))
-    stepper.step(*batch())
-    return caught[-1]
-
-
-def fail(stepper, where, times=1, error=OUT_OF_MEMORY[0], limit=0):
-    """Let ``where`` (forward, backward, optimizer) raise ``error`` the first ``times`` times it sees more than ``limit`` clips."""
-    left = [times]
-
-    def strike(num_clips=math.inf):
-        if left[0] > 0 and num_clips > limit:
-            left[0] -= 1
-            raise error
-
-    if where == "forward":
-        stepper.model.register_forward_pre_hook(lambda _, inputs: strike(len(inputs[0])))
-    elif where == "backward":
-        head = [module for module in stepper.model.modules() if isinstance(module, nn.Linear)][-1]  # its gradient is there by then
-        head.register_full_backward_hook(lambda _, inputs, outputs: strike(len(outputs[0])))
-    else:
-        step = stepper.optimizer.step
-        stepper.optimizer.step = lambda: (strike(), step())
-    return left
-
 
 # ----------------------------------------------------------------------------------------------- one batch, any slices
 
@@ -137,11 +76,6 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone():
 
 
 # ----------------------------------------------------------------------------------------------- memory that runs out
-
-
-def losses_and_weights(stepper, num_steps=4):
-    losses = [stepper.step(*batch(seed=seed)) for seed in range(num_steps)]
-    return losses, weights(stepper), stepper
 
 
 @pytest.mark.parametrize("name, dropout", [("cnn", 0.0), ("ast", 0.3)])
@@ -258,123 +192,6 @@ def test_scaler_survives_running_out_of_memory():
     assert losses == pytest.approx(expected[1:], rel=1e-4)
     torch.testing.assert_close(weights(stepper), expected_weights, rtol=1e-3, atol=1e-4)
     assert stepper.micro_batch_size == 32 and scaler.get_scale() == 256.0
-
-
-# ----------------------------------------------------------------------------------------------- the first size on a CPU
-
-
-def kept_by_backward(model, features):
-    """Return the bytes that a forward pass keeps, all of them held until the end: the oracle."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(features)
-    return sum(storage.nbytes() for address, storage in kept.items() if address not in weights)
-
-
-@pytest.mark.parametrize("name", ["cnn", "cnn-small", "ast"])
-def test_what_a_pass_would_keep_is_counted_without_keeping_it(name):
-    stepper = make_stepper(name)
-    features = batch(3)[0]
-    buffers = [buffer.clone() for buffer in stepper.model.buffers()]
-    measured = stepper._measure(features)
-    assert measured.kept == kept_by_backward(stepper.model.eval(), features)
-    assert 0 < measured.largest < measured.kept
-    stepper.model.train()
-    stepper.model.enable_activation_checkpointing()  # cannot be looked into: it counts as if it were off
-    assert stepper._measure(features) == measured
-    assert stepper.model.training and all(map(torch.equal, stepper.model.buffers(), buffers))
-
-
-@pytest.mark.parametrize("clips_that_fit, size", [(64, 64), (63, 32), (8, 8), (1.5, 1)])
-def test_first_size_follows_from_what_is_free(clips_that_fit, size, monkeypatch):
-    stepper = make_stepper()
-    one, two = (stepper._measure(batch(num_clips)[0]) for num_clips in (1, 2))
-    monkeypatch.setattr("egoaudio.slices.free_memory", lambda _: stepper.needed(one, two, clips_that_fit))
-    stepper.step(*batch())
-    assert stepper.state_dict() == {"micro_batch_size": size, "activation_checkpointing": False}
-
-
-def test_what_seems_needed_grows_with_the_clips_beside_the_gradients():
-    stepper = make_stepper()
-    gradients = 4 * len(weights(stepper))
-    one, two = (stepper._measure(batch(num_clips)[0]) for num_clips in (1, 2))
-    whole = kept_by_backward(stepper.model.eval(), batch(64)[0])
-    assert stepper.needed(one, two, 64) == pytest.approx(gradients + KEPT_TO_PEAK * whole, rel=1e-3)
-    assert stepper.needed(one, two, 1) == gradients + KEPT_TO_PEAK_OF_ONE * one.kept
-
-
-def test_one_clip_that_seems_not_to_fit_is_never_tried_without_checkpointing(monkeypatch):
-    expected, expected_weights, _ = losses_and_weights(make_stepper("ast", dropout=0.3), num_steps=1)
-    lines, tried = [], []
-    stepper = make_stepper("ast", dropout=0.3, log=lines.append)
-    monkeypatch.setattr("egoaudio.slices.free_memory", lambda _: 2**10)
-    stepper.model.register_forward_pre_hook(lambda model, _: tried.append(model.training and not model.activation_checkpointing))
-    losses, trained, _ = losses_and_weights(stepper, num_steps=1)
-    assert stepper.state_dict() == {"micro_batch_size": 1, "activation_checkpointing": True}
-    assert lines[-1] == "activation checkpointing is on, as one clip seems not to fit into the 0 MB that are free without it"
-    assert not any(tried)
-    assert losses == pytest.approx(expected, rel=1e-4)
-    torch.testing.assert_close(trained, expected_weights, rtol=1e-3, atol=1e-4)
-
-
-def test_scoring_plans_for_a_pass_without_gradients(monkeypatch):
-    stepper = make_stepper("ast")
-    monkeypatch.setattr("egoaudio.slices.free_memory", lambda _: stepper._measure(batch(64)[0]).kept)
-    scorer = Scorer(stepper.model, device="cpu")
-    scorer(batch()[0])
-    stepper.step(*batch())
-    assert scorer.micro_batch_size > stepper.micro_batch_size
-
-
-# ----------------------------------------------------------------------------------------------- scoring
-
-
-def test_scores_are_the_models_and_survive_running_out_of_memory():
-    stepper, lines = make_stepper("ast", dropout=0.4), []
-    model, features = stepper.model, batch()[0]
-    with torch.no_grad():
-        expected = model.eval()(features)
-    model.train()
-    scorer = Scorer(model, device="cpu", log=lines.append)
-    fail(stepper, "forward", times=100, limit=20)
-    assert scorer.micro_batch_size is None
-    scores = scorer(features)
-    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
-    assert scores.dtype == torch.float32 and not scores.requires_grad and model.training
-    assert scorer.micro_batch_size == 16 and lines[-1] == "evaluation: 16 clips at a time, as memory ran out with 32"
-
-
-def test_scoring_gives_up_in_words():
-    stepper = make_stepper()
-    fail(stepper, "forward", times=100)
-    with pytest.raises(TrainingError, match="not even one clip can be scored"):
-        Scorer(stepper.model, device="cpu", micro_batch_size=4)(batch(4)[0])
-
-
-# ----------------------------------------------------------------------------------------------- precision
-
-
-@pytest.mark.parametrize("wanted, dtype, expected, scaled", [
-    (False, None, None, False), (True, None, torch.bfloat16, False), (True, "float16", torch.float16, True), (True, "bfloat16", torch.bfloat16, False),
-])
-def test_mixed_precision_on_a_cpu(wanted, dtype, expected, scaled):
-    amp_dtype, scaler = mixed_precision(torch.device("cpu"), wanted, dtype)
-    assert amp_dtype == expected and (scaler is not None) == scaled
-
-
-@pytest.mark.parametrize("name", ["cnn", "cnn-small", "ast"])
-def test_bfloat16_trains_nearly_as_float32_does(name):
-    expected, _, _ = losses_and_weights(make_stepper(name, learning_rate=1e-3))
-    losses, _, _ = losses_and_weights(make_stepper(name, learning_rate=1e-3, amp_dtype=torch.bfloat16))
-    assert losses == pytest.approx(expected, rel=0.02)
-    assert losses != expected
 
 
 # ----------------------------------------------------------------------------------------------- a real limit

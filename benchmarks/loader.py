@@ -72,6 +72,7 @@ def measure_rivals(path, scratch, repeats, seconds):
         runs = {name: [] for name in names}
         for _ in range(repeats):
             for name, pool in pools.items():
+                measuring.refill()
                 runs[name].append(pool.submit(time_epoch, seconds).result())
     finally:
         for pool in pools.values():
@@ -230,6 +231,8 @@ def main(argv=None):
     num_clips, shape, counts, repeats = arguments.clips, (32, 1025), (10**4, 10**5, 10**6), arguments.repeats
     if arguments.tiny:
         num_clips, shape, counts, repeats = 512, (4, 25), (1000,), 1
+    else:
+        measuring.fill_memory()
     loads = [os.getloadavg()]
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")

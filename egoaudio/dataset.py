@@ -9,11 +9,11 @@ are float32 (b, T, F), ``(x - mean) / std`` already. Labels are float32 (b, C): 
 (``cross_entropy`` takes such rows, and mixup may blend them). Normalisation happens in ``ClipDataset.fetch``, while
 the rows are in the processor's cache.
 
-A batch of 256 rows of 131 KB takes 1.8 ms of processor time on one core of an AMD EPYC, 3.0 ms with normalisation: 140,000 and 86,000
-clips/s, 0.77 and 0.48 of ``numpy.take`` from memory. The first 64 batches are read rather than mapped, 5.5 to 4.1 ms each;
-the map's page faults then cost another 1.2 ms a batch until every row was met once.
-Of the 1.8 ms the gather is 1.6, handing over between the threads 0.1 (a bare queue instead of the executor spares 0.01). Worker
-processes copy every batch once more and pay only where decompressing a repacked file is the limit.
+A batch of 256 rows of 131 KB takes 2.3 ms of processor time on an AMD EPYC, 3.8 ms with normalisation; two threads make 202,000 and
+106,000 clips/s, 0.93 and 0.49 of ``numpy.take`` from memory (one thread 156,000 and 99,000). The first 64 batches are read rather than mapped,
+5.5 to 4.1 ms each; the map's page faults then cost another 1.2 ms a batch until every row was met once.
+Tried without gain: a bare queue instead of the executor (0.01 ms). Worker processes copy every batch once more and pay only where
+decompressing a repacked file is the limit.
 """
 
 import contextlib
@@ -36,6 +36,7 @@ from egoaudio.splits import AUGMENTATION, ORDER, balanced_probabilities, expand_
 
 # Batches that are ready or being made while the consumer works on one. Two ride out one slow batch; more only cost memory.
 READ_AHEAD = 2
+_THREADS = 2  # make them; the copying leaves the interpreter's lock to others
 # --shuffle block: neighbouring items that stay together. 16 rows of 131 KB are 2 MB, of which a spinning disk reads 60 %
 # of its speed; a batch of 64 still comes from four places.
 BLOCK_ITEMS = 16
@@ -246,14 +247,14 @@ class Loader:
         items = [order[start : start + self.batch_size] for start in range(start_batch * self.batch_size, len(order), self.batch_size)]
         read = self._reader(items, start_batch)
         numbers = iter(range(start_batch, start_batch + len(items)))
-        with ThreadPoolExecutor(1, thread_name_prefix="egoaudio-loader") as thread:
-            pending = deque(thread.submit(read, epoch, number) for number in itertools.islice(numbers, READ_AHEAD))
+        with _reading_threads(1 if self._workers is not None else _THREADS) as threads:  # what arrives from workers arrives in order
+            pending = deque(threads.submit(read, epoch, number) for number in itertools.islice(numbers, READ_AHEAD))
             try:
                 while pending:
                     asked = time.perf_counter()
                     batch = pending.popleft().result()
                     self.wait_seconds += time.perf_counter() - asked
-                    pending.extend(thread.submit(read, epoch, number) for number in itertools.islice(numbers, 1))
+                    pending.extend(threads.submit(read, epoch, number) for number in itertools.islice(numbers, 1))
                     if self._copies is not None:
                         # Made on another stream: its memory must not be given away while this one still computes with it.
                         for tensor in (batch.features, batch.labels):
@@ -302,6 +303,17 @@ class Loader:
         return Batch(features, labels, self.dataset.rows[items])
 
 
+@contextlib.contextmanager
+def _reading_threads(count):
+    """Give a pool of threads for each of which torch computes in one thread: the cores are the consumer's."""
+    num_threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(count, "egoaudio-loader", torch.set_num_threads, (1,)) as threads:
+            yield threads
+    finally:
+        torch.set_num_threads(num_threads)  # each thread has its own number, but the last one set is what new threads begin with
+
+
 class _Buffers:
     """Arrays for batches, used again: touching new memory takes as long as the gather itself.
 
@@ -314,12 +326,11 @@ class _Buffers:
 
     def take(self, num_clips):
         """Return a float32 array (num_clips, ...) that nobody else uses."""
-        if self._free:
+        try:
             whole = self._free.pop()
-        elif self._pinned:
-            whole = torch.empty(self._shape, pin_memory=True).numpy()
-        else:
-            whole = np.empty(self._shape, dtype=np.float32)  # NumPy asks for huge pages, torch does not: 20 % faster to fill
+        except IndexError:
+            # NumPy asks for huge pages, torch does not: 20 % faster to fill.
+            whole = torch.empty(self._shape, pin_memory=True).numpy() if self._pinned else np.empty(self._shape, dtype=np.float32)
         part = whole[:num_clips]
         weakref.finalize(part, self._free.append, whole).atexit = False
         return part

@@ -16,7 +16,7 @@ from importlib import metadata
 
 PACKAGES = (
     "av", "h5py", "joblib", "numpy", "scipy", "torch", "librosa", "noisereduce",
-    "moviepy", "lhotse", "webdataset", "litdata", "datasets", "lightning", "accelerate", "transformers",
+    "moviepy", "imageio-ffmpeg", "lhotse", "lilcom", "audioread", "webdataset", "litdata", "datasets", "lightning", "accelerate", "transformers",
 )
 
 

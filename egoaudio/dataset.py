@@ -1,8 +1,8 @@
 """The mapped file as batches: a dataset for any PyTorch loader, and the loader that the trainer uses.
 
 ``ClipDataset`` maps the feature array once per process and gathers a whole batch of rows at once; it can be pickled, so
-workers may fork or be spawned. ``Loader`` puts items in an order that follows from seed and epoch alone, reads ahead in a
-thread (or in worker processes), and hands over tensors on the device, normalised, and changed at random if asked.
+workers may fork or be spawned. ``Loader`` puts items in an order that follows from seed and epoch alone, reads ahead in two
+threads (or in worker processes), and hands over tensors on the device, normalised, and changed at random if asked.
 
 Conventions: an *item* is a row of the file, or with ``label_mode="single"`` a pair of a row and one of its classes. Features
 are float32 (b, T, F), ``(x - mean) / std`` already. Labels are float32 (b, C): multi-hot, or one-hot of the pair's class
@@ -234,7 +234,7 @@ class Loader:
         """Yield the batches of an epoch from ``start_batch`` on.
 
         A batch's memory is used again once nothing refers to its tensors any more, never before. To stop early, leave the
-        loop: the thread ends with the generator.
+        loop: the threads end with the generator.
 
         Raises
         ------

@@ -98,8 +98,6 @@ def main(argv=None):
     parser.add_argument("--output", help="JSON to write")
     arguments = parser.parse_args(argv)
     num_seconds, repeats = (2, 1) if arguments.tiny else (arguments.seconds, arguments.repeats)
-    if not arguments.tiny:
-        measuring.fill_memory()
     sound, load = make_sound(num_seconds), os.getloadavg()
     cases = {
         f"{num_seconds} clips of 1 s": sound.reshape(-1, SAMPLE_RATE),

@@ -72,7 +72,6 @@ def measure_rivals(path, scratch, repeats, seconds):
         runs = {name: [] for name in names}
         for _ in range(repeats):
             for name, pool in pools.items():
-                measuring.refill()
                 runs[name].append(pool.submit(time_epoch, seconds).result())
     finally:
         for pool in pools.values():
@@ -232,7 +231,7 @@ def main(argv=None):
     if arguments.tiny:
         num_clips, shape, counts, repeats = 512, (4, 25), (1000,), 1
     else:
-        measuring.fill_memory()
+        measuring.fill_memory()  # before the files are written, and never again: they must stay in the page cache
     loads = [os.getloadavg()]
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,7 +1,7 @@
 """What the benchmarks share: the machine, medians of interleaved runs, a table and a JSON.
 
-Machines drift, ratios do not: rivals run in turn (A B A B ...), and the median of each is quoted. All run with memory full of
-cached files, as on a machine that has worked for days (``fill_memory``).
+Machines drift, ratios do not: rivals run in turn (A B A B ...), and the median of each is quoted. Where much memory is written, all
+find it full of cached files, as on a machine that has worked for days (``fill_memory``).
 """
 
 import json

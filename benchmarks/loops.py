@@ -202,8 +202,23 @@ PEERS = {
 }
 OURS = {
     f"egoaudio, {where}, {'--amp' if amp else 'float32'}": functools.partial(loop, amp=amp)
-    for where, loop in (("from the file", ours), ("step on data in memory", ours_in_memory)) for amp in (False, True)
+    for amp in (False, True) for where, loop in (("from the file", ours), ("step on data in memory", ours_in_memory))
 }
+
+
+_started = {}  # the loops of this process
+
+
+def start(name, path, batch_size, num_batches):
+    """Make a loop of this process ready, and run it once."""
+    _started[name] = (PEERS | OURS)[name](Data(path, batch_size, num_batches))
+    _started[name]()
+
+
+def run(name):
+    """Return the wall and the processor seconds of one more run of a loop."""
+    took = _started[name]()
+    return {"wall": took.wall, "cpu": took.cpu}
 
 
 def measure_memory(name, path, batch_size):

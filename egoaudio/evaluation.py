@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from egoaudio import bootstrap, charades, checkpoints, metrics, results, store
+from egoaudio import bootstrap, charades, checkpoints, heap, metrics, results, store
 from egoaudio.configuration import TrainConfig, from_json
 from egoaudio.dataset import ClipDataset, Loader
 from egoaudio.errors import ConfigurationError, TrainingError
@@ -291,6 +291,8 @@ def evaluate(
     loader = Loader(dataset, config.optimization.batch_size, config.data, device=device)
     amp_dtype, _ = mixed_precision(device, config.optimization.amp, config.optimization.amp_dtype)
     with Progress(len(rows), "scoring", unit="clips") as progress:
+        if device.type == "cpu":
+            heap.keep_freed_memory()  # the next slice takes the same blocks again
         scored = score(Scorer(model, device=device, amp_dtype=amp_dtype, log=progress.write), loader, config.data.label_mode, advance=progress.advance)
     evaluation = evaluate_scores(
         scored.scores, truth, thresholds=contents["thresholds"], prior=prior, pool=pool, num_resamples=num_resamples, seed=config.optimization.seed

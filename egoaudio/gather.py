@@ -6,9 +6,10 @@ In: the path of an egoaudio file, the name of an array, row numbers. Out: float3
 Measured with 131 KB rows in batches of 256, on an AMD EPYC with Linux 6.18, as shares of ``numpy.take`` from memory into one ready
 buffer (217,000 clips/s on one core):
 
-- the page cache warm: ``torch.index_select`` out of the map by two threads (see ``dataset``) 0.93, by one 0.78. It lets go of the interpreter's
-  lock. ``numpy.take`` 0.89 into one buffer, 0.80 into three in turn, which no longer fit the third-level cache, and 0.71 through the loader:
-  it holds the lock, so a second thread is of no use, and a page fault that waits for a disk stops everybody. A fresh result each
+- the page cache warm: ``torch.index_select`` out of the map 0.78 on one core, 0.75 to 0.93 by two threads (see ``dataset``), as far as the memory
+  gives it. It lets go of the interpreter's lock. ``numpy.take`` 0.89 into one buffer, 0.80 into three in turn, which no longer fit the
+  third-level cache, and 0.71 to 0.75 through the loader: it holds the lock, so a second thread is of no use, and a page fault that waits for a
+  disk stops everybody. A fresh result each
   time 0.40 (page faults). ``os.preadv`` a row 0.61. Normalising each half megabyte while it is still in the cache 0.49.
   Without gain: rows in ascending order, single frames, ``numpy.copyto`` a row, halves of a batch instead of two batches at once;
 - cold, on an older machine where memory gave 90,000: 910 clips/s without announcement, 8,500 when each row is announced to the kernel first

@@ -124,6 +124,8 @@ class Stepper(Slices):
             self._undo(saved)
         if self.micro_batch_size == 1 or self.model.activation_checkpointing:
             heap.return_freed_memory()
+        elif self.device.type == "cpu":
+            heap.keep_freed_memory()  # the next slice takes the same blocks again
         self._prepared = True
 
     def expect_one_clip(self, needed, free):

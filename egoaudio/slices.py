@@ -68,8 +68,6 @@ class Slices:
         self.micro_batch_size = micro_batch_size  # None until the first batch
         self.amp_dtype = amp_dtype
         self.log = log
-        if self.device.type == "cpu":
-            heap.keep_freed_memory()  # the next slice takes the same blocks again
 
     def autocast(self):
         """Return the context in which the model computes."""

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_a_peer_that_is_not_installed_is_said_to_be_so(module, tmp_path, monkeyp
     train, loops = importlib.import_module("train"), importlib.import_module("loops")
     names = [name for name in loops.PEERS if name.startswith({"lightning": "Lightning", "accelerate": "Hugging"}[module])]
     monkeypatch.setattr(loops, "PEERS", {name: loops.PEERS[name] for name in [train.PLAIN, *names]})
-    speeds, _, _, missing = train.measure_cnn(path, 2, 1, 1, 1, ())
+    speeds, _, _, missing = train.measure_cnn(path, 2, 1, 1, 1, (), lambda: ThreadPoolExecutor(1))
     assert missing == {name: f"not installed ({module})" for name in names}
     assert [names[0], f"not installed ({module})", "", ""] in train.cnn_rows(speeds, {}, missing)
 

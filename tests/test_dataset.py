@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -248,6 +249,21 @@ def test_the_number_of_torchs_threads_is_the_readers_own_and_what_it_was_after_t
         assert torch.get_num_threads() == number_in_new_thread() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("cores, count", [({0}, 1), ({0, 1, 2, 3}, 2)])
+def test_two_threads_read_where_there_are_two_cores(path, cores, count, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: cores)
+    names, take = set(), RowSource.take
+
+    def slow_take(*arguments):
+        names.add(threading.current_thread().name)
+        time.sleep(0.01)
+        return take(*arguments)
+
+    monkeypatch.setattr(RowSource, "take", slow_take)
+    assert len(rows_of(loader(path))) == len(loader(path).dataset)
+    assert len(names) == count
 
 
 def test_a_reader_that_is_slower_than_the_consumer_shows_in_wait_seconds(path, monkeypatch):

@@ -102,7 +102,7 @@ def test_a_step_on_a_cpu_takes_the_memory_of_the_step_before():
 
         model = create_model("cnn", 5, (32, 1025))
         optimizer = torch.optim.Adam(model.parameters(), fused=True)
-        stepper = Stepper(model, optimizer, Loss("multi"), device="cpu", micro_batch_size=16, amp_dtype=torch.bfloat16)
+        stepper = Stepper(model, optimizer, Loss("multi"), device="cpu", amp_dtype=torch.bfloat16)
         features, labels = torch.rand(16, 32, 1025), torch.zeros(16, 5)
         for _ in range(3):
             stepper.step(features, labels)

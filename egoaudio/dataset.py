@@ -248,8 +248,10 @@ class Loader:
         items = [order[start : start + self.batch_size] for start in range(start_batch * self.batch_size, len(order), self.batch_size)]
         read = self._reader(items, start_batch)
         numbers = iter(range(start_batch, start_batch + len(items)))
-        # What arrives from workers arrives in order. Two threads that share a core make 10 % less than one.
-        with _reading_threads(1 if self._workers is not None else min(_THREADS, len(os.sched_getaffinity(0)))) as threads:
+        # What arrives from workers arrives in order, and two threads that share a core make less than one.
+        count = 1 if self._workers is not None else min(_THREADS, len(os.sched_getaffinity(0)))
+        self.dataset.source.in_threads = count > 1
+        with _reading_threads(count) as threads:
             pending = deque(threads.submit(read, epoch, number) for number in itertools.islice(numbers, READ_AHEAD))
             try:
                 while pending:

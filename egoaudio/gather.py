@@ -6,12 +6,11 @@ In: the path of an egoaudio file, the name of an array, row numbers. Out: float3
 Measured with 131 KB rows in batches of 256, on an AMD EPYC with Linux 6.18, as shares of ``numpy.take`` from memory into one ready
 buffer (217,000 clips/s on one core):
 
-- the page cache warm: ``torch.index_select`` out of the map 0.78 on one core, 0.75 to 0.93 by two threads (see ``dataset``), as far as the memory
-  gives it. It lets go of the interpreter's lock. ``numpy.take`` 0.89 into one buffer, 0.80 into three in turn, which no longer fit the
-  third-level cache, and 0.71 to 0.75 through the loader: it holds the lock, so a second thread is of no use, and a page fault that waits for a
-  disk stops everybody. A fresh result each
+- the page cache warm: ``numpy.take`` out of the map 0.89 into one buffer, 0.80 into three in turn, which no longer fit the third-level cache; it
+  holds the interpreter's lock, so a second thread would be of no use. ``mode="clip"`` matters, the default copies through a second
+  buffer (0.21). ``torch.index_select`` lets go of the lock: 0.78 by one thread, 0.75 to 0.93 by two, as far as the memory gives it. A fresh result each
   time 0.40 (page faults). ``os.preadv`` a row 0.61. Normalising each half megabyte while it is still in the cache 0.49.
-  Without gain: rows in ascending order, single frames, ``numpy.copyto`` a row, halves of a batch instead of two batches at once;
+  Without gain: rows in ascending order, single frames, ``numpy.copyto`` or ``memmove`` a row, halves of a batch in two threads;
 - cold, on an older machine where memory gave 90,000: 910 clips/s without announcement, 8,500 when each row is announced to the kernel first
   (``WILLNEED``: many reads under way at once, and 1.05 times the bytes read rather than 7.7 times). ``MADV_RANDOM`` instead is 390.
 """
@@ -56,10 +55,16 @@ class RowSource:
     TrainingError
         When it has no such array, or is not the file of ``identity`` any more.
 
+    Attributes
+    ----------
+    in_threads : bool
+        Whether several threads gather at once: copying then lets go of the interpreter's lock, which is slower for one.
+
     """
 
     def __init__(self, path, feature, identity=None):
         self.path = path
+        self.in_threads = False
         self._descriptor = None
         self._warned = False
         self.file = store.open(path)
@@ -169,10 +174,12 @@ class RowSource:
         """Write the rows as they are stored into ``out``."""
         if self._tensor is None:  # float16, or repacked
             out[...] = self._array[rows]
-        elif self._cold_batches == 0:
+        elif self._cold_batches:
+            self._read(rows, out)
+        elif self.in_threads:
             torch.index_select(self._tensor, 0, torch.from_numpy(rows), out=torch.from_numpy(out))
         else:
-            self._read(rows, out)
+            np.take(self._array, rows, axis=0, out=out, mode="clip")
 
     def _read(self, rows, out):
         """Read rows that may have to come from disk: unlike a page fault this lets other threads run, and a cut file is no SIGBUS."""

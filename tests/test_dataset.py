@@ -256,10 +256,11 @@ def test_two_threads_read_where_there_are_two_cores(path, cores, count, monkeypa
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: cores)
     names, take = set(), RowSource.take
 
-    def slow_take(*arguments):
+    def slow_take(source, *arguments):
+        assert source.in_threads == (count > 1)
         names.add(threading.current_thread().name)
         time.sleep(0.01)
-        return take(*arguments)
+        return take(source, *arguments)
 
     monkeypatch.setattr(RowSource, "take", slow_take)
     assert len(rows_of(loader(path))) == len(loader(path).dataset)

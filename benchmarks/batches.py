@@ -236,14 +236,14 @@ FORMS = {
     "egoaudio": write_nothing, "webdataset": write_webdataset, "litdata": write_litdata,
     "datasets": write_datasets, "datasets-flat": write_datasets_flat,
 }
-OURS, NORMALIZED, MEMORY, H5PY = "egoaudio", "egoaudio, normalised", "numpy.take from memory", "h5py, 0 workers"
+OURS, NORMALIZED, MEMORY = "egoaudio", "egoaudio, normalised", "numpy.take from memory"
 BEYOND = "datasets, flat rows, NumPy's form, whole batches"
 # Name: the form it reads, and how it is opened.
 RIVALS = {
     OURS: ("egoaudio", open_ours),
     NORMALIZED: ("egoaudio", open_ours_normalized),
     MEMORY: ("egoaudio", open_memory),
-    H5PY: ("egoaudio", open_h5py),
+    "h5py, 0 workers": ("egoaudio", open_h5py),
     "h5py, 2 workers": ("egoaudio", _with_workers(open_h5py, 2)),
     "webdataset, 0 workers": ("webdataset", open_webdataset),
     "webdataset, 2 workers": ("webdataset", _with_workers(open_webdataset, 2)),

@@ -4,8 +4,9 @@ Writes clips of the default spectrogram (32 x 1025 float32, 131 KB) once for eve
 
 - clips a second over whole epochs, as many as take half a second, rivals in turn, each in a process of its own: whether a batch of
   34 MB is new memory, of which the kernel must make every page, depends on what else the process has allocated, and that alone is a
-  factor of three for h5py. Wall time, because threads or workers read ahead. The consumer does nothing with the batches. One BLAS and
-  one torch thread for everybody; ours reads with two threads, so those without workers run a second time with one core for all of theirs;
+  factor of three for h5py. Wall time, because a thread or workers read ahead; processor time beside it for those without workers,
+  which is what to compare when the machine is busy. The consumer does nothing with the batches. One BLAS and one torch thread for
+  everybody;
 - in fresh processes, from the opening of a file of 10^4, 10^5 and 10^6 clips to its first random batch, imports not counted.
   Their features are holes of a sparse file, so that the first batch waits for no disk; their tables are real;
 - in the same processes as the speed, the memory after reading everything once: the process's own, and the mapped pages of files, which are page
@@ -60,7 +61,7 @@ def fresh_processes(number):
 
 
 def measure_rivals(path, scratch, repeats, seconds):
-    """Return ``(raw runs by rival, those on one core, megabytes by rival, {rival: what is missing})``."""
+    """Return ``(raw runs by rival, megabytes by rival, {rival: what is missing})``."""
     missing = batches.write_forms(path, scratch)
     os.sync()  # or the kernel would write all that to disk while the first rivals are measured
     not_installed = {name: missing[form] for name, (form, _) in batches.RIVALS.items() if form in missing}
@@ -69,18 +70,15 @@ def measure_rivals(path, scratch, repeats, seconds):
     try:
         memory = {name: pool.submit(start, name, path, scratch).result() for name, pool in pools.items()}
         runs = {name: [] for name in names}
-        runs_on_one_core = {name: [] for name in names if "2 workers" not in name}
         for _ in range(repeats):
             for name, pool in pools.items():
                 runs[name].append(pool.submit(time_epoch, seconds).result())
-                if name in runs_on_one_core:
-                    runs_on_one_core[name].append(pool.submit(time_epoch, seconds, one_core=True).result())
     finally:
         for pool in pools.values():
             pool.shutdown(wait=False)
         for pool in pools.values():
             pool.shutdown()
-    return runs, runs_on_one_core, memory, not_installed
+    return runs, memory, not_installed
 
 
 _opened = []  # the ``epoch`` of the one rival that this process runs
@@ -98,20 +96,14 @@ def start(name, path, scratch):
     return {"before": before, "peak": peak, "after": after}
 
 
-def time_epoch(seconds, one_core=False):
+def time_epoch(seconds):
     """Return the wall and the processor seconds of an epoch in this process, the mean of as many as take ``seconds``."""
-    cores = os.sched_getaffinity(0)
-    if one_core:
-        os.sched_setaffinity(0, {max(cores)})  # of this thread, and of those that it starts
-    try:
-        cpu, wall, epochs = time.process_time(), time.perf_counter(), 0
-        while not epochs or time.perf_counter() - wall < seconds:
-            for _ in _opened[0]():
-                pass
-            epochs += 1
-        return {"wall": (time.perf_counter() - wall) / epochs, "cpu": (time.process_time() - cpu) / epochs}
-    finally:
-        os.sched_setaffinity(0, cores)
+    cpu, wall, epochs = time.process_time(), time.perf_counter(), 0
+    while not epochs or time.perf_counter() - wall < seconds:
+        for _ in _opened[0]():
+            pass
+        epochs += 1
+    return {"wall": (time.perf_counter() - wall) / epochs, "cpu": (time.process_time() - cpu) / epochs}
 
 
 def check(name, epoch, path):
@@ -190,27 +182,23 @@ def measure_opening(scratch, counts, shape, repeats):
 # ------------------------------------------------------------------------------------------------------------ tables
 
 
-def speed_rows(runs, runs_on_one_core, not_installed, num_clips):
-    """Return the rows of all rivals: clips/s on all cores and on one, and how many times as many are ours."""
+def speed_rows(runs, not_installed, num_clips):
+    """Return the rows of all rivals: clips/s in wall and in processor time, and how many times as many are ours."""
+    ours, ours_cpu = (measuring.median(runs[batches.OURS], kind) for kind in ("wall", "cpu"))
     rows = []
     for name in batches.RIVALS:
         if name in not_installed:
             rows.append([name, f"not installed ({not_installed[name]})", "", "", ""])
             continue
-        cells = []
-        for found in (runs, runs_on_one_core):
-            if name in found:
-                wall = measuring.median(found[name])
-                cells += [f"{num_clips / wall:,.0f}", f"{wall / measuring.median(found[batches.OURS]):.2f}"]
-            else:
-                cells += ["", ""]
-        rows.append([name, *cells])
+        wall, cpu = (measuring.median(runs[name], kind) for kind in ("wall", "cpu"))
+        by_cpu = ["in the workers", ""] if "2 workers" in name else [f"{num_clips / cpu:,.0f}", f"{cpu / ours_cpu:.2f}"]
+        rows.append([name, f"{num_clips / wall:,.0f}", f"{wall / ours:.2f}", *by_cpu])
     return rows
 
 
-def bar_rows(runs, runs_on_one_core, opening):
+def bar_rows(runs, opening):
     """Return the rows of the bars."""
-    seconds, on_one_core = ({name: measuring.median(found) for name, found in some.items()} for some in (runs, runs_on_one_core))
+    seconds = {name: measuring.median(found) for name, found in runs.items()}
     ours = seconds[batches.OURS]
 
     def best(*libraries):
@@ -224,11 +212,9 @@ def bar_rows(runs, runs_on_one_core, opening):
     first = statistics.median(one["open"] + one["first_batch"] for one in opening[count])
     return [
         ["against h5py's faster DataLoader", best("h5py"), times(best("h5py")), "12", "25"],
-        ["the same, one core each", batches.H5PY, f"{on_one_core[batches.H5PY] / on_one_core[batches.OURS]:.2f}", "12", "25"],
         ["against the best of webdataset, litdata and datasets, as documented for PyTorch", peer or "", times(peer), "5", "8"],
         ["against datasets as fast as we could make it", batches.BEYOND, times(batches.BEYOND), "", ""],
         ["against numpy.take from memory", batches.MEMORY, times(batches.MEMORY), "0.6", "0.8"],
-        ["the same, one core each", batches.MEMORY, f"{on_one_core[batches.MEMORY] / on_one_core[batches.OURS]:.2f}", "0.6", "0.8"],
         [f"opening {count:,} clips and drawing the first batch, s (at most)", "", f"{first:.3f}", "1.0", "0.3"],
     ]
 
@@ -254,10 +240,10 @@ def main(argv=None):
             scratch / "ego.h5", num_clips // CLIPS_PER_VIDEO, CLIPS_PER_VIDEO, {batches.FEATURE: shape}, NUM_CLASSES, class_dependent=False, unlabelled=0,
         )
         num_clips = num_clips // CLIPS_PER_VIDEO * CLIPS_PER_VIDEO
-        runs, runs_on_one_core, memory, not_installed = measure_rivals(path, scratch, repeats, 0 if arguments.tiny else TURN_SECONDS)
-        rows = speed_rows(runs, runs_on_one_core, not_installed, num_clips)
+        runs, memory, not_installed = measure_rivals(path, scratch, repeats, 0 if arguments.tiny else TURN_SECONDS)
+        rows = speed_rows(runs, not_installed, num_clips)
         row_kb = 4 * shape[0] * shape[1] / 1e3
-        header = [f"{num_clips:,} clips of {row_kb:.1f} kB, batches of {batches.BATCH_SIZE}", "clips/s", "ours, times", "on one core", "ours, times"]
+        header = [f"{num_clips:,} clips of {row_kb:.1f} kB, batches of {batches.BATCH_SIZE}", "clips/s", "ours, times", "clips/s of processor", "ours, times"]
         measuring.table(header, rows)
         opening = measure_opening(scratch, counts, shape, repeats)
     memory_rows = [
@@ -271,12 +257,12 @@ def main(argv=None):
         [f"{count:,}", *(f"{1e3 * statistics.median(one[part] for one in found):,.1f}" for part in ("open", "first_batch"))] for count, found in opening.items()
     ]
     measuring.table(["clips in the file", "open, ms", "then to the first batch, ms"], opening_rows)
-    bars = bar_rows(runs, runs_on_one_core, opening)
+    bars = bar_rows(runs, opening)
     measuring.table(["ours", "which", "measured", "bar", "goal"], bars)
     loads.append(os.getloadavg())
     measuring.write_json(
-        arguments.output, rows=rows + memory_rows + opening_rows + bars, runs=runs, runs_on_one_core=runs_on_one_core, not_installed=not_installed,
-        memory=memory, opening=opening, num_clips=num_clips, row_shape=shape, load=loads,
+        arguments.output, rows=rows + memory_rows + opening_rows + bars, runs=runs, not_installed=not_installed, memory=memory, opening=opening,
+        num_clips=num_clips, row_shape=shape, load=loads,
     )
 
 

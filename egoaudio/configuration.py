@@ -189,7 +189,7 @@ class DataConfig(_Checked):
     class_weights: bool = _option(False, "Weight the loss by total / (num_classes * count).")
     balanced_sampling: bool = _option(False, "Draw clips so that rare classes come as often as common ones.")
     shuffle: str = _option("full", "A full permutation, or one of blocks of rows (spinning disks, network file systems).", choices=("full", "block"))
-    loader_workers: int = _option(0, "Processes that read; 0 reads in threads of this one, which is fastest.", minimum=0)
+    loader_workers: int = _option(0, "Processes that read; 0 reads in a thread of this one, which is fastest.", minimum=0)
     spec_augment: bool = _option(False, "Mask bands of frequency and spans of time while training.")
     mixup: float = _option(0.0, "Mix pairs of clips, with this Beta parameter; 0 is off.", minimum=0)
     gain_db: float = _option(0.0, "Change the level of a clip at random by up to this many dB; 0 is off.", minimum=0)

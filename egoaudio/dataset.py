@@ -1,20 +1,19 @@
 """The mapped file as batches: a dataset for any PyTorch loader, and the loader that the trainer uses.
 
 ``ClipDataset`` maps the feature array once per process and gathers a whole batch of rows at once; it can be pickled, so
-workers may fork or be spawned. ``Loader`` puts items in an order that follows from seed and epoch alone, reads ahead in two
-threads (or in worker processes), and hands over tensors on the device, normalised, and changed at random if asked.
+workers may fork or be spawned. ``Loader`` puts items in an order that follows from seed and epoch alone, reads ahead in a
+thread (or in worker processes), and hands over tensors on the device, normalised, and changed at random if asked.
 
 Conventions: an *item* is a row of the file, or with ``label_mode="single"`` a pair of a row and one of its classes. Features
 are float32 (b, T, F), ``(x - mean) / std`` already. Labels are float32 (b, C): multi-hot, or one-hot of the pair's class
 (``cross_entropy`` takes such rows, and mixup may blend them). Normalisation happens in ``ClipDataset.fetch``, while
 the rows are in the processor's cache.
 
-A batch of 256 rows of 131 KB takes 1.8 ms on one core of an AMD EPYC, 2.8 ms with normalisation, 0.75 and 0.48 of ``numpy.take`` from memory.
-A second thread on a second core gains 10 % of that or more, as far as the memory gives it (152,000 instead of 140,000 clips/s; 202,000
-instead of 156,000 in a quiet hour). The first 64 batches are read rather than mapped, 5.5 to 4.1 ms each; the map's page faults then
-cost another 1.2 ms a batch until every row was met once.
-Tried without gain: a bare queue instead of the executor (0.01 ms). Worker processes copy every batch once more and pay only where
-decompressing a repacked file is the limit.
+A batch of 256 rows of 131 KB takes 1.8 ms of processor time on one core of an AMD EPYC, 3.0 ms with normalisation: 140,000 and 86,000
+clips/s, 0.77 and 0.48 of ``numpy.take`` from memory. The first 64 batches are read rather than mapped, 5.5 to 4.1 ms each;
+the map's page faults then cost another 1.2 ms a batch until every row was met once.
+Of the 1.8 ms the gather is 1.6, handing over between the threads 0.1 (a bare queue instead of the executor spares 0.01). Worker
+processes copy every batch once more and pay only where decompressing a repacked file is the limit.
 """
 
 import contextlib
@@ -37,7 +36,6 @@ from egoaudio.splits import AUGMENTATION, ORDER, balanced_probabilities, expand_
 
 # Batches that are ready or being made while the consumer works on one. Two ride out one slow batch; more only cost memory.
 READ_AHEAD = 2
-_THREADS = 2  # make them, where there are so many cores; the copying leaves the interpreter's lock to others
 # --shuffle block: neighbouring items that stay together. 16 rows of 131 KB are 2 MB, of which a spinning disk reads 60 %
 # of its speed; a batch of 64 still comes from four places.
 BLOCK_ITEMS = 16
@@ -235,7 +233,7 @@ class Loader:
         """Yield the batches of an epoch from ``start_batch`` on.
 
         A batch's memory is used again once nothing refers to its tensors any more, never before. To stop early, leave the
-        loop: the threads end with the generator.
+        loop: the thread ends with the generator.
 
         Raises
         ------
@@ -248,17 +246,14 @@ class Loader:
         items = [order[start : start + self.batch_size] for start in range(start_batch * self.batch_size, len(order), self.batch_size)]
         read = self._reader(items, start_batch)
         numbers = iter(range(start_batch, start_batch + len(items)))
-        # What arrives from workers arrives in order, and two threads that share a core make less than one.
-        count = 1 if self._workers is not None else min(_THREADS, len(os.sched_getaffinity(0)))
-        self.dataset.source.in_threads = count > 1
-        with _reading_threads(count) as threads:
-            pending = deque(threads.submit(read, epoch, number) for number in itertools.islice(numbers, READ_AHEAD))
+        with ThreadPoolExecutor(1, thread_name_prefix="egoaudio-loader") as thread:
+            pending = deque(thread.submit(read, epoch, number) for number in itertools.islice(numbers, READ_AHEAD))
             try:
                 while pending:
                     asked = time.perf_counter()
                     batch = pending.popleft().result()
                     self.wait_seconds += time.perf_counter() - asked
-                    pending.extend(threads.submit(read, epoch, number) for number in itertools.islice(numbers, 1))
+                    pending.extend(thread.submit(read, epoch, number) for number in itertools.islice(numbers, 1))
                     if self._copies is not None:
                         # Made on another stream: its memory must not be given away while this one still computes with it.
                         for tensor in (batch.features, batch.labels):
@@ -307,17 +302,6 @@ class Loader:
         return Batch(features, labels, self.dataset.rows[items])
 
 
-@contextlib.contextmanager
-def _reading_threads(count):
-    """Give a pool of threads for each of which torch computes in one thread: the cores are the consumer's."""
-    num_threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(count, "egoaudio-loader", torch.set_num_threads, (1,)) as threads:
-            yield threads
-    finally:
-        torch.set_num_threads(num_threads)  # each thread has its own number, but the last one set is what new threads begin with
-
-
 class _Buffers:
     """Arrays for batches, used again: touching new memory takes as long as the gather itself.
 
@@ -330,11 +314,12 @@ class _Buffers:
 
     def take(self, num_clips):
         """Return a float32 array (num_clips, ...) that nobody else uses."""
-        try:
+        if self._free:
             whole = self._free.pop()
-        except IndexError:
-            # NumPy asks for huge pages, torch does not: 20 % faster to fill.
-            whole = torch.empty(self._shape, pin_memory=True).numpy() if self._pinned else np.empty(self._shape, dtype=np.float32)
+        elif self._pinned:
+            whole = torch.empty(self._shape, pin_memory=True).numpy()
+        else:
+            whole = np.empty(self._shape, dtype=np.float32)  # NumPy asks for huge pages, torch does not: 20 % faster to fill
         part = whole[:num_clips]
         weakref.finalize(part, self._free.append, whole).atexit = False
         return part

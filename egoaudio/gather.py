@@ -3,14 +3,17 @@
 In: the path of an egoaudio file, the name of an array, row numbers. Out: float32 rows, normalised if asked. A
 ``RowSource`` belongs to one process, which maps the array once; it notices when the file changes under it.
 
-Measured with 131 KB rows in batches of 256, on an AMD EPYC with Linux 6.18, as shares of ``numpy.take`` from memory into one ready
-buffer (217,000 clips/s on one core):
+Measured with 131 KB rows in batches of 256, on one core of an AMD EPYC with Linux 6.18, as shares of ``numpy.take`` from memory into a
+ready buffer (170,000 clips/s of processor time):
 
-- the page cache warm: ``numpy.take`` out of the map 0.89 into one buffer, 0.80 into three in turn, which no longer fit the third-level cache; it
-  holds the interpreter's lock, so a second thread would be of no use. ``mode="clip"`` matters, the default copies through a second
-  buffer (0.21). ``torch.index_select`` lets go of the lock: 0.78 by one thread, 0.75 to 0.93 by two, as far as the memory gives it. A fresh result each
-  time 0.40 (page faults). ``os.preadv`` a row 0.61. Normalising each half megabyte while it is still in the cache 0.49.
-  Without gain: rows in ascending order, single frames, ``numpy.copyto`` or ``memmove`` a row, halves of a batch in two threads;
+- the page cache warm: one ``numpy.take`` out of the map into a ready buffer 0.92, into three in turn 0.85, which no longer fit the third-level
+  cache; ``mode="clip"`` matters, the default copies through a second buffer (0.21). A fresh result each time 0.40 (page faults).
+  ``os.preadv`` a row 0.66. Normalising each half megabyte while it is still in the cache 0.51.
+  Without gain: rows in ascending order, single frames, ``numpy.copyto`` or ``memmove`` a row. Two threads with ``torch.index_select``, which lets
+  go of the interpreter's lock, for twice the processor time: 0.93 instead of 0.71 in a quiet hour, 0.75 instead of 0.71 in a busy one, when
+  the neighbours want the memory, and in a full run of the benchmark the same as one thread. Not kept;
+- the same map holds the interpreter's lock, which matters where a page fault waits for a disk: rows that may not be in memory are read
+  by ``os.preadv``, which does not;
 - cold, on an older machine where memory gave 90,000: 910 clips/s without announcement, 8,500 when each row is announced to the kernel first
   (``WILLNEED``: many reads under way at once, and 1.05 times the bytes read rather than 7.7 times). ``MADV_RANDOM`` instead is 390.
 """
@@ -20,7 +23,6 @@ import time
 import warnings
 
 import numpy as np
-import torch
 
 from egoaudio import store
 from egoaudio.errors import TrainingError
@@ -55,16 +57,10 @@ class RowSource:
     TrainingError
         When it has no such array, or is not the file of ``identity`` any more.
 
-    Attributes
-    ----------
-    in_threads : bool
-        Whether several threads gather at once: copying then lets go of the interpreter's lock, which is slower for one.
-
     """
 
     def __init__(self, path, feature, identity=None):
         self.path = path
-        self.in_threads = False
         self._descriptor = None
         self._warned = False
         self.file = store.open(path)
@@ -77,11 +73,6 @@ class RowSource:
         self.is_mapped = self.file.is_mapped(feature)
         # A plain ndarray: numpy.memmap's own indexing costs 5 us a call.
         self._array = np.asarray(array) if self.is_mapped else array
-        self._tensor = None  # of the map, where rows need only be copied
-        if self.is_mapped and array.dtype == np.float32:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it cannot be written to
-                self._tensor = torch.from_numpy(self._array)
         self.shape, self.dtype = array.shape, array.dtype
         self.row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
         self._offset = self.file.extents[feature].offset if self.is_mapped else 0
@@ -172,14 +163,13 @@ class RowSource:
 
     def _fill(self, rows, out):
         """Write the rows as they are stored into ``out``."""
-        if self._tensor is None:  # float16, or repacked
+        if self.is_mapped and self.dtype == out.dtype:
+            if self._cold_batches == 0:
+                np.take(self._array, rows, axis=0, out=out, mode="clip")
+            else:
+                self._read(rows, out)
+        else:  # float16, or repacked
             out[...] = self._array[rows]
-        elif self._cold_batches:
-            self._read(rows, out)
-        elif self.in_threads:
-            torch.index_select(self._tensor, 0, torch.from_numpy(rows), out=torch.from_numpy(out))
-        else:
-            np.take(self._array, rows, axis=0, out=out, mode="clip")
 
     def _read(self, rows, out):
         """Read rows that may have to come from disk: unlike a page fault this lets other threads run, and a cut file is no SIGBUS."""

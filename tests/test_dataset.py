@@ -1,11 +1,8 @@
 """Batches: every item once, in an order that seed and epoch decide, the same from every kind of process, never overwritten."""
 
-import itertools
 import multiprocessing
 import os
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,7 +13,6 @@ from egoaudio import store
 from egoaudio.configuration import DataConfig
 from egoaudio.dataset import BLOCK_ITEMS, READ_AHEAD, ClipDataset, Loader
 from egoaudio.errors import TrainingError
-from egoaudio.gather import RowSource
 
 SHAPE = (6, 40)
 AUGMENTED = {"mixup": 0.4, "gain_db": 6.0, "spec_augment": True}
@@ -229,42 +225,6 @@ def test_leaving_the_loop_ends_the_thread(path):
     for _ in batches.epoch(0):
         break
     assert threading.active_count() == before
-
-
-@pytest.mark.parametrize("batches", [1, 99])
-def test_the_number_of_torchs_threads_is_the_readers_own_and_what_it_was_after_the_epoch(path, batches, monkeypatch):
-    def number_in_new_thread():
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(torch.get_num_threads).result()
-
-    before, seen, take = torch.get_num_threads(), set(), RowSource.take
-    monkeypatch.setattr(RowSource, "take", lambda *arguments: (seen.add(torch.get_num_threads()), take(*arguments)))
-    torch.set_num_threads(3)
-    try:
-        epoch = loader(path).epoch(0)
-        for _ in itertools.islice(epoch, batches):
-            assert torch.get_num_threads() == 3
-        epoch.close()
-        assert seen == {1}
-        assert torch.get_num_threads() == number_in_new_thread() == 3
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("cores, count", [({0}, 1), ({0, 1, 2, 3}, 2)])
-def test_two_threads_read_where_there_are_two_cores(path, cores, count, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: cores)
-    names, take = set(), RowSource.take
-
-    def slow_take(source, *arguments):
-        assert source.in_threads == (count > 1)
-        names.add(threading.current_thread().name)
-        time.sleep(0.01)
-        return take(source, *arguments)
-
-    monkeypatch.setattr(RowSource, "take", slow_take)
-    assert len(rows_of(loader(path))) == len(loader(path).dataset)
-    assert len(names) == count
 
 
 def test_a_reader_that_is_slower_than_the_consumer_shows_in_wait_seconds(path, monkeypatch):

@@ -7,12 +7,12 @@ import measuring
 import torch
 from torch import nn
 
-from egoaudio.configuration import OptimizationConfig
-from egoaudio.losses import Loss
-from egoaudio.memory import peak_memory_mb, reset_peak_memory
-from egoaudio.microbatch import Stepper
+from egoaudio.config.options import OptimizationConfig
 from egoaudio.models import create_model
-from egoaudio.training import make_optimizer
+from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
+from egoaudio.training.losses import Loss
+from egoaudio.training.step import Stepper
+from egoaudio.training.train import make_optimizer
 
 CPU = torch.device("cpu")
 

@@ -19,8 +19,8 @@ import h5py
 import numpy as np
 import torch
 
-from egoaudio.configuration import DataConfig
-from egoaudio.dataset import ClipDataset, Loader
+from egoaudio.config.options import DataConfig
+from egoaudio.data.dataset import ClipDataset, Loader
 
 BATCH_SIZE = 256
 FEATURE = "spectrogram"

@@ -33,9 +33,11 @@ import numpy as np  # noqa: E402
 import one_core  # noqa: E402
 import whole_builds  # noqa: E402
 
-from egoaudio import heap, media, workers  # noqa: E402
-from egoaudio.configuration import BuildConfig, DenoiseConfig, FeatureConfig  # noqa: E402
-from egoaudio.plan import Inputs  # noqa: E402
+from egoaudio.builder import pool
+from egoaudio.builder.plan import Inputs  # noqa: E402
+from egoaudio.config.options import BuildConfig, DenoiseConfig, FeatureConfig  # noqa: E402
+from egoaudio.inputs import decoder
+from egoaudio.system import allocator  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bin"))
 import demo_data  # noqa: E402
@@ -78,7 +80,7 @@ def repeat_videos(source, folder, num_videos, copy):
 
 def measure_one_core(scratch, inputs, seconds, repeats):
     """Return ``(clips/s by name, raw runs, what is missing, seconds a clip by stage)``."""
-    heap.keep_freed_memory(workers.KEPT_BYTES)  # as a worker does; it serves the peers as well
+    allocator.keep_freed_memory(pool.KEPT_BYTES)  # as a worker does; it serves the peers as well
     paths = sorted(Path(inputs.videos).iterdir())
     stages, cores = [], os.sched_getaffinity(0)
     fresh = {
@@ -119,7 +121,7 @@ def measure_costs(scratch, inputs, short_inputs, seconds, short_seconds, repeats
         totals[which] = measuring.median(runs, "cpu") / len(laid[3])
         laid[0].unlink()
     paths = sorted(Path(inputs.videos).iterdir())
-    probing = measuring.median(measuring.interleave({"probe": lambda: [media.probe(path) for path in paths]}, repeats)["probe"], "cpu") / len(paths)
+    probing = measuring.median(measuring.interleave({"probe": lambda: [decoder.probe(path) for path in paths]}, repeats)["probe"], "cpu") / len(paths)
     clip = (totals["long"] - totals["short"]) / (seconds - short_seconds)
     return {"clip": clip, "video": max(0.0, totals["short"] - short_seconds * clip), "probe": probing}
 

@@ -33,14 +33,14 @@ from trials import (
     workers_of,
 )
 
-from egoaudio import store
-from egoaudio.build import build
-from egoaudio.configuration import BuildConfig
+from egoaudio.builder.build import build
+from egoaudio.builder.extract import extract
+from egoaudio.config.options import BuildConfig
 from egoaudio.errors import BuildError, Status
-from egoaudio.extraction import extract
+from egoaudio.hdf5 import writer as store
 
 # As on a file system that cannot reserve: rows then find the disk full while they are written.
-BUILD_UNRESERVED = [sys.executable, "-c", "from egoaudio import store; store.reserve = lambda path: None; from egoaudio.cli import build; build()"]
+BUILD_UNRESERVED = [sys.executable, "-c", "from egoaudio.hdf5 import writer; writer.reserve = lambda path: None; from egoaudio.cli import build; build()"]
 STOP_SECONDS = 5.0  # within which Ctrl-C and SIGTERM end a build
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import av
 
 import egoaudio
-from egoaudio.build import build
-from egoaudio.configuration import BuildConfig
+from egoaudio.builder.build import build
+from egoaudio.builder.plan import Inputs
+from egoaudio.config.options import BuildConfig
 from egoaudio.errors import Status
-from egoaudio.media import MEDIA_EXTENSIONS
-from egoaudio.plan import Inputs
+from egoaudio.inputs.decoder import MEDIA_EXTENSIONS
 
 
 def describe(path):

@@ -17,8 +17,8 @@ if __name__ == "__main__":
 import measuring  # noqa: E402
 import numpy as np  # noqa: E402
 
-from egoaudio import denoise  # noqa: E402
-from egoaudio.configuration import DenoiseConfig  # noqa: E402
+from egoaudio.audio import denoise  # noqa: E402
+from egoaudio.config.options import DenoiseConfig  # noqa: E402
 
 SAMPLE_RATE = 16000
 CONFIG = DenoiseConfig()

@@ -1,7 +1,7 @@
 """Faults, counted: builds and runs that are killed, broken and hostile input, full disks, and how many of them cost anything.
 
 Each row of ``FAULTS`` names a fault and the function that tries it (``build_faults`` has those of a build, ``trials`` what they are
-tried with). What a fault has cost is printed with the seed that repeats it. Rows made by ``_in_rooms`` count tests of the suite
+tried with). What a fault has cost is printed with the seed that repeats it. Rows made by ``_in_tests`` count tests of the suite
 that show the fault already; ``tests/test_faults.py`` runs the share called ``fast`` of the others.
 
     python benchmarks/faults.py [--full] [--output faults.json]
@@ -27,12 +27,12 @@ import measuring
 import numpy as np
 from trials import BUILD, HANG_SECONDS, NOT_TRIED, Sample, each, in_children, measured, require, room_tests, run, started, tiny_disk
 
-from egoaudio import store
-from egoaudio.build import build
-from egoaudio.configuration import BuildConfig
+from egoaudio.builder.build import build
+from egoaudio.builder.plan import Inputs
+from egoaudio.config.options import BuildConfig
 from egoaudio.errors import Status
-from egoaudio.finding import MEDIA_EXTENSIONS
-from egoaudio.plan import Inputs
+from egoaudio.hdf5 import writer
+from egoaudio.inputs.find_media import MEDIA_EXTENSIONS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import mutations  # noqa: E402
@@ -63,8 +63,8 @@ def break_media(sample, folder, num_faults, seed=0):
     if status != 0:
         return num_faults, 0, [f"seeds {seed} to {seed + num_faults - 1}: the build ends with status {status}: {said}"]
     reasons = [f"a process of the build took {megabytes} MB"] if megabytes > WORKER_MEGABYTES else []
-    with store.open(broken / "ego.h5") as file, store.open(good / "ego.h5") as expected:
-        reasons += store.verify(file)
+    with writer.open(broken / "ego.h5") as file, writer.open(good / "ego.h5") as expected:
+        reasons += writer.verify(file)
         for row in file.video_table[len(whole) :]:
             if row["duration_seconds"] > 75 or row["status"] == Status.PLANNED:
                 reasons.append(f"{row['video_id'].decode()}: status {row['status']}, {row['duration_seconds']} s")
@@ -91,7 +91,7 @@ def fill_disks_of_runs(sample, folder, num_faults, seed=0):
     """Fill the disk under a training run; with room again it ends in the weights of a run that was never stopped."""
     from small_runs import assert_same_run, make_file
 
-    from egoaudio import checkpoints
+    from egoaudio.models import checkpoints
 
     def command(output):
         return [*TRAIN, str(data), "--epochs", "30", "--batch-size", "16", "--validation-fraction", "0.25", "--output", str(output)]
@@ -145,7 +145,7 @@ class Fault:
     full: int | None = None
 
 
-def _in_rooms(words, *tests, faults_a_test=1):
+def _in_tests(words, *tests, faults_a_test=1):
     return Fault(words, partial(room_tests, tests, faults_a_test))
 
 
@@ -162,46 +162,51 @@ FAULTS = (
     Fault("build: disk full, read-only or limited, told before or in the middle; resumed", build_faults.fill_disks, 2, 28),
     Fault("build: its unfinished file or its folder removed; says so", build_faults.lose_targets, 1, 10),
     Fault("media mutated, all in one build; each told, good ones unharmed", break_media, 36, 516),
-    _in_rooms(
+    _in_tests(
         "media: playlists, and names like protocols; never followed",
-        "test_media_hostile.py::test_playlists_are_not_followed", "test_media_hostile.py::test_a_name_that_looks_like_a_protocol_is_a_file_name",
+        "inputs/test_decoder_hostile.py::test_playlists_are_not_followed",
+        "inputs/test_decoder_hostile.py::test_a_name_that_looks_like_a_protocol_is_a_file_name",
     ),
-    _in_rooms(
+    _in_tests(
         "media: folder, FIFO, socket, device, link out of the folder, hostile id; refused",
-        "test_media_hostile.py::test_what_is_no_media_file_is_refused_with_the_reason",
-        "test_finding.py::test_a_link_out_of_the_folder_is_refused_unless_allowed", "test_finding.py::test_a_linked_folder_is_entered_only_if_allowed",
-        "test_finding.py::test_no_id_reaches_outside",
+        "inputs/test_decoder_hostile.py::test_what_is_no_media_file_is_refused_with_the_reason",
+        "inputs/test_find_media.py::test_a_link_out_of_the_folder_is_refused_unless_allowed",
+        "inputs/test_find_media.py::test_a_linked_folder_is_entered_only_if_allowed",
+        "inputs/test_find_media.py::test_no_id_reaches_outside",
     ),
-    _in_rooms(
+    _in_tests(
         "media: hours in a tiny file, absurd headers and timestamps; bounded",
-        "test_media_hostile.py::test_hours_in_a_tiny_file_take_no_memory", "test_media_hostile.py::test_an_index_with_a_wrong_size_is_not_believed",
-        "test_media.py::test_absurd_rates_and_channels_are_refused", "test_media.py::test_a_wav_is_as_long_as_its_bytes",
-        "test_media.py::test_a_header_that_claims_a_billion_seconds_is_not_believed", "test_media.py::test_an_absurd_timestamp_makes_no_hours_of_silence",
+        "inputs/test_decoder_hostile.py::test_hours_in_a_tiny_file_take_no_memory",
+        "inputs/test_decoder_hostile.py::test_an_index_with_a_wrong_size_is_not_believed",
+        "inputs/test_decoder.py::test_absurd_rates_and_channels_are_refused", "inputs/test_decoder.py::test_a_wav_is_as_long_as_its_bytes",
+        "inputs/test_decoder.py::test_a_header_that_claims_a_billion_seconds_is_not_believed",
+        "inputs/test_decoder.py::test_an_absurd_timestamp_makes_no_hours_of_silence",
     ),
     Fault("CSVs mutated; read or refused in words", break_csvs, 60, 300),
-    _in_rooms("CSVs: one line of 1 GB; refused after 1 MB", "test_tables.py::test_a_row_of_a_gigabyte_is_refused_after_a_megabyte"),
-    _in_rooms(
-        "HDF5 mutated; refused, found by --verify, or as it was", "test_reader_hostile.py::test_a_hundred_mutated_files_crash_nothing", faults_a_test=100,
+    _in_tests("CSVs: one line of 1 GB; refused after 1 MB", "inputs/test_csv_rows.py::test_a_row_of_a_gigabyte_is_refused_after_a_megabyte"),
+    _in_tests(
+        "HDF5 mutated; refused, found by --verify, or as it was", "hdf5/test_reader_hostile.py::test_a_hundred_mutated_files_crash_nothing", faults_a_test=100,
     ),
-    _in_rooms(
+    _in_tests(
         "HDF5 foreign, cut, lying or leading to other files; refused, no SIGBUS",
-        *(f"test_reader_hostile.py::test_{name}" for name in (
+        *(f"hdf5/test_reader_hostile.py::test_{name}" for name in (
             "what_is_no_file_is_refused", "what_is_not_hdf5_is_refused", "foreign_hdf5_is_refused", "what_is_not_as_the_format_says_is_refused",
             "a_few_bytes_that_claim_to_be_terabytes_are_not_read", "truncated_file_is_refused",
             "array_beyond_the_end_of_the_file_is_refused_before_it_is_mapped", "array_at_an_absurd_place_never_crashes",
         )),
     ),
-    _in_rooms("checkpoints mutated; refused", "test_checkpoints.py::test_a_mutated_checkpoint_is_refused"),
-    _in_rooms("checkpoints that hold code; refused, and it never runs", "test_checkpoints.py::test_a_foreign_file_is_refused_and_its_code_never_runs"),
-    _in_rooms(
-        "training: kill -9; resumed to the same weights", "test_runs.py::test_killed_at_ten_random_moments_it_ends_in_the_same_weights", faults_a_test=10
+    _in_tests("checkpoints mutated; refused", "models/test_checkpoints.py::test_a_mutated_checkpoint_is_refused"),
+    _in_tests("checkpoints that hold code; refused, and it never runs", "models/test_checkpoints.py::test_a_foreign_file_is_refused_and_its_code_never_runs"),
+    _in_tests(
+        "training: kill -9; resumed to the same weights",
+        "training/test_run_folder.py::test_killed_at_ten_random_moments_it_ends_in_the_same_weights", faults_a_test=10
     ),
-    _in_rooms("training: Ctrl-C; resumed to the same weights", "test_runs.py::test_interrupted_and_run_again_it_ends_in_the_same_weights"),
+    _in_tests("training: Ctrl-C; resumed to the same weights", "training/test_run_folder.py::test_interrupted_and_run_again_it_ends_in_the_same_weights"),
     Fault("training: disk full while checkpointing; resumed to the same weights", fill_disks_of_runs, 0, 5),
-    _in_rooms(
+    _in_tests(
         "training: the file changes or disappears; named",
-        "test_training.py::test_a_file_that_changes_while_training_is_noticed_and_named",
-        "test_training.py::test_a_file_that_disappears_while_training_is_named_and_the_run_ends_as_if_it_were_there",
+        "training/test_train.py::test_a_file_that_changes_while_training_is_noticed_and_named",
+        "training/test_train.py::test_a_file_that_disappears_while_training_is_named_and_the_run_ends_as_if_it_were_there",
     ),
 )  # fmt: skip
 

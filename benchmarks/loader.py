@@ -37,10 +37,10 @@ import batches  # noqa: E402
 import measuring  # noqa: E402
 import numpy as np  # noqa: E402
 
-from egoaudio import store  # noqa: E402
-from egoaudio.configuration import DataConfig  # noqa: E402
-from egoaudio.dataset import ClipDataset, Loader  # noqa: E402
+from egoaudio.config.options import DataConfig  # noqa: E402
+from egoaudio.data.dataset import ClipDataset, Loader  # noqa: E402
 from egoaudio.errors import Status  # noqa: E402
+from egoaudio.hdf5 import writer as store  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import synthetic  # noqa: E402
@@ -53,7 +53,7 @@ TURN_SECONDS = 0.5  # as many whole epochs as that takes: of ours, 70 ms long, t
 def fresh_processes(number):
     """Return so many pools of one new process each; what takes long to import was imported before they forked."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["egoaudio.dataset"])
+    context.set_forkserver_preload(["egoaudio.data.dataset"])
     return [ProcessPoolExecutor(1, context) for _ in range(number)]
 
 

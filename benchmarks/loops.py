@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from egoaudio.configuration import DataConfig, OptimizationConfig
-from egoaudio.dataset import ClipDataset, Loader
-from egoaudio.losses import Loss
-from egoaudio.memory import peak_memory_mb, reset_peak_memory
-from egoaudio.microbatch import Stepper
+from egoaudio.config.options import DataConfig, OptimizationConfig
+from egoaudio.data.dataset import ClipDataset, Loader
 from egoaudio.models import create_model
-from egoaudio.training import make_optimizer
+from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
+from egoaudio.training.losses import Loss
+from egoaudio.training.step import Stepper
+from egoaudio.training.train import make_optimizer
 
 LEARNING_RATE = 1e-3
 CPU = torch.device("cpu")

@@ -14,9 +14,11 @@ import shutil
 
 import numpy as np
 
-from egoaudio import build as stories
-from egoaudio import extraction, media, store
-from egoaudio.plan import gather
+from egoaudio.builder import build as stories
+from egoaudio.builder import extract
+from egoaudio.builder.plan import gather
+from egoaudio.hdf5 import writer
+from egoaudio.inputs import decoder
 
 SAMPLE_RATE = 16000
 
@@ -24,7 +26,7 @@ SAMPLE_RATE = 16000
 def decode(paths):
     """Decode, mix and resample: the floor."""
     for path in paths:
-        for _ in media.Decoder(path, SAMPLE_RATE):
+        for _ in decoder.Decoder(path, SAMPLE_RATE):
             pass
 
 
@@ -34,14 +36,14 @@ def lay_out(inputs, config, path):
     stories._lay_out(path, gathered, config, 1, 600.0)
     with stories._opened(path) as file:
         jobs = [stories._job(row, number, gathered, config) for number, row in enumerate(file.video_table)]
-    return path, store.offsets(path), config, jobs
+    return path, writer.offsets(path), config, jobs
 
 
 def extract_all(path, extents, config, jobs):
     """Do all of a worker's work, in this process; return the seconds of each stage."""
-    outcomes = [extraction.extract(path, extents, config, job) for job in jobs]
+    outcomes = [extract.extract(path, extents, config, job) for job in jobs]
     assert all(outcome.status == 1 for outcome in outcomes)
-    return {stage: sum(outcome.stage_seconds[stage] for outcome in outcomes) for stage in extraction.STAGES}
+    return {stage: sum(outcome.stage_seconds[stage] for outcome in outcomes) for stage in extract.STAGES}
 
 
 def notebook(path, scratch):
@@ -67,7 +69,7 @@ def write_wavs(paths, folder):
     folder.mkdir()
     wavs = [folder / f"{path.stem}.wav" for path in paths]
     for path, wav in zip(paths, wavs, strict=True):
-        samples = np.concatenate(list(media.Decoder(path, SAMPLE_RATE)))
+        samples = np.concatenate(list(decoder.Decoder(path, SAMPLE_RATE)))
         wavfile.write(wav, SAMPLE_RATE, (samples * 32767).astype(np.int16))
     return wavs
 

@@ -23,9 +23,9 @@ from xml.etree import ElementTree
 
 import h5py
 
-from egoaudio import store
+from egoaudio.builder.plan import Inputs
 from egoaudio.errors import Status
-from egoaudio.plan import Inputs
+from egoaudio.hdf5 import writer
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "bin"), str(ROOT / "tests")]
@@ -187,8 +187,8 @@ def require_whole_partial(sample, path):
         return
     with h5py.File(path, "r"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with store.open(path) as file, store.open(sample.whole) as whole:
-            problems = store.verify(file)
+        with writer.open(path) as file, writer.open(sample.whole) as whole:
+            problems = writer.verify(file)
             require(not problems, f"the unfinished file is damaged: {problems[:3]}")
             done = file.video_table["status"] != Status.PLANNED
             require((file.video_table[done] == whole.video_table[done]).all(), "a video that is done differs from that of a build without faults")

@@ -11,9 +11,9 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from egoaudio import build as stories
+from egoaudio.builder import build as stories
+from egoaudio.builder.extract import Outcome, extract
 from egoaudio.errors import Status
-from egoaudio.extraction import Outcome, extract
 
 
 def only_say_done(path, extents, config, job):

@@ -18,10 +18,10 @@ import warnings
 import click
 from click.core import ParameterSource
 
-from egoaudio import interrupts
 from egoaudio._version import __version__
-from egoaudio.configuration import BUILD_PRESETS, TRAIN_PRESETS, BuildConfig, TrainConfig, flag_of, flags, from_flat
+from egoaudio.config.options import BUILD_PRESETS, TRAIN_PRESETS, BuildConfig, TrainConfig, flag_of, flags, from_flat
 from egoaudio.errors import EgoAudioError
+from egoaudio.system import signals
 
 
 class _CommaSeparated(click.ParamType):
@@ -92,12 +92,12 @@ def _command(example, goes_on=False):
             warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
             warnings.filterwarnings("always", category=UserWarning, module="egoaudio")
             try:
-                with interrupts.listening():
+                with signals.listening():
                     sys.exit(function(*args, **kwargs) or 0)
             except EgoAudioError as error:
                 click.echo(f"error: {error}", err=True)
                 sys.exit(error.exit_code)
-            except interrupts.Interrupted as interrupted:
+            except signals.Interrupted as interrupted:
                 click.echo("interrupted" + ("; what was done is kept, the same command goes on from there" if goes_on else ""), err=True)
                 sys.exit(interrupted.exit_code)
 
@@ -145,8 +145,8 @@ def build(config, annotations, test_annotations, classes, videos, follow_links, 
     Run the same command again to finish a build that was stopped. The exit status is 3 when a video that should have
     given data gave none; the file is complete all the same.
     """
-    from egoaudio import build as stories
-    from egoaudio.plan import Inputs
+    from egoaudio.builder import build as stories
+    from egoaudio.builder.plan import Inputs
 
     inputs = Inputs(annotations, videos, test_annotations, classes, follow_links)
     if dry_run:
@@ -165,26 +165,26 @@ def build(config, annotations, test_annotations, classes, videos, follow_links, 
 @click.option("--export-clip", nargs=2, type=(click.INT, click.Path()), default=None, help=_EXPORT, metavar="N PATH")
 def inspect(file, failed, verify, plot, export_clip):
     """Show what an egoaudio file holds; without options, a page of facts."""
-    from egoaudio import inspection, reader
+    from egoaudio.hdf5 import reader, summary
 
     with reader.open(file) as opened:
         if not (failed or verify or plot or export_clip):
-            click.echo(inspection.summary(opened))
+            click.echo(summary.summary(opened))
         if failed:
-            click.echo(inspection.failed(opened))
+            click.echo(summary.failed(opened))
         if plot:
-            from egoaudio import plots
+            from egoaudio import figures
 
-            plots.plot_classes(opened, plot)
+            figures.plot_classes(opened, plot)
             click.echo(f"wrote {plot}")
         if export_clip:
-            inspection.export_clip(opened, *export_clip)
+            summary.export_clip(opened, *export_clip)
             click.echo(f"wrote {export_clip[1]}")
         if verify:
-            from egoaudio.progress import Progress
+            from egoaudio.system.progress import Progress
 
             with Progress(opened.num_videos, "verify") as progress:
-                problems = inspection.verify(opened, progress=progress.advance)
+                problems = summary.verify(opened, progress=progress.advance)
             click.echo("\n".join(problems) or f"{file}: all {opened.num_videos:,} videos are as they were written")
             return 1 if problems else 0
     return 0
@@ -203,7 +203,7 @@ def train(config, file, output, device, tensorboard, force):
     Run the same command again to go on with a run that was stopped: it ends in the same weights. Out of memory is
     handled: the batch is computed in smaller slices, with the same result.
     """
-    from egoaudio.training import train as run
+    from egoaudio.training.train import train as run
 
     click.echo(run(file, output, config, device=device, tensorboard=tensorboard, force=force))
     return 0
@@ -220,7 +220,7 @@ def train(config, file, output, device, tensorboard, force):
 @click.option("--device", help="cpu, cuda, cuda:1; the GPU if there is one.")
 def evaluate(checkpoint, file, split, pool, output, submission, frame_submission, device):
     """Evaluate a trained model on a split of an egoaudio file, beside the score of the classes' frequencies."""
-    from egoaudio.evaluation import evaluate as run
+    from egoaudio.evaluation.evaluate import evaluate as run
 
     click.echo(run(checkpoint, file, split=split, pool=pool, output=output, submission=submission, frame_submission=frame_submission, device=device))
     return 0

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from egoaudio import media
+from egoaudio.inputs import decoder as media
 
 VIDEO_CODECS = {".avi": "mpeg4", ".webm": "libvpx", ".mpg": "mpeg2video", ".flv": "flv"}
 LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "quad", 6: "5.1"}

@@ -5,9 +5,9 @@ import csv
 import synthetic
 import torch
 
-from egoaudio import checkpoints
-from egoaudio.configuration import TrainConfig, from_flat
-from egoaudio.microbatch import Stepper
+from egoaudio.config.options import TrainConfig, from_flat
+from egoaudio.models import checkpoints
+from egoaudio.training.step import Stepper
 
 SHAPE = (8, 16)
 HARD = {"model": "cnn-small", "dropout": 0.3, "mixup": 0.4, "spec_augment": True, "gain_db": 3.0, "balanced_sampling": True}  # everything that is random

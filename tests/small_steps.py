@@ -5,10 +5,10 @@ import math
 import torch
 from torch import nn
 
-from egoaudio.configuration import ModelConfig
-from egoaudio.losses import Loss
-from egoaudio.microbatch import Stepper
+from egoaudio.config.options import ModelConfig
 from egoaudio.models import create_model
+from egoaudio.training.losses import Loss
+from egoaudio.training.step import Stepper
 
 NUM_CLASSES, SHAPE = 5, (8, 20)
 OUT_OF_MEMORY = [

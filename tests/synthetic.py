@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from egoaudio import store
-from egoaudio.configuration import BuildConfig, to_json
+from egoaudio.config.options import BuildConfig, to_json
 from egoaudio.errors import Status
+from egoaudio.hdf5 import writer as store
 
 AXES = {
     "spectrogram": "clip,frame_seconds,frequency_hz", "mfcc": "clip,frame_seconds,coefficient", "logmel": "clip,logmel_frame_seconds,mel_hz",

@@ -1,4 +1,4 @@
-"""The house: which room may use which, which library lives where, and what nothing may load."""
+"""The house: which module may use which, which library lives where, and what nothing may load."""
 
 import ast
 import subprocess
@@ -11,38 +11,43 @@ import egoaudio
 
 ROOT = Path(egoaudio.__file__).parent
 
-# From the ground up: a room may use only rooms that stand before it.
-ROOMS = """
-    _version errors interrupts configuration tables annotations
-    timeline containers finding media clips gating masks denoise mel features
-    disk layout extents integrity reader store
-    heap workers progress extraction plan report lock build plots inspection
-    gather splits augment dataset
-    models/dropout models/cnn models/transformer models
-    metrics charades bootstrap truth curves results
-    memory losses ranks slices microbatch checkpoints evaluation runs training cli
+# The stages, in the order in which data passes them: a module may use only modules that stand before it.
+MODULES = """
+    _version errors figures
+    system/signals system/files system/allocator system/progress system/lock
+    config/options
+    inputs/csv_rows inputs/annotations inputs/timestamps inputs/containers inputs/find_media inputs/decoder
+    audio/clips audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/features
+    hdf5/create hdf5/safe_access hdf5/integrity hdf5/reader hdf5/writer hdf5/summary
+    builder/pool builder/extract builder/plan builder/summary builder/build
+    data/rows data/splits data/augment data/dataset
+    models/dropout models/cnn models/transformer models models/memory models/micro_batch models/checkpoints
+    evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/ground_truth evaluation/results evaluation/evaluate
+    training/losses training/distributed training/step training/run_folder training/train
+    cli
 """.split()
+FOLDERS = {"system", "config", "inputs", "audio", "hdf5", "builder", "data", "evaluation", "training"}  # with an empty __init__
 
-ONE_ROOM = {
-    "av": {"media", "containers"},
-    "h5py": {"layout", "extents"},
-    "joblib": {"workers"},
+HOMES = {
+    "av": {"inputs/decoder", "inputs/containers"},
+    "h5py": {"hdf5/create", "hdf5/safe_access"},
+    "joblib": {"builder/pool"},
     "transformers": {"models/transformer"},
     "click": {"cli"},
-    "tqdm": {"progress"},
-    "noisereduce": {"denoise"},
-    "matplotlib": {"plots", "curves"},
+    "tqdm": {"system/progress"},
+    "noisereduce": {"audio/denoise"},
+    "matplotlib": {"figures"},
 }
 
 
-def _rooms():
-    """Return ``{room: path}``; a package is the room of its ``__init__``."""
-    rooms = {}
+def _modules():
+    """Return ``{module: path}``; a package is the module of its ``__init__``."""
+    modules = {}
     for path in ROOT.rglob("*.py"):
         name = str(path.relative_to(ROOT).with_suffix(""))
         if name != "__init__":
-            rooms[name.removesuffix("/__init__")] = path
-    return rooms
+            modules[name.removesuffix("/__init__")] = path
+    return modules
 
 
 def _imports(path):
@@ -56,37 +61,37 @@ def _imports(path):
     return found
 
 
-def _rooms_used(path):
-    """Return the rooms of ours that a file imports."""
-    rooms, used = _rooms(), set()
+def _modules_used(path):
+    """Return the modules of ours that a file imports."""
+    modules, used = _modules(), set()
     for name in _imports(path):
         parts = name.split(".")
         if parts[0] == "egoaudio":
             candidates = ["/".join(parts[1:3]), parts[1]] if len(parts) > 1 else []
-            used |= {next((room for room in candidates if room in rooms), None)}
+            used |= {next((module for module in candidates if module in modules), None)}
     return used - {None}
 
 
-def test_every_room_has_its_place():
-    assert set(_rooms()) == set(ROOMS)
+def test_every_module_has_its_place():
+    assert set(_modules()) - FOLDERS == set(MODULES)
 
 
-@pytest.mark.parametrize("room", sorted(_rooms()))
-def test_a_room_uses_only_rooms_before_it(room):
-    later = {used for used in _rooms_used(_rooms()[room]) if used != room and ROOMS.index(used) > ROOMS.index(room)}
-    assert not later, f"{room} uses {sorted(later)}, which stand after it"
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_uses_only_modules_before_it(module):
+    later = {used for used in _modules_used(_modules()[module]) if used != module and MODULES.index(used) > MODULES.index(module)}
+    assert not later, f"{module} uses {sorted(later)}, which stand after it"
 
 
-@pytest.mark.parametrize("library", sorted(ONE_ROOM))
-def test_a_library_has_one_room(library):
-    users = {room for room, path in _rooms().items() if any(name.split(".")[0] == library for name in _imports(path))}
-    assert users == ONE_ROOM[library]
+@pytest.mark.parametrize("library", sorted(HOMES))
+def test_a_library_has_one_module(library):
+    users = {module for module, path in _modules().items() if any(name.split(".")[0] == library for name in _imports(path))}
+    assert users == HOMES[library]
 
 
-@pytest.mark.parametrize("room", sorted(_rooms()))
-def test_no_room_is_long_or_named_like_the_standard_library(room):
-    assert len(_rooms()[room].read_text().splitlines()) <= 400
-    assert room.split("/")[-1] not in sys.stdlib_module_names
+@pytest.mark.parametrize("module", sorted(_modules()))
+def test_no_module_is_long_or_named_like_the_standard_library(module):
+    assert len(_modules()[module].read_text().splitlines()) <= 400
+    assert module.split("/")[-1] not in sys.stdlib_module_names
 
 
 @pytest.mark.parametrize(
@@ -94,8 +99,8 @@ def test_no_room_is_long_or_named_like_the_standard_library(room):
     [
         ("egoaudio", ["numpy", "h5py", "torch", "pandas"]),
         ("egoaudio.cli", ["numpy", "h5py", "torch", "pandas", "av"]),
-        ("egoaudio.build", ["torch", "torchaudio", "noisereduce", "pandas", "transformers", "matplotlib"]),
-        ("egoaudio.extraction", ["torch", "torchaudio", "noisereduce", "pandas", "transformers", "matplotlib"]),
+        ("egoaudio.builder.build", ["torch", "torchaudio", "noisereduce", "pandas", "transformers", "matplotlib"]),
+        ("egoaudio.builder.extract", ["torch", "torchaudio", "noisereduce", "pandas", "transformers", "matplotlib"]),
     ],
 )
 def test_importing_loads_nothing_heavy(module, heavy):

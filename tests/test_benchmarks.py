@@ -24,7 +24,7 @@ def test_a_tiny_run_prints_its_table_and_writes_machine_and_raw_runs(name, tmp_p
 
 def test_our_own_work_is_measured_down_to_the_disk_and_equals_a_build(tmp_path):
     import egoaudio
-    from egoaudio.build import build
+    from egoaudio.builder.build import build
 
     benchmark, one_core = importlib.import_module("build"), importlib.import_module("one_core")
     inputs = benchmark.make_videos(tmp_path / "videos", 2, 2, tiny=True)

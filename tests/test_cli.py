@@ -10,7 +10,7 @@ import synthetic
 from click.testing import CliRunner
 
 from egoaudio import cli
-from egoaudio.configuration import BuildConfig, TrainConfig, flag_of, flags
+from egoaudio.config.options import BuildConfig, TrainConfig, flag_of, flags
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bin"))
 import demo_data  # noqa: E402
@@ -49,7 +49,7 @@ def test_every_field_of_the_configuration_is_a_flag(command, config_class):
 @pytest.fixture
 def configured(monkeypatch):
     """Have egoaudio-build stop at its library call; return a function from arguments to the configuration it got."""
-    from egoaudio import build as stories
+    from egoaudio.builder import build as stories
 
     def run(*arguments):
         got = []
@@ -113,9 +113,9 @@ def test_a_video_without_data_is_exit_status_3_unless_skipped(tmp_path):
 def test_verify_finds_a_flipped_byte_and_exits_with_1(tmp_path):
     path = synthetic.make_file(tmp_path / "a.h5")
     assert CliRunner().invoke(cli.inspect, [str(path), "--verify"]).exit_code == 0
-    from egoaudio import store
+    from egoaudio.hdf5 import writer
 
-    place = store.offsets(path)["spectrogram"].offset + 12345
+    place = writer.offsets(path)["spectrogram"].offset + 12345
     raw = bytearray(Path(path).read_bytes())
     raw[place] ^= 1
     Path(path).write_bytes(raw)

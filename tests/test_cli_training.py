@@ -18,8 +18,10 @@ import small_runs
 import synthetic
 from click.testing import CliRunner
 
-from egoaudio import cli, evaluation, training
-from egoaudio.configuration import TrainConfig, flags
+from egoaudio import cli
+from egoaudio.config.options import TrainConfig, flags
+from egoaudio.evaluation import evaluate
+from egoaudio.training import train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bin"))
 import demo_data  # noqa: E402
@@ -53,7 +55,7 @@ def test_help_names_the_defaults():
 
 
 def test_the_splits_that_can_be_asked_for_are_those_there_are():
-    assert tuple(next(option for option in cli.evaluate.params if option.name == "split").type.choices) == evaluation.SPLITS
+    assert tuple(next(option for option in cli.evaluate.params if option.name == "split").type.choices) == evaluate.SPLITS
 
 
 def test_what_comes_next_can_be_pasted(trained):
@@ -78,7 +80,7 @@ def test_a_file_without_test_videos_is_evaluated_on_what_there_is(tmp_path):
 
 def test_flags_reach_the_configuration_and_the_preset_gives_way_to_them(monkeypatch, data):
     got = {}
-    monkeypatch.setattr(training, "train", lambda file, output, config, **options: got.update(config=config, **options) or "")
+    monkeypatch.setattr(train, "train", lambda file, output, config, **options: got.update(config=config, **options) or "")
     assert run(f"egoaudio-train '{data}' --output run").exit_code == 0
     assert got == {"config": TrainConfig(), "device": None, "tensorboard": False, "force": False}
     assert run(f"egoaudio-train '{data}' --output run --preset paper --model ast-paper --split-unit subject --micro-batch-size 3 --tensorboard").exit_code == 0
@@ -143,7 +145,7 @@ def test_an_interruption_promises_only_what_is_so(name, goes_on, data, monkeypat
     def interrupted(*_, **__):
         raise cli.interrupts.Interrupted(2)
 
-    monkeypatch.setattr({"train": training, "evaluate": evaluation}[name], name, interrupted)
+    monkeypatch.setattr({"train": train, "evaluate": evaluate}[name], name, interrupted)
     result = run({"train": f"egoaudio-train '{data}' --output run", "evaluate": f"egoaudio-evaluate '{data}' '{data}'"}[name])
     assert result.exit_code == 130
     assert result.stderr.startswith("interrupted") and ("the same command goes on" in result.stderr) == goes_on

@@ -9,14 +9,14 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from egoaudio import curves
+from egoaudio import figures
 from egoaudio.errors import TrainingError
 
 ROW = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.6, "top1": 0.25, "top5": 0.5, "map": 0.125}
 
 
 @pytest.fixture
-def figures(monkeypatch):
+def drawn_figures(monkeypatch):
     """Keep the figures that are drawn."""
     drawn = []
     original = Figure.savefig
@@ -32,10 +32,10 @@ def pixels(png):
     return imread(io.BytesIO(png), format="png")
 
 
-def test_the_curves_are_the_columns_of_the_table(figures):
+def test_the_curves_are_the_columns_of_the_table(drawn_figures):
     rows = [ROW, {**ROW, "epoch": 2, "train_loss": 0.25, "map": 0.0}]
-    assert pixels(curves.curves_png(rows)).shape[:2] == (400, 1000)
-    losses, accuracies = figures[0].axes
+    assert pixels(figures.curves_png(rows)).shape[:2] == (400, 1000)
+    losses, accuracies = drawn_figures[0].axes
     assert lines(losses) == {"training": [0.5, 0.25], "validation": [0.6, 0.6]}
     assert lines(accuracies) == {"top-1": [25, 25], "top-5": [50, 50], "mAP": [12.5, 0]}
     assert losses.lines[0].get_xdata().tolist() == [1, 2]
@@ -43,29 +43,29 @@ def test_the_curves_are_the_columns_of_the_table(figures):
 
 def test_rows_read_back_from_csv_give_the_same_picture():
     text = {name: str(value) for name, value in ROW.items()}
-    np.testing.assert_array_equal(pixels(curves.curves_png([ROW])), pixels(curves.curves_png([text])))
+    np.testing.assert_array_equal(pixels(figures.curves_png([ROW])), pixels(figures.curves_png([text])))
 
 
 @pytest.mark.parametrize("missing", [None, "", "nan"])
-def test_a_run_without_validation_shows_the_training_loss_alone(figures, missing):
+def test_a_run_without_validation_shows_the_training_loss_alone(drawn_figures, missing):
     rows = [{"epoch": epoch, "train_loss": 1.0, "val_loss": missing, "top1": missing} for epoch in (1, 2)]
-    curves.curves_png(rows)
-    losses, accuracies = figures[0].axes
+    figures.curves_png(rows)
+    losses, accuracies = drawn_figures[0].axes
     assert list(lines(losses)) == ["training"] and not accuracies.lines
     assert [text.get_text() for text in accuracies.texts] == ["no validation split"]
 
 
-def test_epochs_are_counted_in_whole_numbers_from_the_first_on(figures):
-    curves.curves_png([ROW])
-    for axes in figures[0].axes:
+def test_epochs_are_counted_in_whole_numbers_from_the_first_on(drawn_figures):
+    figures.curves_png([ROW])
+    for axes in drawn_figures[0].axes:
         low, high = axes.get_xlim()
         assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
 
 
 @pytest.mark.parametrize("num_classes", [1, 13, 158])
-def test_nothing_covers_the_bars_and_the_picture_says_which_split_it_is_of(figures, num_classes):
-    curves.per_class_png(OfClasses(list(np.linspace(1, 0.9, num_classes)), [f"Somebody is going from standing to sitting {k}" for k in range(num_classes)]))
-    (figure,) = figures
+def test_nothing_covers_the_bars_and_the_picture_says_which_split_it_is_of(drawn_figures, num_classes):
+    figures.per_class_png(OfClasses(list(np.linspace(1, 0.9, num_classes)), [f"Somebody is going from standing to sitting {k}" for k in range(num_classes)]))
+    (figure,) = drawn_figures
     (axes,), (legend,) = figure.axes, figure.legends
     assert not legend.get_window_extent().overlaps(axes.get_window_extent())
     labels = [label.get_window_extent() for label in axes.get_yticklabels()]
@@ -76,7 +76,7 @@ def test_nothing_covers_the_bars_and_the_picture_says_which_split_it_is_of(figur
 
 def test_an_empty_table_is_refused():
     with pytest.raises(TrainingError, match="no epoch"):
-        curves.curves_png([])
+        figures.curves_png([])
 
 
 class OfClasses:
@@ -90,30 +90,30 @@ class OfClasses:
         }
 
 
-def test_classes_are_drawn_best_first_and_those_without_clips_left_out(figures):
-    curves.per_class_png(OfClasses([0.25, float("nan"), 0.5, 0.25]))
-    axes = figures[0].axes[0]
+def test_classes_are_drawn_best_first_and_those_without_clips_left_out(drawn_figures):
+    figures.per_class_png(OfClasses([0.25, float("nan"), 0.5, 0.25]))
+    axes = drawn_figures[0].axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["N2 (2)", "N0 (0)", "N3 (3)"]
     assert [bar.get_width() for bar in axes.patches] == [50, 25, 25]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]
 
 
 @pytest.mark.parametrize("precisions", [[float("nan")] * 3, [0.5], list(np.linspace(0, 1, 25))])
-def test_any_number_of_classes_can_be_drawn(figures, monkeypatch, precisions):
-    monkeypatch.setattr(curves, "_MOST_CLASSES", 20)
-    curves.per_class_png(OfClasses(precisions))
-    shown = [label.get_text() for label in figures[0].axes[0].get_yticklabels()]
+def test_any_number_of_classes_can_be_drawn(drawn_figures, monkeypatch, precisions):
+    monkeypatch.setattr(figures, "_MOST_CLASSES", 20)
+    figures.per_class_png(OfClasses(precisions))
+    shown = [label.get_text() for label in drawn_figures[0].axes[0].get_yticklabels()]
     assert len(shown) == min(np.count_nonzero(~np.isnan(precisions)), 20)
     assert not {"N0 (0)", "N4 (4)"} & set(shown) or len(precisions) <= 20  # the rarest are left out
 
 
-def test_names_are_shown_as_they_are(figures):
-    curves.per_class_png(OfClasses([0.5, 0.4], ["$\\frac", "a_b^c"]))
-    curves.per_class_png(OfClasses([0.5, 0.4], ["$x$ and $y", "100 %"]))  # a formula would lose its dollar signs
-    shown = [label.get_text().replace(r"\$", "$") for figure in figures for label in figure.axes[0].get_yticklabels()]
+def test_names_are_shown_as_they_are(drawn_figures):
+    figures.per_class_png(OfClasses([0.5, 0.4], ["$\\frac", "a_b^c"]))
+    figures.per_class_png(OfClasses([0.5, 0.4], ["$x$ and $y", "100 %"]))  # a formula would lose its dollar signs
+    shown = [label.get_text().replace(r"\$", "$") for figure in drawn_figures for label in figure.axes[0].get_yticklabels()]
     assert shown == ["$\\frac (0)", "a_b^c (1)", "$x$ and $y (0)", "100 % (1)"]
 
 
 def test_pyplot_is_never_loaded():
-    code = "import sys; from egoaudio import curves; curves.curves_png([{'epoch': 1, 'train_loss': 1}]); assert 'matplotlib.pyplot' not in sys.modules"
+    code = "import sys; from egoaudio import figures; figures.curves_png([{'epoch': 1, 'train_loss': 1}]); assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

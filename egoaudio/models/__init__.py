@@ -9,7 +9,7 @@ Every model has ``enable_activation_checkpointing()``, which trades about a thir
     ast         the same on log-mel with strides of 10, in the sizes asked for, or from published weights
 """
 
-from egoaudio.configuration import ModelConfig, flag_of, flags
+from egoaudio.config.options import ModelConfig, flag_of, flags
 from egoaudio.errors import ConfigurationError
 
 # Which features each model takes; the first is what it listens to when nobody says otherwise.

@@ -1,0 +1,1 @@
+"""Samples -> clips -> denoised clips -> features."""

@@ -1,0 +1,275 @@
+"""Clips in, feature arrays out: log-power spectrogram, MFCC, Kaldi log-mel and the waveform itself.
+
+In: float32 windows (clips, samples), mono, [-1, 1]. Out: ``{name: float32 (clips, frames, values)}``, float16 when
+asked for. ``spectrogram`` and ``mfcc`` come from one power spectrum and equal ``librosa.stft`` (centred, zeros beyond
+the ends) in dB and ``librosa.feature.mfcc`` (Slaney mel, orthonormal DCT-II, at most 80 dB below the clip's loudest);
+``logmel`` is the filter bank that transformers' ``ASTFeatureExtractor`` computes before it pads and normalises:
+Kaldi's fbank of 25 ms frames every 10 ms, whole frames only (https://kaldi-asr.org/doc/feat.html). The filter banks
+are our own; librosa, torchaudio and kaldi-native-fbank are the oracles in the tests.
+
+Measured, a clip of 1 s at 16 kHz on one core: spectrogram and MFCC 0.13 ms, of which framing 0.013, the FFT 0.064, power 0.010,
+decibels 0.019, mel, its decibels and the DCT 0.015; ``logmel`` 0.105, of which the FFT 0.047. Not worth their lines: means of
+Kaldi's frames from sums of blocks (0.005 ms less of 0.105); one pass for mean and window is not to be had from NumPy.
+"""
+
+import numpy as np
+import scipy.fft
+from numpy.lib.stride_tricks import as_strided
+
+from egoaudio.audio.mel import FilterBank, kaldi_hz, kaldi_mel, slaney_hz, slaney_mel
+from egoaudio.errors import ConfigurationError
+
+MIN_POWER = 1e-10
+TOP_DB = 80.0  # a clip's MFCC see nothing that is further below its loudest
+DECIBELS = np.float32(10 / np.log(10))  # of the natural logarithm of a power
+
+LOGMEL_FRAME_MS = 25.0
+LOGMEL_HOP_MS = 10.0
+LOGMEL_BANDS = 128
+LOGMEL_MIN_HZ = 20.0
+LOGMEL_MIN_ENERGY = np.float32(np.finfo(np.float32).eps)
+PREEMPHASIS = 0.97
+
+GROUP_SAMPLES = 96 * 2048  # that are transformed at once: 3 clips of 1 s, which is 13 % (spectrogram) and 18 % (logmel) faster than one; more gain 3 %
+COSINES = {"hann": (0.5, -0.5), "hamming": (0.54, -0.46), "blackman": (0.42, -0.5, 0.08), "boxcar": (1.0,)}
+
+
+class FeatureExtractor:
+    """Compute the features of clips of one length.
+
+    Parameters
+    ----------
+    config : FeatureConfig
+        Which features, and their parameters.
+    sample_rate : int
+        Samples a second.
+    num_samples : int
+        Samples in a clip.
+
+    Raises
+    ------
+    ConfigurationError
+        Where a feature cannot be computed from such clips.
+    """
+
+    def __init__(self, config, sample_rate, num_samples):
+        if num_samples < 1:
+            raise ConfigurationError(f"clips of {num_samples} samples: expected at least 1; give a longer --clip-seconds")
+        self.config = config
+        self.sample_rate = sample_rate
+        self.num_samples = num_samples
+        self._spectra = self._cepstra = self._filter_banks = None
+        if "spectrogram" in config.features or "mfcc" in config.features:
+            self._spectra = PowerSpectra(config, num_samples)
+        if "mfcc" in config.features:
+            self._cepstra = Cepstra(config, sample_rate)
+        if "logmel" in config.features:
+            self._filter_banks = FilterBanks(sample_rate, num_samples)
+
+    @property
+    def shapes(self):
+        """Shape of a clip in each array: ``{name: (num_frames, num_values)}``, ``(num_samples,)`` for the waveform."""
+        shapes = {}
+        for name in self.config.features:
+            if name == "spectrogram":
+                shapes[name] = (self._spectra.num_frames, self.config.n_fft // 2 + 1)
+            elif name == "mfcc":
+                shapes[name] = (self._spectra.num_frames, self.config.n_mfcc)
+            elif name == "logmel":
+                shapes[name] = (self._filter_banks.num_frames, LOGMEL_BANDS)
+            else:
+                shapes[name] = (self.num_samples,)
+        return shapes
+
+    @property
+    def axes(self):
+        """Coordinates float64 of the axes that ``attributes(name)["axes"]`` names; times are of a frame's centre, from the window's start."""
+        axes = {}
+        if self._spectra:
+            axes["frame_seconds"] = np.arange(self._spectra.num_frames) * self.config.hop_length / self.sample_rate
+        if "spectrogram" in self.config.features:
+            axes["frequency_hz"] = np.arange(self.config.n_fft // 2 + 1) * self.sample_rate / self.config.n_fft
+        if self._filter_banks:
+            banks = self._filter_banks
+            axes["logmel_frame_seconds"] = (np.arange(banks.num_frames) * banks.hop_length + banks.frame_length / 2) / self.sample_rate
+            axes["mel_hz"] = banks.centres_hz
+        return axes
+
+    def attributes(self, name):
+        """Return what an array holds and how it was made, as text and numbers: ``units``, ``axes`` and every parameter."""
+        config = self.config
+        frames = {"n_fft": config.n_fft, "hop_length": config.hop_length, "window": config.window, "center": 1, "pad_mode": "constant"}
+        if name == "spectrogram":
+            return {"units": "dB", "axes": "clip,frame_seconds,frequency_hz", **frames, "power": 2.0, "min_power": MIN_POWER}
+        if name == "mfcc":
+            return {
+                "units": "dB", "axes": "clip,frame_seconds,coefficient", **frames, "power": 2.0, "min_power": MIN_POWER, "top_db": TOP_DB,
+                "n_mfcc": config.n_mfcc, "n_mels": config.n_mels, "f_min_hz": float(config.f_min_hz),
+                "f_max_hz": float(config.f_max_hz or self.sample_rate / 2), "mel_scale": "slaney", "mel_norm": "slaney", "dct_type": 2, "dct_norm": "ortho",
+            }
+        if name == "logmel":
+            banks = self._filter_banks
+            return {
+                "units": "log energy", "axes": "clip,logmel_frame_seconds,mel_hz", "n_fft": banks.n_fft, "frame_length": banks.frame_length,
+                "hop_length": banks.hop_length, "window": "hanning", "center": 0, "n_mels": LOGMEL_BANDS, "f_min_hz": LOGMEL_MIN_HZ,
+                "f_max_hz": self.sample_rate / 2, "mel_scale": "kaldi", "preemphasis": PREEMPHASIS, "remove_dc_offset": 1, "dither": 0.0,
+                "min_energy": float(LOGMEL_MIN_ENERGY),
+            }
+        return {"units": "1", "axes": "clip,sample", "sample_rate": self.sample_rate}
+
+    def __call__(self, windows, out=None):
+        """Compute every feature.
+
+        Parameters
+        ----------
+        windows : float32 (num_clips, num_samples)
+        out : dict of name to float32 array, optional
+            Where to write, of at least num_clips rows; saves the allocation. Float32 also where ``config.dtype`` is float16.
+
+        Returns
+        -------
+        dict of name to float32 or float16 (num_clips, num_frames, num_values)
+        """
+        windows = np.asarray(windows, dtype=np.float32)
+        if windows.ndim != 2 or windows.shape[1] != self.num_samples:
+            raise ValueError(f"expected windows of shape (clips, {self.num_samples}), not {windows.shape}")
+        count = len(windows)
+        if out is None:
+            out = {name: np.empty((count, *shape), np.float32) for name, shape in self.shapes.items()}
+        arrays = {name: out[name][:count] for name in self.config.features}
+        if "waveform" in arrays:
+            arrays["waveform"][:] = windows
+        if self._spectra:
+            for clips in self._spectra.groups(count):
+                power = self._spectra(windows[clips])
+                if self._cepstra:
+                    self._cepstra(power, arrays["mfcc"][clips])
+                if "spectrogram" in arrays:
+                    _decibels(power, arrays["spectrogram"][clips])
+        if self._filter_banks:
+            for clips in self._filter_banks.groups(count):
+                self._filter_banks(windows[clips], arrays["logmel"][clips])
+        if self.config.dtype == "float16":
+            return {name: array.astype(np.float16) for name, array in arrays.items()}
+        return arrays
+
+
+class _Framer:
+    """Cut clips into windowed frames and take their power spectra, a few clips at a time, in buffers that are reused."""
+
+    def __init__(self, num_frames, frame_length, hop_length, n_fft, window):
+        self.num_frames = num_frames
+        self.frame_length = frame_length
+        self.hop_length = hop_length
+        self.n_fft = n_fft
+        self.window = window.astype(np.float32)
+        self.clips_at_once = max(1, GROUP_SAMPLES // (num_frames * n_fft))
+        self._frames = np.zeros((self.clips_at_once, num_frames, n_fft), np.float32)  # zeros behind the frame stay
+        self._power = np.empty((self.clips_at_once, num_frames, n_fft // 2 + 1), np.float32)
+
+    def groups(self, num_clips):
+        """Yield slices of as many clips as are computed at once."""
+        for first in range(0, num_clips, self.clips_at_once):
+            yield slice(first, min(first + self.clips_at_once, num_clips))
+
+    def views(self, samples):
+        """Return the frames of ``samples`` (clips, n) and where their windowed copies go, both (clips, num_frames, frame_length)."""
+        row, item = samples.strides
+        shape = (len(samples), self.num_frames, self.frame_length)
+        frames = as_strided(samples, shape, (row, self.hop_length * item, item), writeable=False)
+        return frames, self._frames[: len(samples), :, : self.frame_length]
+
+    def transform(self, count):
+        """Return the power (count, num_frames, n_fft // 2 + 1) of the windowed frames; valid until the next call."""
+        power = self._power[:count]
+        np.abs(scipy.fft.rfft(self._frames[:count]), out=power)  # 11 us a clip; re**2 + im**2 of the strided parts takes 35
+        return np.multiply(power, power, out=power)
+
+
+class PowerSpectra(_Framer):
+    """Power spectra of centred frames, with zeros beyond the clip's ends, as librosa.stft(pad_mode="constant")."""
+
+    def __init__(self, config, num_samples):
+        half = config.n_fft // 2
+        padded = num_samples + 2 * half
+        phase = 2 * np.pi * np.arange(config.n_fft) / config.n_fft
+        window = sum(weight * np.cos(order * phase) for order, weight in enumerate(COSINES[config.window]))
+        super().__init__(1 + max(0, padded - config.n_fft) // config.hop_length, config.n_fft, config.hop_length, config.n_fft, window)
+        self._padded = np.zeros((self.clips_at_once, max(padded, config.n_fft)), np.float32)
+        self._inside = slice(half, half + num_samples)
+
+    def __call__(self, samples):
+        """Return the power (clips, num_frames, num_bins) of ``samples`` (clips, num_samples); valid until the next call."""
+        count = len(samples)
+        self._padded[:count, self._inside] = samples
+        frames, windowed = self.views(self._padded[:count])
+        np.multiply(frames, self.window, out=windowed)
+        return self.transform(count)
+
+
+class Cepstra:
+    """MFCC of power spectra, as librosa.feature.mfcc."""
+
+    def __init__(self, config, sample_rate):
+        nyquist = sample_rate / 2
+        f_max_hz = config.f_max_hz or nyquist
+        if not config.f_min_hz < f_max_hz <= nyquist:
+            raise ConfigurationError(
+                f"--f-min {config.f_min_hz:g}, --f-max {f_max_hz:g}: expected the first below the second, and that at most {nyquist:g}, half the sample rate"
+            )
+        frequencies = np.arange(config.n_fft // 2 + 1) * sample_rate / config.n_fft
+        edges = slaney_hz(np.linspace(slaney_mel(config.f_min_hz), slaney_mel(f_max_hz), config.n_mels + 2))
+        self._bank = FilterBank(frequencies, edges, 2 / (edges[2:] - edges[:-2]))
+        self._cosines = scipy.fft.dct(np.eye(config.n_mels), norm="ortho")[:, : config.n_mfcc].astype(np.float32)
+
+    def __call__(self, power, out):
+        """Write the MFCC of ``power`` (clips, frames, bins) to ``out`` (clips, frames, n_mfcc)."""
+        levels = self._bank(power)
+        _decibels(levels, levels)
+        np.maximum(levels, levels.max(axis=(1, 2), keepdims=True) - np.float32(TOP_DB), out=levels)
+        np.matmul(levels, self._cosines, out=out)
+
+
+class FilterBanks(_Framer):
+    """Kaldi's log-mel filter bank: pre-emphasis 0.97, mean removed, symmetric Hann, no dither, whole frames only."""
+
+    def __init__(self, sample_rate, num_samples):
+        frame_length = int(sample_rate * LOGMEL_FRAME_MS * 0.001)  # truncated, as Kaldi does
+        hop_length = int(sample_rate * LOGMEL_HOP_MS * 0.001)
+        if num_samples < frame_length:
+            raise ConfigurationError(
+                f"--features logmel: a clip of {num_samples / sample_rate:g} s is shorter than one frame of {LOGMEL_FRAME_MS:g} ms; "
+                "give a longer --clip-seconds or --context-seconds, or leave logmel out"
+            )
+        n_fft = 1 << (frame_length - 1).bit_length()
+        window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(frame_length) / (frame_length - 1))
+        super().__init__(1 + (num_samples - frame_length) // hop_length, frame_length, hop_length, n_fft, window)
+        edges = np.linspace(kaldi_mel(LOGMEL_MIN_HZ), kaldi_mel(sample_rate / 2), LOGMEL_BANDS + 2)
+        self._bank = FilterBank(kaldi_mel(np.arange(n_fft // 2) * sample_rate / n_fft), edges)  # Kaldi leaves out the highest bin
+        self._emphasised = np.zeros((self.clips_at_once, num_samples), np.float32)
+        self.centres_hz = kaldi_hz(edges[1:-1])
+
+    def __call__(self, samples, out):
+        """Write the log energies of ``samples`` (clips, num_samples) to ``out`` (clips, num_frames, LOGMEL_BANDS).
+
+        Kaldi takes the mean m from each frame and then 0.97 times the sample before from each sample. That is the
+        emphasised sound of the whole clip less 0.03 m, but in a frame's first sample, where the window is zero.
+        """
+        count = len(samples)
+        emphasised = self._emphasised[:count]
+        np.multiply(samples[:, :-1], np.float32(-PREEMPHASIS), out=emphasised[:, 1:])
+        emphasised[:, 1:] += samples[:, 1:]
+        frames, _ = self.views(samples)
+        means = frames.mean(axis=2, keepdims=True)
+        means *= np.float32(1 - PREEMPHASIS)
+        frames, windowed = self.views(emphasised)
+        np.subtract(frames, means, out=windowed)
+        windowed *= self.window
+        energies = self._bank(self.transform(count))
+        np.log(np.maximum(energies, LOGMEL_MIN_ENERGY, out=energies), out=out)
+
+
+def _decibels(power, out):
+    """Write 10 log10 of ``power``, at least -100 dB, to ``out``; ``power`` is spoilt. numpy's float32 log is vectorised, its log10 is not."""
+    np.log(np.maximum(power, np.float32(MIN_POWER), out=power), out=out)
+    out *= DECIBELS

@@ -1,0 +1,1 @@
+"""Videos -> one egoaudio file, in worker processes."""

@@ -1,0 +1,129 @@
+"""What a build will make: which videos, which files, how many clips of each, before a sample is decoded.
+
+``gather`` reads the annotations and finds the files; it is quick, and its ``sha256`` tells whether a file on disk is a
+build of the same inputs. ``probe_recordings`` then asks the worker processes how much sound each file really holds, and
+``Plan`` places every clip: row numbers are fixed from here on, so workers can write anywhere in any order.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from egoaudio.audio import clips
+from egoaudio.builder import pool
+from egoaudio.config.options import BuildConfig, to_json
+from egoaudio.errors import BuildError, Status
+from egoaudio.inputs import decoder
+from egoaudio.inputs.annotations import NO_ACTION, Annotations, read_annotations
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a build reads; paths as the user gave them."""
+
+    annotations: tuple
+    """CSV files; their videos are train videos unless a column says otherwise."""
+    videos: str
+    """Folder that holds the media files, at any depth."""
+    test_annotations: tuple = ()
+    """CSV files of test videos."""
+    classes: str | None = None
+    """Class list."""
+    follow_links: bool = False
+    """Whether symbolic links may lead out of ``videos``."""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The annotations, and the file of each video."""
+
+    annotations: Annotations
+    class_ids: tuple
+    """Ids of all classes, ``no_action`` the last one if the configuration has it."""
+    class_names: tuple
+    files: tuple
+    """For each video its path, or None where there is no file."""
+    file_names: tuple
+    """The same relative to the folder of videos, as text; empty where there is none."""
+    sha256: str
+    """Of the configuration, the annotations, and each video's file name and size."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A build, laid out: every video's sound and the clips it yields."""
+
+    gathered: Gathered
+    recordings: tuple
+    """A ``media.Recording`` for each video; status MISSING where it has no file."""
+    recording_samples: tuple
+    """For each video, its samples at the file's sample rate; 0 where there is no sound."""
+    first_clips: tuple
+    """For each video, its first row in /clips."""
+    num_clips: int
+
+
+def gather(inputs, config: BuildConfig):
+    """Read the annotations and find each video's file.
+
+    Raises
+    ------
+    AnnotationError, MediaError
+        As ``annotations.read_annotations`` and ``media.find_files``.
+    BuildError
+        When none of the videos has a file.
+    """
+    annotations = read_annotations(inputs.annotations, inputs.test_annotations, inputs.classes)
+    ids = [video.video_id for video in annotations.videos]
+    found = decoder.find_files(ids, inputs.videos, follow_links=inputs.follow_links)
+    if not found:
+        raise BuildError(
+            f"{inputs.videos}: none of the {len(ids):,} annotated videos is there; looked for {ids[0]}.mp4 and the like at any depth. "
+            "Is --videos the folder that holds the media files?"
+        )
+    root = Path(inputs.videos)
+    files = tuple(found.get(video_id) for video_id in ids)
+    file_names = tuple(str(path.relative_to(root)) if path else "" for path in files)
+    extra = () if config.clips.no_action == "none" else (NO_ACTION,)
+    class_ids = annotations.class_ids + extra
+    digest = hashlib.sha256(to_json(config).encode())
+    digest.update(json.dumps([class_ids, annotations.class_names]).encode())
+    for video, path, name in zip(annotations.videos, files, file_names, strict=True):
+        instances = [(instance.class_index, instance.start_seconds, instance.stop_seconds) for instance in video.instances]
+        facts = [video.video_id, video.split, video.subject, video.scene, video.egocentric, instances, name, path.stat().st_size if path else -1]
+        digest.update(json.dumps(facts).encode())
+    return Gathered(annotations, class_ids, annotations.class_names + extra, files, file_names, digest.hexdigest())
+
+
+def probe_recordings(gathered, config, num_workers, patience_seconds, progress):
+    """Ask worker processes how much sound each file holds, and place the clips.
+
+    Returns
+    -------
+    Plan
+    """
+    missing = decoder.Recording(Status.MISSING, "no media file of this name under --videos", 0, 0, 0.0)
+    recordings = [missing] * len(gathered.files)
+    present = [(video, str(path)) for video, path in enumerate(gathered.files) if path is not None]
+    for (video, _), result in pool.each(_probe, present, workers=num_workers, patience_seconds=patience_seconds):
+        if isinstance(result, pool.Death):
+            result = decoder.Recording(Status.CRASHED, result.reason, 0, 0, 0.0)
+        recordings[video] = result
+        progress.advance(1, failures=result.status not in (Status.OK, Status.NO_AUDIO))
+    return place(gathered, recordings, config)
+
+
+def place(gathered, recordings, config):
+    """Give every recording its rows."""
+    samples, firsts, total = [], [], 0
+    for recording in recordings:
+        samples.append(round(recording.duration_seconds * config.sample_rate) if recording.status == Status.OK else 0)
+        firsts.append(total)
+        total += clips.plan_clips(samples[-1], config.clips, config.sample_rate).num_clips
+    return Plan(gathered, tuple(recordings), tuple(samples), tuple(firsts), total)
+
+
+def _probe(item):
+    """Probe one file; runs in a worker."""
+    return decoder.probe(item[1])

@@ -1,0 +1,1 @@
+"""An egoaudio file -> batches. From here on torch may be loaded."""

@@ -1,0 +1,1 @@
+"""Scores -> numbers, tables and files."""

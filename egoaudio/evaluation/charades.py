@@ -1,0 +1,172 @@
+"""The official Charades protocol: what a video's and a frame's scores are, and how they are judged. Numpy only.
+
+In: the scores of clips, (num_clips, num_actions), actions being the classes of the annotation (157; never no_action).
+Classification: a video's scores are its clips' pooled; it is judged against every action annotated in it, times
+ignored. Localization: 25 frames a video, at j/25 of its length for j = 0..24; an action is on in a frame when
+start <= time <= end, both inclusive (a reversed instance is never on). A frame's scores are its clips'.
+
+Of both, from ``Charades_v1_classify.m`` and ``Charades_v1_localize.m`` (Sigurdsson et al., vuchallenge.org):
+rows rank by falling score, equal scores in the order of the annotation file; the average precision of an action is
+the sum of the precision at each of its rows over their number. A video or frame that was not scored ranks last, and
+its actions still count as missed. In classification so does a video without actions (the script drops its id).
+The scripts return NaN if any action never occurs; here, as for all our means, such actions are left out. They take a
+video's length from the CSV; ours is that of the sound, so that a frame lies where it is heard.
+"""
+
+import numpy as np
+
+from egoaudio.errors import TrainingError
+from egoaudio.evaluation.metrics import check, mean_over_classes, ranked
+
+FRAMES_PER_VIDEO = 25
+
+
+# ----------------------------------------------------------------------------------------------------- judging
+
+
+def average_precision(scores, labels):
+    """Return the official average precision of each action.
+
+    Parameters
+    ----------
+    scores : array (num_rows, num_actions)
+        Of videos or frames in the order of the annotation file; a row that was not scored is minus infinity.
+    labels : array (num_rows, num_actions)
+
+    Returns
+    -------
+    array (num_actions,) of float64
+        NaN for an action without rows.
+    """
+    scores, labels = check(scores, labels)
+    result = np.full(scores.shape[1], np.nan)
+    for column, (_, positive, _, _) in enumerate(ranked(scores, labels)):
+        if positive.any():
+            result[column] = np.mean(np.cumsum(positive)[positive] / (np.flatnonzero(positive) + 1))
+    return result
+
+
+def mean_average_precision(scores, labels):
+    """Return the official average precision averaged over the actions that occur."""
+    return mean_over_classes(average_precision(scores, labels))
+
+
+def chance_average_precision(scores, labels):
+    """Return the official average precision of each action, averaged over every order of rows with equal scores.
+
+    This is how a guess that says the same of every row is judged: the script itself would rank it by the order of the
+    annotation file, which says nothing about the guess. (On the Charades-Ego test videos: 7.1 %.)
+    """
+    scores, labels = check(scores, labels)
+    result = np.full(scores.shape[1], np.nan)
+    for column, (_, positive, first, last) in enumerate(ranked(scores, labels)):
+        if positive.any():
+            found = np.r_[0, np.cumsum(positive)]
+            before, size = found[first], last - first + 1
+            among = found[last + 1] - before  # positives of the tie
+            place = np.arange(len(positive)) - first
+            # The rank is positive with probability among / size; then the others of the tie are spread evenly around it.
+            expected = before + 1 + (among - 1) * place / np.maximum(size - 1, 1)
+            result[column] = np.sum(among / size * expected / (np.arange(len(positive)) + 1)) / positive.sum()
+    return result
+
+
+# ------------------------------------------------------------------------------------------------ videos, frames
+
+
+def pool_videos(scores, clip_video, num_videos, pool):
+    """Return the scores of videos from those of their clips.
+
+    Parameters
+    ----------
+    scores : array (num_clips, num_actions)
+    clip_video : array (num_clips,) of int
+        Which video, 0 to ``num_videos`` - 1, a clip belongs to; in any order.
+    pool : str
+        ``max`` or ``mean``.
+
+    Returns
+    -------
+    array (num_videos, num_actions) of float32
+        Minus infinity for a video without clips. Float32, so that nine digits in a submission lose nothing.
+    """
+    order = np.argsort(clip_video, kind="stable")
+    present, starts = np.unique(clip_video[order], return_index=True)
+    result = np.full((num_videos, scores.shape[1]), -np.inf, np.float32)
+    if pool == "max":
+        result[present] = np.maximum.reduceat(scores[order], starts)
+    elif pool == "mean":
+        result[present] = np.add.reduceat(scores[order], starts, dtype=np.float64) / np.diff(np.r_[starts, len(order)])[:, None]
+    else:
+        raise TrainingError(f"--pool {pool!r}: expected max or mean")
+    return result
+
+
+def drop_empty_videos(video_scores, video_labels):
+    """Return the scores with those of videos that have no action at minus infinity: the script ranks them last."""
+    return np.where(video_labels.any(axis=1, keepdims=True), video_scores, -np.inf).astype(np.float32)
+
+
+def frame_seconds(video_seconds):
+    """Return the times of the official frames, (num_videos, 25), of videos of these lengths."""
+    return np.arange(FRAMES_PER_VIDEO) / FRAMES_PER_VIDEO * np.asarray(video_seconds, np.float64)[:, None]
+
+
+def frame_labels(video_seconds, instances, num_actions):
+    """Return which actions are on in the official frames.
+
+    Parameters
+    ----------
+    video_seconds : array (num_videos,)
+        Lengths.
+    instances : structured array
+        ``video`` (an index into ``video_seconds``), ``class_index``, ``start_seconds``, ``stop_seconds``, as annotated.
+
+    Returns
+    -------
+    array (num_videos * 25, num_actions) of bool
+        The 25 frames of the first video, then those of the next.
+    """
+    times = frame_seconds(video_seconds)
+    on = np.zeros((*times.shape, num_actions), bool)
+    at = times[instances["video"]]  # (num_instances, 25)
+    which, frame = np.nonzero((instances["start_seconds"][:, None] <= at) & (at <= instances["stop_seconds"][:, None]))
+    on[instances["video"][which], frame, instances["class_index"][which]] = True
+    return on.reshape(-1, num_actions)
+
+
+def frame_scores(scores, clip_video, clip_start_seconds, clip_stop_seconds, video_seconds, pool):
+    """Return the scores of the official frames: those of the clips that contain them, else of the nearest clip.
+
+    Parameters
+    ----------
+    scores : array (num_clips, num_actions)
+    clip_video, clip_start_seconds, clip_stop_seconds : array (num_clips,)
+        As in ``pool_videos``; a clip is ``[start, stop)``.
+    pool : str
+        ``max`` or ``mean``, where clips overlap.
+
+    Returns
+    -------
+    array (num_videos * 25, num_actions) of float32
+        In the order of ``frame_labels``; minus infinity for a video without clips.
+    """
+    times = frame_seconds(video_seconds)
+    order = np.argsort(clip_video, kind="stable")
+    bounds = np.searchsorted(clip_video[order], np.arange(len(times) + 1))
+    clips, frames = [], []
+    for video in range(len(times)):
+        rows = order[bounds[video] : bounds[video + 1]]
+        if not len(rows):
+            continue
+        time = times[video][:, None]
+        start, stop = clip_start_seconds[rows], clip_stop_seconds[rows]
+        inside = (start <= time) & (time < stop)  # (25, clips)
+        distance = np.maximum(start - time, time - stop)
+        nearest = np.arange(len(rows)) == distance.argmin(axis=1)[:, None]
+        frame, clip = np.nonzero(np.where(inside.any(axis=1, keepdims=True), inside, nearest))
+        frames.append(video * FRAMES_PER_VIDEO + frame)
+        clips.append(rows[clip])
+    if not clips:
+        return np.full((times.size, scores.shape[1]), -np.inf, np.float32)
+    return pool_videos(scores[np.concatenate(clips)], np.concatenate(frames), times.size, pool)

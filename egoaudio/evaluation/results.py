@@ -1,0 +1,222 @@
+"""What an evaluation came to, and how it is written: a table, evaluation.json, per_class.csv, per_class.png, submissions.
+
+In: an ``Evaluation``. Out: text, or files that are there whole or not at all (written under another name, synced,
+renamed). Scores are fractions from 0 to 1 in the files and per cent in the table; what is not defined (a class without
+positives, an interval of one video) is null in JSON, empty in CSV and ``-`` in the table.
+
+Submissions are the official Charades text format: ``id score1 ... score157`` a video, or ``id frame score1 ... score157``
+with frames 1 to 25; a video without scores has no line, which the official scripts rank last.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from egoaudio._version import __version__
+from egoaudio.errors import TrainingError
+from egoaudio.evaluation.charades import FRAMES_PER_VIDEO
+from egoaudio.system import files
+
+# Name in evaluation.json, and what the table calls it.
+TITLES = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "map": "mAP",
+    "mean_class_accuracy": "mean class accuracy",
+    "mauc": "mAUC",
+    "macro_f1": "macro F1",
+    "video_map": "video mAP (Charades classification)",
+    "localization_map": "frame mAP (Charades localization)",
+}
+PER_CLASS_COLUMNS = (
+    "class_id", "name", "num_clips", "prior", "average_precision", "auc", "class_accuracy", "f1", "threshold",
+    "num_videos", "video_average_precision", "localization_average_precision",
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of an evaluation, a fraction; NaN where it is not defined."""
+
+    value: float
+    low: float = math.nan
+    """Lower end of the 95 % interval over videos."""
+    high: float = math.nan
+    prior: float = math.nan
+    """The same metric of scores that say nothing but how frequent each class is in the training split."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Everything about one evaluation; ``str()`` is the table."""
+
+    scores: dict
+    """``{name of TITLES: Score}``."""
+    per_class: dict
+    """``{name of PER_CLASS_COLUMNS: list}``, an entry per class; NaN where not defined."""
+    num_clips: int
+    """Clips behind the clip metrics: with sound and with labels."""
+    num_videos: int
+    """Videos of the split, with sound or not."""
+    num_videos_scored: int
+    num_resamples: int
+    """Of the bootstrap; 0 if no intervals were asked for."""
+    pool: str
+    video_ids: tuple
+    video_scores: np.ndarray
+    """float32 (num_videos, num_actions); minus infinity for a video without sound."""
+    frame_scores: np.ndarray | None
+    """float32 (num_videos * 25, num_actions); None without localization."""
+    notes: tuple = ()
+    """Sentences that say what is missing and why."""
+    about: dict = field(default_factory=dict)
+    """What was evaluated: checkpoint, file, split."""
+
+    def __str__(self):
+        return table(self)
+
+
+def table(evaluation):
+    """Return the scores as lines of text: value, 95 % interval, prior, in per cent."""
+    heading = f"{evaluation.about['split']} split: " if "split" in evaluation.about else ""
+    silent = evaluation.num_videos - evaluation.num_videos_scored
+    without = f" ({silent:,} of them without sound)" if silent else ""
+    videos = f"{evaluation.num_videos:,} video{'s' * (evaluation.num_videos != 1)}{without}"
+    lines = [f"{heading}{evaluation.num_clips:,} clips of {videos}, {len(evaluation.per_class['class_id'])} classes", ""]
+    width = max(len(title) for title in TITLES.values())
+    lines.append(f"{'per cent':{width}}  {'score':>6}  {'95 % interval':>15}  {'prior':>6}")
+    for name, title in TITLES.items():
+        if name in evaluation.scores:
+            score = evaluation.scores[name]
+            between = "-" if math.isnan(score.low) else f"{_percent(score.low)} to {_percent(score.high)}"
+            lines.append(f"{title:{width}}  {_percent(score.value):>6}  {between:>15}  {_percent(score.prior):>6}")
+    lines += ["", "prior: always guessing each class by its frequency in the training split"]
+    return "\n".join(lines + [f"note: {note}" for note in evaluation.notes])
+
+
+def _percent(fraction):
+    return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
+
+
+def prepare(folder, *submissions):
+    """Make the folder, and refuse what could not be written to, before hours of scoring rather than after them.
+
+    Of ``submissions``, paths or None, none may be a folder.
+
+    Raises
+    ------
+    TrainingError
+        If the folder cannot be made, or a submission's name is that of a folder.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"--output {folder}: cannot be made a folder ({error.strerror}): give the name of a folder that can be written to") from error
+    for path in submissions:
+        if path is not None and Path(path).is_dir():
+            raise TrainingError(f"{path}: no submission can be written there, for it is a folder: give the name of a file")
+
+
+def write(evaluation, folder):
+    """Write evaluation.json, per_class.csv and per_class.png into ``folder``, which is made if it is not there.
+
+    Raises
+    ------
+    TrainingError
+        If they cannot be written; files of an earlier evaluation are then left as they were.
+    """
+    from egoaudio.figures import per_class_png  # matplotlib takes half a second
+
+    folder = Path(folder)
+    write_file(folder / "evaluation.json", to_json(evaluation).encode())
+    write_file(folder / "per_class.csv", to_csv(evaluation).encode())
+    write_file(folder / "per_class.png", per_class_png(evaluation))
+
+
+def to_json(evaluation):
+    """Return the evaluation as JSON text, without what is per class."""
+    scores = {name: {part: _defined(getattr(score, part)) for part in ("value", "low", "high", "prior")} for name, score in evaluation.scores.items()}
+    contents = {
+        "egoaudio_version": __version__, **evaluation.about, "pool": evaluation.pool, "num_clips": evaluation.num_clips,
+        "num_videos": evaluation.num_videos, "num_videos_scored": evaluation.num_videos_scored, "num_resamples": evaluation.num_resamples,
+        "scores": scores, "notes": list(evaluation.notes),
+    }
+    return json.dumps(contents, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_csv(evaluation):
+    """Return the evaluation of each class as CSV text."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(PER_CLASS_COLUMNS)
+    for row in zip(*(evaluation.per_class[name] for name in PER_CLASS_COLUMNS), strict=True):
+        writer.writerow([_defined(value) for value in row])
+    return text.getvalue()
+
+
+def _defined(value):
+    """Return ``value``, or None where it is no number."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_submission(evaluation, path, frames=False):
+    """Write the scores of videos, or of frames, as the official evaluation scripts read them.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+    path : path
+    frames : bool
+        The format of ``Charades_v1_localize.m`` instead of ``Charades_v1_classify.m``.
+
+    Raises
+    ------
+    TrainingError
+        If an id holds white space, which the format cannot express, if there are no frames, or nothing can be written.
+    """
+    scores = evaluation.frame_scores if frames else evaluation.video_scores
+    if scores is None:
+        raise TrainingError(f"{path}: no submission of frames: " + " ".join(evaluation.notes))
+    for video_id in evaluation.video_ids:
+        if video_id.split() != [video_id]:
+            raise TrainingError(f"{path}: no submission, for the id {video_id!r} holds white space, which separates the columns of the format")
+    per_video = FRAMES_PER_VIDEO if frames else 1
+    number = " ".join(["%.9g"] * scores.shape[1])  # nine digits are all of a float32
+    lines = []
+    for row, values in enumerate(scores):
+        if np.isfinite(values).all():
+            frame = f" {row % per_video + 1}" if frames else ""
+            lines.append(f"{evaluation.video_ids[row // per_video]}{frame} " + number % tuple(values.tolist()) + "\n")
+    write_file(path, "".join(lines).encode())
+
+
+def write_file(path, contents):
+    """Write bytes to ``path`` so that the old file or the new one is there, whole; make its folder.
+
+    Raises
+    ------
+    TrainingError
+        If it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(contents)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        files.sync_folder(path)
+    except OSError as error:
+        raise TrainingError(f"{path}: could not be written ({error.strerror}): give another place, or make room") from error

@@ -1,0 +1,1 @@
+"""The egoaudio file: its layout, writing its rows, reading and checking it."""

@@ -1,0 +1,329 @@
+"""Lay an egoaudio file out: all names, types and places, without a single row.
+
+In: a ``Layout``. Out: a closed HDF5 file whose arrays lie at fixed places, ready for positioned writes; and, in the end, the mark that it is
+complete. The real file is never open for writing in HDF5 once it has its name, so a kill at any instant leaves a file that opens.
+
+Conventions: what another tool needs to read the file without us. Version 1.10 of HDF5, fixed shapes, no filters, space allocated early
+and never filled: HDF5 then puts the chunks of an array back to back. Fixed-length strings, no booleans, no times of modification
+(the same layout gives the same bytes).
+
+Source: the format's description in the README, with the reasons and the measurements. With ``extents``, the only user of h5py.
+"""
+
+import errno
+import io
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import h5py
+import numpy as np
+
+from egoaudio._version import __version__
+from egoaudio.errors import StoreError
+from egoaudio.system import files
+
+FORMAT = "egoaudio"
+FORMAT_VERSION = 1
+CLIP_DTYPE = np.dtype(
+    [("video", "<i4"), ("start_seconds", "<f8"), ("stop_seconds", "<f8"), ("num_samples", "<i4"), ("labelled", "u1"), ("status", "u1")]
+)
+INSTANCE_DTYPE = np.dtype([("video", "<i4"), ("class_index", "<i4"), ("start_seconds", "<f8"), ("stop_seconds", "<f8")])
+# "S" stands for a fixed-length string, whose length each file chooses.
+VIDEO_COLUMNS = {
+    "video_id": "S", "file": "S", "split": "S", "subject": "S", "scene": "S", "egocentric": "u1", "duration_seconds": "<f8",
+    "sample_rate": "<i4", "channels": "<i2", "first_clip": "<i8", "num_clips": "<i4", "status": "u1", "lost_samples": "<i8", "error": "S",
+}
+CLASS_COLUMNS = {"class_id": "S", "name": "S", "num_clips": "<i8"}
+ALIGNMENT = 4096  # a page: every array starts on one
+CHUNK_BYTES = 128 * 1024  # whole clips, as many as fit, at least one
+ERROR_BYTES = 240  # longest reason of a failed video
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """A feature array to lay out."""
+
+    name: str
+    """One of ``configuration.FEATURES``."""
+    row_shape: tuple[int, ...]
+    """Shape of one clip: (T, F), or (num_samples,) for the waveform."""
+    dtype: str
+    """float32 or float16."""
+    attributes: Mapping[str, str | int | float]
+    """``units``, ``axes`` (comma-separated names, the clip's first; those in ``Layout.axes`` are attached as scales), and parameters."""
+
+    @property
+    def axis_names(self):
+        """Name of each dimension, the clip's first."""
+        return [name.strip() for name in self.attributes["axes"].split(",")]
+
+    @property
+    def row_bytes(self):
+        """Bytes of one clip."""
+        return np.dtype(self.dtype).itemsize * math.prod(self.row_shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything about a file but its rows."""
+
+    num_clips: int
+    num_videos: int
+    num_classes: int
+    video_dtype: np.dtype
+    """Row of /videos, from ``video_dtype``: the strings' lengths are the build's to choose."""
+    class_dtype: np.dtype
+    """Row of /classes, from ``class_dtype``."""
+    arrays: tuple[ArrayLayout, ...]
+    sample_rate: int
+    clip_seconds: float
+    hop_seconds: float
+    config: str
+    """The whole build configuration, JSON."""
+    plan_sha256: str
+    """Hexadecimal; what the file is a build of."""
+    created_utc: str
+    """ISO 8601."""
+    axes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """``{name: float64 values}`` under /axes."""
+    num_instances: int = 0
+    """Rows of /instances, the annotated actions with their times."""
+
+    def __post_init__(self):
+        """Check that each named axis is as long as the dimension it describes."""
+        for array in self.arrays:
+            for length, name in zip(array.row_shape, array.axis_names[1:], strict=True):
+                if name in self.axes and len(self.axes[name]) != length:
+                    raise ValueError(f"axis {name} has {len(self.axes[name])} values, and /{array.name} is {length} long there")
+
+    @property
+    def num_bytes(self):
+        """Size of the file, to a page for each array and a little for the structure."""
+        tables = self.num_clips * (CLIP_DTYPE.itemsize + self.num_classes) + self.num_classes * self.class_dtype.itemsize
+        tables += self.num_instances * INSTANCE_DTYPE.itemsize
+        tables += self.num_videos * (self.video_dtype.itemsize + self.num_classes + 1 + len(self.arrays) * (4 + 3 * 8))
+        data = sum(-(-self.num_clips // _chunk_rows(array, self.num_clips)) * _chunk_rows(array, self.num_clips) * array.row_bytes for array in self.arrays)
+        return tables + data + ALIGNMENT * (13 + 8 * len(self.arrays) + len(self.axes))
+
+
+def video_dtype(*, video_id, file, split, subject, scene):
+    """Return the row type of /videos in which every text of the given columns fits; ``error`` holds 240 bytes."""
+    texts = {"video_id": video_id, "file": file, "split": split, "subject": subject, "scene": scene}
+    return np.dtype([(name, _string(texts[name]) if name in texts else f"S{ERROR_BYTES}" if kind == "S" else kind) for name, kind in VIDEO_COLUMNS.items()])
+
+
+def class_dtype(*, class_id, name):
+    """Return the row type of /classes in which every text of the given columns fits."""
+    texts = {"class_id": class_id, "name": name}
+    return np.dtype([(column, _string(texts[column]) if kind == "S" else kind) for column, kind in CLASS_COLUMNS.items()])
+
+
+def _string(texts):
+    return f"S{max((len(encode(text)) for text in texts), default=0) or 1}"
+
+
+def encode(text, num_bytes=None):
+    """Return a text as UTF-8, cut between two characters where it would be longer than ``num_bytes``."""
+    raw = text.encode("utf-8", errors="replace")
+    return raw if num_bytes is None else raw[:num_bytes].decode("utf-8", errors="ignore").encode("utf-8")
+
+
+# ------------------------------------------------------------------------------------------------------- structure
+
+
+def lay_out(path, layout):
+    """Create the whole file without its rows; it appears under ``path`` when it is complete, closed and on disk.
+
+    The same layout gives the same bytes. The file is sparse: it takes a few pages until rows are written or space is reserved.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Replaced if it exists. ``path + ".layout"`` is used on the way.
+    layout : Layout
+
+    Raises
+    ------
+    StoreError
+        The file cannot be created, or would be larger than the file system or a limit allows.
+    """
+    path = os.fspath(path)
+    temporary = path + ".layout"
+    try:
+        descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        try:
+            os.ftruncate(descriptor, layout.num_bytes)  # too large is said here, with an errno, rather than by HDF5
+            os.ftruncate(descriptor, 0)
+            _create(temporary, layout)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+        files.sync_folder(path)
+    except (OSError, RuntimeError) as error:  # HDF5 raises either
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise StoreError(files.explain(path, error, layout.num_bytes)) from error
+
+
+def _create(path, layout):
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_obj_track_times(False)
+    creation.set_attr_phase_change(64, 0)  # the root's attributes stay in its header, however many
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    access.set_alignment(1, ALIGNMENT)
+    with h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, creation, access)) as file:
+        root = {
+            "format": FORMAT, "format_version": FORMAT_VERSION, "complete": 0, "created_utc": layout.created_utc, "egoaudio_version": __version__,
+            "sample_rate": layout.sample_rate, "clip_seconds": float(layout.clip_seconds), "hop_seconds": float(layout.hop_seconds),
+            "config": layout.config, "plan_sha256": layout.plan_sha256,
+        }
+        _set_attributes(file, root)
+        num_clips, num_videos, num_classes = layout.num_clips, layout.num_videos, layout.num_classes
+        _dataset(file, "clips", (num_clips,), CLIP_DTYPE)
+        _dataset(file, "labels", (num_clips, num_classes), "u1")
+        _dataset(file, "videos", (num_videos,), layout.video_dtype)
+        _dataset(file, "video_labels", (num_videos, num_classes), "u1")
+        _dataset(file, "classes", (num_classes,), layout.class_dtype)
+        _dataset(file, "instances", (layout.num_instances,), INSTANCE_DTYPE)
+        _dataset(file, "synced", (num_videos,), "u1")
+        groups = {name: h5py.Group(_group(file, name)) for name in ("checksums", "statistics", "axes")}
+        for name, values in layout.axes.items():
+            scale = _dataset(groups["axes"], name, np.shape(values), "<f8")
+            scale[...] = values
+            scale.make_scale(name)
+        for array in layout.arrays:
+            shape = (num_clips, *array.row_shape)
+            dataset = _dataset(file, array.name, shape, np.dtype(array.dtype).newbyteorder("<"), _chunk_rows(array, num_clips))
+            _set_attributes(dataset, array.attributes)
+            # No dimension labels: they are of variable length, and PyTables crashes on them. The attribute "axes" says the same.
+            for dimension, name in enumerate(array.axis_names):
+                if name in layout.axes:
+                    dataset.dims[dimension].attach_scale(groups["axes"][name])
+            _dataset(groups["checksums"], array.name, (num_videos,), "<u4")
+            _dataset(groups["statistics"], array.name, (num_videos, 3), "<f8")
+
+
+def _chunk_rows(array, num_clips):
+    """Return how many whole clips make a chunk; a chunk may not be longer than the array."""
+    return max(1, min(num_clips, CHUNK_BYTES // array.row_bytes))
+
+
+def _group(parent, name):
+    plan = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+    plan.set_obj_track_times(False)
+    return h5py.h5g.create(parent.id, os.fsencode(name), gcpl=plan)
+
+
+def _dataset(parent, name, shape, dtype, chunk_rows=None):
+    """Create a dataset whose place in the file is fixed now and whose rows are not written: see the format's reasons."""
+    dtype = np.dtype(dtype)
+    if dtype.names is not None:
+        dtype = np.dtype([(key, h5py.string_dtype("utf-8", dtype[key].itemsize) if dtype[key].kind == "S" else dtype[key]) for key in dtype.names])
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plan.set_obj_track_times(False)
+    if chunk_rows is not None and shape[0] > 0:  # HDF5 has no chunks of nothing
+        plan.set_chunk((chunk_rows, *shape[1:]))
+    return h5py.Dataset(h5py.h5d.create(parent.id, os.fsencode(name), h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape), plan))
+
+
+def _set_attributes(item, attributes):
+    for name, value in attributes.items():
+        if isinstance(value, str):
+            raw = encode(value) or b"\0"
+            item.attrs.create(name, raw, dtype=h5py.string_dtype("utf-8", len(raw)))
+        elif isinstance(value, bool):
+            item.attrs.create(name, np.uint8(value))  # HDF5 has no booleans: other tools would see an enum
+        else:
+            item.attrs.create(name, np.int64(value) if isinstance(value, int) else np.asarray(value, "<f8"))
+
+
+def mark_complete(path):
+    """Set the root's ``complete`` to 1, on disk, in one write of a few bytes.
+
+    HDF5 works on an overlay that keeps its writes in memory; only the bytes that differ in the end go to the real file. So the file is
+    never in the state in which HDF5 refuses to open it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            overlay = _Overlay(descriptor)
+            with h5py.File(overlay, "r+", libver=("v110", "v110")) as file:
+                file.attrs.modify("complete", np.int64(1))
+            start, raw = overlay.difference()
+            os.fsync(descriptor)  # every row first
+            files.write_all(descriptor, raw, start)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except (OSError, RuntimeError) as error:
+        raise StoreError(files.explain(path, error)) from error
+
+
+class _Overlay(io.RawIOBase):
+    """A file-like object for h5py: reads come from a descriptor, writes stay here."""
+
+    def __init__(self, descriptor):
+        super().__init__()
+        self._descriptor = descriptor
+        self._size = os.fstat(descriptor).st_size
+        self._position = 0
+        self._pages = {}
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
+
+    def tell(self):
+        return self._position
+
+    def truncate(self, size):
+        if size != self._size:
+            raise OSError(errno.EPERM, f"a change of size from {self._size:,} to {size:,} bytes")
+        return size
+
+    def readinto(self, buffer):
+        view = memoryview(buffer).cast("B")
+        for page, inside, part in self._parts(len(view)):
+            view[part] = self._page(page)[inside]
+        self._position += len(view)
+        return len(view)
+
+    def write(self, data):
+        view = memoryview(data).cast("B")
+        for page, inside, part in self._parts(len(view)):
+            self._pages[page] = bytearray(self._page(page))
+            self._pages[page][inside] = view[part]
+        self._position += len(view)
+        return len(view)
+
+    def difference(self):
+        """Return ``(offset, bytes)``: the shortest stretch that makes the real file equal to this one."""
+        changed = {page: raw for page, raw in self._pages.items() if raw != self._read(page)}
+        if not changed:
+            return 0, b""
+        first, last = min(changed), max(changed)
+        ours = b"".join(self._page(page) for page in range(first, last + 1))
+        theirs = b"".join(self._read(page) for page in range(first, last + 1))
+        different = np.flatnonzero(np.frombuffer(ours, "u1") != np.frombuffer(theirs, "u1"))
+        return first * ALIGNMENT + int(different[0]), ours[different[0] : different[-1] + 1]
+
+    def _parts(self, size):
+        """Yield ``(page, slice inside it, slice of the data)`` for the next ``size`` bytes."""
+        done = 0
+        while done < size:
+            page, start = divmod(self._position + done, ALIGNMENT)
+            count = min(ALIGNMENT - start, size - done)
+            yield page, slice(start, start + count), slice(done, done + count)
+            done += count
+
+    def _page(self, page):
+        return self._pages.get(page) or self._read(page)
+
+    def _read(self, page):
+        return os.pread(self._descriptor, ALIGNMENT, page * ALIGNMENT).ljust(ALIGNMENT, b"\0")

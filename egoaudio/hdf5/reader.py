@@ -1,0 +1,342 @@
+"""Open an egoaudio file: check that it is one, find where its arrays lie, map them.
+
+In: a path. Out: ``EgoAudioFile``, whose arrays are read-only memory maps and whose tables are structured arrays or
+DataFrames. Nothing but the structure is read until it is asked for, so opening a million clips takes milliseconds.
+
+A file may be damaged or made to harm, so everything is checked before it is used: kinds and shapes, that no link and no
+dataset leads to another file, and that each array ends before the file does (a map beyond the end is a SIGBUS, which no
+``except`` can catch). What fails is a ``StoreError`` that names the file and the part.
+
+An array that another tool has repacked (compressed, say) cannot be mapped: it is read through h5py, with a warning.
+
+Source: the format's description in the README.
+"""
+
+import json
+import math
+import os
+import warnings
+from functools import cached_property
+
+import numpy as np
+
+from egoaudio.config.options import FEATURES
+from egoaudio.errors import Status, StoreError
+from egoaudio.hdf5.create import CLASS_COLUMNS, CLIP_DTYPE, FORMAT, FORMAT_VERSION, INSTANCE_DTYPE, VIDEO_COLUMNS
+from egoaudio.hdf5.safe_access import RepackedArray, find_extent, hard_links, open_hdf5, open_regular, reading, take_dataset
+
+_SCALE_ATTRIBUTES = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST"}  # HDF5's own, of dimension scales
+_LARGEST_READ_BYTES = 1 << 28
+_LARGEST_RATIO = 1032  # of deflate
+
+
+def open(path):
+    """Open an egoaudio file for reading; one that is still being built gives a ``UserWarning``.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file; a ``.partial`` of an unfinished build will do.
+
+    Returns
+    -------
+    EgoAudioFile
+
+    Raises
+    ------
+    StoreError
+        The file is not there, not HDF5, not ours, of another version, damaged, or leads to other files.
+    """
+    file = EgoAudioFile(path)
+    if not file.complete:
+        done = np.count_nonzero(file.video_table["status"] != Status.PLANNED)
+        warnings.warn(
+            f"{path} is incomplete: {done} of {file.num_videos} videos are done. Leave the other rows out with .usable, "
+            "or run the same egoaudio-build again to finish it",
+            stacklevel=2,
+        )
+    return file
+
+
+class EgoAudioFile:
+    """An egoaudio file, read-only; pickled as its path.
+
+    ``file["spectrogram"]`` is the whole array, a ``numpy.memmap`` (N, T, F). ``clips``, ``videos`` and ``classes`` are DataFrames,
+    ``clip_table``, ``video_table`` and ``class_table`` the same as structured arrays (strings as bytes). Rows without
+    data stay in all of them: ``file.clips[file.usable]`` leaves them out.
+
+    Attributes
+    ----------
+    path : str
+        Absolute.
+    complete : bool
+        False until the build has finished.
+    config : dict
+        The build's options by name.
+    sample_rate : int
+    clip_seconds, hop_seconds : float
+    plan_sha256, created_utc, egoaudio_version : str
+    features : tuple of str
+        Names of the feature arrays.
+    num_clips, num_videos, num_classes : int
+    num_bytes : int
+        Size of the file.
+    """
+
+    def __init__(self, path):
+        self.path = os.path.abspath(os.fspath(path))
+        self._arrays = {}
+        self._raw = open_regular(self.path)
+        try:
+            self.num_bytes = os.fstat(self._raw.fileno()).st_size
+            self._h5 = open_hdf5(self.path, self._raw)
+            try:
+                with reading(self.path, "its structure"):
+                    self._read_root()
+                    self._read_structure()
+            except BaseException:
+                self._h5.close()
+                raise
+        except BaseException:
+            self._raw.close()
+            raise
+
+    def __reduce__(self):
+        """Pickle the path; the other process opens the file itself."""
+        return EgoAudioFile, (self.path,)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def close(self):
+        """Close the file; arrays already taken from it stay valid."""
+        self._arrays.clear()
+        self._h5.close()
+        self._raw.close()
+
+    # ------------------------------------------------------------------------------------------------ structure
+
+    def _read_root(self):
+        root = {name: _plain(value) for name, value in self._h5.attrs.items()}
+        if root.get("format") != FORMAT:
+            raise StoreError(f"{self.path} is HDF5, but not an egoaudio file: its root has no attribute format={FORMAT!r}")
+        if root.get("format_version") != FORMAT_VERSION:
+            raise StoreError(
+                f"{self.path} has format version {root.get('format_version')}, and this egoaudio reads version {FORMAT_VERSION}: "
+                "use the egoaudio that wrote it, or build the file anew"
+            )
+        kinds = {
+            "complete": int, "sample_rate": int, "clip_seconds": (int, float), "hop_seconds": (int, float),
+            "config": str, "plan_sha256": str, "created_utc": str, "egoaudio_version": str,
+        }
+        for name, kind in kinds.items():
+            if not isinstance(root.get(name), kind):
+                raise StoreError(f"{self.path}: the root attribute {name} is {root.get(name, 'missing')!r}; the file is damaged or not ours")
+            setattr(self, name, root[name])
+        self.complete = self.complete == 1
+        self.config = json.loads(self.config)
+        if not isinstance(self.config, dict):
+            raise StoreError(f"{self.path}: the root attribute config holds no options; the file is damaged or not ours")
+        if not (self.sample_rate > 0 and 0 < self.clip_seconds < math.inf and 0 < self.hop_seconds < math.inf):
+            raise StoreError(
+                f"{self.path}: sample_rate {self.sample_rate}, clip_seconds {self.clip_seconds}, hop_seconds {self.hop_seconds}: expected more than 0"
+            )
+
+    def _read_structure(self):
+        links = {"": hard_links(self._h5, self.path)}
+        for group in ("checksums", "statistics", "axes"):
+            if group in links[""]:
+                links[group] = hard_links(self._h5[group], self.path)
+        self._datasets = {}
+        self._extents = {}
+        self.num_clips = self._add("clips", (CLIP_DTYPE,), (None,))[0]
+        self.num_videos = self._add("videos", VIDEO_COLUMNS, (None,))[0]
+        self.num_classes = self._add("classes", CLASS_COLUMNS, (None,))[0]
+        self._add("labels", (np.dtype("u1"),), (self.num_clips, self.num_classes))
+        self._add("video_labels", (np.dtype("u1"),), (self.num_videos, self.num_classes))
+        self.features = tuple(name for name in FEATURES if name in links[""])
+        for name in self.features:
+            self._add(name, (np.dtype("<f4"), np.dtype("<f2")), (self.num_clips, None) if name == "waveform" else (self.num_clips, None, None))
+            self._add(f"checksums/{name}", (np.dtype("<u4"),), (self.num_videos,))
+            self._add(f"statistics/{name}", (np.dtype("<f8"),), (self.num_videos, 3))
+        if "instances" in links[""]:
+            self._add("instances", (INSTANCE_DTYPE,), (None,))
+        if "synced" in links[""]:
+            self._add("synced", (np.dtype("u1"),), (self.num_videos,))
+        self._axes = sorted(links.get("axes", ()))
+        for name in self._axes:
+            self._add(f"axes/{name}", (np.dtype("<f8"),), (None,))
+
+    def _add(self, name, types, shape):
+        """Take a dataset in, once its type, shape and place are what they must be; return its shape."""
+        dataset = take_dataset(self._h5, self.path, name, types, shape)
+        self._datasets[name] = dataset
+        extent = find_extent(dataset, self.path, self.num_bytes)
+        if extent is not None:
+            self._extents[name] = extent
+        return dataset.shape
+
+    @property
+    def extents(self):
+        """``{dataset: Extent}`` of all that can be mapped, ``"checksums/mfcc"`` and the like among them."""
+        return dict(self._extents)
+
+    # --------------------------------------------------------------------------------------------------- arrays
+
+    def __getitem__(self, name):
+        """Return a feature array (N, ...): a read-only ``numpy.memmap``, or a ``RepackedArray`` that is indexed alike."""
+        if name not in self.features:
+            raise KeyError(f"{self.path} has no {name!r}; it has {', '.join(self.features) or 'no features'}")
+        if name not in self._arrays:
+            if self.is_mapped(name):
+                self._arrays[name] = self._map(name)
+            else:
+                warnings.warn(
+                    f"{self.path}: /{name} was repacked by another tool, so it is read through h5py, 20 times slower or more. "
+                    "For full speed: h5repack -f NONE -l CHUNK=... or build the file again",
+                    stacklevel=2,
+                )
+                self._arrays[name] = RepackedArray(self._datasets[name])
+        return self._arrays[name]
+
+    def is_mapped(self, name):
+        """Return whether a feature array is one memory map."""
+        return name in self._extents
+
+    def _map(self, name):
+        extent = self._extents[name]
+        if 0 in extent.shape:  # nothing can be mapped there
+            empty = np.empty(extent.shape, extent.dtype)
+            empty.flags.writeable = False
+            return empty
+        return np.memmap(self._raw, dtype=extent.dtype, mode="r", offset=extent.offset, shape=extent.shape)
+
+    def _whole(self, name):
+        """Return a table or a small array: mapped where it can be, else read."""
+        if name not in self._arrays:
+            if self.is_mapped(name):
+                self._arrays[name] = self._map(name)
+            else:
+                self._arrays[name] = self._read(name)
+        return self._arrays[name]
+
+    def _read(self, name):
+        """Read what cannot be mapped, if it can hold what it says: a few bytes of HDF5 can claim to be terabytes."""
+        dataset = self._datasets[name]
+        with reading(self.path, f"/{name}"):
+            stored = dataset.id.get_storage_size()
+            if dataset.nbytes > max(_LARGEST_READ_BYTES, _LARGEST_RATIO * stored):
+                raise StoreError(f"{self.path}: /{name} claims {dataset.nbytes:,} bytes and holds {stored:,}; the file is damaged or not ours")
+            return dataset[()]
+
+    @property
+    def clip_table(self):
+        """``/clips`` as a structured array (N,)."""
+        return self._whole("clips")
+
+    @property
+    def video_table(self):
+        """``/videos`` as a structured array (V,), strings as UTF-8 bytes."""
+        return self._whole("videos")
+
+    @property
+    def class_table(self):
+        """``/classes`` as a structured array (C,), strings as UTF-8 bytes."""
+        return self._whole("classes")
+
+    @cached_property
+    def clips(self):
+        """``/clips`` as a DataFrame."""
+        return _data_frame(self.clip_table)
+
+    @cached_property
+    def videos(self):
+        """``/videos`` as a DataFrame, strings decoded."""
+        return _data_frame(self.video_table)
+
+    @cached_property
+    def classes(self):
+        """``/classes`` as a DataFrame, strings decoded."""
+        return _data_frame(self.class_table)
+
+    @property
+    def labels(self):
+        """Multi-hot uint8 (N, C)."""
+        return self._whole("labels")
+
+    @property
+    def video_labels(self):
+        """Multi-hot uint8 (V, C) over whole videos."""
+        return self._whole("video_labels")
+
+    def checksums(self, name):
+        """Return uint32 (V,): the CRC-32 of each video's rows of a feature array."""
+        return self._whole(f"checksums/{name}")
+
+    def statistics(self, name):
+        """Return float64 (V, 3): count, sum and sum of squares over each video's usable clips of a feature array."""
+        return self._whole(f"statistics/{name}")
+
+    @property
+    def instances(self):
+        """The annotated actions with their times as a structured array (``video``, ``class_index``, ``start_seconds``, ``stop_seconds``)."""
+        return self._whole("instances") if "instances" in self._datasets else np.zeros(0, INSTANCE_DTYPE)
+
+    @property
+    def synced(self):
+        """uint8 (V,): 1 where a video's rows were on disk for certain when the build last wrote."""
+        return self._whole("synced") if "synced" in self._datasets else np.ones(self.num_videos, "u1")
+
+    @property
+    def axes(self):
+        """``{name: float64 values}``: frequency_hz, mel_hz, frame_seconds, ..."""
+        return {name: self._whole(f"axes/{name}") for name in self._axes}
+
+    def attributes(self, name):
+        """Return a feature array's attributes: units, axes, and the parameters that made it."""
+        with reading(self.path, f"the attributes of /{name}"):
+            return {key: _plain(self._datasets[name].attrs[key]) for key in self._datasets[name].attrs if key not in _SCALE_ATTRIBUTES}
+
+    @property
+    def usable(self):
+        """Bool (N,): the clip and its video have status 1, so that the row holds data."""
+        video = self.clip_table["video"]
+        done = self.video_table["status"] == Status.OK
+        inside = (video >= 0) & (video < self.num_videos)
+        if not done.size:
+            return np.zeros(self.num_clips, bool)
+        return (self.clip_table["status"] == Status.OK) & inside & done[np.where(inside, video, 0)]
+
+    @property
+    def trainable(self):
+        """Bool (N,): usable, and the annotation says something about the clip."""
+        return self.usable & (self.clip_table["labelled"] == 1)
+
+    def count_classes(self):
+        """Return int64 (C,): in how many trainable clips each class is on; what /classes holds once the file is complete."""
+        counts, trainable = np.zeros(self.num_classes, np.int64), self.trainable
+        for start in range(0, self.num_clips, 65536):
+            rows = slice(start, start + 65536)
+            counts += self.labels[rows][trainable[rows]].sum(axis=0, dtype=np.int64)
+        return counts
+
+
+def _plain(value):
+    """Return an attribute as str, int, float or array."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _data_frame(table):
+    """Return a structured array as a DataFrame, its strings decoded."""
+    import pandas  # 0.4 s, and no build worker needs it
+
+    columns = {}
+    for name in table.dtype.names:
+        column = table[name]
+        columns[name] = [text.decode("utf-8", errors="replace") for text in column.tolist()] if column.dtype.kind == "S" else np.array(column)
+    return pandas.DataFrame(columns)

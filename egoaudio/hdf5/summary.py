@@ -1,0 +1,219 @@
+"""Say in words what an egoaudio file holds: what ``egoaudio-inspect`` shows.
+
+In: an ``EgoAudioFile``, also an unfinished one. Out: text of at most 100 columns for a terminal, a list of problems, or one clip as a
+sound or a picture. Hours are those of the recordings that gave data; a class's clips are those that can be trained on.
+"""
+
+import itertools
+import os
+import textwrap
+import wave
+from pathlib import Path
+
+import numpy as np
+
+from egoaudio.errors import Status, StoreError
+from egoaudio.hdf5.integrity import verify
+
+__all__ = ["export_clip", "failed", "summary", "verify"]
+
+_COLUMNS = 100
+_STATUS_WORDS = {
+    Status.PLANNED: "planned, not done yet", Status.OK: "ok", Status.NO_AUDIO: "no audio stream", Status.UNREADABLE: "unreadable",
+    Status.MISSING: "missing file", Status.CRASHED: "decoder crashed or ran out of time", Status.NO_SOUND: "no sound there",
+}
+_NUM_CLASSES = 8  # of the most and least frequent
+
+
+def summary(file):
+    """Return a page of facts: what the file is, how it was made, how much is in it, what failed, how the classes are spread."""
+    videos, status = file.video_table, file.video_table["status"]
+    hours = videos["duration_seconds"][status == Status.OK].sum() / 3600
+    state = "complete" if file.complete else "NOT COMPLETE: run the same egoaudio-build again to finish it"
+    sections = [
+        f"{os.path.basename(file.path)}: {_size(file.num_bytes)}, {state}",
+        _facts(
+            {
+                "made": f"{file.created_utc} by egoaudio {file.egoaudio_version}",
+                "clips": f"{file.clip_seconds:g} s every {file.hop_seconds:g} s, {file.sample_rate:,} Hz",
+                "options": "  ".join(f"{name}={_option(value)}" for name, value in sorted(file.config.items()) if value is not None),
+                "plan": file.plan_sha256,
+            }
+        ),
+        _facts(
+            {
+                "videos": f"{file.num_videos:,}: " + _by_status(status, "none"),
+                "sound": f"{hours:,.2f} hours" + _lost(file),
+                "clips": f"{file.num_clips:,}: " + _by_status(file.clip_table["status"], "none"),
+                "to train on": f"{np.count_nonzero(file.trainable):,} clips (with sound, and labelled)",
+            }
+        ),
+        _splits(file),
+        _arrays(file),
+        _classes(file),
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def failed(file):
+    """Return a line for each video without data (why, id, file, reason), and for each that lost some of its sound."""
+    words = {status: word for status, word in _STATUS_WORDS.items() if status not in (Status.OK, Status.PLANNED)}
+    lines = []
+    for row in file.video_table:
+        if row["status"] == Status.OK and row["lost_samples"] > 0:
+            lost = f"{row['lost_samples'] / file.sample_rate:.2f} s of {row['duration_seconds']:.2f} s could not be decoded and are silent"
+            lines.append(("sound lost", _text(row["video_id"]), _text(row["file"]), lost))
+        elif row["status"] not in (Status.OK, Status.PLANNED):
+            lines.append((words.get(row["status"], f"status {row['status']}"), _text(row["video_id"]), _text(row["file"]), _text(row["error"])))
+    if not lines:
+        return "no video failed"
+    return "\n".join(_table(sorted(lines), "<<<<", gap="   "))
+
+
+def export_clip(file, number, path):
+    """Write one clip to a file: its waveform as 16-bit WAV, or all its features as PNG.
+
+    Raises
+    ------
+    StoreError
+        There is no such clip, it has no data, the file has no waveform, or the name ends in neither .wav nor .png.
+    """
+    if not 0 <= number < file.num_clips:
+        raise StoreError(f"{file.path} has no clip {number}: give 0 to {file.num_clips - 1}")
+    if not file.usable[number]:
+        clip = file.clip_table[number]
+        video = file.video_table[clip["video"]]
+        reason = _STATUS_WORDS.get(int(clip["status"] if clip["status"] != Status.OK else video["status"]), "unknown status")
+        raise StoreError(f"clip {number} of {file.path} has no data: {reason} (video {_text(video['video_id'])}). See egoaudio-inspect --failed")
+    suffix = Path(path).suffix.lower()
+    try:
+        if suffix == ".wav":
+            _write_wav(file, number, path)
+        elif suffix == ".png":
+            from egoaudio import figures  # matplotlib: 0.5 s
+
+            figures.plot_clip(file, number, path)
+        else:
+            raise StoreError(f"{path}: expected a name that ends in .wav (the waveform) or .png (the features)")
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _write_wav(file, number, path):
+    if "waveform" not in file.features:
+        raise StoreError(f"{file.path} holds no waveform, only {', '.join(file.features)}: build it with --features waveform, or give a name ending in .png")
+    samples = np.asarray(file["waveform"][number], np.float32)
+    with open(path, "wb") as target, wave.open(target, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(file.sample_rate)
+        sound.writeframes(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+
+
+# --------------------------------------------------------------------------------------------------------- sections
+
+
+def _splits(file):
+    """Return a line for each split: videos, clips with data, clips to train on, subjects."""
+    videos = file.video_table
+    per_video = np.zeros((2, file.num_videos), np.int64)
+    for row, chosen in enumerate((file.usable, file.trainable)):
+        per_video[row] = np.bincount(file.clip_table["video"][chosen], minlength=file.num_videos)
+    lines = [("split", "videos", "subjects", "clips", "to train on")]
+    for split in sorted(set(videos["split"].tolist()), key=lambda name: (name != b"train", name)):
+        inside = videos["split"] == split
+        counts = (np.count_nonzero(inside), len(set(videos["subject"][inside].tolist()) - {b""}), *per_video[:, inside].sum(axis=1))
+        lines.append((_text(split) or "(none)", *(f"{count:,}" for count in counts)))
+    return "\n".join(_table(lines, "<>>>>"))
+
+
+def _arrays(file):
+    """Return a line for each feature array: shape, type, size, unit, axes."""
+    lines = [("array", "shape", "type", "size", "units", "axes")]
+    for name in file.features:
+        array, attributes = file[name], file.attributes(name)
+        shape = " x ".join(f"{length:,}" for length in array.shape)
+        size = _size(array.dtype.itemsize * np.prod(array.shape, dtype=float))
+        units, axes = str(attributes.get("units", "")), str(attributes.get("axes", "")).replace(",", ", ")
+        lines.append((name, shape, str(array.dtype), size, units, axes if file.is_mapped(name) else axes + " (repacked: slow)"))
+    return "\n".join(_table(lines, "<<<><<"))
+
+
+def _classes(file):
+    """Return how many labels there are, and the most and least frequent classes side by side."""
+    counts = file.class_table["num_clips"] if file.complete else file.count_classes()
+    clips = max(1, np.count_nonzero(file.trainable))
+    head = f"{file.num_classes:,} classes, {np.count_nonzero(counts):,} of them heard; {counts.sum():,} labels, {counts.sum() / clips:.2f} a clip"
+    order = np.argsort(-counts, kind="stable")
+    most = order[: min(_NUM_CLASSES, -(-len(order) // 2))]
+    least = order[::-1][: min(_NUM_CLASSES, len(order) // 2)]  # never a class on both sides
+    width = (_COLUMNS - 4) // 2
+    lines = [f"{'most frequent':<{width}}    {'least frequent':<{width}}".rstrip()]
+    for pair in itertools.zip_longest(most, least):
+        lines.append("    ".join(_class_line(file, k, counts[k], width) for k in pair if k is not None).rstrip())
+    return "\n".join([head, "", *lines])
+
+
+def _class_line(file, k, count, width):
+    """Return identity, name and count of a class in exactly ``width`` columns."""
+    row = file.class_table[k]
+    identity, name, number = _text(row["class_id"]), _text(row["name"]), f"{count:,}"
+    text = identity if name in ("", identity) else f"{identity} {name}"
+    room = width - len(number) - 1
+    return f"{text if len(text) <= room else text[: room - 1] + '…':<{room}} {number}"
+
+
+def _by_status(status, nothing):
+    """Return how often each status occurs, in words."""
+    values, counts = np.unique(status, return_counts=True)
+    pairs = sorted(zip(values.tolist(), counts.tolist(), strict=True), key=lambda pair: pair[0] != Status.OK)
+    words = [f"{count:,} {_STATUS_WORDS.get(value, f'status {value}')}" for value, count in pairs]
+    return ", ".join(words) or nothing
+
+
+def _lost(file):
+    """Return how much sound could not be decoded, if any was lost."""
+    lost = file.video_table["lost_samples"]
+    return f", of which {lost.sum() / file.sample_rate:,.1f} s in {np.count_nonzero(lost)} videos could not be decoded" if lost.any() else ""
+
+
+# ------------------------------------------------------------------------------------------------------------- text
+
+
+def _facts(facts):
+    """Return ``{name: text}`` as lines with the texts below each other, wrapped."""
+    lines = []
+    for name, text in facts.items():
+        lines += textwrap.wrap(_printable(text), _COLUMNS, initial_indent=f"{name:<13}", subsequent_indent=" " * 13)
+    return "\n".join(lines)
+
+
+def _table(rows, alignment, gap="  "):
+    """Return rows of texts as lines of equal columns."""
+    rows = [[_printable(text) for text in row] for row in rows]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(alignment))]
+    return [gap.join(f"{text:{side}{width}}" for text, side, width in zip(row, alignment, widths, strict=True)).rstrip() for row in rows]
+
+
+def _option(value):
+    """Return an option's value as one would type it."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _size(num_bytes):
+    """Return a number of bytes in the unit that suits it: 25.1 GB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} TB"
+
+
+def _text(raw):
+    """Return a string of the file."""
+    return _printable(raw.decode("utf-8", errors="replace"))
+
+
+def _printable(text):
+    """Return a text without what would drive a terminal: the file may come from anywhere."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

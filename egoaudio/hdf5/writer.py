@@ -1,0 +1,136 @@
+"""The one door to an egoaudio file: lay out, write rows, open, verify.
+
+A build calls, in this order: ``lay_out`` (the whole structure, closed), ``reserve`` (disk space), ``offsets`` (where every array lies), a
+``RowWriter`` in each worker and one in the parent, ``mark_complete``. Many processes so fill one file, without locks and without data sent
+between them. Everything else calls ``open``, and ``verify``. What is said here in a line is carried out in
+``layout``, ``disk``, ``extents``, ``reader`` and ``integrity``; only writing rows has its place in this room.
+
+Conventions: rows are clips, except in ``/videos``, ``/video_labels``, ``/checksums``, ``/statistics`` and ``/synced`` (videos) and ``/classes``.
+A row is written in the type it is stored in; nothing is converted on the way, so a checksum of what was written holds.
+
+Source: the format's description in the README.
+"""
+
+import os
+
+import numpy as np
+
+from egoaudio.errors import StoreError
+from egoaudio.hdf5.create import CLIP_DTYPE, INSTANCE_DTYPE, ArrayLayout, Layout, class_dtype, encode, lay_out, mark_complete, video_dtype
+from egoaudio.hdf5.integrity import checksum, statistics, verify, verify_video
+from egoaudio.hdf5.reader import EgoAudioFile, open
+from egoaudio.hdf5.safe_access import Extent
+from egoaudio.system import files
+from egoaudio.system.files import reserve, sync_folder
+
+__all__ = [
+    "CLIP_DTYPE", "INSTANCE_DTYPE", "ArrayLayout", "EgoAudioFile", "Extent", "Layout", "RowWriter", "checksum", "class_dtype", "encode",
+    "lay_out", "mark_complete", "offsets", "open", "reserve", "statistics", "sync_folder", "verify", "verify_video", "video_dtype",
+]
+
+
+def offsets(path):
+    """Return where every array of a file lies.
+
+    Returns
+    -------
+    dict of str to Extent
+        ``"spectrogram"``, ``"checksums/spectrogram"``, ``"clips"``, ...; small, and can be pickled to the workers.
+
+    Raises
+    ------
+    StoreError
+        As from ``open``; or an array was repacked, so that nothing can be written into it.
+    """
+    with EgoAudioFile(path) as file:
+        repacked = [name for name in file.features if not file.is_mapped(name)]
+        if repacked or "clips" not in file.extents:
+            raise StoreError(f"{path}: /{(repacked or ['clips'])[0]} was repacked by another tool, so no rows can be written: build the file anew")
+        return file.extents
+
+
+class RowWriter:
+    """Writes rows of a laid-out file where they belong, beside any number of other writers; a context manager.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+    extents : dict of str to Extent
+        What ``offsets`` returned; opening costs one system call.
+    """
+
+    def __init__(self, path, extents):
+        self._path, self.extents = os.fspath(path), extents
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreError(files.explain(self._path, error)) from error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def write(self, name, first_row, rows):
+        """Write rows of one array.
+
+        Parameters
+        ----------
+        name : str
+            ``"spectrogram"``, ``"clips"``, ``"checksums/spectrogram"``, ...
+        first_row : int
+        rows : ndarray (n, ...)
+            In the array's own type and row shape.
+
+        Raises
+        ------
+        StoreError
+            The disk, a quota or a limit is full, or the file cannot be written.
+        """
+        extent = self.extents[name]
+        rows = np.ascontiguousarray(rows)
+        if rows.dtype != extent.dtype or rows.shape[1:] != extent.shape[1:]:
+            raise ValueError(f"/{name} takes rows {extent.dtype} {extent.shape[1:]}, not {rows.dtype} {rows.shape[1:]}")
+        if not 0 <= first_row <= first_row + len(rows) <= extent.shape[0]:
+            raise ValueError(f"/{name} has {extent.shape[0]} rows, and {first_row} to {first_row + len(rows)} are not all among them")
+        self._put(rows.reshape(-1).view("u1") if rows.size else b"", extent.offset + first_row * extent.row_bytes)
+
+    def read(self, name, first_row, num_rows):
+        """Return rows of one array as they are in the file now, writable."""
+        extent = self.extents[name]
+        num_bytes = num_rows * extent.row_bytes
+        try:
+            raw = os.pread(self._descriptor, num_bytes, extent.offset + first_row * extent.row_bytes)
+        except OSError as error:
+            raise StoreError(files.explain(self._path, error)) from error
+        if len(raw) != num_bytes:
+            raise StoreError(f"{self._path} was cut short while it was being written")
+        return np.frombuffer(raw, extent.dtype).reshape(num_rows, *extent.shape[1:]).copy()
+
+    def erase(self, name, first_row, num_rows):
+        """Write zeros: a row that is not ok holds no data, whatever a worker wrote before it died."""
+        extent = self.extents[name]
+        block = np.zeros((max(1, (1 << 20) // extent.row_bytes), *extent.shape[1:]), extent.dtype)
+        for row in range(first_row, first_row + num_rows, len(block)):
+            self.write(name, row, block[: first_row + num_rows - row])
+
+    def _put(self, raw, offset):
+        try:
+            files.write_all(self._descriptor, raw, offset)
+        except OSError as error:
+            raise StoreError(files.explain(self._path, error, len(raw))) from error
+
+    def sync(self):
+        """Wait until all that was written is on disk; notice a file that was removed meanwhile."""
+        try:
+            os.fsync(self._descriptor)
+            removed = os.fstat(self._descriptor).st_nlink == 0
+        except OSError as error:
+            raise StoreError(files.explain(self._path, error)) from error
+        if removed:
+            raise StoreError(f"{self._path} was removed while it was being written: what was done is lost, build it again")
+
+    def close(self):
+        """Close the file; nothing is synced."""
+        os.close(self._descriptor)

@@ -1,0 +1,1 @@
+"""CSV files and media files -> checked annotations and samples."""

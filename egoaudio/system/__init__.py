@@ -1,0 +1,1 @@
+"""The operating system and the terminal: signals, files, locks, the allocator, progress bars."""

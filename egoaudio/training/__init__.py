@@ -1,0 +1,1 @@
+"""An egoaudio file -> a trained model."""

@@ -1,0 +1,138 @@
+"""The folder of a training run: what lies in it, and whether a run in it can be gone on with.
+
+    config.json    what the run is of: every option, and the file it is trained on; for people and other programs
+    last.pt        where the run is; with it the same command goes on
+    best.pt        the weights with the best score so far
+    metrics.csv    a row per epoch, ``COLUMNS``; empty where there is no validation split
+    curves.png, tensorboard/, evaluation.json, per_class.csv, per_class.png, submission texts: drawn or counted from those
+
+``last.pt`` is the truth, and the first to be written: it holds the whole table too, and everything else is written
+anew from it, whole, by a rename. So a run that was killed has no row twice, and none is missing.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import shutil
+
+from egoaudio._version import __version__
+from egoaudio.config.options import TrainConfig, differences, from_json, to_flat
+from egoaudio.errors import CheckpointError, TrainingError
+from egoaudio.evaluation import results
+from egoaudio.models import checkpoints
+
+COLUMNS = (
+    "epoch", "train_loss", "val_loss", "top1", "top5", "map", "learning_rate",
+    "clips_per_second", "data_wait_fraction", "micro_batch_size", "peak_memory_mb", "seconds",
+)
+
+# What --force takes away, in this order: without last.pt nothing can be mistaken for a run that goes on.
+_OURS = ("last.pt", "best.pt", "config.json", "metrics.csv", "curves.png", "evaluation.json", "per_class.csv", "per_class.png", "tensorboard")
+
+
+@dataclasses.dataclass
+class State:
+    """Where a run is; all of it goes into ``last.pt``."""
+
+    epoch: int = 0
+    """Epochs that are done, validation and all."""
+    batch: int = 0
+    """Batches of the present epoch that are done."""
+    loss_sum: float = 0.0
+    """Of the present epoch: each batch's loss times its clips."""
+    num_clips: int = 0
+    train_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    """Of ``train_seconds``, how long the loop waited for data."""
+    peak_memory_mb: float = 0.0
+    best_epoch: int = 0
+    """Counted from 1, as in the table; 0 before the first epoch is done."""
+    best_score: float = -math.inf
+    """Validation mAP, or minus the training loss where there is no validation split."""
+    thresholds: list | None = None
+    """Of the newest epoch: a score per class."""
+    history: list = dataclasses.field(default_factory=list)
+    """The rows of metrics.csv: ``{column: number or None}``."""
+    finished: bool = False
+
+    def close_epoch(self, row):
+        """Take in the finished epoch's row of the table and begin the next epoch; return whether it was the best so far."""
+        score = -row["train_loss"] if row["map"] is None else row["map"]
+        score = -math.inf if math.isnan(score) else score  # no class has a positive clip in the validation split
+        better = self.best_epoch == 0 or score > self.best_score
+        self.history.append(row)
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.loss_sum, self.num_clips, self.train_seconds, self.wait_seconds, self.peak_memory_mb = 0.0, 0, 0.0, 0.0, 0.0
+        if better:
+            self.best_epoch, self.best_score = self.epoch, score
+        return better
+
+
+def clear(folder):
+    """Remove what an earlier run left in its folder, and nothing else."""
+    for name in _OURS:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
+def find_earlier(folder, config, file):
+    """Return the contents of the folder's ``last.pt``, or None where no run has begun.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+    config : TrainConfig
+        What the command asks for now.
+    file : EgoAudioFile
+        What it is to be trained on.
+
+    Raises
+    ------
+    TrainingError
+        When the run in the folder is of another configuration; says which options differ. When there is no run, but files
+        that a run would replace: they may be another program's.
+    CheckpointError
+        When ``last.pt`` is damaged, or belongs to another file.
+    """
+    path = folder / "last.pt"
+    if not path.exists():
+        there = [name for name in _OURS if (folder / name).exists()]
+        if there:
+            raise TrainingError(f"{folder} holds {', '.join(there)} but no last.pt to go on from: give another --output, or --force to replace them")
+        return None
+    try:
+        contents = checkpoints.load(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}: give another --output, or --force to start anew") from error
+    if "resume" not in contents:
+        raise TrainingError(f"{path} holds a model but not where its run was (is it a copy of best.pt?): give another --output, or --force to replace it")
+    changed = differences(from_json(TrainConfig, contents["config"]), config)
+    if changed:
+        raise TrainingError(
+            f"{folder} holds a run with another configuration ({'; '.join(changed)}): give the same options, another --output, or --force to start anew"
+        )
+    try:
+        checkpoints.require_match(contents, file, same_plan=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}: give the file that the run began with, another --output, or --force to start anew") from error
+    return contents
+
+
+def write_config(folder, config, file, feature):
+    """Write config.json."""
+    contents = {"egoaudio_version": __version__, "file": file.path, "plan_sha256": file.plan_sha256, "options": {**to_flat(config), "feature": feature}}
+    results.write_file(folder / "config.json", (json.dumps(contents, indent=2) + "\n").encode())
+
+
+def write_metrics(folder, history):
+    """Write metrics.csv, six digits a number."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for row in history:
+        table.writerow("" if row[name] is None else f"{row[name]:.6g}" for name in COLUMNS)
+    results.write_file(folder / "metrics.csv", text.getvalue().encode())

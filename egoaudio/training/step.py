@@ -1,0 +1,283 @@
+"""A step of the optimiser that survives running out of memory.
+
+The optimiser's batch never changes. It goes through the model in slices (micro-batches); each slice's loss is
+divided by the normaliser of the whole batch, so the gradients add up to the whole batch's to rounding. When memory
+runs out, everything the try has left behind is undone (gradients, batch norm's statistics, random numbers), the
+micro-batch is halved and the *same* batch is done again, with the same dropout masks. At one clip, activations are
+recomputed instead of kept (activation checkpointing), on a CPU before the first try if need be; after that ``TrainingError`` says what was tried.
+
+The optimiser's state is made before the first forward pass: what the search finds then holds for every later step,
+and a fused optimiser takes no memory while it changes the weights.
+
+The way is Composer's (automatic microbatching), here for CPUs too. In a process group every rank halves when one
+has to, and gradients are summed over the ranks after the last slice: do not wrap the model in
+DistributedDataParallel, whose hooks would wait for ever for a rank that has run out.
+"""
+
+import logging
+import math
+
+import torch
+
+from egoaudio.errors import TrainingError
+from egoaudio.models.dropout import place_slice
+from egoaudio.models.memory import free_memory
+from egoaudio.models.micro_batch import Slices
+from egoaudio.system import allocator
+from egoaudio.training.distributed import any_rank, sum_gradients_over_ranks, sum_over_ranks
+
+logger = logging.getLogger(__name__)
+
+
+class Stepper(Slices):
+    """Does steps of an optimiser in slices that fit into memory.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        From ``create_model``, on ``device``; compiled or not.
+    optimizer : torch.optim.Adam or torch.optim.AdamW
+        Over the model's parameters.
+    loss : Loss
+        ``sum`` and ``normaliser`` of logits and labels.
+    device : torch.device
+        Where the model is.
+    micro_batch_size : int or None
+        Clips on the device at once; None starts from the whole batch, or on a CPU from what seems to fit.
+    amp_dtype : torch.dtype or None
+        Type of autocast; None computes in float32.
+    scaler : torch.amp.GradScaler or None
+        For float16.
+    clip_gradient : float
+        Largest norm of the gradient; 0 does not clip.
+    log : callable
+        Is given one line of text whenever the size is found or changes.
+
+    Attributes
+    ----------
+    micro_batch_size : int or None
+        The size in use.
+    activation_checkpointing : bool
+        Whether the search had to turn it on.
+    """
+
+    def __init__(self, model, optimizer, loss, *, device, micro_batch_size=None, amp_dtype=None, scaler=None, clip_gradient=0.0, log=logger.info):
+        super().__init__(model, device, micro_batch_size, amp_dtype, log)
+        self.optimizer = optimizer
+        self.loss = loss
+        self.scaler = scaler
+        self.clip_gradient = clip_gradient
+        self.activation_checkpointing = False
+        self._prepared = False
+        self._fresh = False  # whether the optimiser has made no update yet
+        self._tried = []
+
+    def state_dict(self):
+        """Return what a resumed run needs so that it does not search again."""
+        return {"micro_batch_size": self.micro_batch_size, "activation_checkpointing": self.activation_checkpointing}
+
+    def load_state_dict(self, state):
+        """Go on with the sizes of ``state_dict``."""
+        self.micro_batch_size = state["micro_batch_size"]
+        if state["activation_checkpointing"] and not self.activation_checkpointing:
+            self._turn_on_checkpointing()
+
+    def step(self, features, labels):
+        """Do one step of the optimiser on one batch.
+
+        The seed of this step's dropout is drawn from torch's CPU generator, whose state belongs in checkpoints.
+
+        Parameters
+        ----------
+        features : torch.Tensor
+            (batch, num_frames, num_bins), on the device.
+        labels : torch.Tensor
+            (batch, num_classes), float, on the device.
+
+        Returns
+        -------
+        float
+            Loss of the batch before the step. When it is not finite the weights are left as they were.
+
+        Raises
+        ------
+        TrainingError
+            When one clip does not fit, even with activation checkpointing.
+        """
+        self._prepare(features)
+        seed = int(torch.randint(2**62, ()))
+        loss = self._step_until_it_fits(features, labels, seed)
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    # ------------------------------------------------------------------------------------------- before the first
+
+    def _prepare(self, features):
+        """Make the optimiser's state and choose the first size, once."""
+        if self._prepared:
+            return
+        self._fresh = not self.optimizer.state
+        self._prepare_optimizer()
+        if self.micro_batch_size is None:
+            saved = self._snapshot()
+            self.micro_batch_size = self.first_size(features)
+            self._undo(saved)
+        if self.micro_batch_size == 1 or self.model.activation_checkpointing:
+            allocator.return_freed_memory()
+        elif self.device.type == "cpu":
+            allocator.keep_freed_memory()  # the next slice takes the same blocks again
+        self._prepared = True
+
+    def expect_one_clip(self, needed, free):
+        """Turn on activation checkpointing where one clip seems not to fit: on a CPU the first try could be killed."""
+        if needed > free and not self.model.activation_checkpointing:
+            self._turn_on_checkpointing()
+            self.log(f"activation checkpointing is on, as one clip seems not to fit into the {free / 2**20:,.0f} MB that are free without it")
+
+    def _prepare_optimizer(self):
+        """Make the optimiser's state before its first update, if there is memory for it."""
+        if self._fresh:
+            self.optimizer.state.clear()  # a failed first update may have left a part of it
+            _, failure = self.attempt(self._make_optimizer_state)
+            if failure:  # the tries that follow find out whether there is a way
+                self.optimizer.state.clear()
+                self.release()
+
+    def _make_optimizer_state(self):
+        """Let the optimiser make its state now, by a step that changes nothing: gradient 0, learning rate 0."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        try:
+            for parameter in parameters:
+                parameter.grad = torch.zeros_like(parameter)
+            for group in self.optimizer.param_groups:
+                group["lr"] = 0.0
+            self.optimizer.step()
+        finally:
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            self.optimizer.zero_grad(set_to_none=True)
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                if torch.is_tensor(value):
+                    value.zero_()
+
+    # ------------------------------------------------------------------------------------------- the step itself
+
+    def _step_until_it_fits(self, features, labels, seed):
+        """Do the step, in ever smaller slices until there is memory for it; return the batch's loss."""
+        saved = self._snapshot()
+        updates = self._updates_done()
+        normaliser = sum_over_ranks(self.loss.normaliser(labels), self.device)
+        while True:
+            loss, failure = self.attempt(self._accumulate, features, labels, normaliser, seed)
+            failed = any_rank(failure is not None, self.device)
+            if not failed:
+                loss = sum_over_ranks(loss, self.device)
+                _, failure = self.attempt(self._update if math.isfinite(loss) else lambda: None)
+                failed = any_rank(failure is not None, self.device)
+            if not failed:
+                break
+            if self._updates_done() != updates:
+                raise TrainingError(
+                    f"out of memory while the optimiser was changing the weights ({failure or 'in another process'}): they are half-way between two steps "
+                    "and must not be used; the last checkpoint is whole: run the same command again, with --micro-batch-size "
+                    f"{max(self.micro_batch_size // 2, 1)}"
+                )
+            self._undo(saved)
+            self._shrink(features, failure or "in another process")
+        self._fresh = False
+        if self._tried:
+            self.log(f"micro-batch: {self._describe(len(features))}, as memory ran out with {', then '.join(self._tried)}")
+            self._tried = []
+        return loss
+
+    def _accumulate(self, features, labels, normaliser, seed):
+        """Add up the gradients of all slices of a batch; return its loss as a float."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for start in range(0, len(features), self.micro_batch_size):
+            rows = slice(start, start + self.micro_batch_size)
+            place_slice(self.model, seed, start)
+            with self.autocast():
+                logits = self.model(features[rows])
+            loss = self.loss.sum(logits, labels[rows]) / normaliser
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            total += loss.detach()
+        return float(total)
+
+    def _update(self):
+        """Change the weights by the gradients."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        sum_gradients_over_ranks(parameters)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.clip_gradient > 0:
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip_gradient)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+
+    def _updates_done(self):
+        """Return the optimiser's count of updates of its first parameter, the first thing that an update changes."""
+        state = self.optimizer.state.get(self.optimizer.param_groups[0]["params"][0], {})
+        return float(state.get("step", 0))
+
+    # ------------------------------------------------------------------------------------------- after a failure
+
+    def _snapshot(self):
+        """Return what a try changes besides gradients: random states, and buffers such as batch norm's statistics."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return torch.get_rng_state(), cuda, [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+
+    def _undo(self, saved):
+        """Take back a failed try: gradients, scaler, random states and buffers as they were before it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler is not None:
+            # Else it would say that unscale_ was called already; its own reset, update(), also changes the scale.
+            self.scaler._per_optimizer_states.clear()
+        self.release()
+        self._prepare_optimizer()
+        random_state, cuda, buffers = saved
+        torch.set_rng_state(random_state)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, self.device)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+    def _shrink(self, features, failure):
+        """Halve the micro-batch; at one clip turn on activation checkpointing; after that raise TrainingError."""
+        size = min(self.micro_batch_size, len(features))
+        self._tried.append(self._describe(len(features)))
+        if size > 1:
+            self.micro_batch_size = math.ceil(size / 2)
+        elif not self.model.activation_checkpointing:
+            self._turn_on_checkpointing()
+        else:
+            self._give_up(features, failure)
+
+    def _turn_on_checkpointing(self):
+        """Recompute activations from now on."""
+        self.model.enable_activation_checkpointing()
+        self.activation_checkpointing = True
+        allocator.return_freed_memory()
+
+    def _describe(self, num_clips):
+        """Return the present way in words."""
+        size = min(self.micro_batch_size, num_clips)
+        return f"{size} of {num_clips} clips at a time" + (" with activation checkpointing" if self.model.activation_checkpointing else "")
+
+    def _give_up(self, features, failure):
+        """Raise TrainingError with what was tried and what would fit."""
+        weights = sum(parameter.nbytes for parameter in self.model.parameters()) / 2**20
+        shape = " x ".join(str(length) for length in features.shape[1:])
+        raise TrainingError(
+            f"out of memory: tried {', then '.join(self._tried)}. {free_memory(self.device) / 2**20:,.0f} MB are free on {self.device}; "
+            f"the model takes {weights:,.0f} MB for weights and {3 * weights:,.0f} MB for gradients and Adam; a clip is {shape}. "
+            f"The last error was: {failure}. What would fit: a smaller model "
+            "(--model cnn-small, or --model ast with lower --num-layers or --hidden-size, or a higher --stride), shorter clips, "
+            "--amp, which halves the activations, or a device with more memory"
+        )

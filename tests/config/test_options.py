@@ -1,0 +1,96 @@
+"""Options: checked on construction, kept as JSON, compared in words."""
+
+import dataclasses
+
+import pytest
+
+from egoaudio.config.options import (
+    BUILD_PRESETS,
+    TRAIN_PRESETS,
+    BuildConfig,
+    ClipConfig,
+    FeatureConfig,
+    TrainConfig,
+    differences,
+    flags,
+    from_flat,
+    from_json,
+    to_flat,
+    to_json,
+)
+from egoaudio.errors import ConfigurationError
+
+
+@pytest.mark.parametrize("config_class", [BuildConfig, TrainConfig])
+def test_every_option_has_a_name_of_its_own_and_help(config_class):
+    names = [option.name for option, _ in flags(config_class)]
+    assert len(names) == len(set(names))
+    assert all(option.metadata["help"].endswith((".", ")")) for option, _ in flags(config_class))
+
+
+@pytest.mark.parametrize("config", [BuildConfig(), BuildConfig(clips=ClipConfig(clip_seconds=0.1)), TrainConfig()])
+def test_json_and_back_is_the_same(config):
+    assert from_json(type(config), to_json(config)) == config
+    assert from_flat(type(config), to_flat(config)) == config
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"clip_seconds": 0.0}, "--clip-seconds 0.0: expected more than 0"),
+        ({"clip_seconds": float("nan")}, "expected a finite number"),
+        ({"clip_seconds": "1"}, "--clip-seconds '1': expected float"),
+        ({"n_fft": 2.5}, "--n-fft 2.5: expected int"),
+        ({"n_fft": True}, "--n-fft True: expected int"),
+        ({"mode": "loud"}, "--denoise 'loud': expected one of nonstationary, stationary, none"),
+        ({"features": ["mfcc", "chroma"]}, "--features 'chroma': expected one of"),
+        ({"features": []}, "--features is empty"),
+        ({"context_seconds": 0.5}, "--context-seconds 0.5 is less than --clip-seconds 1"),
+        ({"f_max_hz": 9000.0}, "--f-max 9000: expected more than --f-min 0 and at most 8000"),
+        ({"n_mfcc": 200}, "--n-mfcc 200 is more than --n-mels 128"),
+        ({"clip_secnds": 1.0}, "unknown options clip_secnds"),
+        ({"clip_seconds": 0.00001}, "less than one sample"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_words(values, message):
+    with pytest.raises(ConfigurationError, match=message.replace("(", r"\(")):
+        from_flat(BuildConfig, values)
+
+
+def test_nothing_is_left_to_train_on_without_a_training_share():
+    with pytest.raises(ConfigurationError, match="--validation-fraction 1: expected less than 1"):
+        from_flat(TrainConfig, {"validation_fraction": 1.0})
+
+
+def test_an_option_without_effect_is_refused():
+    with pytest.raises(ConfigurationError, match="--amp-dtype float16 has no effect without --amp"):
+        from_flat(TrainConfig, {"amp_dtype": "float16"})
+
+
+def test_differences_name_the_flag_and_both_values():
+    assert differences(BuildConfig(), BuildConfig(clips=ClipConfig(min_overlap_seconds=0.5))) == ["--min-overlap: 0.0, now 0.5"]
+    assert differences(BuildConfig(), BuildConfig(clips=ClipConfig(context_seconds=2.0), features=FeatureConfig(features=("logmel",)))) == [
+        "--context-seconds: not given, now 2.0",
+        "--features: spectrogram,mfcc, now logmel",
+    ]
+    assert differences(BuildConfig(), BuildConfig()) == []
+
+
+def test_features_are_kept_in_the_files_order_whatever_was_typed():
+    assert FeatureConfig(features=("mfcc", "spectrogram", "mfcc")).features == ("spectrogram", "mfcc")
+
+
+@pytest.mark.parametrize("config_class, presets", [(BuildConfig, BUILD_PRESETS), (TrainConfig, TRAIN_PRESETS)])
+def test_presets_name_real_options(config_class, presets):
+    for values in presets.values():
+        assert to_flat(from_flat(config_class, values)).items() >= values.items()
+
+
+def test_the_papers_build_gates_every_second_by_itself():
+    config = from_flat(BuildConfig, BUILD_PRESETS["paper"])
+    assert (config.denoise.scope, config.features.features, config.clips.no_action) == ("clip", ("spectrogram", "mfcc"), "all")
+
+
+def test_configurations_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        BuildConfig().sample_rate = 8000

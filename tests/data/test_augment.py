@@ -1,0 +1,98 @@
+"""Random changes: what they change, by how much, and that the generator alone decides."""
+
+import numpy as np
+import pytest
+import torch
+
+from egoaudio.audio import features
+from egoaudio.config.options import DataConfig, FeatureConfig
+from egoaudio.data import augment
+from egoaudio.errors import TrainingError
+
+
+def batch(num_clips=16, num_frames=32, num_bins=40):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(num_clips, num_frames, num_bins, generator=generator), torch.eye(num_clips)
+
+
+@pytest.mark.parametrize("feature", ["spectrogram", "mfcc", "logmel"])
+def test_gain_equals_the_features_of_a_louder_sound(feature):
+    sound = np.random.default_rng(0).standard_normal((4, 16000), np.float32) * 0.01
+    extract = features.FeatureExtractor(FeatureConfig(features=(feature,)), 16000, 16000)
+    amount, num_bins = augment.gain_per_db(feature, num_mel_bands=128)
+    soft, loud = (torch.from_numpy(extract(sound * level)[feature].copy()) for level in (1, 10 ** (3 / 20)))
+    above_floor = soft > soft.min() + 1  # the filter bank has bands with hardly a bin, which stay near its floor
+    assert above_floor.float().mean() > 0.95
+    soft[..., :num_bins] += 3 * amount
+    torch.testing.assert_close(soft[above_floor], loud[above_floor], rtol=1e-3, atol=0.02)
+
+
+def test_gain_is_evenly_spread_within_its_limits_and_the_same_over_a_clip():
+    values, _ = batch(1000, 3, 4)
+    changed = values.clone()
+    augment.change_gain(changed, np.random.default_rng(0), 6.0, (0.5, None))
+    shift = changed - values
+    torch.testing.assert_close(shift, shift[:, :1, :1].expand_as(shift), rtol=0, atol=1e-5)
+    assert -3 <= shift.min() < -2.9 and 2.9 < shift.max() <= 3
+
+
+def test_gain_moves_the_first_coefficient_of_an_mfcc_alone():
+    values, _ = batch()
+    changed = values.clone()
+    augment.change_gain(changed, np.random.default_rng(0), 6.0, augment.gain_per_db("mfcc", 128))
+    torch.testing.assert_close(changed[..., 1:], values[..., 1:], rtol=0, atol=0)
+    assert (changed[..., 0] != values[..., 0]).all()
+
+
+def test_gain_of_an_unknown_feature_is_refused():
+    with pytest.raises(TrainingError, match="--gain-db.*'waveform': expected spectrogram, mfcc or logmel"):
+        augment.gain_per_db("waveform", 128)
+
+
+def test_masks_hide_spans_behind_the_mean_and_leave_the_rest():
+    values, _ = batch(num_clips=200, num_frames=32, num_bins=40)
+    masked = values.clone()
+    augment.mask(masked, np.random.default_rng(0))
+    hidden = masked != values
+    for clip, before, where in zip(masked, values, hidden, strict=True):
+        torch.testing.assert_close(clip[where], before.mean().expand(int(where.sum())))
+        frames, bins = where.all(dim=1), where.all(dim=0)
+        assert torch.equal(where, frames[:, None] | bins[None, :])  # whole frames and whole bins, nothing else
+        assert frames.sum() <= 2 * 4 and bins.sum() <= 2 * 5  # two masks of up to an eighth
+    assert 0.05 < hidden.float().mean() < 0.3
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (3, 4, 7), (1, 32, 1025)])
+def test_masks_fit_small_features(shape):
+    values = torch.ones(shape)
+    augment.mask(values, np.random.default_rng(0))
+    assert values.shape == shape and torch.isfinite(values).all()
+
+
+def test_mixup_blends_clips_and_labels_by_the_same_share():
+    values, labels = batch()
+    mixed, targets = augment.mix(values, labels, np.random.default_rng(0), 0.4)
+    # Labels are rows of the identity, so that the targets are the shares.
+    torch.testing.assert_close(mixed, torch.einsum("ij,jtf->itf", targets, values))
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(len(targets)))
+    assert ((targets > 0.01) & (targets < 0.99)).any()
+
+
+CONFIGS = [DataConfig(gain_db=6), DataConfig(spec_augment=True), DataConfig(mixup=0.3), DataConfig(gain_db=6, spec_augment=True, mixup=0.3)]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_generator_alone_decides(config):
+    results = []
+    for seed in (0, 0, 1):
+        values, labels = batch()
+        results.append(augment.augment(values, labels, np.random.default_rng(seed), config, (1.0, None)))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert not torch.equal(results[0][0], results[2][0])
+    assert results[0][0].dtype == torch.float32
+
+
+def test_nothing_changes_by_default():
+    values, labels = batch()
+    same, targets = augment.augment(values.clone(), labels.clone(), np.random.default_rng(0), DataConfig(), None)
+    assert torch.equal(same, values) and torch.equal(targets, labels)

@@ -1,0 +1,183 @@
+"""Which clips are trained on: held out whole, only with data, the same for a seed; the numbers that follow."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from synthetic import make_file
+
+from egoaudio.config.options import DataConfig
+from egoaudio.data import splits
+from egoaudio.errors import TrainingError
+from egoaudio.hdf5 import writer
+
+FEATURES = {"spectrogram": (8, 12), "mfcc": (8, 4)}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("splits") / "ego.h5"
+    make_file(path, num_videos=24, clips_per_video=9, features=FEATURES, failed=(3,), silent_clips=(0, 40), seed=5)
+    with writer.open(path) as file:
+        yield file
+
+
+def units_of(file, rows, unit):
+    video = file.clip_table["video"][rows]
+    return set({"video": video, "subject": file.video_table["subject"][video], "clip": rows}[unit].tolist())
+
+
+def stand_in(subjects, split="train", labelled=1):
+    """Return tables of videos with four clips each, without a file."""
+    videos = np.zeros(len(subjects), [("video_id", "S8"), ("split", "S10"), ("subject", "S8"), ("status", "u1")])
+    videos["video_id"] = [f"V{k}" for k in range(len(subjects))]
+    videos["split"], videos["subject"], videos["status"] = split, subjects, 1
+    clips = np.zeros(4 * len(subjects), [("video", "i4"), ("labelled", "u1"), ("status", "u1")])
+    clips["video"], clips["labelled"], clips["status"] = np.repeat(np.arange(len(subjects)), 4), labelled, 1
+    usable = np.ones(len(clips), bool)
+    return SimpleNamespace(path="ego.h5", video_table=videos, clip_table=clips, usable=usable, trainable=usable & (labelled == 1), num_clips=len(clips))
+
+
+def quiet_split(file, unit="video", fraction=0.25, seed=0):
+    config = DataConfig(split_unit=unit, validation_fraction=fraction)
+    if unit != "clip":
+        return splits.split_rows(file, config, seed)
+    with pytest.warns(UserWarning, match="neighbouring clips"):
+        return splits.split_rows(file, config, seed)
+
+
+@pytest.mark.parametrize("unit", ["video", "subject", "clip"])
+def test_units_are_held_out_whole_and_nothing_is_lost(file, unit):
+    split = quiet_split(file, unit, fraction=0.35)  # rounds up here, where int() would not
+    assert not units_of(file, split.train, unit) & units_of(file, split.validation, unit)
+    of_train_videos = (file.video_table["split"] == b"train")[file.clip_table["video"]]
+    np.testing.assert_array_equal(np.sort(np.r_[split.train, split.validation]), np.flatnonzero(file.trainable & of_train_videos))
+    np.testing.assert_array_equal(split.test, np.flatnonzero(file.trainable & ~of_train_videos))
+    num_units = len(units_of(file, np.r_[split.train, split.validation], unit))
+    assert len(units_of(file, split.validation, unit)) == round(0.35 * num_units)
+
+
+def test_only_rows_with_data_and_labels_take_part(file):
+    split = quiet_split(file)
+    rows = np.r_[split.train, split.validation, split.test]
+    assert (file.clip_table["status"][rows] == 1).all() and (file.clip_table["labelled"][rows] == 1).all()
+    assert 3 not in file.clip_table["video"][rows] and 40 not in rows
+    assert len(rows) < np.count_nonzero(file.clip_table["status"] == 1)  # some clips are unlabelled
+
+
+def test_the_seed_decides_the_split(file):
+    again, other = quiet_split(file, seed=0), quiet_split(file, seed=1)
+    np.testing.assert_array_equal(quiet_split(file, seed=0).validation, again.validation)
+    assert not np.array_equal(other.validation, again.validation)
+
+
+def test_the_order_of_the_videos_in_the_file_does_not_decide():
+    forward, backward = stand_in(["A"] * 6), stand_in(["A"] * 6)
+    backward.video_table["video_id"] = backward.video_table["video_id"][::-1].copy()
+    held = [set(tables.video_table["video_id"][tables.clip_table["video"][quiet_split(tables).validation]].tolist()) for tables in (forward, backward)]
+    assert held[0] == held[1]
+
+
+def test_fraction_zero_holds_nothing_out_and_a_small_one_holds_one_out(file):
+    assert len(quiet_split(file, fraction=0).validation) == 0
+    assert len(units_of(file, quiet_split(file, fraction=0.001).validation, "video")) == 1
+    assert len(units_of(file, quiet_split(file, fraction=0.999).train, "video")) == 1
+
+
+@pytest.mark.parametrize(
+    ("tables", "unit", "message"),
+    [
+        (stand_in(["A"]), "video", "one video only.*smaller unit, or --validation-fraction 0"),
+        (stand_in(["A", "A"]), "subject", "one subject only"),
+        (stand_in(["A", ""]), "subject", "1 of the 2 train videos of ego.h5 name no subject: use --split-unit video"),
+        (stand_in(["A", "B"], split="test"), "video", "none is in the split 'train' .the file's splits: test.*--annotations"),
+        (stand_in(["A", "B"], labelled=0), "video", "8 clips 8 have sound and 0 of those have labels"),
+    ],
+)
+def test_a_split_that_cannot_be_made_says_why_and_what_to_do(tables, unit, message):
+    with pytest.raises(TrainingError, match=message):
+        quiet_split(tables, unit)
+
+
+def test_other_splits_are_named_when_left_out():
+    tables = stand_in(["A", "B", "C"])
+    tables.video_table["split"][2] = "validation"
+    with pytest.warns(UserWarning, match="splits validation are left out"):
+        split = quiet_split(tables, fraction=0.5)
+    assert max(np.r_[split.train, split.validation]) < 8
+
+
+def test_an_empty_split_is_refused_when_it_is_asked_for():
+    split = quiet_split(stand_in(["A", "B"]), fraction=0)
+    np.testing.assert_array_equal(split.rows("train"), np.arange(8))
+    with pytest.raises(TrainingError, match="'test' has no usable clips: build with --test-annotations"):
+        split.rows("test")
+    with pytest.raises(TrainingError, match="--validation-fraction"):
+        split.rows("validation")
+
+
+def test_a_subject_may_be_in_train_and_test():
+    tables = stand_in(["A", "B", "A"])
+    tables.video_table["split"][2] = "test"
+    split = quiet_split(tables, "subject", 0.5)
+    assert len(split.train) == len(split.validation) == len(split.test) == 4
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_dataset_normalisation_gives_mean_zero_and_deviation_one(file, feature):
+    split = quiet_split(file)
+    mean, std = splits.normalization(file, feature, split.train, "dataset")
+    videos = np.unique(file.clip_table["video"][split.train])
+    values = file[feature][file.usable & np.isin(file.clip_table["video"], videos)].astype(np.float64)
+    assert abs(((values - mean) / std).mean()) < 1e-6 and abs(((values - mean) / std).std() - 1) < 1e-6
+
+
+def test_paper_and_no_normalisation_are_fixed(file):
+    mean, std = splits.normalization(file, "spectrogram", np.arange(3), "paper")
+    assert (1.5 - mean) / std == pytest.approx((1.5 + 4.2677393) / (2 * 4.5689974), rel=1e-12)
+    assert splits.normalization(file, "spectrogram", np.arange(3), "none") == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("statistics", [(0, 0, 0), (100, 1000.0, 10000.0 * (1 + 1e-15)), (100, np.nan, np.nan)])
+def test_a_feature_without_spread_cannot_be_normalised(statistics):
+    tables = stand_in(["A"])
+    tables.statistics = lambda feature: np.array([statistics])
+    with pytest.raises(TrainingError, match="mfcc cannot be normalised.*--normalize none"):
+        splits.normalization(tables, "mfcc", np.arange(4), "dataset")
+
+
+@pytest.mark.parametrize("block", [7, 65536])
+def test_counts_pairs_and_probabilities_follow_their_definitions(file, monkeypatch, block):
+    monkeypatch.setattr(splits, "BLOCK_ROWS", block)
+    rows = quiet_split(file).train[::-1]
+    labels = file.labels.copy()
+    labels[rows[:5]] = 0  # rows without any class
+    pairs = [(row, k) for row in rows.tolist() for k in range(labels.shape[1]) if labels[row, k]]
+    at, classes = splits.expand_single(labels, rows)
+    assert list(zip(at.tolist(), classes.tolist(), strict=True)) == pairs
+    counts = [sum(k == other for _, other in pairs) for k in range(labels.shape[1])]
+    assert splits.class_counts(labels, rows).tolist() == counts
+
+    single = splits.balanced_probabilities(labels, at, classes)
+    np.testing.assert_allclose([single[classes == k].sum() for k in range(labels.shape[1])], 1 / labels.shape[1])
+    multi = splits.balanced_probabilities(labels, rows)
+    expected = [sum(1 / counts[k] for k in np.flatnonzero(labels[row])) if labels[row].any() else 1 / 5 for row in rows]
+    np.testing.assert_allclose(multi, np.array(expected) / np.sum(expected))
+    assert multi.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("label_mode", ["multi", "single"])
+def test_class_weights_are_the_papers_and_name_absent_classes(label_mode):
+    labels = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 1], [0, 1, 1, 0]], np.uint8)
+    file = SimpleNamespace(labels=labels, class_table=np.array([(b"c000",), (b"c001",), (b"c002",), (b"no_action",)], [("class_id", "S9")]))
+    total = {"multi": 3, "single": 5}[label_mode]
+    with pytest.warns(UserWarning, match="1 classes have no training clip and get weight 0: c002"):
+        weights = splits.class_weights(file, np.array([0, 1, 2]), label_mode)
+    np.testing.assert_allclose(weights, [total / (4 * 3), total / (4 * 1), 0, total / (4 * 1)])
+    assert weights.dtype == np.float32
+
+
+def test_random_streams_differ_by_seed_and_purpose_alone():
+    draws = {key: splits.generator(*key).integers(1 << 60) for key in [(0, 1), (0, 1, 0), (0, 1, 1), (1, 1), (0, 0), (1, 0)]}
+    assert len(set(draws.values())) == len(draws)
+    assert splits.generator(0, 1, 1).integers(1 << 60) == draws[0, 1, 1]

@@ -1,0 +1,148 @@
+"""Finding files: each id its one file, and no id or link that leaves the folder."""
+
+import os
+import warnings
+
+import pytest
+
+from egoaudio.errors import MediaError
+from egoaudio.inputs.find_media import MEDIA_EXTENSIONS, find_files
+
+
+def _touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def test_files_are_found_at_any_depth_in_the_order_of_the_ids(tmp_path):
+    _touch(tmp_path / "B.mp4", tmp_path / "a" / "b" / "A.mkv", tmp_path / "C.txt", tmp_path / "D.mp4.part")
+    found = find_files(["A", "B", "C", "D", "E", "A"], tmp_path)
+    assert list(found.items()) == [("A", tmp_path / "a" / "b" / "A.mkv"), ("B", tmp_path / "B.mp4")]
+
+
+@pytest.mark.parametrize("extension", [*MEDIA_EXTENSIONS, ".MP4", ".WebM"])
+def test_any_media_extension_will_do(tmp_path, extension):
+    _touch(tmp_path / f"A{extension}")
+    assert find_files(["A"], tmp_path) == {"A": tmp_path / f"A{extension}"}
+
+
+@pytest.mark.parametrize(
+    ("video_id", "name", "is_found"),
+    [
+        ("A.mp4", "A.mp4", True), ("A.mp4", "A.mkv", False), ("A.mp4", "A.mp4.mkv", False), ("P01.101", "P01.101.mp4", True), ("a", "A.mp4", False),
+        ("", ".mp4", False), ("A", "A", False), ("Ä", "Ä.mp4", True),
+    ],
+)  # fmt: skip
+def test_an_id_is_a_name_without_extension_or_with_it(tmp_path, video_id, name, is_found):
+    _touch(tmp_path / name)
+    assert (video_id in find_files([video_id], tmp_path)) == is_found
+
+
+@pytest.mark.parametrize("names", [("A.mp4", "A.wav"), ("1/A.mp4", "2/A.mp4"), ("A.mp4", "A.MP4")])
+def test_two_files_for_a_video_are_an_error_that_names_both(tmp_path, names):
+    _touch(*(tmp_path / name for name in names), tmp_path / "B.mp4")
+    with pytest.raises(MediaError, match="'A' has two files") as caught:
+        find_files(["A"], tmp_path)
+    assert all(str(tmp_path / name) in str(caught.value) for name in names)
+    assert find_files(["B"], tmp_path) == {"B": tmp_path / "B.mp4"}
+
+
+def test_one_file_under_two_names_is_one_file(tmp_path):
+    _touch(tmp_path / "1" / "A.mp4")
+    (tmp_path / "A.mp4").symlink_to(tmp_path / "1" / "A.mp4")
+    assert list(find_files(["A"], tmp_path)) == ["A"]
+
+
+@pytest.mark.parametrize("video_id", ["../secret", "..", ".", "/etc/passwd", "a/../../secret", "x\0y", "../secret.mp4", "a" * 10_000, "\n", "~", "*", "$HOME"])
+def test_no_id_reaches_outside(tmp_path, video_id):
+    _touch(tmp_path / "secret.mp4", tmp_path / "videos" / "a" / "A.mp4")
+    assert find_files([video_id], tmp_path / "videos") == {}
+
+
+def test_a_link_out_of_the_folder_is_refused_unless_allowed(tmp_path):
+    _touch(tmp_path / "outside.mp4", tmp_path / "videos" / "B.mp4")
+    link = tmp_path / "videos" / "A.mp4"
+    link.symlink_to(tmp_path / "outside.mp4")
+    with pytest.raises(MediaError, match="A.mp4 is a symbolic link out of --videos.*--follow-links"):
+        find_files(["A"], tmp_path / "videos")
+    assert find_files(["A"], tmp_path / "videos", follow_links=True) == {"A": link}
+    assert list(find_files(["B"], tmp_path / "videos")) == ["B"]
+
+
+def test_a_linked_folder_is_entered_only_if_allowed(tmp_path):
+    _touch(tmp_path / "elsewhere" / "A.mp4", tmp_path / "videos" / "B.mp4")
+    (tmp_path / "videos" / "more").symlink_to(tmp_path / "elsewhere")
+    assert list(find_files(["B"], tmp_path / "videos")) == ["B"]
+    with pytest.raises(MediaError, match="more: a symbolic link to a folder outside --videos, and 1 videos are missing, 'A' for one.*--follow-links"):
+        find_files(["A", "B"], tmp_path / "videos")
+    assert find_files(["A"], tmp_path / "videos", follow_links=True) == {"A": tmp_path / "videos" / "more" / "A.mp4"}
+
+
+def test_links_that_stay_inside_are_no_links_out(tmp_path):
+    _touch(tmp_path / "videos" / "1" / "x.mp4", tmp_path / "videos_elsewhere" / "B.mp4")
+    (tmp_path / "videos" / "A.mp4").symlink_to("1/x.mp4")
+    (tmp_path / "videos" / "2").symlink_to("1")
+    assert list(find_files(["A", "x"], tmp_path / "videos")) == ["A", "x"]
+    (tmp_path / "videos" / "B.mp4").symlink_to("../videos_elsewhere/B.mp4")
+    with pytest.raises(MediaError, match="B.mp4 is a symbolic link out of"):
+        find_files(["B"], tmp_path / "videos")
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path):
+    _touch(tmp_path / "real" / "A.mp4")
+    (tmp_path / "videos").symlink_to("real")
+    assert find_files(["A"], tmp_path / "videos") == {"A": tmp_path / "videos" / "A.mp4"}
+
+
+@pytest.mark.parametrize("follow_links", [False, True])
+def test_loops_of_links_end(tmp_path, monkeypatch, follow_links):
+    _touch(tmp_path / "a" / "A.mp4")
+    (tmp_path / "a" / "up").symlink_to("..")
+    (tmp_path / "a" / "self").symlink_to("self")
+    (tmp_path / "B.mp4").symlink_to("B.mp4")
+    folders, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: folders.append(folder) or scandir(folder))
+    assert list(find_files(["A", "B"], tmp_path, follow_links)) == ["A"]
+    assert folders == [str(tmp_path), str(tmp_path / "a")]
+
+
+def test_what_only_has_the_name_of_a_video_is_given_when_there_is_no_file(tmp_path):
+    (tmp_path / "A.mp4").mkdir()
+    os.mkfifo(tmp_path / "B.mp4")
+    (tmp_path / "C.mp4").mkdir()
+    _touch(tmp_path / "C.mp4" / "C.mp4")
+    (tmp_path / "D.mp4").symlink_to("nowhere")
+    assert find_files("ABCD", tmp_path) == {"A": tmp_path / "A.mp4", "B": tmp_path / "B.mp4", "C": tmp_path / "C.mp4" / "C.mp4"}
+
+
+@pytest.mark.parametrize("name", ["nothing", "file"])
+def test_a_folder_that_is_none_is_named(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(MediaError, match=f"--videos .*{name}: there is no such folder"):
+        find_files(["A"], tmp_path / name)
+
+
+def test_a_folder_that_cannot_be_read_is_passed_over_with_a_warning(tmp_path, monkeypatch):
+    _touch(tmp_path / "locked" / "A.mp4", tmp_path / "B.mp4")
+    scandir = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.warns(UserWarning, match="locked: not searched for videos: Permission denied"):
+        assert list(find_files(["A", "B"], tmp_path)) == ["B"]
+
+
+def test_thousands_of_files_are_found_in_one_pass(tmp_path, monkeypatch):
+    for number in range(3000):
+        (tmp_path / f"{number}.mp4").touch()
+    folders, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: folders.append(folder) or scandir(folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(find_files(map(str, range(10_000)), tmp_path)) == 3000
+    assert folders == [str(tmp_path)]

@@ -1,0 +1,124 @@
+"""Slices of a batch: the first size on a CPU, scoring, precision."""
+
+import pytest
+import torch
+from small_steps import batch, fail, losses_and_weights, make_stepper, weights
+
+from egoaudio.errors import TrainingError
+from egoaudio.models.micro_batch import KEPT_TO_PEAK, KEPT_TO_PEAK_OF_ONE, Scorer, mixed_precision
+
+# ----------------------------------------------------------------------------------------------- the first size on a CPU
+
+
+def kept_by_backward(model, features):
+    """Return the bytes that a forward pass keeps, all of them held until the end: the oracle."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(features)
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in weights)
+
+
+@pytest.mark.parametrize("name", ["cnn", "cnn-small", "ast"])
+def test_what_a_pass_would_keep_is_counted_without_keeping_it(name):
+    stepper = make_stepper(name)
+    features = batch(3)[0]
+    buffers = [buffer.clone() for buffer in stepper.model.buffers()]
+    measured = stepper._measure(features)
+    assert measured.kept == kept_by_backward(stepper.model.eval(), features)
+    assert 0 < measured.largest < measured.kept
+    stepper.model.train()
+    stepper.model.enable_activation_checkpointing()  # cannot be looked into: it counts as if it were off
+    assert stepper._measure(features) == measured
+    assert stepper.model.training and all(map(torch.equal, stepper.model.buffers(), buffers))
+
+
+@pytest.mark.parametrize("clips_that_fit, size", [(64, 64), (63, 32), (8, 8), (1.5, 1)])
+def test_first_size_follows_from_what_is_free(clips_that_fit, size, monkeypatch):
+    stepper = make_stepper()
+    one, two = (stepper._measure(batch(num_clips)[0]) for num_clips in (1, 2))
+    monkeypatch.setattr("egoaudio.models.micro_batch.free_memory", lambda _: stepper.needed(one, two, clips_that_fit))
+    stepper.step(*batch())
+    assert stepper.state_dict() == {"micro_batch_size": size, "activation_checkpointing": False}
+
+
+def test_what_seems_needed_grows_with_the_clips_beside_the_gradients():
+    stepper = make_stepper()
+    gradients = 4 * len(weights(stepper))
+    one, two = (stepper._measure(batch(num_clips)[0]) for num_clips in (1, 2))
+    whole = kept_by_backward(stepper.model.eval(), batch(64)[0])
+    assert stepper.needed(one, two, 64) == pytest.approx(gradients + KEPT_TO_PEAK * whole, rel=1e-3)
+    assert stepper.needed(one, two, 1) == gradients + KEPT_TO_PEAK_OF_ONE * one.kept
+
+
+def test_one_clip_that_seems_not_to_fit_is_never_tried_without_checkpointing(monkeypatch):
+    expected, expected_weights, _ = losses_and_weights(make_stepper("ast", dropout=0.3), num_steps=1)
+    lines, tried = [], []
+    stepper = make_stepper("ast", dropout=0.3, log=lines.append)
+    monkeypatch.setattr("egoaudio.models.micro_batch.free_memory", lambda _: 2**10)
+    stepper.model.register_forward_pre_hook(lambda model, _: tried.append(model.training and not model.activation_checkpointing))
+    losses, trained, _ = losses_and_weights(stepper, num_steps=1)
+    assert stepper.state_dict() == {"micro_batch_size": 1, "activation_checkpointing": True}
+    assert lines[-1] == "activation checkpointing is on, as one clip seems not to fit into the 0 MB that are free without it"
+    assert not any(tried)
+    assert losses == pytest.approx(expected, rel=1e-4)
+    torch.testing.assert_close(trained, expected_weights, rtol=1e-3, atol=1e-4)
+
+
+def test_scoring_plans_for_a_pass_without_gradients(monkeypatch):
+    stepper = make_stepper("ast")
+    monkeypatch.setattr("egoaudio.models.micro_batch.free_memory", lambda _: stepper._measure(batch(64)[0]).kept)
+    scorer = Scorer(stepper.model, device="cpu")
+    scorer(batch()[0])
+    stepper.step(*batch())
+    assert scorer.micro_batch_size > stepper.micro_batch_size
+
+
+# ----------------------------------------------------------------------------------------------- scoring
+
+
+def test_scores_are_the_models_and_survive_running_out_of_memory():
+    stepper, lines = make_stepper("ast", dropout=0.4), []
+    model, features = stepper.model, batch()[0]
+    with torch.no_grad():
+        expected = model.eval()(features)
+    model.train()
+    scorer = Scorer(model, device="cpu", log=lines.append)
+    fail(stepper, "forward", times=100, limit=20)
+    assert scorer.micro_batch_size is None
+    scores = scorer(features)
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
+    assert scores.dtype == torch.float32 and not scores.requires_grad and model.training
+    assert scorer.micro_batch_size == 16 and lines[-1] == "evaluation: 16 clips at a time, as memory ran out with 32"
+
+
+def test_scoring_gives_up_in_words():
+    stepper = make_stepper()
+    fail(stepper, "forward", times=100)
+    with pytest.raises(TrainingError, match="not even one clip can be scored"):
+        Scorer(stepper.model, device="cpu", micro_batch_size=4)(batch(4)[0])
+
+
+# ----------------------------------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("wanted, dtype, expected, scaled", [
+    (False, None, None, False), (True, None, torch.bfloat16, False), (True, "float16", torch.float16, True), (True, "bfloat16", torch.bfloat16, False),
+])
+def test_mixed_precision_on_a_cpu(wanted, dtype, expected, scaled):
+    amp_dtype, scaler = mixed_precision(torch.device("cpu"), wanted, dtype)
+    assert amp_dtype == expected and (scaler is not None) == scaled
+
+
+@pytest.mark.parametrize("name", ["cnn", "cnn-small", "ast"])
+def test_bfloat16_trains_nearly_as_float32_does(name):
+    expected, _, _ = losses_and_weights(make_stepper(name, learning_rate=1e-3))
+    losses, _, _ = losses_and_weights(make_stepper(name, learning_rate=1e-3, amp_dtype=torch.bfloat16))
+    assert losses == pytest.approx(expected, rel=0.02)
+    assert losses != expected

@@ -1,0 +1,374 @@
+"""A run's folder: what is left in it, and that a run stopped anywhere ends in the same weights when it is started again."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+import types
+
+import numpy as np
+import pytest
+import torch
+from small_runs import HARD, SHAPE, assert_same_run, make_config, make_file, on_step, table
+
+from egoaudio.config.options import to_json
+from egoaudio.errors import CheckpointError, EgoAudioError, TrainingError
+from egoaudio.evaluation import evaluate
+from egoaudio.hdf5 import writer
+from egoaudio.models import checkpoints
+from egoaudio.system import lock
+from egoaudio.training import train
+from egoaudio.training.step import Stepper
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """One file for all tests that only read it."""
+    return make_file(tmp_path_factory.mktemp("data") / "ego.h5")
+
+
+@pytest.fixture(autouse=True)
+def plain_curves(monkeypatch):
+    """Draw no curves, which takes longer than the runs here; ``finished`` has been drawn by then."""
+    monkeypatch.setattr(train, "curves_png", lambda rows: b"curves")
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A run that was never stopped, with what the loop has said."""
+    folder = tmp_path_factory.mktemp("run") / "cnn"
+    summary = train.train(data, folder, make_config())
+    return types.SimpleNamespace(folder=folder, summary=summary)
+
+
+# ------------------------------------------------------------------------------------------------ what is left behind
+
+
+def test_the_folder_holds_everything(finished):
+    assert sorted(os.listdir(finished.folder)) == ["best.pt", "config.json", "curves.png", "last.pt", "metrics.csv"]
+    assert (finished.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "3 epochs" in finished.summary and "egoaudio-evaluate" in finished.summary
+
+
+def test_the_table_has_a_row_per_epoch_and_the_columns_that_were_promised(finished):
+    with open(finished.folder / "metrics.csv") as file:
+        header = file.readline().strip()
+    assert header == "epoch,train_loss,val_loss,top1,top5,map,learning_rate,clips_per_second,data_wait_fraction,micro_batch_size,peak_memory_mb,seconds"
+    rows = [{name: float(value) for name, value in row.items()} for row in table(finished.folder)]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[0]["train_loss"] > rows[2]["train_loss"] > 0
+    for row in rows:
+        assert row["micro_batch_size"] == 16
+        assert 0 <= row["data_wait_fraction"] <= 1 and 0 <= row["top1"] <= row["top5"] <= 1 and 0 <= row["map"] <= 1
+        assert row["clips_per_second"] > 0 and row["peak_memory_mb"] > 50 and row["seconds"] > 0
+
+
+def test_the_training_loss_of_an_epoch_is_the_mean_over_its_clips(tmp_path, data, monkeypatch):
+    losses, step = [], Stepper.step
+
+    def noted(self, features, labels):
+        value = step(self, features, labels)
+        losses.extend([value] * len(features))
+        return value
+
+    monkeypatch.setattr(Stepper, "step", noted)
+    train.train(data, tmp_path / "run", make_config())
+    expected = np.reshape(losses, (3, 60)).mean(axis=1)
+    assert [float(row["train_loss"]) for row in table(tmp_path / "run")] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_best_checkpoint_is_of_the_epoch_with_the_best_validation_map(tmp_path, data, monkeypatch):
+    maps = iter([float("nan"), 0.7, float("nan"), 0.7, 0.2])
+    score = train._Validator.__call__
+    monkeypatch.setattr(train._Validator, "__call__", lambda self: {**score(self), "map": next(maps)})
+    train.train(data, tmp_path / "run", make_config(epochs=5))
+    best = checkpoints.load(tmp_path / "run/best.pt")
+    assert best["epoch"] == 2 and best["metrics"]["map"] == 0.7
+
+
+def test_the_checkpoint_holds_what_the_model_needs_to_be_used(finished, data):
+    contents = checkpoints.load(finished.folder / "best.pt")
+    with writer.open(data) as file:
+        assert contents["plan_sha256"] == file.plan_sha256
+        assert contents["class_ids"] == ["c000", "c001", "c002", "c003", "no_action"]
+        assert contents["sample_rate"] == file.sample_rate
+        assert json.loads(contents["feature_attributes"])["n_fft"] == 2048
+    assert contents["config"] == to_json(make_config())
+    assert contents["feature"] == "spectrogram" and contents["feature_shape"] == list(SHAPE)
+    assert contents["normalization"]["std"] > 0
+    assert len(contents["thresholds"]) == 5
+    assert contents["metrics"]["map"] == pytest.approx(max(float(row["map"]) for row in table(finished.folder)), rel=1e-5)
+    assert "resume" not in contents
+
+
+def test_the_configuration_can_be_read_by_people_and_other_programs(finished, data):
+    contents = json.loads((finished.folder / "config.json").read_text())
+    assert contents["file"] == str(data)
+    assert contents["options"]["batch_size"] == 16 and contents["options"]["feature"] == "spectrogram"
+
+
+def test_the_scores_in_the_table_are_those_of_the_command(finished, data, tmp_path):
+    best = checkpoints.load(finished.folder / "best.pt")["metrics"]
+    found = evaluate.evaluate(finished.folder / "best.pt", data, split="validation", output=tmp_path, num_resamples=0).scores
+    assert {name: found[name].value for name in ("top1", "top5", "map")} == pytest.approx({name: best[name] for name in ("top1", "top5", "map")})
+
+
+# ------------------------------------------------------------------------------------------------ stop and go on
+
+
+@pytest.mark.parametrize(
+    ("changes", "stops"),
+    [
+        ({}, [0, 3, 1, 3, 0]), (HARD, [2, 5, 0]), ({**HARD, "label_mode": "single", "shuffle": "block"}, [7]),
+        ({"amp": True, "amp_dtype": "float16"}, [4, 1]), ({"loader_workers": 1, "mixup": 0.4}, [4]), ({"patience": 1, "learning_rate": 1e-9}, [6]),
+    ],
+)
+def test_interrupted_and_run_again_it_ends_in_the_same_weights(tmp_path, data, monkeypatch, changes, stops):
+    config = make_config(**changes)
+    train.train(data, tmp_path / "whole", config)
+    for stop in stops:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            on_step(patch, {stop: lambda: signal.raise_signal(signal.SIGINT)})
+            train.train(data, tmp_path / "stopped", config)
+    train.train(data, tmp_path / "stopped", config)
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None], ids=["ignored, as after nohup or &", "a handler that returns"])
+def test_a_signal_that_stops_nothing_does_not_cut_the_epoch_short(tmp_path, data, monkeypatch, handler):
+    train.train(data, tmp_path / "whole", make_config())
+    former = signal.signal(signal.SIGINT, handler)
+    try:
+        steps = on_step(monkeypatch, {1: lambda: signal.raise_signal(signal.SIGINT)})
+        train.train(data, tmp_path / "run", make_config())
+    finally:
+        signal.signal(signal.SIGINT, former)
+    assert len(steps) == 3 * 4
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_interrupted_while_validating_it_goes_on_with_the_validation(tmp_path, data, monkeypatch, finished):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train._Validator, "__call__", lambda self: signal.raise_signal(signal.SIGINT))
+        train.train(data, tmp_path / "run", make_config())
+    steps = on_step(monkeypatch, {})
+    train.train(data, tmp_path / "run", make_config())
+    assert len(steps) == 2 * 4 and len(table(tmp_path / "run")) == 3  # 2 epochs of 4 batches were left
+    assert_same_run(tmp_path / "run", finished.folder)
+
+
+def test_a_row_that_the_checkpoint_does_not_know_is_taken_out_of_the_table(tmp_path, data, monkeypatch):
+    # As a kill leaves it between the table and the checkpoint.
+    for stop in (6, 0):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            on_step(patch, {stop: lambda: signal.raise_signal(signal.SIGINT)})
+            train.train(data, tmp_path / "run", make_config())
+        assert [row["epoch"] for row in table(tmp_path / "run")] == ["1"]
+        with open(tmp_path / "run/metrics.csv", "a") as file:
+            file.write("2" + ",0.5" * 11 + "\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_batch_and_the_checkpoint_then_does_what_it_always_does(tmp_path, data, monkeypatch, number):
+    class Heard(Exception):
+        pass
+
+    def handler(number, frame):
+        raise Heard(number)
+
+    former = signal.signal(number, handler)
+    try:
+        on_step(monkeypatch, {5: lambda: signal.raise_signal(number)})
+        with pytest.raises(Heard):
+            train.train(data, tmp_path / "run", make_config())
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, former)
+    state = checkpoints.load(tmp_path / "run/last.pt")["resume"]["state"]
+    assert (state["epoch"], state["batch"]) == (1, 2)  # the sixth of 4 batches an epoch, finished
+
+
+def test_a_second_signal_does_not_wait_and_the_first_says_so(tmp_path, data, monkeypatch, capfd):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    steps = on_step(monkeypatch, {2: twice})
+    with pytest.raises(KeyboardInterrupt):
+        train.train(data, tmp_path / "run", make_config())
+    assert len(steps) == 3
+    assert checkpoints.load(tmp_path / "run/last.pt")["resume"]["state"]["batch"] == 1  # written when the micro-batch was found
+    assert capfd.readouterr().err.count("stopping as soon as this batch is done and saved; once more stops at once") == 1
+
+
+def test_the_micro_batch_that_was_found_is_kept_at_once_and_not_found_again(tmp_path, data, monkeypatch):
+    sizes = []
+    accumulate = Stepper._accumulate
+
+    def short_of_memory(self, *arguments):
+        sizes.append(self.micro_batch_size)
+        if len(sizes) == 3:  # in the third step of the run, once
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return accumulate(self, *arguments)
+
+    monkeypatch.setattr(Stepper, "_accumulate", short_of_memory)
+    train.train(data, tmp_path / "whole", make_config())
+    assert sizes[:5] == [16, 16, 16, 8, 8]
+    sizes.clear()
+    # As kill -9 does: nothing is written any more after the fourth step.
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        on_step(patch, {4: lambda: (_ for _ in ()).throw(MemoryError)})
+        train.train(data, tmp_path / "killed", make_config())
+    before = len(sizes)
+    train.train(data, tmp_path / "killed", make_config())
+    assert set(sizes[before:]) == {8}
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_checkpoint_is_written_within_an_epoch_when_it_is_time(tmp_path, data, monkeypatch):
+    saved, save = [], checkpoints.save
+    monkeypatch.setattr(checkpoints, "save", lambda path, contents: saved.append((path.name, contents["epoch"])) or save(path, contents))
+    train.train(data, tmp_path / "run", make_config(epochs=1, checkpoint_minutes=1e-9))
+    # At the start; after each of 4 batches and after the last of them again, before the validation; at the end.
+    assert saved == [("last.pt", 0)] * (1 + 4 + 1) + [("best.pt", 1), ("last.pt", 1)]
+
+
+def _run(stepping, *arguments):
+    """Train in a child process, one thread, in silence; set ``stepping`` at the first step."""
+    torch.set_num_threads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    step = Stepper.step
+    Stepper.step = lambda self, *batch: stepping.set() or step(self, *batch)
+    train.train(*arguments)
+
+
+def test_killed_at_ten_random_moments_it_ends_in_the_same_weights(tmp_path, data):
+    # A server that has imported torch but never computed: its children start in a tenth of a second.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["egoaudio.training.train"])
+    config = make_config(epochs=20, checkpoint_minutes=0.0005, **HARD)
+
+    def start(name):
+        stepping = context.Event()
+        child = context.Process(target=_run, args=(stepping, data, tmp_path / name, config))
+        child.start()
+        return child, stepping
+
+    def wait_for(child, stepping):
+        while child.is_alive() and not stepping.wait(0.02):  # a run that was killed while it validated may have no step left
+            pass
+
+    def finish(name):
+        started = time.monotonic()
+        child, stepping = start(name)
+        wait_for(child, stepping)
+        before = time.monotonic() - started
+        child.join()
+        assert child.exitcode == 0
+        return before, time.monotonic() - started - before
+
+    server = context.Process(target=len, args=("",))  # the first child waits for the server's imports
+    server.start()
+    server.join()
+    setting_up_seconds, stepping_seconds = finish("whole")
+    rng, kills = random.Random(11), 0
+    while kills < 10:
+        child, stepping = start("killed")
+        if kills % 5 == 4:
+            child.join(rng.uniform(0, setting_up_seconds))
+        else:
+            wait_for(child, stepping)
+            child.join(rng.uniform(0, stepping_seconds / 6))
+        if child.is_alive():
+            child.kill()
+            kills += 1
+        child.join()
+        assert child.exitcode in (0, -signal.SIGKILL)
+        if (tmp_path / "killed/last.pt").exists() and checkpoints.load(tmp_path / "killed/last.pt")["resume"]["state"]["finished"]:
+            # Faster now than when it was measured: hold it to the same, and begin again.
+            assert_same_run(tmp_path / "killed", tmp_path / "whole")
+            shutil.rmtree(tmp_path / "killed")
+    finish("killed")
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    assert sorted(os.listdir(tmp_path / "killed")) == sorted(os.listdir(tmp_path / "whole"))
+
+
+# ------------------------------------------------------------------------------------------------ the same command again
+
+
+def test_a_finished_run_says_so_and_ends_at_once(finished, data, monkeypatch):
+    before = {name: (finished.folder / name).read_bytes() for name in os.listdir(finished.folder)}
+    steps = on_step(monkeypatch, {})
+    assert "finished run: nothing was done" in train.train(data, finished.folder, make_config())
+    assert steps == []
+    assert before == {name: (finished.folder / name).read_bytes() for name in os.listdir(finished.folder)}
+
+
+def test_another_configuration_says_what_differs_and_stops(finished, data):
+    with pytest.raises(TrainingError, match=r"--batch-size: 16, now 8; --model: cnn, now cnn-small|--model: cnn, now cnn-small; --batch-size: 16, now 8"):
+        train.train(data, finished.folder, make_config(batch_size=8, model="cnn-small"))
+
+
+def test_another_file_is_refused_with_both_sides_named(finished, tmp_path):
+    other = make_file(tmp_path / "other.h5", plan_sha256="1" * 64)
+    with pytest.raises(CheckpointError, match=r"last.pt: .*plan_sha256: checkpoint 0{12}\.\.\., file 1{12}.*another --output, or --force"):
+        train.train(other, finished.folder, make_config())
+
+
+def test_force_starts_anew_and_leaves_nothing_of_the_old_run(tmp_path, data):
+    train.train(data, tmp_path / "run", make_config())
+    (tmp_path / "run/evaluation.json").write_text("{}")
+    (tmp_path / "run/notes.txt").write_text("mine")
+    train.train(data, tmp_path / "run", make_config(epochs=1, batch_size=8), force=True)
+    assert len(table(tmp_path / "run")) == 1
+    assert sorted(os.listdir(tmp_path / "run")) == ["best.pt", "config.json", "curves.png", "last.pt", "metrics.csv", "notes.txt"]
+
+
+def test_force_with_options_that_cannot_be_carried_out_keeps_the_old_run(tmp_path, data, finished):
+    before = sorted(os.listdir(finished.folder))
+    with pytest.raises(EgoAudioError, match="ast wants logmel"):
+        train.train(data, finished.folder, make_config(model="ast"), force=True)
+    assert sorted(os.listdir(finished.folder)) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda folder: (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:-1000]), CheckpointError, "cut off.*--force to start anew"),
+        (lambda folder: (folder / "last.pt").unlink(), TrainingError, "holds best.pt, config.json, metrics.csv, curves.png but no last.pt"),
+        (lambda folder: (folder / "last.pt").write_bytes((folder / "best.pt").read_bytes()), TrainingError, "not where its run was"),
+    ],
+)
+def test_a_folder_that_cannot_be_gone_on_with_is_refused_until_forced(tmp_path, data, change, error, words):
+    train.train(data, tmp_path / "run", make_config(epochs=1))
+    change(tmp_path / "run")
+    with pytest.raises(error, match=words):
+        train.train(data, tmp_path / "run", make_config(epochs=1))
+    train.train(data, tmp_path / "run", make_config(epochs=1), force=True)
+
+
+def test_files_of_another_program_are_not_replaced_unasked(tmp_path, data):
+    (tmp_path / "config.json").write_text("theirs")
+    (tmp_path / "tensorboard").mkdir()
+    with pytest.raises(TrainingError, match=r"holds config.json, tensorboard but no last.pt to go on from: give another --output, or --force to replace them"):
+        train.train(data, tmp_path, make_config(epochs=1))
+    assert (tmp_path / "config.json").read_text() == "theirs" and sorted(os.listdir(tmp_path)) == ["config.json", "tensorboard"]
+
+
+def test_a_configuration_that_is_lost_is_written_again(tmp_path, data, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        on_step(patch, {1: lambda: signal.raise_signal(signal.SIGINT)})
+        train.train(data, tmp_path / "run", make_config(epochs=1))
+    before = (tmp_path / "run/config.json").read_text()
+    (tmp_path / "run/config.json").unlink()  # as a kill between last.pt and config.json
+    train.train(data, tmp_path / "run", make_config(epochs=1))
+    assert (tmp_path / "run/config.json").read_text() == before
+
+
+def test_two_runs_in_one_folder_at_once_are_refused(tmp_path, data):
+    (tmp_path / "run").mkdir()
+    with lock.held(tmp_path / "run"), pytest.raises(EgoAudioError, match="another process"):
+        train.train(data, tmp_path / "run", make_config())

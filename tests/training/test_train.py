@@ -1,0 +1,280 @@
+"""The loop: it learns, every option reaches it, and it says what went wrong."""
+
+import math
+import os
+import re
+import resource
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+import torch
+from small_runs import SHAPE, assert_same_run, make_config, make_file, on_step, table, weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from egoaudio.errors import CheckpointError, ConfigurationError, TrainingError
+from egoaudio.evaluation import evaluate
+from egoaudio.hdf5 import writer as store
+from egoaudio.models import checkpoints
+from egoaudio.training import run_folder, train
+from egoaudio.training.step import Stepper
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """One file for all tests that only read it."""
+    return make_file(tmp_path_factory.mktemp("data") / "ego.h5")
+
+
+@pytest.fixture(autouse=True)
+def plain_curves(monkeypatch):
+    """Draw no curves, which takes longer than the runs here; ``finished`` has been drawn by then."""
+    monkeypatch.setattr(train, "curves_png", lambda rows: b"curves")
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A run that was never stopped, with what the loop has said."""
+    folder = tmp_path_factory.mktemp("run") / "cnn"
+    summary = train.train(data, folder, make_config())
+    return types.SimpleNamespace(folder=folder, summary=summary)
+
+
+# ------------------------------------------------------------------------------------------------ it learns
+
+
+def test_it_overfits_64_clips_to_top_1_accuracy_of_1(tmp_path):
+    path = make_file(tmp_path / "noise.h5", 8, 8, class_dependent=False, test_fraction=0.0)  # noise: nothing but memory helps
+    train.train(path, tmp_path / "run", make_config(epochs=60, validation_fraction=0.0, learning_rate=3e-3))
+    found = evaluate.evaluate(tmp_path / "run/best.pt", path, split="train", num_resamples=0)
+    assert found.num_clips == 64
+    assert found.scores["top1"].value == 1.0
+
+
+def shuffle_labels(path):
+    """Give every clip the labels of another one."""
+    with store.open(path) as file:
+        labels = np.random.default_rng(3).permutation(np.asarray(file.labels))
+    with store.RowWriter(path, store.offsets(path)) as writer:
+        writer.write("labels", 0, labels)
+
+
+def test_it_learns_what_can_be_heard_and_nothing_from_shuffled_labels(tmp_path):
+    best = {}
+    for name in ("true", "shuffled"):
+        path = make_file(tmp_path / f"{name}.h5", 24, 10)
+        if name == "shuffled":
+            shuffle_labels(path)
+        train.train(path, tmp_path / name, make_config(epochs=6))
+        found = evaluate.evaluate(tmp_path / name / "best.pt", path, num_resamples=0).scores["map"]
+        best[name] = found.value, found.prior
+    assert best["true"][0] > 0.95
+    assert best["shuffled"][0] < best["shuffled"][1] + 0.12
+
+
+def test_every_epoch_takes_every_clip_once_in_an_order_of_its_own(tmp_path, data, monkeypatch):
+    clips, step = [], Stepper.step
+    monkeypatch.setattr(Stepper, "step", lambda self, features, labels: clips.extend(features.sum(dim=(1, 2)).tolist()) or step(self, features, labels))
+    train.train(data, tmp_path / "run", make_config(epochs=2))
+    first, second = clips[: len(clips) // 2], clips[len(clips) // 2 :]
+    assert len(set(first)) == len(first) == 60
+    assert sorted(first) == sorted(second) and first != second
+
+
+# ------------------------------------------------------------------------------------------------ every option reaches the loop
+
+
+def test_without_a_validation_split_the_training_loss_chooses(tmp_path, data, capsys):
+    train.train(data, tmp_path / "run", make_config(validation_fraction=0.0))
+    rows = table(tmp_path / "run")
+    assert all(row[name] == "" for row in rows for name in ("val_loss", "top1", "top5", "map"))
+    losses = [float(row["train_loss"]) for row in rows]
+    assert checkpoints.load(tmp_path / "run/best.pt")["epoch"] == 1 + losses.index(min(losses))
+    assert "lowest training loss" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "cnn-small", "dropout": 0.3, "optimizer": "adamw", "weight_decay": 0.1, "clip_gradient": 0.5, "schedule": "constant"},
+        {"label_mode": "single", "class_weights": True, "amp": True, "micro_batch_size": 5},
+        {"model": "cnn", "amp": True, "amp_dtype": "float16", "loader_workers": 1, "activation_checkpointing": True},
+    ],
+)
+def test_options_reach_the_loop(tmp_path, data, changes):
+    train.train(data, tmp_path / "run", make_config(epochs=2, **changes))
+    rows = table(tmp_path / "run")
+    assert float(rows[1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert int(rows[1]["micro_batch_size"]) == changes.get("micro_batch_size", 16)
+
+
+def test_a_compiled_model_is_saved_as_the_model_it_is(tmp_path, data, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or torch.nn.Sequential(model))
+    monkeypatch.setattr(torch.nn.Sequential, "activation_checkpointing", False, raising=False)
+    train.train(data, tmp_path / "run", make_config(epochs=1, compile=True))
+    assert len(compiled) == 1
+    checkpoints.load_model(tmp_path / "run/best.pt")
+
+
+def test_tensorboard_gets_the_columns_once_however_often_the_run_is_stopped(tmp_path, data, monkeypatch):
+    save = checkpoints.save
+
+    def killed_before_the_end_of_epoch_2(path, contents):
+        if path.name == "last.pt" and contents["epoch"] == 2:
+            raise MemoryError  # as kill -9 between TensorBoard's files and last.pt
+        save(path, contents)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(checkpoints, "save", killed_before_the_end_of_epoch_2)
+        train.train(data, tmp_path / "run", make_config(), tensorboard=True)
+    train.train(data, tmp_path / "run", make_config(), tensorboard=True)
+    written = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    assert sorted(written.Tags()["scalars"]) == sorted(run_folder.COLUMNS[1:])
+    for name in run_folder.COLUMNS[1:]:
+        scalars = written.Scalars(name)
+        assert [scalar.step for scalar in scalars] == [1, 2, 3]
+        assert [scalar.value for scalar in scalars] == pytest.approx([float(row[name]) for row in table(tmp_path / "run")], rel=1e-5)
+
+
+def test_tensorboard_that_is_not_installed_is_named_before_anything_is_written(tmp_path, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigurationError, match="pip install tensorboard"):
+        train.train(data, tmp_path / "run", make_config(), tensorboard=True)
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------------ schedule, early stop
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]),
+    ],
+)
+def test_the_learning_rate_rises_in_a_line_then_follows_the_schedule(schedule, expected):
+    options = make_config(schedule=schedule, warmup_fraction=0.5, learning_rate=2.0).optimization
+    assert [train.learning_rate(step, 8, options) / 2 for step in range(8)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 1.0, 7.0])
+def test_any_share_of_warm_up_gives_a_learning_rate(warmup):
+    options = make_config(warmup_fraction=warmup, learning_rate=1.0).optimization
+    rates = [train.learning_rate(step, 5, options) for step in range(5)]
+    assert all(0 < rate <= 1 for rate in rates)
+
+
+def test_every_step_gets_its_learning_rate(tmp_path, data, monkeypatch):
+    rates = []
+    step = Stepper.step
+    monkeypatch.setattr(Stepper, "step", lambda self, *batch: rates.append(self.optimizer.param_groups[0]["lr"]) or step(self, *batch))
+    config = make_config(epochs=2)
+    train.train(data, tmp_path / "run", config)
+    assert rates == [train.learning_rate(number, len(rates), config.optimization) for number in range(len(rates))]
+    assert float(table(tmp_path / "run")[-1]["learning_rate"]) == pytest.approx(rates[-1], rel=1e-5)
+
+
+def test_it_stops_early_when_the_validation_gets_no_better(tmp_path, data):
+    train.train(data, tmp_path / "run", make_config(epochs=20, patience=2, learning_rate=1e-12))
+    assert len(table(tmp_path / "run")) == 3
+    assert "finished" in train.train(data, tmp_path / "run", make_config(epochs=20, patience=2, learning_rate=1e-12))
+
+
+# ------------------------------------------------------------------------------------------------ what goes wrong
+
+
+def test_a_clip_that_is_not_a_number_stops_the_run_and_is_named(tmp_path):
+    path = make_file(tmp_path / "ego.h5")
+    with store.RowWriter(path, store.offsets(path)) as writer:
+        writer.write("spectrogram", 17, np.full((1, *SHAPE), np.nan, "f4"))
+    with pytest.raises(TrainingError, match=r"the loss is nan in epoch 1, batch \d, of the clips .*\b17\b.*of these, 17 hold values that are not finite"):
+        train.train(path, tmp_path / "run", make_config(validation_fraction=0.0))
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
+def test_a_loss_that_diverges_stops_the_run_and_keeps_the_checkpoint_before(tmp_path, data, monkeypatch):
+    on_step(monkeypatch, {}, lambda number, value: math.inf if number == 6 else value)
+    with pytest.raises(TrainingError, match=r"the loss is inf in epoch 2, batch 3, of the clips .*\d+, \d+.*lower --learning-rate"):
+        train.train(data, tmp_path / "run", make_config())
+    assert checkpoints.load(tmp_path / "run/last.pt")["resume"]["state"]["epoch"] == 1
+
+
+def test_weights_that_are_not_numbers_never_become_a_checkpoint(tmp_path, data, monkeypatch):
+    def spoil(stepper, features, labels, step=train.Stepper.step):
+        loss = step(stepper, features, labels)
+        with torch.no_grad():
+            next(stepper.model.parameters()).view(-1)[3] = math.nan
+        return loss
+
+    monkeypatch.setattr(train.Stepper, "step", spoil)
+    with pytest.raises(TrainingError, match=r"the weights are not finite after epoch 1, batch \d.*lower --learning-rate"):
+        train.train(data, tmp_path / "run", make_config(batch_size=1000))
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
+def test_a_file_that_changes_while_training_is_noticed_and_named(tmp_path, monkeypatch):
+    path = make_file(tmp_path / "ego.h5")
+    on_step(monkeypatch, {2: lambda: os.truncate(path, os.path.getsize(path) - 4096)})
+    with pytest.raises(TrainingError, match="ego.h5 was changed during the run"):
+        train.train(path, tmp_path / "run", make_config(epochs=20))
+
+
+def test_a_file_that_disappears_while_training_is_named_and_the_run_ends_as_if_it_were_there(tmp_path, monkeypatch, finished):
+    path = make_file(tmp_path / "ego.h5")
+    on_step(monkeypatch, {2: lambda: os.unlink(path)})
+    with pytest.warns(UserWarning, match="ego.h5 was moved or deleted"):
+        train.train(path, tmp_path / "run", make_config())
+    assert_same_run(tmp_path / "run", finished.folder)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on_once_there_is_room(tmp_path, data, monkeypatch, finished):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    on_step(monkeypatch, {6: lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))})
+    try:
+        with pytest.raises(CheckpointError, match=r"last.pt.*the checkpoint before it is kept"):
+            train.train(data, tmp_path / "run", make_config())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoints.load(tmp_path / "run/last.pt")["resume"]["state"]["epoch"] == 1
+    assert not list((tmp_path / "run").glob("*.partial"))
+    train.train(data, tmp_path / "run", make_config())
+    assert_same_run(tmp_path / "run", finished.folder)
+
+
+def test_time_spent_waiting_for_data_is_counted_and_said(tmp_path, data, monkeypatch, capsys):
+    fetch = train.ClipDataset.fetch
+    monkeypatch.setattr(train.ClipDataset, "fetch", lambda *arguments: time.sleep(0.1) or fetch(*arguments))
+    train.train(data, tmp_path / "run", make_config(epochs=1))
+    row = table(tmp_path / "run")[0]
+    train_seconds = 60 / float(row["clips_per_second"])
+    assert 0.1 <= float(row["data_wait_fraction"]) * train_seconds <= train_seconds  # at least the first batch was waited for
+    said = capsys.readouterr().err
+    assert "of the time was spent waiting for it" in said and "disk" in said
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"is_mapped": lambda feature: False, "num_bytes": 1}, r"h5repack -f spectrogram:NONE.*--loader-workers"),
+        ({"is_mapped": lambda feature: True, "num_bytes": 1 << 50}, "--shuffle block.*--dtype float16"),
+        ({"is_mapped": lambda feature: True, "num_bytes": 1}, "the first epoch reads from the disk"),
+    ],
+)
+def test_what_to_change_when_data_is_slow_depends_on_the_file(facts, words):
+    assert re.search(words, train._describe_wait(0.5, types.SimpleNamespace(**facts), "spectrogram", make_config().data))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps"])
+def test_a_device_that_is_not_there_is_named(tmp_path, data, device):
+    with pytest.raises(ConfigurationError, match=f"--device {device}"):
+        train.train(data, tmp_path / "run", make_config(), device=device)
+
+
+def test_an_output_that_is_a_file_is_named(tmp_path, data):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(TrainingError, match="--output .*run: cannot be made a folder"):
+        train.train(data, tmp_path / "run", make_config())

@@ -7,12 +7,12 @@ import measuring
 import torch
 from torch import nn
 
-from egoaudio.config.options import OptimizationConfig
+from egoaudio.config.train import OptimizationConfig
 from egoaudio.models import create_model
 from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.training.losses import Loss
+from egoaudio.training.optimizer import make_optimizer
 from egoaudio.training.step import Stepper
-from egoaudio.training.train import make_optimizer
 
 CPU = torch.device("cpu")
 

@@ -19,8 +19,9 @@ import h5py
 import numpy as np
 import torch
 
-from egoaudio.config.options import DataConfig
-from egoaudio.data.dataset import ClipDataset, Loader
+from egoaudio.config.train import DataConfig
+from egoaudio.data.dataset import ClipDataset
+from egoaudio.data.loader import Loader
 
 BATCH_SIZE = 256
 FEATURE = "spectrogram"

@@ -35,7 +35,7 @@ import whole_builds  # noqa: E402
 
 from egoaudio.builder import pool
 from egoaudio.builder.plan import Inputs  # noqa: E402
-from egoaudio.config.options import BuildConfig, DenoiseConfig, FeatureConfig  # noqa: E402
+from egoaudio.config.build import BuildConfig, DenoiseConfig, FeatureConfig  # noqa: E402
 from egoaudio.inputs import decoder
 from egoaudio.system import allocator  # noqa: E402
 

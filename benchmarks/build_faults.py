@@ -35,7 +35,7 @@ from trials import (
 
 from egoaudio.builder.build import build
 from egoaudio.builder.extract import extract
-from egoaudio.config.options import BuildConfig
+from egoaudio.config.build import BuildConfig
 from egoaudio.errors import BuildError, Status
 from egoaudio.hdf5 import writer as store
 

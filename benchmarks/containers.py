@@ -17,7 +17,7 @@ import av
 import egoaudio
 from egoaudio.builder.build import build
 from egoaudio.builder.plan import Inputs
-from egoaudio.config.options import BuildConfig
+from egoaudio.config.build import BuildConfig
 from egoaudio.errors import Status
 from egoaudio.inputs.decoder import MEDIA_EXTENSIONS
 

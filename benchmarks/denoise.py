@@ -18,7 +18,7 @@ import measuring  # noqa: E402
 import numpy as np  # noqa: E402
 
 from egoaudio.audio import denoise  # noqa: E402
-from egoaudio.config.options import DenoiseConfig  # noqa: E402
+from egoaudio.config.build import DenoiseConfig  # noqa: E402
 
 SAMPLE_RATE = 16000
 CONFIG = DenoiseConfig()

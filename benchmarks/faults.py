@@ -29,7 +29,7 @@ from trials import BUILD, HANG_SECONDS, NOT_TRIED, Sample, each, in_children, me
 
 from egoaudio.builder.build import build
 from egoaudio.builder.plan import Inputs
-from egoaudio.config.options import BuildConfig
+from egoaudio.config.build import BuildConfig
 from egoaudio.errors import Status
 from egoaudio.hdf5 import writer
 from egoaudio.inputs.find_media import MEDIA_EXTENSIONS

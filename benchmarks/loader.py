@@ -37,8 +37,9 @@ import batches  # noqa: E402
 import measuring  # noqa: E402
 import numpy as np  # noqa: E402
 
-from egoaudio.config.options import DataConfig  # noqa: E402
-from egoaudio.data.dataset import ClipDataset, Loader  # noqa: E402
+from egoaudio.config.train import DataConfig  # noqa: E402
+from egoaudio.data.dataset import ClipDataset  # noqa: E402
+from egoaudio.data.loader import Loader  # noqa: E402
 from egoaudio.errors import Status  # noqa: E402
 from egoaudio.hdf5 import writer as store  # noqa: E402
 
@@ -53,7 +54,7 @@ TURN_SECONDS = 0.5  # as many whole epochs as that takes: of ours, 70 ms long, t
 def fresh_processes(number):
     """Return so many pools of one new process each; what takes long to import was imported before they forked."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["egoaudio.data.dataset"])
+    context.set_forkserver_preload(["egoaudio.data.loader"])
     return [ProcessPoolExecutor(1, context) for _ in range(number)]
 
 

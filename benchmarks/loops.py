@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from egoaudio.config.options import DataConfig, OptimizationConfig
-from egoaudio.data.dataset import ClipDataset, Loader
+from egoaudio.config.train import DataConfig, OptimizationConfig
+from egoaudio.data.dataset import ClipDataset
+from egoaudio.data.loader import Loader
 from egoaudio.models import create_model
 from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.training.losses import Loss
+from egoaudio.training.optimizer import make_optimizer
 from egoaudio.training.step import Stepper
-from egoaudio.training.train import make_optimizer
 
 LEARNING_RATE = 1e-3
 CPU = torch.device("cpu")

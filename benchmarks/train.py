@@ -29,7 +29,7 @@ import loops
 import measuring
 import torch
 
-from egoaudio.config.options import ModelConfig
+from egoaudio.config.train import ModelConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import synthetic  # noqa: E402

@@ -19,7 +19,9 @@ import click
 from click.core import ParameterSource
 
 from egoaudio._version import __version__
-from egoaudio.config.options import BUILD_PRESETS, TRAIN_PRESETS, BuildConfig, TrainConfig, flag_of, flags, from_flat
+from egoaudio.config.build import BUILD_PRESETS, BuildConfig
+from egoaudio.config.options import flag_of, flags, from_flat
+from egoaudio.config.train import TRAIN_PRESETS, TrainConfig
 from egoaudio.errors import EgoAudioError
 from egoaudio.system import signals
 

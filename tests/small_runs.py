@@ -5,7 +5,8 @@ import csv
 import synthetic
 import torch
 
-from egoaudio.config.options import TrainConfig, from_flat
+from egoaudio.config.options import from_flat
+from egoaudio.config.train import TrainConfig
 from egoaudio.models import checkpoints
 from egoaudio.training.step import Stepper
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from egoaudio.config.options import ModelConfig
+from egoaudio.config.train import ModelConfig
 from egoaudio.models import create_model
 from egoaudio.training.losses import Loss
 from egoaudio.training.step import Stepper

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from egoaudio.config.options import BuildConfig, to_json
+from egoaudio.config.build import BuildConfig
+from egoaudio.config.options import to_json
 from egoaudio.errors import Status
 from egoaudio.hdf5 import writer as store
 

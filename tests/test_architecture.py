@@ -15,15 +15,18 @@ ROOT = Path(egoaudio.__file__).parent
 MODULES = """
     _version errors figures
     system/signals system/files system/allocator system/progress system/lock
-    config/options
+    config/options config/build config/train
     inputs/csv_rows inputs/annotations inputs/timestamps inputs/containers inputs/find_media inputs/decoder
     audio/clips audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/features
     hdf5/create hdf5/safe_access hdf5/integrity hdf5/reader hdf5/writer hdf5/summary
     builder/pool builder/extract builder/plan builder/summary builder/build
-    data/rows data/splits data/augment data/dataset
-    models/dropout models/cnn models/transformer models models/memory models/micro_batch models/checkpoints
-    evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/ground_truth evaluation/results evaluation/evaluate
-    training/losses training/distributed training/step training/run_folder training/train
+    data/rows data/balance data/dataset data/seeds data/splits data/normalization data/augment data/loader
+    models/dropout models/cnn models/transformer models
+    models/checkpoints models/device models/memory models/micro_batch models/scorer
+    evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/ground_truth evaluation/results
+    evaluation/scores evaluation/evaluate
+    training/losses training/distributed training/step training/run_folder
+    training/optimizer training/validation training/messages training/train
     cli
 """.split()
 FOLDERS = {"system", "config", "inputs", "audio", "hdf5", "builder", "data", "evaluation", "training"}  # with an empty __init__
@@ -89,8 +92,14 @@ def test_a_library_has_one_module(library):
 
 
 @pytest.mark.parametrize("module", sorted(_modules()))
-def test_no_module_is_long_or_named_like_the_standard_library(module):
+def test_no_module_or_function_is_long_and_no_name_is_the_standard_librarys(module):
     assert len(_modules()[module].read_text().splitlines()) <= 400
+    long = [
+        f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for node in ast.walk(ast.parse(_modules()[module].read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno >= 80
+    ]
+    assert not long
     assert module.split("/")[-1] not in sys.stdlib_module_names
 
 

@@ -10,7 +10,9 @@ import synthetic
 from click.testing import CliRunner
 
 from egoaudio import cli
-from egoaudio.config.options import BuildConfig, TrainConfig, flag_of, flags
+from egoaudio.config.build import BuildConfig
+from egoaudio.config.options import flag_of, flags
+from egoaudio.config.train import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bin"))
 import demo_data  # noqa: E402

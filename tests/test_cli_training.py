@@ -19,8 +19,10 @@ import synthetic
 from click.testing import CliRunner
 
 from egoaudio import cli
-from egoaudio.config.options import TrainConfig, flags
+from egoaudio.config.options import flags
+from egoaudio.config.train import TrainConfig
 from egoaudio.evaluation import evaluate
+from egoaudio.system import signals
 from egoaudio.training import train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bin"))
@@ -143,7 +145,7 @@ def test_wrong_input_is_a_line_exit_status_2_and_nothing_is_written(words, says,
 @pytest.mark.parametrize("name, goes_on", [("train", True), ("evaluate", False)])
 def test_an_interruption_promises_only_what_is_so(name, goes_on, data, monkeypatch):
     def interrupted(*_, **__):
-        raise cli.interrupts.Interrupted(2)
+        raise signals.Interrupted(2)
 
     monkeypatch.setattr({"train": train, "evaluate": evaluate}[name], name, interrupted)
     result = run({"train": f"egoaudio-train '{data}' --output run", "evaluate": f"egoaudio-evaluate '{data}' '{data}'"}[name])

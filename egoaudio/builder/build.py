@@ -24,7 +24,8 @@ from egoaudio.builder import pool
 from egoaudio.builder.extract import Job, Outcome, extract, fail, feature_extractor, rehearse
 from egoaudio.builder.plan import gather, probe_recordings
 from egoaudio.builder.summary import Report, describe_plan
-from egoaudio.config.options import BuildConfig, differences, from_flat, to_json
+from egoaudio.config.build import BuildConfig
+from egoaudio.config.options import differences, from_flat, to_json
 from egoaudio.errors import BuildError, Status, StoreError
 from egoaudio.hdf5 import writer as store
 from egoaudio.system import lock

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from egoaudio.audio import clips
 from egoaudio.builder import pool
-from egoaudio.config.options import BuildConfig, to_json
+from egoaudio.config.build import BuildConfig
+from egoaudio.config.options import to_json
 from egoaudio.errors import BuildError, Status
 from egoaudio.inputs import decoder
 from egoaudio.inputs.annotations import NO_ACTION, Annotations, read_annotations

@@ -1,14 +1,13 @@
-"""Which clips are trained on, held out and tested, and the numbers that follow from the choice.
+"""Which clips are trained on, held out and tested.
 
-In: an open egoaudio file (its tables and ``/statistics``, never its arrays) and a ``DataConfig``. Out: rows of the file
-as int64 arrays, one mean and one deviation for the features, weights for classes and for draws.
+In: an open egoaudio file (its tables, never its arrays) and a ``DataConfig``. Out: rows of the file as int64 arrays.
 
 A row takes part when its clip and its video have ``status`` 1 and its clip is ``labelled``. What is held out for
 validation comes from the file's ``train`` videos, in whole units (videos, subjects or clips); the test split is the file's.
 A subject may appear in ``train`` and ``test``: that is how Charades-Ego was divided, and nothing is moved here.
 
-All randomness comes from ``generator(seed, purpose, ...)``: the same seed gives the same rows whatever else was drawn.
-NumPy only, so that evaluation and plots can ask without torch. Ten million rows take about a second.
+The same seed gives the same rows (``data.seeds``). NumPy only, so that evaluation and plots can ask without torch. Ten
+million rows take about a second.
 """
 
 import warnings
@@ -16,22 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from egoaudio.data.seeds import SPLIT, generator
 from egoaudio.errors import TrainingError
-
-# Purposes of random streams: a stream is named by its purpose and whatever numbers follow (epoch, batch).
-SPLIT, ORDER, AUGMENTATION = range(3)
-
-# The student paper's normalisation, (x + 4.2677393) / (2 * 4.5689974): the constants of the published AST.
-PAPER_NORMALIZATION = (-4.2677393, 2 * 4.5689974)
-
-# Rows of /labels that are in memory at once.
-BLOCK_ROWS = 65536
-
-
-def generator(seed, *purpose):
-    """Return a random generator that depends on the seed and the purpose (integers) alone."""
-    # A spawn key, not a list of entropy: SeedSequence pads with zeros, so [1] and [1, 0] would be one stream.
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=purpose)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,88 +119,3 @@ def _hold_out(units, config, rng):
     chosen = np.zeros(num_units, dtype=bool)
     chosen[rng.permutation(num_units)[:count]] = True
     return chosen[units]
-
-
-def normalization(file, feature, train_rows, how):
-    """Return ``(mean, std)`` such that ``(x - mean) / std`` is what the model is given.
-
-    Parameters
-    ----------
-    file : EgoAudioFile
-        Its ``/statistics`` of the feature are used: count, sum and sum of squares of each video.
-    feature : str
-        Name of the array.
-    train_rows : array of int, (n,)
-        ``"dataset"`` takes all clips of the videos these rows are in. With ``--split-unit clip`` those videos hold the
-        validation clips too: two numbers over hours of sound, which tell a model nothing about a clip.
-    how : {"dataset", "paper", "none"}
-        One mean and deviation over all values, the paper's fixed numbers, or (0, 1).
-
-    Raises
-    ------
-    TrainingError
-        When the statistics are missing or the feature is constant.
-
-    """
-    if how == "none":
-        return 0.0, 1.0
-    if how == "paper":
-        return PAPER_NORMALIZATION
-    count, total, squares = file.statistics(feature)[np.unique(file.clip_table["video"][train_rows])].sum(axis=0)
-    variance = squares / count - (total / count) ** 2 if count > 0 else 0.0
-    # The comparison is relative: a constant feature leaves a rounding error, not zero.
-    if not np.isfinite(variance) or variance <= 1e-12 * squares / max(count, 1):
-        raise TrainingError(
-            f"{file.path}: {feature} cannot be normalised with mean and deviation (count {count:g}, variance {variance:g} over the "
-            "training videos): check the sound with egoaudio-inspect --verify, or use --normalize none"
-        )
-    return float(total / count), float(np.sqrt(variance))
-
-
-def expand_single(labels, rows):
-    """Return ``(rows, classes)``, one pair for each active class of each row: int64 (m,), int32 (m,)."""
-    pairs = [np.nonzero(labels[rows[start : start + BLOCK_ROWS]]) for start in range(0, len(rows), BLOCK_ROWS)]
-    at = [rows[start * BLOCK_ROWS + item] for start, (item, _) in enumerate(pairs)]
-    return np.concatenate([np.empty(0, np.int64), *at]), np.concatenate([np.empty(0, np.int32), *(label for _, label in pairs)], dtype=np.int32)
-
-
-def class_counts(labels, rows):
-    """Return in how many of the rows each class is active, int64 (C,)."""
-    counts = np.zeros(labels.shape[1], dtype=np.int64)
-    for start in range(0, len(rows), BLOCK_ROWS):
-        counts += labels[rows[start : start + BLOCK_ROWS]].sum(axis=0, dtype=np.int64)
-    return counts
-
-
-def class_weights(file, rows, label_mode):
-    """Return the paper's weight of each class in the loss, ``total / (num_classes * count)``, float32 (C,).
-
-    ``total`` is the number of samples trained on: rows, or pairs of row and class in single-label mode. A class without
-    samples has weight 0, and a warning names it.
-    """
-    counts = class_counts(file.labels, rows)
-    if (counts == 0).any():
-        missing = [name.decode() for name in file.class_table["class_id"][counts == 0].tolist()]
-        shown = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
-        warnings.warn(f"{len(missing)} classes have no training clip and get weight 0: {shown}", stacklevel=2)
-    total = counts.sum() if label_mode == "single" else len(rows)
-    return np.where(counts > 0, total / (len(counts) * np.maximum(counts, 1)), 0).astype(np.float32)
-
-
-def balanced_probabilities(labels, rows, classes=None):
-    """Return the probability of each item when a class is drawn evenly and then one of its items, float64 (n,).
-
-    Items are rows, or pairs of row and class when ``classes`` is given. Rows without any class count as one more class,
-    so that they are drawn too.
-    """
-    if classes is not None:
-        counts = np.bincount(classes)
-        weights = 1.0 / counts[classes]
-    else:
-        counts = class_counts(labels, rows)
-        share = np.where(counts > 0, 1.0 / np.maximum(counts, 1), 0)
-        blocks = (labels[rows[start : start + BLOCK_ROWS]] for start in range(0, len(rows), BLOCK_ROWS))
-        weights = np.concatenate([block @ share for block in blocks])
-        without = weights == 0
-        weights[without] = 1.0 / max(np.count_nonzero(without), 1)
-    return weights / weights.sum()

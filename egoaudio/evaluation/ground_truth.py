@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from egoaudio.data.splits import class_counts
+from egoaudio.data.balance import class_counts
 from egoaudio.errors import StoreError, TrainingError
 from egoaudio.inputs.annotations import NO_ACTION
 

@@ -20,7 +20,7 @@ from functools import cached_property
 
 import numpy as np
 
-from egoaudio.config.options import FEATURES
+from egoaudio.config.build import FEATURES
 from egoaudio.errors import Status, StoreError
 from egoaudio.hdf5.create import CLASS_COLUMNS, CLIP_DTYPE, FORMAT, FORMAT_VERSION, INSTANCE_DTYPE, VIDEO_COLUMNS
 from egoaudio.hdf5.safe_access import RepackedArray, find_extent, hard_links, open_hdf5, open_regular, reading, take_dataset

@@ -9,7 +9,8 @@ Every model has ``enable_activation_checkpointing()``, which trades about a thir
     ast         the same on log-mel with strides of 10, in the sizes asked for, or from published weights
 """
 
-from egoaudio.config.options import ModelConfig, flag_of, flags
+from egoaudio.config.options import flag_of, flags
+from egoaudio.config.train import ModelConfig
 from egoaudio.errors import ConfigurationError
 
 # Which features each model takes; the first is what it listens to when nobody says otherwise.

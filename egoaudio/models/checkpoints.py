@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 
-from egoaudio.config.options import TrainConfig, from_json
+from egoaudio.config.options import from_json
+from egoaudio.config.train import TrainConfig
 from egoaudio.errors import CheckpointError, EgoAudioError
 from egoaudio.models import create_model
 from egoaudio.system import files

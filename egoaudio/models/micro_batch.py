@@ -1,4 +1,4 @@
-"""A batch in slices that fit into memory: what training and scoring share, and scoring itself.
+"""A batch in slices that fit into memory: what training and scoring share.
 
 The size of a slice (micro-batch) is found once. On CUDA the whole batch is tried first; on a CPU, where Linux kills
 rather than raises, the first size follows from what is free (``memory``) and what a forward pass of one and of two
@@ -7,46 +7,20 @@ the size is halved, never raised again.
 """
 
 import gc
-import logging
 import math
 import weakref
 from dataclasses import dataclass
 
 import torch
 
-from egoaudio.errors import TrainingError
 from egoaudio.models.memory import free_memory, is_out_of_memory
 from egoaudio.system import allocator
-
-logger = logging.getLogger(__name__)
 
 # A step takes more than the activations and gradients it keeps: workspaces, the allocator's gaps. Measured peaks were
 # 1.05 (ast) to 1.16 (cnn) times what is kept, more than twice that where the C library's heap tears. It does not for
 # one clip at a time (``heap.return_freed_memory``).
 KEPT_TO_PEAK = 2.5
 KEPT_TO_PEAK_OF_ONE = 1.3
-# A forward pass without gradients holds a few tensors at a time.
-LARGEST_TO_PEAK = 10
-
-
-def mixed_precision(device, wanted, dtype=None):
-    """Return ``(dtype, scaler)`` for mixed precision on ``device``: bfloat16 where it has it, else float16 with a scaler.
-
-    Parameters
-    ----------
-    device : torch.device
-        Where the model runs.
-    wanted : bool
-        Whether ``--amp`` was given; if not, ``(None, None)``.
-    dtype : str or None
-        ``bfloat16`` or ``float16`` if the choice is the user's.
-    """
-    if not wanted:
-        return None, None
-    if dtype is None:
-        dtype = "bfloat16" if device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    scaler = torch.amp.GradScaler(device.type) if dtype == "float16" else None
-    return getattr(torch, dtype), scaler
 
 
 @dataclass(frozen=True)
@@ -142,67 +116,3 @@ class Slices:
         finally:
             self.model.train(training)
         return Activations(sum(sizes), max(sizes, default=0))
-
-
-class Scorer(Slices):
-    """Computes logits without gradients, in slices that fit into memory; finds its own size.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        On ``device``; it is put in evaluation mode for the call.
-    device : torch.device
-        Where the model is.
-    micro_batch_size : int or None
-        Clips on the device at once; None starts from the first batch.
-    amp_dtype : torch.dtype or None
-        Type of autocast; None computes in float32.
-    log : callable
-        Is given one line of text whenever the size changes.
-    """
-
-    def __init__(self, model, *, device, micro_batch_size=None, amp_dtype=None, log=logger.info):
-        super().__init__(model, device, micro_batch_size, amp_dtype, log)
-
-    def __call__(self, features):
-        """Return logits, float32 (batch, num_classes) on the device, of features (batch, num_frames, num_bins).
-
-        Raises
-        ------
-        TrainingError
-            When one clip does not fit.
-        """
-        training = self.model.training
-        self.model.eval()
-        try:
-            return self._logits(features)
-        finally:
-            self.model.train(training)
-
-    def needed(self, one, two, size):
-        """Return the bytes that ``size`` clips seem to need without gradients."""
-        return LARGEST_TO_PEAK * (one.largest + (size - 1) * (two.largest - one.largest))
-
-    def _logits(self, features):
-        """Return logits, in ever smaller slices until there is memory for them."""
-        if self.micro_batch_size is None:
-            self.micro_batch_size = self.first_size(features)
-        while True:
-            logits, failure = self.attempt(self._score, features)
-            if failure is None:
-                return logits
-            self.release()
-            size = min(self.micro_batch_size, len(features))
-            if size == 1:
-                raise TrainingError(
-                    f"out of memory: not even one clip can be scored ({failure}); {free_memory(self.device) / 2**20:,.0f} MB are free on {self.device}: "
-                    "--amp halves what is needed, or score on a device with more memory"
-                )
-            self.micro_batch_size = math.ceil(size / 2)
-            self.log(f"evaluation: {self.micro_batch_size} clips at a time, as memory ran out with {size}")
-
-    @torch.inference_mode()
-    def _score(self, features):
-        """Return logits, slice by slice."""
-        with self.autocast():
-            return torch.cat([self.model(part).float() for part in features.split(self.micro_batch_size)])

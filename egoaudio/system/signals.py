@@ -2,12 +2,14 @@
 
 A command runs inside ``listening``; the signal then raises ``Interrupted`` wherever the program is. Python drops what is raised
 while it runs a finaliser or a weak reference's callback (seen in one of two stops of a build), so long loops call
-``check``, which raises it again.
+``check``, which raises it again. Where a signal has to wait until something is saved, the block runs inside ``DeferredSignals``.
 """
 
 import contextlib
+import os
 import signal
 import sys
+import threading
 
 
 class Interrupted(KeyboardInterrupt):
@@ -56,3 +58,44 @@ def _stay_quiet(unraisable):
 def _hear(number, _frame):
     _heard.append(number)
     raise Interrupted(number)
+
+
+_STOPPING = b"\nstopping as soon as this batch is done and saved; once more stops at once\n"
+
+
+class DeferredSignals:
+    """Ctrl-C and SIGTERM wait while the block runs; a second one does not."""
+
+    def __init__(self):
+        self.received = None
+        self._former = {}
+        self._process = os.getpid()
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # Python hears signals in no other
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number, _frame):
+        if os.getpid() != self._process:
+            # A reading process that was forked in the block. Ctrl-C reaches it too, but we still wait for its batch.
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        if self.received is not None:
+            self.__exit__()
+            signal.raise_signal(number)
+        else:
+            with contextlib.suppress(OSError):  # a terminal that is gone
+                os.write(2, _STOPPING)  # not sys.stderr: it may be in the middle of a line of its own
+        self.received = number
+
+    def deliver(self):
+        """Let the signal do what it would have done at once, if there was one."""
+        if self.received is not None:
+            signal.raise_signal(self.received)

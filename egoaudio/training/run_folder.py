@@ -18,7 +18,8 @@ import math
 import shutil
 
 from egoaudio._version import __version__
-from egoaudio.config.options import TrainConfig, differences, from_json, to_flat
+from egoaudio.config.options import differences, from_json, to_flat
+from egoaudio.config.train import TrainConfig
 from egoaudio.errors import CheckpointError, TrainingError
 from egoaudio.evaluation import results
 from egoaudio.models import checkpoints

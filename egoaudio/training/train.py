@@ -1,11 +1,11 @@
-"""The one loop: from an egoaudio file to a trained model, in a folder from which it can go on whenever it was stopped.
+"""The one loop: from an egoaudio file to a trained model, in a folder from which a run that was stopped resumes.
 
 In: the file, a folder, a ``TrainConfig``. Out: ``best.pt`` (the weights with the best validation mAP), ``last.pt``,
-``metrics.csv``, ``curves.png``, ``config.json`` (see ``runs``).
+``metrics.csv``, ``curves.png``, ``config.json`` (see ``run_folder``).
 
-Going on gives the same weights, bit for bit on a CPU with the same number of threads, because everything that a step
-depends on is either in ``last.pt`` (weights, optimiser, scaler, torch's random state, the size of the micro-batch) or
-follows from numbers that are (the order and the augmentation of an epoch from seed, epoch and batch; the learning
+A resumed run ends with the same weights, bit for bit on a CPU with the same number of threads, because everything that a
+step depends on is either in ``last.pt`` (weights, optimiser, scaler, torch's random state, the size of the micro-batch)
+or follows from numbers that are (the order and the augmentation of an epoch from seed, epoch and batch; the learning
 rate from the number of the step). What is written is whole at every instant, so ``kill -9`` is a way to stop.
 
 A signal is heard between two batches: ``last.pt`` is written first, then the signal does what it would have done.
@@ -13,33 +13,43 @@ A signal is heard between two batches: ``last.pt`` is written first, then the si
 
 import contextlib
 import math
-import os
-import shlex
-import signal
-import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
 from egoaudio._version import __version__
-from egoaudio.config.options import TrainConfig, to_json
-from egoaudio.data.dataset import ClipDataset, Loader
-from egoaudio.data.splits import class_weights, normalization, split_rows
+from egoaudio.config.options import to_json
+from egoaudio.config.train import TrainConfig
+from egoaudio.data.balance import class_weights
+from egoaudio.data.dataset import ClipDataset
+from egoaudio.data.loader import Loader
+from egoaudio.data.normalization import normalization
+from egoaudio.data.splits import Split, split_rows
 from egoaudio.errors import ConfigurationError, TrainingError
-from egoaudio.evaluation import evaluate, results
+from egoaudio.evaluation import results
 from egoaudio.figures import curves_png
 from egoaudio.hdf5 import reader
 from egoaudio.models import check_feature, check_sizes, checkpoints, create_model
+from egoaudio.models.device import choose_device, mixed_precision
 from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
-from egoaudio.models.micro_batch import Scorer, mixed_precision
-from egoaudio.system import lock
-from egoaudio.system import signals as interrupts
-from egoaudio.system.progress import Progress, rate
+from egoaudio.models.scorer import Scorer
+from egoaudio.system import lock, signals
 from egoaudio.training import run_folder
 from egoaudio.training.losses import Loss
+from egoaudio.training.messages import (
+    RunProgress,
+    describe_bad_loss,
+    describe_bad_weights,
+    describe_epoch,
+    describe_wait,
+    summarize,
+)
+from egoaudio.training.optimizer import learning_rate, make_optimizer
 from egoaudio.training.step import Stepper
+from egoaudio.training.validation import Validator
 
 # Above this share of the time spent waiting for data the loop says what to change.
 WAIT_WORTH_SAYING = 0.05
@@ -48,7 +58,7 @@ DRAWING_SECONDS = 10
 
 
 def train(path, output, config=None, *, force=False, device=None, tensorboard=False):
-    """Train a model, or go on with a run that was stopped.
+    """Train a model, or resume a run that was stopped.
 
     Parameters
     ----------
@@ -78,8 +88,7 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
         When ``last.pt`` is damaged or belongs to other data.
     """
     config = TrainConfig() if config is None else config
-    options, seed = config.optimization, config.optimization.seed
-    device = evaluate.choose_device(device)
+    device = choose_device(device)
     check_sizes(config.model)
     board_class = _find_tensorboard() if tensorboard else None
     with contextlib.ExitStack() as stack:
@@ -91,285 +100,163 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
         earlier = None if force else run_folder.find_earlier(folder, config, file)
         state = run_folder.State() if earlier is None else run_folder.State(**earlier["resume"]["state"])
         if state.finished:
-            return f"{folder} holds a finished run: nothing was done (--force starts anew)\n" + _summary(folder, state, file, path)
+            done = f"{folder} holds a finished run: nothing was done (--force starts anew)\n"
+            return done + summarize(folder, state, file, path)
 
-        # ---------------------------------------------------------------- data
-        split = split_rows(file, config.data, seed)
-        mean, std = normalization(file, feature, split.train, config.data.normalize)
-        data = ClipDataset(path, feature, split.train, config.data.label_mode, (mean, std))
-        loader = Loader(data, options.batch_size, config.data, seed, device, training=True)
-        weights = class_weights(file, split.train, config.data.label_mode) if config.data.class_weights else None
-        loss = Loss(config.data.label_mode, weights, device)
+        run = _prepare(stack, file, path, feature, folder, config, device, state)
+        _open_folder(stack, run, earlier, board_class)
+        while not state.finished:
+            if not _train_epoch(run):
+                # The signal is ignored (nohup, & in a script), or its handler returned: the epoch goes on where it was.
+                continue
+            started = time.monotonic()
+            scored = _validate(run)
+            _close_epoch(run, scored, time.monotonic() - started)
+        return summarize(folder, state, file, path)
 
-        # ---------------------------------------------------------------- model
-        torch.manual_seed(seed)  # fresh weights now, and later a seed of dropout for each step
-        model = create_model(config.model.model, file.num_classes, data.feature_shape, config.model, options.activation_checkpointing).to(device)
-        computed = torch.compile(model) if options.compile else model  # the same weights
-        if device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32; on a CPU it could mean bfloat16
-        optimizer = make_optimizer(model, options)
-        amp_dtype, scaler = mixed_precision(device, options.amp, options.amp_dtype)
-        progress = stack.enter_context(_RunProgress((options.epochs - state.epoch) * len(data) - state.num_clips, "training", unit="clips"))
-        stepper = Stepper(
-            computed, optimizer, loss, device=device, micro_batch_size=options.micro_batch_size,
-            amp_dtype=amp_dtype, scaler=scaler, clip_gradient=options.clip_gradient, log=progress.write,
-        )
-        validator = None
-        if len(split.validation):
-            scorer = Scorer(computed, device=device, amp_dtype=amp_dtype, log=progress.write)
-            validator = _Validator(file, feature, split.validation, (mean, std), config, loss, scorer)
-        else:
-            progress.write("there is no validation split (--validation-fraction 0): best.pt will be the epoch with the lowest training loss")
 
-        # ---------------------------------------------------------------- the folder
-        description = {
-            "egoaudio_version": __version__, "config": to_json(config), "network": checkpoints.describe_network(model),
-            "normalization": {"mean": mean, "std": std}, **checkpoints.describe_data(file, feature),
+# ---------------------------------------------------------------------------------------------- what the stages share
+
+
+@dataclass
+class _Run:
+    """What the stages of a run share."""
+
+    file: Any
+    """The open ``EgoAudioFile``."""
+    feature: str
+    folder: Path
+    config: TrainConfig
+    device: torch.device
+    state: run_folder.State
+    """Where the run is; changed by every batch."""
+    loader: Loader
+    model: torch.nn.Module
+    """Not compiled; what ``stepper`` computes with has the same weights."""
+    stepper: Stepper
+    validator: Validator | None
+    progress: RunProgress
+    description: dict
+    """What every checkpoint says of the run: ``last.pt`` and ``best.pt``."""
+    board: Any = None
+    """TensorBoard's writer, if asked for."""
+    drawn_at: float = field(default_factory=time.monotonic)
+    """When ``curves.png`` was last drawn, on the monotonic clock."""
+
+    def learning_rate(self, batch):
+        """Return the learning rate of a batch of the present epoch, counted from 0."""
+        num_steps = self.config.optimization.epochs * len(self.loader)
+        return learning_rate(self.state.epoch * len(self.loader) + batch, num_steps, self.config.optimization)
+
+    def checkpoint(self):
+        """Return the contents of ``best.pt``; ``last.pt`` has more."""
+        return {
+            **self.description, "epoch": self.state.epoch, "weights": dict(self.model.state_dict()),
+            "thresholds": self.state.thresholds, "metrics": self.state.history[-1] if self.state.history else {},
         }
 
-        def newest():
-            metrics = state.history[-1] if state.history else {}
-            return {**description, "epoch": state.epoch, "weights": dict(model.state_dict()), "thresholds": state.thresholds, "metrics": metrics}
+    def save_last(self):
+        """Write ``last.pt``: the checkpoint, and everything that the next batch depends on.
 
-        def save_last():
-            if not all(torch.isfinite(value).all() for value in model.parameters()):  # the gradient can be infinite where the loss is not
-                raise TrainingError(_describe_bad_weights(state, folder))
-            resume = {
-                "state": dict(vars(state)), "optimizer": optimizer.state_dict(), "scaler": None if scaler is None else scaler.state_dict(),
-                "stepper": stepper.state_dict(), "random_state": torch.get_rng_state(),
-            }
-            checkpoints.save(folder / "last.pt", {**newest(), "resume": resume})
+        Raises
+        ------
+        TrainingError
+            When the weights are not finite: the gradient can be infinite where the loss is not.
+        """
+        if not all(torch.isfinite(value).all() for value in self.model.parameters()):
+            raise TrainingError(describe_bad_weights(self.state, self.folder))
+        scaler = self.stepper.scaler
+        resume = {
+            "state": dict(vars(self.state)), "optimizer": self.stepper.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "stepper": self.stepper.state_dict(), "random_state": torch.get_rng_state(),
+        }
+        checkpoints.save(self.folder / "last.pt", {**self.checkpoint(), "resume": resume})
 
-        if earlier is None:
-            run_folder.clear(folder)
-            save_last()
-        else:
-            _restore(earlier, model, optimizer, scaler, stepper)
-            place = f"batch {state.batch + 1} of {len(loader)}" if state.batch < len(loader) else "its validation"
-            progress.write(f"going on with {folder} at epoch {state.epoch + 1}, {place}")
-        run_folder.write_config(folder, config, file, feature)
-        run_folder.write_metrics(folder, state.history)
-        board = stack.enter_context(board_class(folder / "tensorboard", purge_step=state.epoch + 1)) if tensorboard else None
-        num_steps, drawn_at = options.epochs * len(loader), time.monotonic()
-
-        # ---------------------------------------------------------------- the loop
-        while not state.finished:
-            saved_at, saved_size = time.monotonic(), stepper.micro_batch_size
-            reset_peak_memory(device)
-            model.train()
-            with _DeferredSignals() as signals:
-                started, seconds_before, waited_before = time.monotonic(), state.train_seconds, state.wait_seconds
-                for batch in loader.epoch(state.epoch, state.batch):
-                    for group in optimizer.param_groups:
-                        group["lr"] = learning_rate(state.epoch * len(loader) + state.batch, num_steps, options)
-                    value = stepper.step(batch.features, batch.labels)  # (b, T, F), (b, C)
-                    if not math.isfinite(value):
-                        raise TrainingError(_describe_bad_loss(value, batch, state, folder))
-                    state.batch += 1
-                    state.num_clips += len(batch.rows)
-                    state.loss_sum += value * len(batch.rows)
-                    state.train_seconds = seconds_before + time.monotonic() - started
-                    state.wait_seconds = waited_before + loader.wait_seconds
-                    state.peak_memory_mb = max(state.peak_memory_mb, peak_memory_mb(device))
-                    progress.step(state, options.epochs, len(batch.rows))
-                    if signals.received is not None:
-                        break
-                    # A size that was found just now is kept at once: a run that was killed must not find another one.
-                    if stepper.micro_batch_size != saved_size or time.monotonic() - saved_at > 60 * options.checkpoint_minutes:
-                        save_last()
-                        saved_at, saved_size = time.monotonic(), stepper.micro_batch_size
-            save_last()  # before the validation as well, which then can be stopped at any moment
-            signals.deliver()
-            if state.batch < len(loader):
-                continue  # the signal is ignored (nohup, & in a script), or its handler returned: the epoch goes on where it was
-
-            # ------------------------------------------------------------ the end of an epoch
-            started = time.monotonic()
-            scored = validator() if validator else dict.fromkeys(("val_loss", "top1", "top5", "map", "thresholds"))
-            interrupts.check()  # the loader's finalisers may have swallowed one
-            state.thresholds = scored.pop("thresholds")
-            row = {
-                "epoch": state.epoch + 1, "train_loss": state.loss_sum / state.num_clips, **scored,
-                "learning_rate": learning_rate((state.epoch + 1) * len(loader) - 1, num_steps, options),
-                "clips_per_second": state.num_clips / state.train_seconds, "data_wait_fraction": state.wait_seconds / state.train_seconds,
-                "micro_batch_size": stepper.micro_batch_size, "peak_memory_mb": max(state.peak_memory_mb, peak_memory_mb(device)),
-                "seconds": state.train_seconds + time.monotonic() - started,
-            }
-            better = state.close_epoch(row)
-            if better:
-                checkpoints.save(folder / "best.pt", newest())
-            progress.write(_describe_epoch(row, options.epochs, better))
-            if row["data_wait_fraction"] > WAIT_WORTH_SAYING:
-                progress.write(_describe_wait(row["data_wait_fraction"], file, feature, config.data))
-            if board is not None:
-                for name in run_folder.COLUMNS[1:]:
-                    if row[name] is not None:
-                        board.add_scalar(name, row[name], state.epoch)
-                board.flush()
-            stale = options.patience > 0 and state.epoch - state.best_epoch >= options.patience
-            if stale:
-                progress.write(f"stopping early: no better epoch since {state.best_epoch} (--patience {options.patience})")
-            state.finished = stale or state.epoch == options.epochs
-            run_folder.write_metrics(folder, state.history)
-            if state.finished or time.monotonic() - drawn_at > DRAWING_SECONDS:
-                results.write_file(folder / "curves.png", curves_png(state.history))
-                drawn_at = time.monotonic()
-            save_last()  # last of all: a run that says it has finished has everything
-        return _summary(folder, state, file, path)
+    def restore(self, earlier):
+        """Put everything back to where ``last.pt`` was written."""
+        resume = earlier["resume"]
+        self.model.load_state_dict(earlier["weights"])
+        self.stepper.optimizer.load_state_dict(resume["optimizer"])
+        if self.stepper.scaler is not None:
+            self.stepper.scaler.load_state_dict(resume["scaler"])
+        self.stepper.load_state_dict(resume["stepper"])
+        torch.set_rng_state(resume["random_state"])
 
 
-# ------------------------------------------------------------------------------------------------ parts of the loop
+# ----------------------------------------------------------------------------------------------------------- prepare
 
 
-def make_optimizer(model, options):
-    """Return Adam or AdamW, fused into one pass over the weights."""
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
-    return kind(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
-
-
-def learning_rate(step, num_steps, options):
-    """Return the learning rate of a step of the run, counted from 0: up in a line, then down along half a cosine, or constant."""
-    warmup = round(min(options.warmup_fraction, 1) * num_steps)
-    if step < warmup:
-        return options.learning_rate * (step + 1) / warmup
-    if options.schedule == "constant":
-        return options.learning_rate
-    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
-
-
-class _Validator:
-    """Scores the validation split, as often as it is called."""
-
-    def __init__(self, file, feature, rows, normalization, config, loss, scorer):
-        self.truth = evaluate.read_truth(file, rows)
-        # Every clip once, with all its labels, whatever the model was trained on.
-        dataset = ClipDataset(file.path, feature, rows, normalization=normalization)
-        self.loader = Loader(dataset, config.optimization.batch_size, config.data, device=scorer.device)
-        self.label_mode, self.loss, self.scorer = config.data.label_mode, loss, scorer
-
-    def __call__(self):
-        """Return the columns of the table that come from the validation split, and ``thresholds``, a list with a score per class."""
-        scored = evaluate.score(self.scorer, self.loader, self.label_mode, self.loss)
-        found = evaluate.evaluate_scores(scored.scores, self.truth).scores
-        thresholds = [float(value) for value in evaluate.choose_thresholds(scored.scores, self.truth)]
-        return {"val_loss": scored.loss, **{name: float(found[name].value) for name in ("top1", "top5", "map")}, "thresholds": thresholds}
-
-
-def _restore(earlier, model, optimizer, scaler, stepper):
-    """Put everything back to where ``last.pt`` was written."""
-    resume = earlier["resume"]
-    model.load_state_dict(earlier["weights"])
-    optimizer.load_state_dict(resume["optimizer"])
-    if scaler is not None:
-        scaler.load_state_dict(resume["scaler"])
-    stepper.load_state_dict(resume["stepper"])
-    torch.set_rng_state(resume["random_state"])
-
-
-_STOPPING = b"\nstopping as soon as this batch is done and saved; once more stops at once\n"
-
-
-class _DeferredSignals:
-    """Ctrl-C and SIGTERM wait while the block runs; a second one does not."""
-
-    def __init__(self):
-        self.received = None
-        self._former = {}
-        self._process = os.getpid()
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # Python hears signals in no other
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._hear)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def _hear(self, number, _frame):
-        if os.getpid() != self._process:
-            # A reading process that was forked in the block. Ctrl-C reaches it too, but we still wait for its batch.
-            if number == signal.SIGTERM:
-                os._exit(128 + number)
-            return
-        if self.received is not None:
-            self.__exit__()
-            signal.raise_signal(number)
-        else:
-            with contextlib.suppress(OSError):  # a terminal that is gone
-                os.write(2, _STOPPING)  # not sys.stderr: it may be in the middle of a line of its own
-        self.received = number
-
-    def deliver(self):
-        """Let the signal do what it would have done at once, if there was one."""
-        if self.received is not None:
-            signal.raise_signal(self.received)
-
-
-# ------------------------------------------------------------------------------------------------ words
-
-
-class _RunProgress(Progress):
-    """The bar, or the lines, of a run: where it is, the loss, the time spent waiting for data."""
-
-    note = ""
-
-    def step(self, state, num_epochs, num_clips):
-        """Count a batch."""
-        waits = state.wait_seconds / max(state.train_seconds, 1e-9)
-        self.note = f"epoch {state.epoch + 1}/{num_epochs}, loss {state.loss_sum / state.num_clips:.4f}, {waits:.0%} waiting"
-        self.advance(num_clips)
-
-    def _speed(self):
-        return f"{super()._speed()}, {self.note}" if self.note else super()._speed()
-
-
-def _describe_epoch(row, num_epochs, better):
-    """Return an epoch's line."""
-    validation = "" if row["val_loss"] is None else f", val_loss {row['val_loss']:.4f}, top-1 {row['top1']:.3f}, top-5 {row['top5']:.3f}, mAP {row['map']:.4f}"
-    return (
-        f"epoch {row['epoch']}/{num_epochs}: loss {row['train_loss']:.4f}{validation}{' (best)' if better else ''}; "
-        f"{rate(row['clips_per_second'], 1)} clips/s, {row['peak_memory_mb']:,.0f} MB, {row['seconds']:.1f} s"
-    )
-
-
-def _describe_wait(share, file, feature, config):
-    """Return what to change when the loop waits for data."""
-    if not file.is_mapped(feature):
-        fix = f"the array is compressed: unpack it with `h5repack -f {feature}:NONE`, or give --loader-workers 2"
-    elif file.num_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2:
-        block = "" if config.shuffle == "block" else ", --shuffle block where reading is sequential (spinning disks, network)"
-        fix = f"the file ({file.num_bytes / 1e9:.0f} GB) does not stay in memory: use a faster disk{block}, or build with --dtype float16"
+def _prepare(stack, file, path, feature, folder, config, device, state):
+    """Make everything that the loop needs, from the file and the configuration; return the ``_Run``."""
+    split = split_rows(file, config.data, config.optimization.seed)
+    moments = normalization(file, feature, split.train, config.data.normalize)
+    loader, loss = _prepare_data(file, path, feature, split, moments, config, device)
+    model, computed = _prepare_model(file, loader.dataset.feature_shape, config, device)
+    left = (config.optimization.epochs - state.epoch) * len(loader.dataset) - state.num_clips
+    progress = stack.enter_context(RunProgress(left, "training", unit="clips"))
+    stepper = _prepare_stepper(model, computed, loss, config.optimization, device, progress.write)
+    validator = None
+    if len(split.validation):
+        scorer = Scorer(computed, device=device, amp_dtype=stepper.amp_dtype, log=progress.write)
+        validator = Validator(file, feature, split.validation, moments, config, loss, scorer)
     else:
-        fix = "the first epoch reads from the disk, later ones from memory; if it stays so, use a faster disk, or check what else is busy here"
-    return f"data: {share:.0%} of the time was spent waiting for it; {fix}"
+        progress.write(
+            "there is no validation split (--validation-fraction 0): best.pt will be the epoch with the lowest training loss"
+        )
+    description = {
+        "egoaudio_version": __version__, "config": to_json(config), "network": checkpoints.describe_network(model),
+        "normalization": {"mean": moments[0], "std": moments[1]}, **checkpoints.describe_data(file, feature),
+    }
+    return _Run(file, feature, folder, config, device, state, loader, model, stepper, validator, progress, description)
 
 
-def _describe_bad_loss(value, batch, state, folder):
-    """Return what is known about a batch whose loss is not finite."""
-    bad = batch.rows[~torch.isfinite(batch.features).flatten(1).all(dim=1).cpu().numpy()]
-    if len(bad):
-        cause = f"of these, {_list(bad)} hold values that are not finite: check the file with egoaudio-inspect --verify"
+def _prepare_data(file, path, feature, split: Split, moments, config, device):
+    """Return the loader of the training rows, and the loss."""
+    dataset = ClipDataset(path, feature, split.train, config.data.label_mode, moments)
+    loader = Loader(
+        dataset, config.optimization.batch_size, config.data, config.optimization.seed, device, training=True
+    )
+    weights = class_weights(file, split.train, config.data.label_mode) if config.data.class_weights else None
+    return loader, Loss(config.data.label_mode, weights, device)
+
+
+def _prepare_model(file, feature_shape, config, device):
+    """Return the model with fresh weights, and what computes with them: the same, or compiled."""
+    options = config.optimization
+    torch.manual_seed(options.seed)  # fresh weights now, and later a seed of dropout for each step
+    model = create_model(
+        config.model.model, file.num_classes, feature_shape, config.model, options.activation_checkpointing
+    ).to(device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32; on a CPU it could mean bfloat16
+    return model, torch.compile(model) if options.compile else model
+
+
+def _prepare_stepper(model, computed, loss, options, device, log):
+    """Return the ``Stepper``, with a fresh optimiser over the model's weights."""
+    amp_dtype, scaler = mixed_precision(device, options.amp, options.amp_dtype)
+    return Stepper(
+        computed, make_optimizer(model, options), loss, device=device, micro_batch_size=options.micro_batch_size,
+        amp_dtype=amp_dtype, scaler=scaler, clip_gradient=options.clip_gradient, log=log,
+    )
+
+
+def _open_folder(stack, run, earlier, board_class):
+    """Begin the run in its folder, or take up the one that is there."""
+    state = run.state
+    if earlier is None:
+        run_folder.clear(run.folder)
+        run.save_last()
     else:
-        cause = "their values are finite, so the training diverged: give a lower --learning-rate, --clip-gradient 1, or no --amp"
-    return (
-        f"the loss is {value} in epoch {state.epoch + 1}, batch {state.batch + 1}, of the clips (rows of the file) {_list(batch.rows)}; {cause}. "
-        f"The checkpoints in {folder} are from before"
-    )
-
-
-def _describe_bad_weights(state, folder):
-    """Return what to do about weights that a step has made infinite, or no number."""
-    return (
-        f"the weights are not finite after epoch {state.epoch + 1}, batch {state.batch}: the training diverged, so give a lower --learning-rate, "
-        f"--clip-gradient 1, or no --amp, with --force. The checkpoints in {folder} are from before"
-    )
-
-
-def _list(rows):
-    """Return numbers in words."""
-    return ", ".join(str(row) for row in np.asarray(rows).tolist())
+        run.restore(earlier)
+        batches = len(run.loader)
+        place = f"batch {state.batch + 1} of {batches}" if state.batch < batches else "its validation"
+        run.progress.write(f"going on with {run.folder} at epoch {state.epoch + 1}, {place}")
+    run_folder.write_config(run.folder, run.config, run.file, run.feature)
+    run_folder.write_metrics(run.folder, state.history)
+    if board_class is not None:
+        run.board = stack.enter_context(board_class(run.folder / "tensorboard", purge_step=state.epoch + 1))
 
 
 def _find_tensorboard():
@@ -383,16 +270,110 @@ def _find_tensorboard():
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ConfigurationError("--tensorboard needs a package that is not installed: pip install tensorboard") from error
+        raise ConfigurationError(
+            "--tensorboard needs a package that is not installed: pip install tensorboard"
+        ) from error
     return SummaryWriter
 
 
-def _summary(folder, state, file, path):
-    """Return what came of a run, and the command that comes next."""
-    best = state.history[state.best_epoch - 1]
-    score = f"training loss {best['train_loss']:.4f}, not validated"
-    if best["map"] is not None:
-        score = f"validation mAP {best['map']:.4f}, top-1 {best['top1']:.3f}"
-    split = "test" if (file.video_table["split"] == b"test").any() else "train" if best["map"] is None else "validation"
-    command = shlex.join(["egoaudio-evaluate", str(folder / "best.pt"), os.fspath(path), "--split", split])
-    return f"{state.epoch} epoch{'s' * (state.epoch > 1)}; the best is {state.best_epoch}: {score}\nnext: {command}"
+# --------------------------------------------------------------------------------------------------------- one epoch
+
+
+def _train_epoch(run):
+    """Train from the state's batch to the epoch's end, or to a signal; return whether the epoch is done.
+
+    ``last.pt`` is written before a signal is delivered, and before the validation, which then can be stopped at any moment.
+    """
+    state, stepper = run.state, run.stepper
+    reset_peak_memory(run.device)
+    run.model.train()
+    saved_at, saved_size = time.monotonic(), stepper.micro_batch_size
+    with signals.DeferredSignals() as deferred:
+        started, seconds_before, waited_before = time.monotonic(), state.train_seconds, state.wait_seconds
+        for batch in run.loader.epoch(state.epoch, state.batch):
+            _train_batch(run, batch)
+            state.train_seconds = seconds_before + time.monotonic() - started
+            state.wait_seconds = waited_before + run.loader.wait_seconds
+            state.peak_memory_mb = max(state.peak_memory_mb, peak_memory_mb(run.device))
+            run.progress.step(state, run.config.optimization.epochs, len(batch.rows))
+            if deferred.received is not None:
+                break
+            # A size that was found just now is kept at once: a run that was killed must not find another one.
+            due = time.monotonic() - saved_at > 60 * run.config.optimization.checkpoint_minutes
+            if due or stepper.micro_batch_size != saved_size:
+                run.save_last()
+                saved_at, saved_size = time.monotonic(), stepper.micro_batch_size
+    run.save_last()
+    deferred.deliver()
+    return state.batch == len(run.loader)
+
+
+def _train_batch(run, batch):
+    """Do one step of the optimiser and count it.
+
+    Raises
+    ------
+    TrainingError
+        When the loss is not finite.
+    """
+    state = run.state
+    for group in run.stepper.optimizer.param_groups:
+        group["lr"] = run.learning_rate(state.batch)
+    value = run.stepper.step(batch.features, batch.labels)  # (b, T, F), (b, C)
+    if not math.isfinite(value):
+        raise TrainingError(describe_bad_loss(value, batch, state, run.folder))
+    state.batch += 1
+    state.num_clips += len(batch.rows)
+    state.loss_sum += value * len(batch.rows)
+
+
+# ------------------------------------------------------------------------------------- validation, the end of an epoch
+
+
+def _validate(run):
+    """Return what the validation split adds to the table, None where there is none; keep the thresholds."""
+    scored = run.validator() if run.validator else dict.fromkeys(("val_loss", "top1", "top5", "map", "thresholds"))
+    signals.check()  # the loader's finalisers may have swallowed one
+    run.state.thresholds = scored.pop("thresholds")
+    return scored
+
+
+def _close_epoch(run, scored, validation_seconds):
+    """Write the epoch's row, the checkpoints and the picture; decide whether the run has finished."""
+    state, options = run.state, run.config.optimization
+    row = {
+        "epoch": state.epoch + 1, "train_loss": state.loss_sum / state.num_clips, **scored,
+        "learning_rate": run.learning_rate(len(run.loader) - 1),
+        "clips_per_second": state.num_clips / state.train_seconds,
+        "data_wait_fraction": state.wait_seconds / state.train_seconds,
+        "micro_batch_size": run.stepper.micro_batch_size,
+        "peak_memory_mb": max(state.peak_memory_mb, peak_memory_mb(run.device)),
+        "seconds": state.train_seconds + validation_seconds,
+    }
+    better = state.close_epoch(row)
+    if better:
+        checkpoints.save(run.folder / "best.pt", run.checkpoint())
+    _tell(run, row, better)
+    stale = options.patience > 0 and state.epoch - state.best_epoch >= options.patience
+    if stale:
+        run.progress.write(
+            f"stopping early: no better epoch since {state.best_epoch} (--patience {options.patience})"
+        )
+    state.finished = stale or state.epoch == options.epochs
+    run_folder.write_metrics(run.folder, state.history)
+    if state.finished or time.monotonic() - run.drawn_at > DRAWING_SECONDS:
+        results.write_file(run.folder / "curves.png", curves_png(state.history))
+        run.drawn_at = time.monotonic()
+    run.save_last()  # last of all: a run that says it has finished has everything
+
+
+def _tell(run, row, better):
+    """Show an epoch's line, and its numbers to TensorBoard."""
+    run.progress.write(describe_epoch(row, run.config.optimization.epochs, better))
+    if row["data_wait_fraction"] > WAIT_WORTH_SAYING:
+        run.progress.write(describe_wait(row["data_wait_fraction"], run.file, run.feature, run.config.data))
+    if run.board is not None:
+        for name in run_folder.COLUMNS[1:]:
+            if row[name] is not None:
+                run.board.add_scalar(name, row[name], run.state.epoch)
+        run.board.flush()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egoaudio.audio.clips import count_samples, cut, label_clips, label_video, plan_clips, take_clips
-from egoaudio.config.options import ClipConfig
+from egoaudio.config.build import ClipConfig
 from egoaudio.errors import ConfigurationError
 from egoaudio.inputs.annotations import Instance
 

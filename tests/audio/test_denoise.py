@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from egoaudio.audio.denoise import gate, gate_blocks
-from egoaudio.config.options import DenoiseConfig
+from egoaudio.config.build import DenoiseConfig
 from egoaudio.errors import ConfigurationError, EgoAudioError
 
 TOLERANCE = 1e-5

@@ -13,7 +13,7 @@ import torchaudio
 from transformers import ASTFeatureExtractor
 
 from egoaudio.audio.features import FeatureExtractor
-from egoaudio.config.options import FeatureConfig
+from egoaudio.config.build import FeatureConfig
 from egoaudio.errors import ConfigurationError
 
 TOLERANCE = 1e-4

@@ -19,7 +19,7 @@ from egoaudio.audio.features import FeatureExtractor
 from egoaudio.builder import build as stories
 from egoaudio.builder.extract import extract
 from egoaudio.builder.plan import Inputs, place
-from egoaudio.config.options import BuildConfig, ClipConfig, DenoiseConfig, FeatureConfig
+from egoaudio.config.build import BuildConfig, ClipConfig, DenoiseConfig, FeatureConfig
 from egoaudio.errors import BuildError, Status
 from egoaudio.hdf5 import writer as store
 from egoaudio.inputs import decoder

@@ -4,20 +4,9 @@ import dataclasses
 
 import pytest
 
-from egoaudio.config.options import (
-    BUILD_PRESETS,
-    TRAIN_PRESETS,
-    BuildConfig,
-    ClipConfig,
-    FeatureConfig,
-    TrainConfig,
-    differences,
-    flags,
-    from_flat,
-    from_json,
-    to_flat,
-    to_json,
-)
+from egoaudio.config.build import BUILD_PRESETS, BuildConfig, ClipConfig, FeatureConfig
+from egoaudio.config.options import differences, flags, from_flat, from_json, to_flat, to_json
+from egoaudio.config.train import TRAIN_PRESETS, TrainConfig
 from egoaudio.errors import ConfigurationError
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from egoaudio.audio import features
-from egoaudio.config.options import DataConfig, FeatureConfig
+from egoaudio.config.build import FeatureConfig
+from egoaudio.config.train import DataConfig
 from egoaudio.data import augment
 from egoaudio.errors import TrainingError
 

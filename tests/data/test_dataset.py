@@ -9,8 +9,9 @@ import pytest
 import torch
 from synthetic import make_file
 
-from egoaudio.config.options import DataConfig
-from egoaudio.data.dataset import BLOCK_ITEMS, READ_AHEAD, ClipDataset, Loader
+from egoaudio.config.train import DataConfig
+from egoaudio.data.dataset import ClipDataset
+from egoaudio.data.loader import BLOCK_ITEMS, READ_AHEAD, Loader
 from egoaudio.errors import TrainingError
 from egoaudio.hdf5 import writer
 

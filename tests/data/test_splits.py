@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from synthetic import make_file
 
-from egoaudio.config.options import DataConfig
-from egoaudio.data import splits
+from egoaudio.config.train import DataConfig
+from egoaudio.data import balance, normalization, seeds, splits
 from egoaudio.errors import TrainingError
 from egoaudio.hdf5 import writer
 
@@ -126,16 +126,16 @@ def test_a_subject_may_be_in_train_and_test():
 @pytest.mark.parametrize("feature", FEATURES)
 def test_dataset_normalisation_gives_mean_zero_and_deviation_one(file, feature):
     split = quiet_split(file)
-    mean, std = splits.normalization(file, feature, split.train, "dataset")
+    mean, std = normalization.normalization(file, feature, split.train, "dataset")
     videos = np.unique(file.clip_table["video"][split.train])
     values = file[feature][file.usable & np.isin(file.clip_table["video"], videos)].astype(np.float64)
     assert abs(((values - mean) / std).mean()) < 1e-6 and abs(((values - mean) / std).std() - 1) < 1e-6
 
 
 def test_paper_and_no_normalisation_are_fixed(file):
-    mean, std = splits.normalization(file, "spectrogram", np.arange(3), "paper")
+    mean, std = normalization.normalization(file, "spectrogram", np.arange(3), "paper")
     assert (1.5 - mean) / std == pytest.approx((1.5 + 4.2677393) / (2 * 4.5689974), rel=1e-12)
-    assert splits.normalization(file, "spectrogram", np.arange(3), "none") == (0.0, 1.0)
+    assert normalization.normalization(file, "spectrogram", np.arange(3), "none") == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("statistics", [(0, 0, 0), (100, 1000.0, 10000.0 * (1 + 1e-15)), (100, np.nan, np.nan)])
@@ -143,24 +143,24 @@ def test_a_feature_without_spread_cannot_be_normalised(statistics):
     tables = stand_in(["A"])
     tables.statistics = lambda feature: np.array([statistics])
     with pytest.raises(TrainingError, match="mfcc cannot be normalised.*--normalize none"):
-        splits.normalization(tables, "mfcc", np.arange(4), "dataset")
+        normalization.normalization(tables, "mfcc", np.arange(4), "dataset")
 
 
 @pytest.mark.parametrize("block", [7, 65536])
 def test_counts_pairs_and_probabilities_follow_their_definitions(file, monkeypatch, block):
-    monkeypatch.setattr(splits, "BLOCK_ROWS", block)
+    monkeypatch.setattr(balance, "BLOCK_ROWS", block)
     rows = quiet_split(file).train[::-1]
     labels = file.labels.copy()
     labels[rows[:5]] = 0  # rows without any class
     pairs = [(row, k) for row in rows.tolist() for k in range(labels.shape[1]) if labels[row, k]]
-    at, classes = splits.expand_single(labels, rows)
+    at, classes = balance.expand_single(labels, rows)
     assert list(zip(at.tolist(), classes.tolist(), strict=True)) == pairs
     counts = [sum(k == other for _, other in pairs) for k in range(labels.shape[1])]
-    assert splits.class_counts(labels, rows).tolist() == counts
+    assert balance.class_counts(labels, rows).tolist() == counts
 
-    single = splits.balanced_probabilities(labels, at, classes)
+    single = balance.balanced_probabilities(labels, at, classes)
     np.testing.assert_allclose([single[classes == k].sum() for k in range(labels.shape[1])], 1 / labels.shape[1])
-    multi = splits.balanced_probabilities(labels, rows)
+    multi = balance.balanced_probabilities(labels, rows)
     expected = [sum(1 / counts[k] for k in np.flatnonzero(labels[row])) if labels[row].any() else 1 / 5 for row in rows]
     np.testing.assert_allclose(multi, np.array(expected) / np.sum(expected))
     assert multi.sum() == pytest.approx(1)
@@ -172,12 +172,12 @@ def test_class_weights_are_the_papers_and_name_absent_classes(label_mode):
     file = SimpleNamespace(labels=labels, class_table=np.array([(b"c000",), (b"c001",), (b"c002",), (b"no_action",)], [("class_id", "S9")]))
     total = {"multi": 3, "single": 5}[label_mode]
     with pytest.warns(UserWarning, match="1 classes have no training clip and get weight 0: c002"):
-        weights = splits.class_weights(file, np.array([0, 1, 2]), label_mode)
+        weights = balance.class_weights(file, np.array([0, 1, 2]), label_mode)
     np.testing.assert_allclose(weights, [total / (4 * 3), total / (4 * 1), 0, total / (4 * 1)])
     assert weights.dtype == np.float32
 
 
 def test_random_streams_differ_by_seed_and_purpose_alone():
-    draws = {key: splits.generator(*key).integers(1 << 60) for key in [(0, 1), (0, 1, 0), (0, 1, 1), (1, 1), (0, 0), (1, 0)]}
+    draws = {key: seeds.generator(*key).integers(1 << 60) for key in [(0, 1), (0, 1, 0), (0, 1, 1), (1, 1), (0, 0), (1, 0)]}
     assert len(set(draws.values())) == len(draws)
-    assert splits.generator(0, 1, 1).integers(1 << 60) == draws[0, 1, 1]
+    assert seeds.generator(0, 1, 1).integers(1 << 60) == draws[0, 1, 1]

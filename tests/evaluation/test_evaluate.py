@@ -10,14 +10,18 @@ import synthetic
 import torch
 from sklearn.metrics import average_precision_score
 
-from egoaudio.config.options import TrainConfig, from_flat, to_json
+from egoaudio.config.options import from_flat, to_json
+from egoaudio.config.train import TrainConfig
+from egoaudio.data.dataset import ClipDataset
+from egoaudio.data.loader import Loader
 from egoaudio.data.splits import split_rows
 from egoaudio.errors import CheckpointError, ConfigurationError, TrainingError
 from egoaudio.evaluation import bootstrap, charades, evaluate, metrics
 from egoaudio.evaluation.ground_truth import class_frequencies, read_truth
+from egoaudio.evaluation.scores import choose_thresholds, evaluate_scores
 from egoaudio.hdf5 import writer
 from egoaudio.models import checkpoints, create_model
-from egoaudio.models.micro_batch import Scorer
+from egoaudio.models.scorer import Scorer, score
 from egoaudio.training.losses import Loss
 
 
@@ -47,7 +51,7 @@ def test_every_number_is_the_one_its_room_defines(file):
     truth = read_truth(file, *rows_of_test(file))
     scores = random_scores(truth)
     thresholds = np.full(10, 0.7)
-    found = evaluate.evaluate_scores(scores, truth, thresholds=thresholds)
+    found = evaluate_scores(scores, truth, thresholds=thresholds)
     clips = truth.labelled
     assert 0 < clips.sum() < len(clips)
     labels = truth.labels[clips]
@@ -68,7 +72,7 @@ def test_unlabelled_clips_count_for_their_video_but_not_for_the_clip_metrics(fil
     scores = random_scores(truth)
     changed = scores.copy()
     changed[~truth.labelled] = 1 - changed[~truth.labelled] / 2
-    before, after = (evaluate.evaluate_scores(one, truth) for one in (scores, changed))
+    before, after = (evaluate_scores(one, truth) for one in (scores, changed))
     assert before.scores["map"] == after.scores["map"]
     assert not np.array_equal(before.video_scores, after.video_scores)
 
@@ -76,15 +80,15 @@ def test_unlabelled_clips_count_for_their_video_but_not_for_the_clip_metrics(fil
 def test_a_test_video_without_sound_counts_as_missed(file):
     rows, videos = rows_of_test(file)
     truth = read_truth(file, rows, videos)
-    found = evaluate.evaluate_scores(random_scores(truth), truth)
+    found = evaluate_scores(random_scores(truth), truth)
     silent = list(videos).index(19)
     assert (found.video_scores[silent] == -np.inf).all()
     assert np.isfinite(np.delete(found.video_scores, silent, axis=0)).all()
     only_scored = read_truth(file, rows)
     assert len(only_scored.video_ids) == 5
     perfect = np.where(truth.labels == 1, 0.9, 0.1).astype(np.float32)
-    assert evaluate.evaluate_scores(perfect, only_scored).scores["video_map"].value == 1
-    assert evaluate.evaluate_scores(perfect, truth).scores["video_map"].value < 1
+    assert evaluate_scores(perfect, only_scored).scores["video_map"].value == 1
+    assert evaluate_scores(perfect, truth).scores["video_map"].value < 1
 
 
 def test_videos_without_actions_rank_last(file):
@@ -96,7 +100,7 @@ def test_videos_without_actions_rank_last(file):
     high[truth.clip_video == 0] = 1
     low[truth.clip_video == 0] = 0
     (low_empty, high_empty), (low_full, high_full) = (
-        [evaluate.evaluate_scores(scores, which).scores["video_map"].value for scores in (low, high)] for which in (empty, truth)
+        [evaluate_scores(scores, which).scores["video_map"].value for scores in (low, high)] for which in (empty, truth)
     )
     assert low_empty == high_empty and low_full != high_full
 
@@ -107,7 +111,7 @@ def test_no_action_takes_no_part_in_the_official_metrics(file):
     scores = random_scores(truth)
     other = scores.copy()
     other[:, -1] = 1 - other[:, -1]
-    one, two = (evaluate.evaluate_scores(each, truth) for each in (scores, other))
+    one, two = (evaluate_scores(each, truth) for each in (scores, other))
     same = [name for name in one.scores if one.scores[name].value == two.scores[name].value]
     assert {"video_map", "localization_map"} <= set(same) and "map" not in same
     assert one.video_scores.shape == (6, 9) and one.frame_scores.shape == (150, 9)
@@ -117,7 +121,7 @@ def test_no_action_takes_no_part_in_the_official_metrics(file):
 def test_localization_uses_the_annotated_times(file):
     truth = read_truth(file, *rows_of_test(file))
     scores = random_scores(truth)
-    found = evaluate.evaluate_scores(scores, truth, pool="mean")
+    found = evaluate_scores(scores, truth, pool="mean")
     # One instance a video: a class of its first clip, in its first half. Clips of 1 s: [0, 1), [1, 2), ..., the last to 5 s.
     labels, expected = np.zeros((6, 25, 9), bool), np.full((6, 25, 9), -np.inf, np.float32)
     for video in range(6):
@@ -139,7 +143,7 @@ def test_localization_uses_the_annotated_times(file):
 def test_a_file_without_annotated_times_says_what_is_missing(file):
     truth = read_truth(file, *rows_of_test(file))
     timeless = types.SimpleNamespace(**{**vars(truth), "instances": None})
-    found = evaluate.evaluate_scores(random_scores(truth), timeless)
+    found = evaluate_scores(random_scores(truth), timeless)
     assert "localization_map" not in found.scores and found.frame_scores is None
     assert any("/instances" in note for note in found.notes) and "/instances" in str(found)
 
@@ -150,7 +154,7 @@ def test_the_prior_is_what_frequencies_alone_score(file):
     train = split_rows(file, from_flat(TrainConfig, {}).data, 0).train
     prior = class_frequencies(file.labels, train)
     np.testing.assert_allclose(prior, file.labels[train].mean(axis=0))
-    found = evaluate.evaluate_scores(random_scores(truth), truth, thresholds=np.full(10, 0.5), prior=prior)
+    found = evaluate_scores(random_scores(truth), truth, thresholds=np.full(10, 0.5), prior=prior)
     labels = truth.labels[truth.labelled] == 1
     positives = labels.any(axis=0)
     frequency = labels.mean(axis=0)[positives]
@@ -160,7 +164,7 @@ def test_the_prior_is_what_frequencies_alone_score(file):
     assert found.scores["top1"].prior == pytest.approx(labels[labels.any(axis=1), prior.argmax()].mean())
     guess = np.where(np.isfinite(found.video_scores), prior[:9], -np.inf)
     assert found.scores["video_map"].prior == pytest.approx(metrics.mean_over_classes(charades.chance_average_precision(guess, truth.video_labels)))
-    itself = evaluate.evaluate_scores(np.tile(prior, (len(rows), 1)), truth, prior=prior)
+    itself = evaluate_scores(np.tile(prior, (len(rows), 1)), truth, prior=prior)
     for name in ("top1", "top5", "map", "mean_class_accuracy", "mauc"):
         assert itself.scores[name].value == pytest.approx(itself.scores[name].prior), name
 
@@ -169,18 +173,18 @@ def test_intervals_hold_their_scores_and_follow_from_the_seed(file):
     truth = read_truth(file, *rows_of_test(file))
     scores = np.clip(0.6 * truth.labels + 0.7 * random_scores(truth), 0, 1)
     settings = {"thresholds": np.full(10, 0.7), "num_resamples": 100}
-    one, same, other = (evaluate.evaluate_scores(scores, truth, **settings, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (evaluate_scores(scores, truth, **settings, seed=seed) for seed in (1, 1, 2))
     assert one.scores == same.scores
     assert one.scores != other.scores
-    for name, score in one.scores.items():
-        assert 0 <= score.low <= score.value <= score.high <= 1, name
-    assert np.isnan(evaluate.evaluate_scores(scores, truth).scores["map"].low)
+    for name, found in one.scores.items():
+        assert 0 <= found.low <= found.value <= found.high <= 1, name
+    assert np.isnan(evaluate_scores(scores, truth).scores["map"].low)
 
 
 def test_one_video_has_no_interval(file):
     rows, videos = rows_of_test(file)
     truth = read_truth(file, rows[file.clip_table["video"][rows] == videos[0]], videos[:1])
-    found = evaluate.evaluate_scores(random_scores(truth), truth, num_resamples=50)
+    found = evaluate_scores(random_scores(truth), truth, num_resamples=50)
     assert found.num_resamples == 0
     assert all(np.isnan([score.low, score.high]).all() for score in found.scores.values())
 
@@ -188,7 +192,7 @@ def test_one_video_has_no_interval(file):
 def test_intervals_are_those_of_repeated_clips(file):
     truth = read_truth(file, *rows_of_test(file))
     scores, thresholds = random_scores(truth), np.full(10, 0.7)
-    found = evaluate.evaluate_scores(scores, truth, thresholds=thresholds, num_resamples=40, seed=5).scores
+    found = evaluate_scores(scores, truth, thresholds=thresholds, num_resamples=40, seed=5).scores
     weights = bootstrap.draw_weights(6, 40, 5)
     clips = truth.labelled
     scores, labels, video = scores[clips], truth.labels[clips], truth.clip_video[clips]
@@ -206,10 +210,10 @@ def test_intervals_are_those_of_repeated_clips(file):
 def test_thresholds_are_chosen_on_labelled_clips_and_none_means_no_f1(file):
     truth = read_truth(file, *rows_of_test(file))
     scores = random_scores(truth)
-    chosen = evaluate.choose_thresholds(scores, truth)
+    chosen = choose_thresholds(scores, truth)
     np.testing.assert_array_equal(chosen, metrics.best_thresholds(scores[truth.labelled], truth.labels[truth.labelled]))
-    assert evaluate.evaluate_scores(scores, truth, thresholds=list(chosen)).scores["macro_f1"].value > 0
-    without = evaluate.evaluate_scores(scores, truth)
+    assert evaluate_scores(scores, truth, thresholds=list(chosen)).scores["macro_f1"].value > 0
+    without = evaluate_scores(scores, truth)
     assert np.isnan(without.scores["macro_f1"].value) and any("macro F1" in note for note in without.notes)
 
 
@@ -226,14 +230,14 @@ def test_scores_that_cannot_be_right_are_refused(file, name):
     truth = read_truth(file, *rows_of_test(file))
     spoil, words = BAD[name]
     with pytest.raises(TrainingError, match=words):
-        evaluate.evaluate_scores(spoil(random_scores(truth)), truth)
+        evaluate_scores(spoil(random_scores(truth)), truth)
 
 
 def test_clips_without_any_labels_are_refused(file):
     truth = read_truth(file, *rows_of_test(file))
     blank = types.SimpleNamespace(**{**vars(truth), "labelled": np.zeros(len(truth.rows), bool)})
     with pytest.raises(TrainingError, match="none of the .* clips to evaluate has labels"):
-        evaluate.evaluate_scores(random_scores(truth), blank)
+        evaluate_scores(random_scores(truth), blank)
 
 
 # -------------------------------------------------------------------------------------------- with a model
@@ -258,10 +262,10 @@ def save_checkpoint(path, file, changes=None, **options):
 def test_scores_are_the_models_own_in_the_order_of_the_rows(file, path, label_mode):
     model, _ = save_checkpoint(path + ".pt", file)
     rows = np.flatnonzero(file.trainable)[::3]
-    dataset = evaluate.ClipDataset(path, "spectrogram", rows, normalization=(0.5, 2.0))
-    loader = evaluate.Loader(dataset, 7, from_flat(TrainConfig, {}).data)
+    dataset = ClipDataset(path, "spectrogram", rows, normalization=(0.5, 2.0))
+    loader = Loader(dataset, 7, from_flat(TrainConfig, {}).data)
     loss = Loss(label_mode, np.linspace(0.5, 2, 10))
-    scored = evaluate.score(Scorer(model, device=torch.device("cpu")), loader, label_mode, loss)
+    scored = score(Scorer(model, device=torch.device("cpu")), loader, label_mode, loss)
     with torch.no_grad():
         logits = model((torch.from_numpy(np.array(file["spectrogram"][rows])) - 0.5) / 2)
         labels = torch.from_numpy(file.labels[rows].astype(np.float32))
@@ -270,7 +274,7 @@ def test_scores_are_the_models_own_in_the_order_of_the_rows(file, path, label_mo
     np.testing.assert_allclose(scored.scores, expected, atol=1e-6)
     assert scored.loss == pytest.approx(float(loss.mean(logits, labels)), rel=1e-5)
     told = []
-    assert np.isnan(evaluate.score(Scorer(model, device=torch.device("cpu")), loader, label_mode, advance=told.append).loss)
+    assert np.isnan(score(Scorer(model, device=torch.device("cpu")), loader, label_mode, advance=told.append).loss)
     assert sum(told) == len(rows) and len(told) == len(loader)
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from egoaudio.config.options import ModelConfig, TrainConfig, from_flat, to_json
+from egoaudio.config.options import from_flat, to_json
+from egoaudio.config.train import ModelConfig, TrainConfig
 from egoaudio.errors import CheckpointError
 from egoaudio.models import checkpoints, create_model
 

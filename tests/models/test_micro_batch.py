@@ -5,7 +5,9 @@ import torch
 from small_steps import batch, fail, losses_and_weights, make_stepper, weights
 
 from egoaudio.errors import TrainingError
-from egoaudio.models.micro_batch import KEPT_TO_PEAK, KEPT_TO_PEAK_OF_ONE, Scorer, mixed_precision
+from egoaudio.models.device import mixed_precision
+from egoaudio.models.micro_batch import KEPT_TO_PEAK, KEPT_TO_PEAK_OF_ONE
+from egoaudio.models.scorer import Scorer
 
 # ----------------------------------------------------------------------------------------------- the first size on a CPU
 

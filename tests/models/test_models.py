@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from egoaudio.config.options import ModelConfig
+from egoaudio.config.train import ModelConfig
 from egoaudio.errors import ConfigurationError
 from egoaudio.models import check_feature, check_sizes, create_model
 from egoaudio.models.dropout import ClipDropout, place_slice, replace_dropout

@@ -22,6 +22,7 @@ from egoaudio.models import checkpoints
 from egoaudio.system import lock
 from egoaudio.training import train
 from egoaudio.training.step import Stepper
+from egoaudio.training.validation import Validator
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +83,8 @@ def test_the_training_loss_of_an_epoch_is_the_mean_over_its_clips(tmp_path, data
 
 def test_the_best_checkpoint_is_of_the_epoch_with_the_best_validation_map(tmp_path, data, monkeypatch):
     maps = iter([float("nan"), 0.7, float("nan"), 0.7, 0.2])
-    score = train._Validator.__call__
-    monkeypatch.setattr(train._Validator, "__call__", lambda self: {**score(self), "map": next(maps)})
+    score = Validator.__call__
+    monkeypatch.setattr(Validator, "__call__", lambda self: {**score(self), "map": next(maps)})
     train.train(data, tmp_path / "run", make_config(epochs=5))
     best = checkpoints.load(tmp_path / "run/best.pt")
     assert best["epoch"] == 2 and best["metrics"]["map"] == 0.7
@@ -152,7 +153,7 @@ def test_a_signal_that_stops_nothing_does_not_cut_the_epoch_short(tmp_path, data
 
 def test_interrupted_while_validating_it_goes_on_with_the_validation(tmp_path, data, monkeypatch, finished):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train._Validator, "__call__", lambda self: signal.raise_signal(signal.SIGINT))
+        patch.setattr(Validator, "__call__", lambda self: signal.raise_signal(signal.SIGINT))
         train.train(data, tmp_path / "run", make_config())
     steps = on_step(monkeypatch, {})
     train.train(data, tmp_path / "run", make_config())

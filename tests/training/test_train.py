@@ -19,6 +19,8 @@ from egoaudio.evaluation import evaluate
 from egoaudio.hdf5 import writer as store
 from egoaudio.models import checkpoints
 from egoaudio.training import run_folder, train
+from egoaudio.training.messages import describe_wait
+from egoaudio.training.optimizer import learning_rate
 from egoaudio.training.step import Stepper
 
 
@@ -158,13 +160,13 @@ def test_tensorboard_that_is_not_installed_is_named_before_anything_is_written(t
 )
 def test_the_learning_rate_rises_in_a_line_then_follows_the_schedule(schedule, expected):
     options = make_config(schedule=schedule, warmup_fraction=0.5, learning_rate=2.0).optimization
-    assert [train.learning_rate(step, 8, options) / 2 for step in range(8)] == pytest.approx(expected)
+    assert [learning_rate(step, 8, options) / 2 for step in range(8)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("warmup", [0.0, 1.0, 7.0])
 def test_any_share_of_warm_up_gives_a_learning_rate(warmup):
     options = make_config(warmup_fraction=warmup, learning_rate=1.0).optimization
-    rates = [train.learning_rate(step, 5, options) for step in range(5)]
+    rates = [learning_rate(step, 5, options) for step in range(5)]
     assert all(0 < rate <= 1 for rate in rates)
 
 
@@ -174,7 +176,7 @@ def test_every_step_gets_its_learning_rate(tmp_path, data, monkeypatch):
     monkeypatch.setattr(Stepper, "step", lambda self, *batch: rates.append(self.optimizer.param_groups[0]["lr"]) or step(self, *batch))
     config = make_config(epochs=2)
     train.train(data, tmp_path / "run", config)
-    assert rates == [train.learning_rate(number, len(rates), config.optimization) for number in range(len(rates))]
+    assert rates == [learning_rate(number, len(rates), config.optimization) for number in range(len(rates))]
     assert float(table(tmp_path / "run")[-1]["learning_rate"]) == pytest.approx(rates[-1], rel=1e-5)
 
 
@@ -265,7 +267,7 @@ def test_time_spent_waiting_for_data_is_counted_and_said(tmp_path, data, monkeyp
     ],
 )
 def test_what_to_change_when_data_is_slow_depends_on_the_file(facts, words):
-    assert re.search(words, train._describe_wait(0.5, types.SimpleNamespace(**facts), "spectrogram", make_config().data))
+    assert re.search(words, describe_wait(0.5, types.SimpleNamespace(**facts), "spectrogram", make_config().data))
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps"])

@@ -1,0 +1,114 @@
+"""What decides the bytes of an egoaudio file, besides its inputs: one small dataclass for each stage of a build.
+
+Units are in the names: ``_seconds``, ``_hz``, ``_db``.
+"""
+
+from dataclasses import dataclass, field
+
+from egoaudio.config.options import Checked, option
+from egoaudio.errors import ConfigurationError
+
+FEATURES = ("spectrogram", "mfcc", "logmel", "waveform")
+
+
+@dataclass(frozen=True)
+class ClipConfig(Checked):
+    """Which clips a recording yields, and when a class is on in one."""
+
+    clip_seconds: float = option(1.0, "Length of a clip.", above=0)
+    hop_seconds: float | None = option(None, "From one clip's start to the next one's; the clip's length if not given.", above=0)
+    context_seconds: float | None = option(
+        None,
+        "Features see this much sound around the clip's centre (silence beyond the recording's ends), "
+        "labels only the clip; the clip's length if not given.",
+        above=0,
+    )
+    min_overlap_seconds: float = option(0.0, "A class is on when it overlaps the clip by more than this many seconds.", flag="--min-overlap", minimum=0)
+    no_action: str = option(
+        "all",
+        "The class that is on where no other is: everywhere (all), only before the last annotated end, with later clips "
+        "unlabelled (interior), or no such class (none).",
+        choices=("all", "interior", "none"),
+    )
+
+    def __post_init__(self):
+        """Check that the features see at least the clip itself."""
+        super().__post_init__()
+        if self.context_seconds is not None and self.context_seconds < self.clip_seconds:
+            raise ConfigurationError(
+                f"--context-seconds {self.context_seconds:g} is less than --clip-seconds {self.clip_seconds:g}: "
+                "give at least the clip's length, or leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class DenoiseConfig(Checked):
+    """How the sound is gated before features are taken."""
+
+    mode: str = option(
+        "nonstationary", "Spectral gating: the noise floor follows the sound (nonstationary), or is fixed (stationary).",
+        choices=("nonstationary", "stationary", "none"), flag="--denoise",
+    )
+    scope: str = option(
+        "recording", "Learn the noise floor from the whole recording, or from each clip alone (as the paper).",
+        choices=("recording", "clip"), flag="--denoise-scope",
+    )
+    engine: str = option(
+        "egoaudio", "Ours, or the noisereduce library: the same result, slower, and with the whole recording in memory.",
+        choices=("egoaudio", "noisereduce"), flag="--denoise-engine",
+    )
+
+
+@dataclass(frozen=True)
+class FeatureConfig(Checked):
+    """Which feature arrays the file holds and the parameters that make them."""
+
+    features: tuple[str, ...] = option(("spectrogram", "mfcc"), "Comma-separated, any of: " + ", ".join(FEATURES) + ".", choices=FEATURES)
+    n_fft: int = option(2048, "Samples in a frame of spectrogram and mfcc.", minimum=2)
+    hop_length: int = option(512, "Samples from one frame to the next.", minimum=1)
+    window: str = option("hann", "Window of a frame.", choices=("hann", "hamming", "blackman", "boxcar"))
+    n_mels: int = option(128, "Mel bands behind the mfcc.", minimum=1)
+    n_mfcc: int = option(20, "Coefficients of the mfcc.", minimum=1)
+    f_min_hz: float = option(0.0, "Lowest frequency of the mel bands behind the mfcc.", flag="--f-min", minimum=0)
+    f_max_hz: float | None = option(None, "Highest frequency of those bands; half the sample rate if not given.", flag="--f-max", above=0)
+    dtype: str = option("float32", "Type of the feature arrays; float16 halves the file, but viewers cannot show it.", choices=("float32", "float16"))
+
+    def __post_init__(self):
+        """Check the combination and put the features in the file's order."""
+        super().__post_init__()
+        if not self.features:
+            raise ConfigurationError("--features is empty: expected any of " + ", ".join(FEATURES))
+        object.__setattr__(self, "features", tuple(name for name in FEATURES if name in self.features))
+        if self.n_mfcc > self.n_mels:
+            raise ConfigurationError(f"--n-mfcc {self.n_mfcc} is more than --n-mels {self.n_mels}: an mfcc has at most as many coefficients as bands")
+
+
+@dataclass(frozen=True)
+class BuildConfig(Checked):
+    """Everything that decides the bytes of an egoaudio file, besides its inputs."""
+
+    sample_rate: int = option(16000, "Samples a second after resampling.", minimum=1000)
+    clips: ClipConfig = field(default_factory=ClipConfig)
+    denoise: DenoiseConfig = field(default_factory=DenoiseConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+
+    def __post_init__(self):
+        """Check what concerns more than one stage."""
+        super().__post_init__()
+        if self.clips.clip_seconds * self.sample_rate < 1:
+            raise ConfigurationError(f"--clip-seconds {self.clips.clip_seconds:g} is less than one sample at {self.sample_rate} Hz")
+        if self.features.f_max_hz is not None and not self.features.f_min_hz < self.features.f_max_hz <= self.sample_rate / 2:
+            raise ConfigurationError(
+                f"--f-max {self.features.f_max_hz:g}: expected more than --f-min {self.features.f_min_hz:g} and at most "
+                f"{self.sample_rate / 2:g}, half the sample rate"
+            )
+
+
+BUILD_PRESETS = {
+    # The student paper: every second of video gated by itself, 1 s spectrogram and MFCC, no_action wherever nothing is on.
+    "paper": {
+        "sample_rate": 16000, "clip_seconds": 1.0, "hop_seconds": None, "context_seconds": None, "min_overlap_seconds": 0.0,
+        "no_action": "all", "mode": "nonstationary", "scope": "clip", "features": ("spectrogram", "mfcc"), "n_fft": 2048,
+        "hop_length": 512, "window": "hann", "n_mels": 128, "n_mfcc": 20, "f_min_hz": 0.0, "f_max_hz": None,
+    },
+}

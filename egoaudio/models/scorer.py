@@ -1,0 +1,131 @@
+"""A model's scores for the clips of a loader, computed in slices that fit into memory.
+
+In: features (b, num_frames, num_bins). Out: logits (b, num_classes) from ``Scorer``; from ``score`` sigmoids of the
+logits, or a softmax for a model trained with ``--label-mode single``.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from egoaudio.errors import TrainingError
+from egoaudio.models.memory import free_memory
+from egoaudio.models.micro_batch import Slices
+
+logger = logging.getLogger(__name__)
+
+# A forward pass without gradients holds a few tensors at a time.
+LARGEST_TO_PEAK = 10
+
+
+class Scorer(Slices):
+    """Computes logits without gradients, in slices that fit into memory; finds its own size.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        On ``device``; it is put in evaluation mode for the call.
+    device : torch.device
+        Where the model is.
+    micro_batch_size : int or None
+        Clips on the device at once; None starts from the first batch.
+    amp_dtype : torch.dtype or None
+        Type of autocast; None computes in float32.
+    log : callable
+        Is given one line of text whenever the size changes.
+    """
+
+    def __init__(self, model, *, device, micro_batch_size=None, amp_dtype=None, log=logger.info):
+        super().__init__(model, device, micro_batch_size, amp_dtype, log)
+
+    def __call__(self, features):
+        """Return logits, float32 (batch, num_classes) on the device, of features (batch, num_frames, num_bins).
+
+        Raises
+        ------
+        TrainingError
+            When one clip does not fit.
+        """
+        training = self.model.training
+        self.model.eval()
+        try:
+            return self._logits(features)
+        finally:
+            self.model.train(training)
+
+    def needed(self, one, two, size):
+        """Return the bytes that ``size`` clips seem to need without gradients."""
+        return LARGEST_TO_PEAK * (one.largest + (size - 1) * (two.largest - one.largest))
+
+    def _logits(self, features):
+        """Return logits, in ever smaller slices until there is memory for them."""
+        if self.micro_batch_size is None:
+            self.micro_batch_size = self.first_size(features)
+        while True:
+            logits, failure = self.attempt(self._score, features)
+            if failure is None:
+                return logits
+            self.release()
+            size = min(self.micro_batch_size, len(features))
+            if size == 1:
+                raise TrainingError(
+                    f"out of memory: not even one clip can be scored ({failure}); {free_memory(self.device) / 2**20:,.0f} MB are free on {self.device}: "
+                    "--amp halves what is needed, or score on a device with more memory"
+                )
+            self.micro_batch_size = math.ceil(size / 2)
+            self.log(f"evaluation: {self.micro_batch_size} clips at a time, as memory ran out with {size}")
+
+    @torch.inference_mode()
+    def _score(self, features):
+        """Return logits, slice by slice."""
+        with self.autocast():
+            return torch.cat([self.model(part).float() for part in features.split(self.micro_batch_size)])
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What a model says of the clips of a loader."""
+
+    scores: np.ndarray
+    """float32 (n, C), from 0 to 1."""
+    rows: np.ndarray
+    """int64 (n,): rows of the file."""
+    loss: float
+    """Mean over the clips as the training loss has it; NaN if none was given."""
+
+
+def score(scorer, loader, label_mode, loss=None, advance=None):
+    """Run a model over all batches of a loader.
+
+    Parameters
+    ----------
+    scorer : Scorer
+        Features (b, T, F) to logits (b, C).
+    loader : Loader
+        Not for training, over a dataset with ``label_mode="multi"`` whatever the model's: every clip once.
+    label_mode : str
+        The model's: ``multi`` (sigmoid) or ``single`` (softmax).
+    loss : Loss, optional
+        To compute the mean loss as well.
+    advance : callable, optional
+        Is told after each batch how many clips it had.
+
+    Raises
+    ------
+    TrainingError
+        As the loader and the scorer.
+    """
+    scores, rows, total, count = [], [], 0.0, 0.0
+    for batch in loader.epoch(0):
+        logits = scorer(batch.features)
+        if loss is not None:
+            total += float(loss.sum(logits, batch.labels))
+            count += loss.normaliser(batch.labels)
+        scores.append((logits.sigmoid() if label_mode == "multi" else logits.softmax(dim=1)).cpu().numpy())
+        rows.append(batch.rows)
+        if advance is not None:
+            advance(len(batch.rows))
+    return Scored(np.concatenate(scores), np.concatenate(rows), total / count if count else float("nan"))

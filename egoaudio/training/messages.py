@@ -1,0 +1,82 @@
+"""What a training run says: its progress, an epoch's line, what is wrong and how to mend it, and what came of it."""
+
+import os
+import shlex
+
+import numpy as np
+import torch
+
+from egoaudio.system.progress import Progress, rate
+
+
+class RunProgress(Progress):
+    """The bar, or the lines, of a run: where it is, the loss, the time spent waiting for data."""
+
+    note = ""
+
+    def step(self, state, num_epochs, num_clips):
+        """Count a batch."""
+        waits = state.wait_seconds / max(state.train_seconds, 1e-9)
+        self.note = f"epoch {state.epoch + 1}/{num_epochs}, loss {state.loss_sum / state.num_clips:.4f}, {waits:.0%} waiting"
+        self.advance(num_clips)
+
+    def _speed(self):
+        return f"{super()._speed()}, {self.note}" if self.note else super()._speed()
+
+
+def describe_epoch(row, num_epochs, better):
+    """Return an epoch's line."""
+    validation = "" if row["val_loss"] is None else f", val_loss {row['val_loss']:.4f}, top-1 {row['top1']:.3f}, top-5 {row['top5']:.3f}, mAP {row['map']:.4f}"
+    return (
+        f"epoch {row['epoch']}/{num_epochs}: loss {row['train_loss']:.4f}{validation}{' (best)' if better else ''}; "
+        f"{rate(row['clips_per_second'], 1)} clips/s, {row['peak_memory_mb']:,.0f} MB, {row['seconds']:.1f} s"
+    )
+
+
+def describe_wait(share, file, feature, config):
+    """Return what to change when the loop waits for data."""
+    if not file.is_mapped(feature):
+        fix = f"the array is compressed: unpack it with `h5repack -f {feature}:NONE`, or give --loader-workers 2"
+    elif file.num_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2:
+        block = "" if config.shuffle == "block" else ", --shuffle block where reading is sequential (spinning disks, network)"
+        fix = f"the file ({file.num_bytes / 1e9:.0f} GB) does not stay in memory: use a faster disk{block}, or build with --dtype float16"
+    else:
+        fix = "the first epoch reads from the disk, later ones from memory; if it stays so, use a faster disk, or check what else is busy here"
+    return f"data: {share:.0%} of the time was spent waiting for it; {fix}"
+
+
+def describe_bad_loss(value, batch, state, folder):
+    """Return what is known about a batch whose loss is not finite."""
+    bad = batch.rows[~torch.isfinite(batch.features).flatten(1).all(dim=1).cpu().numpy()]
+    if len(bad):
+        cause = f"of these, {_list(bad)} hold values that are not finite: check the file with egoaudio-inspect --verify"
+    else:
+        cause = "their values are finite, so the training diverged: give a lower --learning-rate, --clip-gradient 1, or no --amp"
+    return (
+        f"the loss is {value} in epoch {state.epoch + 1}, batch {state.batch + 1}, of the clips (rows of the file) {_list(batch.rows)}; {cause}. "
+        f"The checkpoints in {folder} are from before"
+    )
+
+
+def describe_bad_weights(state, folder):
+    """Return what to do about weights that a step has made infinite, or no number."""
+    return (
+        f"the weights are not finite after epoch {state.epoch + 1}, batch {state.batch}: the training diverged, so give a lower --learning-rate, "
+        f"--clip-gradient 1, or no --amp, with --force. The checkpoints in {folder} are from before"
+    )
+
+
+def _list(rows):
+    """Return numbers in words."""
+    return ", ".join(str(row) for row in np.asarray(rows).tolist())
+
+
+def summarize(folder, state, file, path):
+    """Return what came of a run, and the command that comes next."""
+    best = state.history[state.best_epoch - 1]
+    score = f"training loss {best['train_loss']:.4f}, not validated"
+    if best["map"] is not None:
+        score = f"validation mAP {best['map']:.4f}, top-1 {best['top1']:.3f}"
+    split = "test" if (file.video_table["split"] == b"test").any() else "train" if best["map"] is None else "validation"
+    command = shlex.join(["egoaudio-evaluate", str(folder / "best.pt"), os.fspath(path), "--split", split])
+    return f"{state.epoch} epoch{'s' * (state.epoch > 1)}; the best is {state.best_epoch}: {score}\nnext: {command}"

@@ -21,7 +21,7 @@ from click.core import ParameterSource
 from egoaudio._version import __version__
 from egoaudio.config.build import BUILD_PRESETS, BuildConfig
 from egoaudio.config.options import flag_of, flags, from_flat
-from egoaudio.config.train import TRAIN_PRESETS, TrainConfig
+from egoaudio.config.train import MODEL_DEFAULTS, TRAIN_PRESETS, TrainConfig, describe_defaults
 from egoaudio.errors import EgoAudioError
 from egoaudio.system import signals
 
@@ -70,6 +70,8 @@ def _configured(config_class, presets):
 
         for option, hint in reversed(list(flags(config_class))):
             text, flag = option.metadata["help"], flag_of(option)
+            if config_class is TrainConfig and option.name in MODEL_DEFAULTS[TrainConfig().model.model]:
+                text += f"  [default: {describe_defaults(option.name)}]"
             default = ",".join(option.default) if isinstance(option.default, tuple) else option.default
             if hint is bool:
                 configured = click.option(f"{flag}/--no-{flag[2:]}", option.name, default=default, show_default=True, help=text)(configured)

@@ -11,7 +11,7 @@ from egoaudio.models import checkpoints
 from egoaudio.training.step import Stepper
 
 SHAPE = (8, 16)
-HARD = {"model": "cnn-small", "dropout": 0.3, "mixup": 0.4, "spec_augment": True, "gain_db": 3.0, "balanced_sampling": True}  # everything that is random
+HARD = {"model": "cnn-small", "dropout": 0.3, "mixup": 0.4, "spec_augment": True, "gain_db": 3.0, "balanced_sampling": True, "feature": "spectrogram", "context_clips": 0}  # everything that is random
 TIMES = ("clips_per_second", "data_wait_fraction", "peak_memory_mb", "seconds")  # columns that no two runs share
 
 
@@ -22,7 +22,7 @@ def make_file(path, num_videos=10, clips_per_video=10, **changes):
 
 
 def make_config(**changes):
-    return from_flat(TrainConfig, {"epochs": 3, "batch_size": 16, "validation_fraction": 0.25, **changes})
+    return from_flat(TrainConfig, {"model": "cnn", "epochs": 3, "batch_size": 16, "validation_fraction": 0.25, **changes})
 
 
 def weights(folder, name="last.pt"):

@@ -15,10 +15,16 @@ from dataclasses import field
 
 from egoaudio.errors import ConfigurationError
 
+_ALWAYS_STORED = object()
 
-def option(default, help, choices=None, flag=None, minimum=None, above=None):
-    """Return a dataclass field that also carries its flag's name, help and limits."""
-    metadata = {"help": help, "choices": choices, "flag": flag, "minimum": minimum, "above": above}
+
+def option(default, help, choices=None, flag=None, minimum=None, above=None, before=_ALWAYS_STORED):
+    """Return a dataclass field that also carries its flag's name, help and limits.
+
+    ``before`` is the value that a stored configuration without this option was run with: that of the versions before
+    the option came.
+    """
+    metadata = {"help": help, "choices": choices, "flag": flag, "minimum": minimum, "above": above, "before": before}
     return field(default=default, metadata=metadata)
 
 
@@ -117,8 +123,9 @@ def to_json(config):
 
 
 def from_json(config_class, text):
-    """Return the configuration that ``to_json`` wrote."""
-    return from_flat(config_class, json.loads(text))
+    """Return the configuration that ``to_json`` wrote, in this version or an earlier one."""
+    settings = [setting for setting, _ in flags(config_class) if setting.metadata["before"] is not _ALWAYS_STORED]
+    return from_flat(config_class, {setting.name: setting.metadata["before"] for setting in settings} | json.loads(text))
 
 
 def differences(config, other):

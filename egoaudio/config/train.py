@@ -6,8 +6,25 @@ Units are in the names: ``_db``, ``_minutes``.
 from dataclasses import dataclass, field
 
 from egoaudio.config.build import FEATURES
-from egoaudio.config.options import Checked, option
+from egoaudio.config.options import Checked, from_flat, option, to_flat
 from egoaudio.errors import ConfigurationError
+
+# What an option that is not given means for each model: what was measured to hear best (benchmarks/hearing.py), and
+# the paper's own for its two.
+_PAPER = {
+    "epochs": 30, "optimizer": "adam", "learning_rate": 1e-3, "weight_decay": 0.0, "warmup_fraction": 0.05, "ema": 0.0,
+    "context_clips": 0, "gain_db": 0.0, "time_shift_seconds": 0.0, "mixup": 0.0, "dropout": 0.0, "patchout": 0.0,
+}
+MODEL_DEFAULTS = {
+    "cnn-small": _PAPER | {
+        "epochs": 20, "optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 0.01, "warmup_fraction": 0.3,
+        "context_clips": 1, "gain_db": 10.0, "dropout": 0.2,
+    },
+    "cnn": _PAPER,
+    "ast": _PAPER | {"optimizer": "adamw", "learning_rate": 3e-4, "weight_decay": 0.05, "warmup_fraction": 0.1},
+    "ast-paper": _PAPER,
+    "yamnet": _PAPER | {"epochs": 10, "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01, "gain_db": 10.0},
+}
 
 
 @dataclass(frozen=True)
@@ -26,8 +43,14 @@ class DataConfig(Checked):
     shuffle: str = option("full", "A full permutation, or one of blocks of rows (spinning disks, network file systems).", choices=("full", "block"))
     loader_workers: int = option(0, "Processes that read; 0 reads in a thread of this one, which is fastest.", minimum=0)
     spec_augment: bool = option(False, "Mask bands of frequency and spans of time while training.")
-    mixup: float = option(0.0, "Mix pairs of clips, with this Beta parameter; 0 is off.", minimum=0)
-    gain_db: float = option(0.0, "Change the level of a clip at random by up to this many dB; 0 is off.", minimum=0)
+    context_clips: int | None = option(
+        None, "The model also sees so many neighbouring clips on each side; labels stay the clip's.", minimum=0, before=0
+    )
+    mixup: float | None = option(None, "Mix pairs of clips, with this Beta parameter; 0 is off.", minimum=0)
+    gain_db: float | None = option(None, "Change the level of a clip at random by up to this many dB; 0 is off.", minimum=0)
+    time_shift_seconds: float | None = option(
+        None, "Shift a clip in time at random by up to this many seconds; 0 is off.", flag="--time-shift", minimum=0, before=0.0
+    )
 
     def __post_init__(self):
         """Check that something is left to train on."""
@@ -40,29 +63,54 @@ class DataConfig(Checked):
 class ModelConfig(Checked):
     """The network; sizes apply to ``ast`` only, the others are what their papers say."""
 
-    model: str = option("cnn", "cnn and ast-paper are the paper's; cnn-small and ast do better.", choices=("cnn", "cnn-small", "ast", "ast-paper"))
-    feature: str | None = option(None, "The array to train on: logmel for ast, spectrogram for the others if not given.", choices=FEATURES[:3])
-    pretrained: str | None = option(None, "Weights of a published AST to start from: a folder or a hub id. Its sizes replace those below.")
+    model: str = option(
+        "cnn-small", "cnn-small hears best for its size; yamnet and ast start from published weights (--pretrained); "
+        "cnn and ast-paper are the paper's.", choices=tuple(MODEL_DEFAULTS),
+    )
+    feature: str | None = option(
+        None, "The array to train on: spectrogram for cnn and ast-paper, yamnet for yamnet, else logmel, if not given.", choices=FEATURES[:-1]
+    )
+    pretrained: str | None = option(
+        None, "Published weights to start from: for ast a folder or a hub id, whose sizes replace those below; for yamnet a file of YAMNet's."
+    )
+    freeze: bool = option(False, "Keep the published weights of yamnet as they are and train its last layer alone.", before=False)
     hidden_size: int = option(384, "Width of ast.", minimum=1)
     num_layers: int = option(6, "Layers of ast.", minimum=1)
     num_heads: int = option(6, "Attention heads of ast.", minimum=1)
     patch_size: int = option(16, "Side of a patch of ast, in frames and bins.", minimum=1)
     stride: int = option(10, "Step between the patches of ast, in frames and bins.", minimum=1)
-    dropout: float = option(0.0, "Dropout of ast and cnn-small.", minimum=0)
+    dropout: float | None = option(None, "Dropout of ast, cnn-small and yamnet.", minimum=0)
+    patchout: float | None = option(
+        None, "Share of the rows and of the columns of patches that ast leaves out while training (PaSST's structured patchout).",
+        minimum=0, before=0.0,
+    )
 
 
 @dataclass(frozen=True)
 class OptimizationConfig(Checked):
     """The loop: optimiser, schedule, memory, precision."""
 
-    epochs: int = option(30, "Passes over the training clips.", minimum=1)
+    epochs: int | None = option(None, "Passes over the training clips.", minimum=1)
     batch_size: int = option(64, "Clips in a step of the optimiser; never changed by the search for memory.", minimum=1)
     micro_batch_size: int | None = option(None, "Clips on the device at once; found out if not given.", minimum=1)
-    optimizer: str = option("adam", "adam (the paper's) or adamw.", choices=("adam", "adamw"))
-    learning_rate: float = option(1e-3, "Peak learning rate.", above=0)
-    weight_decay: float = option(0.0, "Weight decay.", minimum=0)
+    optimizer: str | None = option(None, "adam (the paper's) or adamw.", choices=("adam", "adamw"))
+    learning_rate: float | None = option(None, "Peak learning rate.", above=0)
+    weight_decay: float | None = option(None, "Weight decay.", minimum=0)
     schedule: str = option("cosine", "After the warm-up: down to zero along a cosine, or constant.", choices=("cosine", "constant"))
-    warmup_fraction: float = option(0.05, "Share of all steps over which the learning rate rises.", minimum=0)
+    warmup_fraction: float | None = option(None, "Share of all steps over which the learning rate rises.", minimum=0)
+    ema: float | None = option(
+        None, "Evaluate an average of the weights over the last steps, this share of it kept from step to step; 0 is off.",
+        minimum=0, before=0.0,
+    )
+    loss: str = option(
+        "bce", "bce, or asymmetric: negatives that the model is sure of count less, for annotations with gaps.",
+        choices=("bce", "asymmetric"), before="bce",
+    )
+    label_smoothing: float = option(0.0, "Train towards this much less than 1, and as much more than 0.", minimum=0, before=0.0)
+    smooth_clips: int | None = option(
+        None, "Average a clip's scores with those of so many neighbours on each side; chosen on the validation split if not given.",
+        minimum=0, before=0,
+    )
     patience: int = option(0, "Stop after this many epochs without a better validation mAP; 0 never stops early.", minimum=0)
     clip_gradient: float = option(0.0, "Largest norm of the gradient; 0 does not clip.", minimum=0)
     amp: bool = option(False, "Mixed precision: bfloat16 where the device has it, else float16 with a gradient scaler.")
@@ -80,18 +128,48 @@ class OptimizationConfig(Checked):
 
 
 @dataclass(frozen=True)
+class DistillationConfig(Checked):
+    """Learning a teacher's scores beside the labels."""
+
+    teacher: tuple[str, ...] = option((), "Comma-separated checkpoints whose mean scores the model learns beside the labels.", before=())
+    teacher_weight: float = option(0.5, "Share of the loss that comes from the teacher.", minimum=0, before=0.5)
+    teacher_temperature: float = option(1.0, "Divide the logits of teacher and student by this before they are compared.", above=0, before=1.0)
+
+    def __post_init__(self):
+        """Check that the labels and the teacher share one loss."""
+        super().__post_init__()
+        if self.teacher_weight > 1:
+            raise ConfigurationError(f"--teacher-weight {self.teacher_weight:g}: expected 0 to 1, the rest of the loss being the labels'")
+
+
+@dataclass(frozen=True)
 class TrainConfig(Checked):
     """Everything that decides a trained model, besides the file."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+
+    def resolved(self) -> "TrainConfig":
+        """Return the configuration with every option that was not given as its model's default."""
+        values, defaults = to_flat(self), MODEL_DEFAULTS[self.model.model]
+        return from_flat(TrainConfig, {name: defaults.get(name) if value is None else value for name, value in values.items()})
+
+
+def describe_defaults(name: str) -> str:
+    """Return what an option that is not given means, model by model: ``cnn-small 20; cnn, ast-paper 30``."""
+    models: dict[str, list[str]] = {}
+    for model, defaults in MODEL_DEFAULTS.items():
+        value = defaults[name]
+        models.setdefault(f"{value:g}" if isinstance(value, (int, float)) else str(value), []).append(model)
+    return next(iter(models)) if len(models) == 1 else "; ".join(f"{', '.join(users)} {value}" for value, users in models.items())
 
 
 TRAIN_PRESETS = {
     # The student paper's protocol, for either of its models; its clip split leaks neighbouring clips into validation.
     "paper": {
-        "normalize": "paper", "split_unit": "clip", "validation_fraction": 0.2, "class_weights": True, "label_mode": "multi",
+        "model": "cnn", "normalize": "paper", "split_unit": "clip", "validation_fraction": 0.2, "class_weights": True, "label_mode": "multi",
         "optimizer": "adam", "weight_decay": 0.0, "schedule": "constant", "warmup_fraction": 0.0,
     },
 }

@@ -33,11 +33,11 @@ def augment(features, labels, rng, config, gain_unit):
         What ``gain_per_db`` returns, divided by the deviation the features were normalised with; None without gain.
 
     """
-    if config.gain_db > 0:
+    if config.gain_db:
         change_gain(features, rng, config.gain_db, gain_unit)
     if config.spec_augment:
         mask(features, rng)
-    if config.mixup > 0:
+    if config.mixup:
         features, labels = mix(features, labels, rng, config.mixup)
     return features, labels
 

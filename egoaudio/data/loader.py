@@ -74,9 +74,9 @@ class Loader:
         self.wait_seconds = 0.0
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         # Making a generator that nobody draws from takes 1 % of a batch.
-        self._augments = training and (config.gain_db > 0 or config.spec_augment or config.mixup > 0)
+        self._augments = training and bool(config.gain_db or config.spec_augment or config.mixup)
         self._gain_unit = None
-        if training and config.gain_db > 0:
+        if training and config.gain_db:
             amount, num_bins = gain_per_db(dataset.feature, dataset.file.config["n_mels"])
             self._gain_unit = amount / dataset.normalization[1], num_bins
         self._cumulative = None

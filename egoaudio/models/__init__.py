@@ -9,8 +9,10 @@ Every model has ``enable_activation_checkpointing()``, which trades about a thir
     ast         the same on log-mel with strides of 10, in the sizes asked for, or from published weights
 """
 
+from dataclasses import replace
+
 from egoaudio.config.options import flag_of, flags
-from egoaudio.config.train import ModelConfig
+from egoaudio.config.train import MODEL_DEFAULTS, ModelConfig
 from egoaudio.errors import ConfigurationError
 
 # Which features each model takes; the first is what it listens to when nobody says otherwise.
@@ -23,8 +25,10 @@ ACCEPTED_FEATURES = {
 
 
 # Sizes and dropout of the configuration, and which of them a model takes.
-_SIZES = ("hidden_size", "num_layers", "num_heads", "patch_size", "stride", "dropout")
-_TAKEN = {"cnn": (), "cnn-small": ("dropout",), "ast-paper": (), "ast": _SIZES}
+_SIZES = ("hidden_size", "num_layers", "num_heads", "patch_size", "stride", "dropout", "patchout", "freeze")
+_TAKEN = {
+    "cnn": (), "cnn-small": ("dropout",), "ast-paper": (), "ast": _SIZES[:-1], "yamnet": ("dropout", "freeze"),
+}
 
 
 def check_feature(name, available, chosen=None):
@@ -65,9 +69,15 @@ def check_sizes(config):
     """
     for option, _ in flags(ModelConfig):
         value = getattr(config, option.name)
-        if option.name in _SIZES and option.name not in _TAKEN[config.model] and value != option.default:
-            takers = " and ".join(model for model, taken in _TAKEN.items() if option.name in taken)
+        if option.name in _SIZES and option.name not in _TAKEN[config.model] and value not in (None, _default(config.model, option)):
+            *others, last = [model for model, taken in _TAKEN.items() if option.name in taken]
+            takers = f"{', '.join(others)} and {last}" if others else last
             raise ConfigurationError(f"{flag_of(option)} {value}: {config.model} has its own, only {takers} can be given another")
+
+
+def _default(name, option):
+    """Return what an option that is not given means for a model."""
+    return MODEL_DEFAULTS[name].get(option.name, option.default)
 
 
 def create_model(name, num_classes, feature_shape, config=None, activation_checkpointing=False):
@@ -93,6 +103,8 @@ def create_model(name, num_classes, feature_shape, config=None, activation_check
     """
     _accepted(name)
     config = ModelConfig(model=name) if config is None else config
+    absent = {option.name: _default(name, option) for option, _ in flags(ModelConfig) if getattr(config, option.name) is None}
+    config = replace(config, **absent)
     num_frames, num_bins = feature_shape
     if num_classes < 1 or num_frames < 1 or num_bins < 1:
         raise ConfigurationError(f"{name} on clips of {num_frames} x {num_bins} with {num_classes} classes: each must be at least 1")

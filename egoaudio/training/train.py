@@ -87,7 +87,7 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
     CheckpointError
         When ``last.pt`` is damaged or belongs to other data.
     """
-    config = TrainConfig() if config is None else config
+    config = (TrainConfig() if config is None else config).resolved()
     device = choose_device(device)
     check_sizes(config.model)
     board_class = _find_tensorboard() if tensorboard else None

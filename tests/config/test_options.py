@@ -1,12 +1,13 @@
 """Options: checked on construction, kept as JSON, compared in words."""
 
 import dataclasses
+import json
 
 import pytest
 
 from egoaudio.config.build import BUILD_PRESETS, BuildConfig, ClipConfig, FeatureConfig
 from egoaudio.config.options import differences, flags, from_flat, from_json, to_flat, to_json
-from egoaudio.config.train import TRAIN_PRESETS, TrainConfig
+from egoaudio.config.train import MODEL_DEFAULTS, TRAIN_PRESETS, TrainConfig
 from egoaudio.errors import ConfigurationError
 
 
@@ -83,3 +84,18 @@ def test_the_papers_build_gates_every_second_by_itself():
 def test_configurations_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         BuildConfig().sample_rate = 8000
+
+
+def test_a_stored_configuration_without_a_later_option_means_what_it_meant_then():
+    stored = {name: value for name, value in to_flat(TrainConfig().resolved()).items() if name not in ("context_clips", "ema", "smooth_clips")}
+    config = from_json(TrainConfig, json.dumps(stored))
+    assert (config.data.context_clips, config.optimization.ema, config.optimization.smooth_clips) == (0, 0.0, 0)
+
+
+@pytest.mark.parametrize("model", MODEL_DEFAULTS)
+def test_what_is_not_given_is_the_models_default_and_what_is_given_stays(model):
+    config = from_flat(TrainConfig, {"model": model, "epochs": 7}).resolved()
+    assert config.optimization.epochs == 7 and config.optimization.learning_rate == MODEL_DEFAULTS[model]["learning_rate"]
+    assert {name for name, value in to_flat(config).items() if value is None} <= {
+        "feature", "pretrained", "micro_batch_size", "amp_dtype", "smooth_clips"
+    }

@@ -254,7 +254,7 @@ def test_sizes_that_do_not_fit_are_refused(name, shape, config, words):
 
 
 @pytest.mark.parametrize("name, sizes, words", [
-    ("cnn", {"dropout": 0.1}, "--dropout 0.1: cnn has its own, only cnn-small and ast can be given another"),
+    ("cnn", {"dropout": 0.1}, "--dropout 0.1: cnn has its own, only cnn-small, ast and yamnet can be given another"),
     ("cnn-small", {"dropout": 0.1, "hidden_size": 64}, "--hidden-size 64: cnn-small has its own, only ast can"),
     ("ast-paper", {"stride": 10, "num_layers": 2}, "--num-layers 2: ast-paper has its own"),
 ])

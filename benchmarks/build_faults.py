@@ -37,10 +37,11 @@ from egoaudio.builder.build import build
 from egoaudio.builder.extract import extract
 from egoaudio.config.build import BuildConfig
 from egoaudio.errors import BuildError, Status
-from egoaudio.hdf5 import writer as store
+from egoaudio.hdf5 import integrity, reader
+from egoaudio.hdf5.writer import RowWriter
 
 # As on a file system that cannot reserve: rows then find the disk full while they are written.
-BUILD_UNRESERVED = [sys.executable, "-c", "from egoaudio.hdf5 import writer; writer.reserve = lambda path: None; from egoaudio.cli import build; build()"]
+BUILD_UNRESERVED = [sys.executable, "-c", "from egoaudio.system import files; files.reserve = lambda path: None; from egoaudio.cli import build; build()"]
 STOP_SECONDS = 5.0  # within which Ctrl-C and SIGTERM end a build
 
 
@@ -99,8 +100,8 @@ def kill_replacements(sample, folder, num_faults, seed=0):
 
     def trial(place, seed):
         shutil.copy(old, place / "ego.h5")
-        with store.open(place / "ego.h5") as reader:
-            before = np.array(reader["spectrogram"])
+        with reader.open(place / "ego.h5") as file:
+            before = np.array(file["spectrogram"])
             with started(sample.command(place / "ego.h5", "--force"), place) as process:
                 time.sleep(random.Random(seed).uniform(0, sample.seconds))
                 if process.poll() is not None:
@@ -111,7 +112,7 @@ def kill_replacements(sample, folder, num_faults, seed=0):
             unchanged = (place / "ego.h5").read_bytes() == old.read_bytes()
             require(unchanged or content(place / "ego.h5") == sample.content, "neither the old file nor the new one is there")
             sample.finish(place, "--force")
-            require(np.array_equal(reader["spectrogram"], before), "a reader of the old file sees other values")
+            require(np.array_equal(file["spectrogram"], before), "a reader of the old file sees other values")
 
     return each(trial, folder, range(seed, seed + num_faults))
 
@@ -141,7 +142,7 @@ def lose_power(sample, folder, num_faults, seed=0):
     def stop_after(num_videos, output):
         def process(path, extents, config, job):
             outcome = extract(path, extents, config, job) if num_videos else None
-            with store.RowWriter(path, extents) as writer:
+            with RowWriter(path, extents) as writer:
                 done = writer.read("videos", 0, extents["videos"].shape[0])["status"] == Status.OK
             if done.sum() >= num_videos:
                 raise BuildError("stopped")
@@ -168,7 +169,7 @@ def lose_power(sample, folder, num_faults, seed=0):
 def kill_decoders(sample, folder, num_faults, seed=0):
     """Have one video crash, exhaust or hang its worker, whenever it is tried: it costs that video only."""
     ways = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGKILL, None)
-    with store.open(sample.whole) as file:
+    with reader.open(sample.whole) as file:
         numbers = np.flatnonzero(file.video_table["status"] == Status.OK)
         ids = [file.video_table["video_id"][number].decode() for number in numbers]
 
@@ -186,8 +187,8 @@ def kill_decoders(sample, folder, num_faults, seed=0):
         report = build(sample.inputs, BuildConfig(), place / "ego.h5", num_workers=2, patience_seconds=5, process=process)
         words = "ran out of time: no progress for 5 s" if way is None else f"the decoding process crashed ({way.name}"
         require(dict(report.failures)[victim].startswith(words), f"its reason: {dict(report.failures)[victim]}")
-        with store.open(place / "ego.h5") as file, store.open(sample.whole) as whole:
-            require(store.verify(file) == [], f"the file is damaged: {store.verify(file)[:3]}")
+        with reader.open(place / "ego.h5") as file, reader.open(sample.whole) as whole:
+            require(integrity.verify(file) == [], f"the file is damaged: {integrity.verify(file)[:3]}")
             lost = file.video_table["status"] != whole.video_table["status"]
             require(np.flatnonzero(lost).tolist() == [numbers[seed % len(ids)]], f"videos {np.flatnonzero(lost).tolist()} are lost")
             require(file.video_table["status"][lost] == Status.CRASHED, "its status")

@@ -31,10 +31,10 @@ from egoaudio.builder.build import build
 from egoaudio.builder.plan import Inputs
 from egoaudio.config.build import BuildConfig
 from egoaudio.errors import Status
-from egoaudio.hdf5 import writer
+from egoaudio.hdf5 import integrity, reader
 from egoaudio.inputs.find_media import MEDIA_EXTENSIONS
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tests", "tests/inputs")]
 import mutations  # noqa: E402
 
 TRAIN = [sys.executable, "-c", "from egoaudio.cli import train; train()"]
@@ -63,8 +63,8 @@ def break_media(sample, folder, num_faults, seed=0):
     if status != 0:
         return num_faults, 0, [f"seeds {seed} to {seed + num_faults - 1}: the build ends with status {status}: {said}"]
     reasons = [f"a process of the build took {megabytes} MB"] if megabytes > WORKER_MEGABYTES else []
-    with writer.open(broken / "ego.h5") as file, writer.open(good / "ego.h5") as expected:
-        reasons += writer.verify(file)
+    with reader.open(broken / "ego.h5") as file, reader.open(good / "ego.h5") as expected:
+        reasons += integrity.verify(file)
         for row in file.video_table[len(whole) :]:
             if row["duration_seconds"] > 75 or row["status"] == Status.PLANNED:
                 reasons.append(f"{row['video_id'].decode()}: status {row['status']}, {row['duration_seconds']} s")

@@ -41,7 +41,8 @@ from egoaudio.config.train import DataConfig  # noqa: E402
 from egoaudio.data.dataset import ClipDataset  # noqa: E402
 from egoaudio.data.loader import Loader  # noqa: E402
 from egoaudio.errors import Status  # noqa: E402
-from egoaudio.hdf5 import writer as store  # noqa: E402
+from egoaudio.hdf5 import create, reader, schema  # noqa: E402
+from egoaudio.hdf5.writer import RowWriter, offsets  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import synthetic  # noqa: E402
@@ -109,7 +110,7 @@ def time_epoch(seconds):
 
 def check(name, epoch, path):
     """Raise unless an epoch of a rival is every clip once, in batches of float32 tensors that equal the file."""
-    with store.open(path) as file:
+    with reader.open(path) as file:
         features, labels = file[batches.FEATURE], file.labels
         of_key = {features[row, 0, :2].tobytes(): row for row in range(file.num_clips)}
         seen = []
@@ -139,18 +140,18 @@ def make_sparse(path, num_clips, shape):
     """Lay out a file of so many clips; only its tables are written."""
     num_videos = -(-num_clips // CLIPS_PER_VIDEO)
     layout = synthetic.make_layout(num_clips, num_videos, NUM_CLASSES, {batches.FEATURE: shape})
-    store.lay_out(path, layout)
+    create.lay_out(path, layout)
     generator = np.random.default_rng(0)
     videos = np.zeros(num_videos, layout.video_dtype)
     videos["split"], videos["status"], videos["first_clip"] = b"train", Status.OK, CLIPS_PER_VIDEO * np.arange(num_videos)
-    clips = np.zeros(num_clips, store.CLIP_DTYPE)
+    clips = np.zeros(num_clips, schema.CLIP_DTYPE)
     clips["video"], clips["status"], clips["labelled"] = np.arange(num_clips) // CLIPS_PER_VIDEO, Status.OK, 1
-    with store.RowWriter(path, store.offsets(path)) as writer:
+    with RowWriter(path, offsets(path)) as writer:
         writer.write("videos", 0, videos)
         writer.write("clips", 0, clips)
         for first in range(0, num_clips, 1 << 16):
             writer.write("labels", first, (generator.random((min(1 << 16, num_clips - first), NUM_CLASSES), np.float32) < 0.03).astype("u1"))
-    store.mark_complete(path)
+    create.mark_complete(path)
 
 
 def time_opening(path, seed):

@@ -14,10 +14,11 @@ import shutil
 
 import numpy as np
 
-from egoaudio.builder import build as stories
-from egoaudio.builder import extract
+from egoaudio.builder import extract, prepare
+from egoaudio.builder.build import plan_job
 from egoaudio.builder.plan import gather
-from egoaudio.hdf5 import writer
+from egoaudio.hdf5.reader import EgoAudioFile
+from egoaudio.hdf5.writer import offsets
 from egoaudio.inputs import decoder
 
 SAMPLE_RATE = 16000
@@ -33,10 +34,10 @@ def decode(paths):
 def lay_out(inputs, config, path):
     """Lay a file out as a build does; return what ``extract_all`` needs."""
     gathered = gather(inputs, config)
-    stories._lay_out(path, gathered, config, 1, 600.0)
-    with stories._opened(path) as file:
-        jobs = [stories._job(row, number, gathered, config) for number, row in enumerate(file.video_table)]
-    return path, writer.offsets(path), config, jobs
+    prepare.lay_out(path, gathered, config, 1, 600.0)
+    with EgoAudioFile(path) as file:
+        jobs = [plan_job(row, number, gathered, config) for number, row in enumerate(file.video_table)]
+    return path, offsets(path), config, jobs
 
 
 def extract_all(path, extents, config, jobs):

@@ -25,7 +25,7 @@ import h5py
 
 from egoaudio.builder.plan import Inputs
 from egoaudio.errors import Status
-from egoaudio.hdf5 import writer
+from egoaudio.hdf5 import integrity, reader
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "bin"), str(ROOT / "tests")]
@@ -187,8 +187,8 @@ def require_whole_partial(sample, path):
         return
     with h5py.File(path, "r"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with writer.open(path) as file, writer.open(sample.whole) as whole:
-            problems = writer.verify(file)
+        with reader.open(path) as file, reader.open(sample.whole) as whole:
+            problems = integrity.verify(file)
             require(not problems, f"the unfinished file is damaged: {problems[:3]}")
             done = file.video_table["status"] != Status.PLANNED
             require((file.video_table[done] == whole.video_table[done]).all(), "a video that is done differs from that of a build without faults")

@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from egoaudio.builder import build as stories
+from egoaudio.builder import build
 from egoaudio.builder.extract import Outcome, extract
 from egoaudio.errors import Status
 
@@ -45,7 +45,7 @@ def _be_quiet():
 
 def _build(inputs, config, output, num_workers, process):
     cpu, wall = time.process_time(), time.perf_counter()
-    report = stories.build(inputs, config, output, num_workers=num_workers, process=process)
+    report = build.build(inputs, config, output, num_workers=num_workers, process=process)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     return {"wall": wall, "fill": report.elapsed, "parent_cpu": cpu, "stages": report.stage_seconds}
 

@@ -12,7 +12,7 @@ __all__ = ["__version__", "open"]
 def __getattr__(name):
     """Load the reader when ``egoaudio.open`` is first asked for (PEP 562): h5py and numpy cost 0.2 s."""
     if name == "open":
-        from egoaudio.hdf5.writer import open
+        from egoaudio.hdf5.reader import open
 
         return open
     raise AttributeError(f"module 'egoaudio' has no attribute {name!r}")

@@ -149,14 +149,14 @@ def build(config, annotations, test_annotations, classes, videos, follow_links, 
     Run the same command again to finish a build that was stopped. The exit status is 3 when a video that should have
     given data gave none; the file is complete all the same.
     """
-    from egoaudio.builder import build as stories
+    from egoaudio.builder import build as building
     from egoaudio.builder.plan import Inputs
 
     inputs = Inputs(annotations, videos, test_annotations, classes, follow_links)
     if dry_run:
-        click.echo(stories.preview(inputs, config, output, num_workers=workers, patience_seconds=video_timeout))
+        click.echo(building.preview(inputs, config, output, num_workers=workers, patience_seconds=video_timeout))
         return 0
-    report = stories.build(inputs, config, output, num_workers=workers, patience_seconds=video_timeout, force=force)
+    report = building.build(inputs, config, output, num_workers=workers, patience_seconds=video_timeout, force=force)
     click.echo(report.text())
     return 3 if report.failures and not skip_failed else 0
 

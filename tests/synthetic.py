@@ -5,7 +5,8 @@ import numpy as np
 from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import to_json
 from egoaudio.errors import Status
-from egoaudio.hdf5 import writer as store
+from egoaudio.hdf5 import create, integrity, schema
+from egoaudio.hdf5.writer import RowWriter, offsets
 
 AXES = {
     "spectrogram": "clip,frame_seconds,frequency_hz", "mfcc": "clip,frame_seconds,coefficient", "logmel": "clip,logmel_frame_seconds,mel_hz",
@@ -22,17 +23,17 @@ def make_layout(num_clips, num_videos, num_classes=5, features=None, dtype="floa
     if len(num_frames) == 1:
         axes["frame_seconds"] = np.arange(num_frames.pop()) * 0.032
     arrays = tuple(
-        store.ArrayLayout(name, tuple(shape), dtype, {"units": "dB", "axes": AXES[name], "n_fft": 2048, "hop_length": 512, "window": "hann", "f_min_hz": 0.0})
+        schema.ArrayLayout(name, tuple(shape), dtype, {"units": "dB", "axes": AXES[name], "n_fft": 2048, "hop_length": 512, "window": "hann", "f_min_hz": 0.0})
         for name, shape in features.items()
     )
     fields = {
         "num_clips": num_clips, "num_videos": num_videos, "num_classes": num_classes, "num_instances": num_videos,
-        "video_dtype": store.video_dtype(video_id=["V0000EGO"], file=["V0000EGO.mp4"], split=["train", "test"], subject=["S00"], scene=["Küche"]),
-        "class_dtype": store.class_dtype(class_id=["c000", "no_action"], name=["Holding some clothes"]),
+        "video_dtype": schema.video_dtype(video_id=["V0000EGO"], file=["V0000EGO.mp4"], split=["train", "test"], subject=["S00"], scene=["Küche"]),
+        "class_dtype": schema.class_dtype(class_id=["c000", "no_action"], name=["Holding some clothes"]),
         "arrays": arrays, "sample_rate": 16000, "clip_seconds": 1.0, "hop_seconds": 1.0, "config": to_json(BuildConfig()),
         "plan_sha256": "0" * 64, "created_utc": "2024-01-01T00:00:00Z", "axes": axes,
     }
-    return store.Layout(**{**fields, **changes})
+    return schema.Layout(**{**fields, **changes})
 
 
 def make_file(
@@ -63,23 +64,23 @@ def make_file(
     planned : sequence of int
         Videos of status 0, as in a build that was interrupted.
     changes
-        Fields of ``store.Layout`` to replace.
+        Fields of ``schema.Layout`` to replace.
     """
     generator = np.random.default_rng(seed)
     num_clips = num_videos * clips_per_video
     layout = make_layout(num_clips, num_videos, num_classes, features, dtype, **changes)
     path = str(path)
-    store.lay_out(path, layout)
+    create.lay_out(path, layout)
     videos = np.zeros(num_videos, layout.video_dtype)
-    clips = np.zeros(num_clips, store.CLIP_DTYPE)
+    clips = np.zeros(num_clips, schema.CLIP_DTYPE)
     labels = np.zeros((num_clips, num_classes), "u1")
-    with store.RowWriter(path, store.offsets(path)) as writer:
+    with RowWriter(path, offsets(path)) as writer:
         for v in range(num_videos):
             status = Status.UNREADABLE if v in failed else Status.PLANNED if v in planned else Status.OK
             rows = slice(v * clips_per_video, (v + 1) * clips_per_video)
             split = "test" if v >= num_videos - int(test_fraction * num_videos) else "train"
             videos[v] = (
-                f"V{v:04d}EGO", f"V{v:04d}EGO.mp4", split, f"S{v // 4:02d}", store.encode("Küche"), 1, clips_per_video * layout.hop_seconds, 44100, 2,
+                f"V{v:04d}EGO", f"V{v:04d}EGO.mp4", split, f"S{v // 4:02d}", schema.encode("Küche"), 1, clips_per_video * layout.hop_seconds, 44100, 2,
                 rows.start, clips_per_video, status, 0, "moov atom not found" if status == Status.UNREADABLE else "",
             )
             clips["video"][rows] = v
@@ -101,8 +102,8 @@ def make_file(
                 values[~usable] = 0
                 if status == Status.OK:
                     writer.write(array.name, rows.start, values)
-                    writer.write(f"checksums/{array.name}", v, np.array([store.checksum(values)], "u4"))
-                    writer.write(f"statistics/{array.name}", v, store.statistics(values[usable])[np.newaxis])
+                    writer.write(f"checksums/{array.name}", v, np.array([integrity.checksum(values)], "u4"))
+                    writer.write(f"statistics/{array.name}", v, integrity.statistics(values[usable])[np.newaxis])
         classes = np.zeros(num_classes, layout.class_dtype)
         classes["class_id"] = [f"c{k:03d}" for k in range(num_classes - 1)] + ["no_action"]
         classes["name"] = [f"Action {k}" for k in range(num_classes - 1)] + ["No action"]
@@ -111,12 +112,12 @@ def make_file(
         writer.write("labels", 0, labels)
         writer.write("videos", 0, videos)
         writer.write("video_labels", 0, labels.reshape(num_videos, clips_per_video, num_classes).max(axis=1, initial=0))
-        instances = np.zeros(num_videos, store.INSTANCE_DTYPE)  # one a video: its first clip's first class, in its first half
+        instances = np.zeros(num_videos, schema.INSTANCE_DTYPE)  # one a video: its first clip's first class, in its first half
         instances["video"], instances["class_index"] = np.arange(num_videos), labels[::clips_per_video].argmax(axis=1) if num_clips else 0
         instances["stop_seconds"] = videos["duration_seconds"] / 2
         writer.write("instances", 0, instances)
         writer.write("synced", 0, (videos["status"] != Status.PLANNED).astype("u1"))
         writer.write("classes", 0, classes)
     if complete:
-        store.mark_complete(path)
+        create.mark_complete(path)
     return path

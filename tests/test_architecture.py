@@ -18,8 +18,8 @@ MODULES = """
     config/options config/build config/train
     inputs/csv_rows inputs/annotations inputs/timestamps inputs/containers inputs/find_media inputs/decoder
     audio/clips audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/features
-    hdf5/create hdf5/safe_access hdf5/integrity hdf5/reader hdf5/writer hdf5/summary
-    builder/pool builder/extract builder/plan builder/summary builder/build
+    hdf5/schema hdf5/create hdf5/safe_access hdf5/integrity hdf5/reader hdf5/writer hdf5/summary
+    builder/pool builder/extract builder/plan builder/prepare builder/summary builder/build
     data/rows data/balance data/dataset data/seeds data/splits data/normalization data/augment data/loader
     models/dropout models/cnn models/transformer models
     models/checkpoints models/device models/memory models/micro_batch models/scorer

@@ -51,11 +51,11 @@ def test_every_field_of_the_configuration_is_a_flag(command, config_class):
 @pytest.fixture
 def configured(monkeypatch):
     """Have egoaudio-build stop at its library call; return a function from arguments to the configuration it got."""
-    from egoaudio.builder import build as stories
+    from egoaudio.builder import build
 
     def run(*arguments):
         got = []
-        monkeypatch.setattr(stories, "preview", lambda inputs, config, output, **_: got.append(config) or "")
+        monkeypatch.setattr(build, "preview", lambda inputs, config, output, **_: got.append(config) or "")
         required = ["--annotations", "a.csv", "--videos", "v", "--output", "o.h5", "--dry-run"]
         result = CliRunner().invoke(cli.build, [*required, *arguments])
         assert result.exit_code == 0, result.output
@@ -115,9 +115,9 @@ def test_a_video_without_data_is_exit_status_3_unless_skipped(tmp_path):
 def test_verify_finds_a_flipped_byte_and_exits_with_1(tmp_path):
     path = synthetic.make_file(tmp_path / "a.h5")
     assert CliRunner().invoke(cli.inspect, [str(path), "--verify"]).exit_code == 0
-    from egoaudio.hdf5 import writer
+    from egoaudio.hdf5.writer import offsets
 
-    place = writer.offsets(path)["spectrogram"].offset + 12345
+    place = offsets(path)["spectrogram"].offset + 12345
     raw = bytearray(Path(path).read_bytes())
     raw[place] ^= 1
     Path(path).write_bytes(raw)

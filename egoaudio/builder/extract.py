@@ -21,8 +21,10 @@ from egoaudio.audio import clips, denoise
 from egoaudio.audio.features import FeatureExtractor
 from egoaudio.builder.pool import heartbeat
 from egoaudio.errors import MediaError, Status
-from egoaudio.hdf5.writer import RowWriter, checksum, encode, statistics
-from egoaudio.inputs import decoder as media
+from egoaudio.hdf5.integrity import checksum, statistics
+from egoaudio.hdf5.schema import encode
+from egoaudio.hdf5.writer import RowWriter
+from egoaudio.inputs.decoder import Decoder
 
 STAGES = ("decode", "denoise", "features", "write")
 
@@ -63,9 +65,9 @@ def extract(path, extents, config, job):
     Parameters
     ----------
     path : str
-        The file that ``store.lay_out`` made.
+        The file that ``create.lay_out`` made.
     extents : dict
-        Where its arrays are, from ``store.offsets``.
+        Where its arrays are, from ``writer.offsets``.
     config : BuildConfig
     job : Job
 
@@ -82,7 +84,7 @@ def extract(path, extents, config, job):
     plan = clips.plan_clips(job.recording_samples, config.clips, config.sample_rate)
     clock = _Clock()
     with RowWriter(path, extents) as writer:
-        decoder = media.Decoder(job.path, config.sample_rate)
+        decoder = Decoder(job.path, config.sample_rate)
         try:
             arrived = _write_features(writer, decoder, job, plan, config, clock)
         except MediaError as error:
@@ -107,7 +109,7 @@ def rehearse(config, job):
     """Do all of a job but the writing, to see how long it takes; return its Outcome."""
     plan = clips.plan_clips(job.recording_samples, config.clips, config.sample_rate)
     clock = _Clock()
-    decoder = media.Decoder(job.path, config.sample_rate)
+    decoder = Decoder(job.path, config.sample_rate)
     try:
         _write_features(_Nowhere(), decoder, job, plan, config, clock)
     except MediaError as error:

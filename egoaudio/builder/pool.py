@@ -7,7 +7,7 @@ dies again comes back as a ``Death`` with the reason. No other item is lost.
 
 A worker guards itself with the kernel's means, so nobody has to poll: it ignores Ctrl-C (the parent decides), is
 killed when its parent dies, and is killed by SIGALRM when ``heartbeat`` has not been called for ``patience_seconds``.
-It keeps the memory it has freed (``heap``).
+It keeps the memory it has freed (``allocator``).
 loky's semaphores and joblib's folders outlive a ``kill -9`` of the whole process group; ``_sweeper`` removes them then.
 """
 
@@ -28,8 +28,7 @@ import joblib
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from egoaudio.system import allocator
-from egoaudio.system import signals as interrupts
+from egoaudio.system import allocator, signals
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 KEPT_BYTES = 64 << 20  # far more than a worker frees between two blocks
@@ -72,7 +71,7 @@ def each(function, items, *, workers, patience_seconds):
             try:
                 for position, result in _parallel(call, _noted(remaining, started), workers):
                     finished.add(position)
-                    interrupts.check()
+                    signals.check()
                     yield remaining[position], result
                 return
             except BrokenProcessPool:
@@ -132,11 +131,11 @@ def _alone(call, item, patience_seconds):
 
 def _reason(text, patience_seconds):
     """Return in words why a worker died, from loky's message."""
-    signals = re.findall(r"(SIG[A-Z]+)\(-\d+\)", text)
-    if "SIGALRM" in signals:
+    received = re.findall(r"(SIG[A-Z]+)\(-\d+\)", text)
+    if "SIGALRM" in received:
         return f"ran out of time: no progress for {patience_seconds:g} s"
     # loky ends the workers that are left with SIGTERM; what is not SIGTERM is the cause.
-    causes = sorted(set(signals) - {"SIGTERM"}) or sorted(set(signals))
+    causes = sorted(set(received) - {"SIGTERM"}) or sorted(set(received))
     if causes:
         hint = ", perhaps for memory" if "SIGKILL" in causes else ""
         return f"the decoding process crashed ({', '.join(causes)}{hint})"

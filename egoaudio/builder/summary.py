@@ -14,7 +14,7 @@ import numpy as np
 
 from egoaudio.builder.extract import STAGES
 from egoaudio.errors import Status
-from egoaudio.hdf5 import writer
+from egoaudio.hdf5 import reader
 
 FAILED = (Status.UNREADABLE, Status.MISSING, Status.CRASHED)
 """Statuses of videos that should have given data and gave none; a video without sound is none of them."""
@@ -54,7 +54,7 @@ class Report:
     def describe_file(self, path):
         """Take the facts of a finished file."""
         self.elapsed = time.monotonic() - self.started
-        with writer.open(path) as file:
+        with reader.open(path) as file:
             videos, clips, usable = file.video_table, file.clip_table, file.usable
             for row in videos[np.isin(videos["status"], FAILED)]:
                 self.failures.append((row["video_id"].decode(), row["error"].decode(errors="replace")))

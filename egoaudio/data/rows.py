@@ -25,7 +25,7 @@ import warnings
 import numpy as np
 
 from egoaudio.errors import TrainingError
-from egoaudio.hdf5 import writer
+from egoaudio.hdf5 import reader
 
 # Rows that are gathered and normalised together: they stay in a core's second-level cache.
 _CACHED_BYTES = 512 * 1024
@@ -63,7 +63,7 @@ class RowSource:
         self.path = path
         self._descriptor = None
         self._warned = False
-        self.file = writer.open(path)
+        self.file = reader.open(path)
         if feature not in self.file.features:
             raise TrainingError(f"{path} has no {feature}; it has {', '.join(self.file.features) or 'no features'}: build again with --features {feature}")
         self._descriptor = os.open(path, os.O_RDONLY)

@@ -7,130 +7,20 @@ Conventions: what another tool needs to read the file without us. Version 1.10 o
 and never filled: HDF5 then puts the chunks of an array back to back. Fixed-length strings, no booleans, no times of modification
 (the same layout gives the same bytes).
 
-Source: the format's description in the README, with the reasons and the measurements. With ``extents``, the only user of h5py.
+Source: the format's description in the README, with the reasons and the measurements. With ``safe_access``, the only user of h5py.
 """
 
 import errno
 import io
-import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import h5py
 import numpy as np
 
 from egoaudio._version import __version__
 from egoaudio.errors import StoreError
+from egoaudio.hdf5.schema import ALIGNMENT, CLIP_DTYPE, FORMAT, FORMAT_VERSION, INSTANCE_DTYPE, encode
 from egoaudio.system import files
-
-FORMAT = "egoaudio"
-FORMAT_VERSION = 1
-CLIP_DTYPE = np.dtype(
-    [("video", "<i4"), ("start_seconds", "<f8"), ("stop_seconds", "<f8"), ("num_samples", "<i4"), ("labelled", "u1"), ("status", "u1")]
-)
-INSTANCE_DTYPE = np.dtype([("video", "<i4"), ("class_index", "<i4"), ("start_seconds", "<f8"), ("stop_seconds", "<f8")])
-# "S" stands for a fixed-length string, whose length each file chooses.
-VIDEO_COLUMNS = {
-    "video_id": "S", "file": "S", "split": "S", "subject": "S", "scene": "S", "egocentric": "u1", "duration_seconds": "<f8",
-    "sample_rate": "<i4", "channels": "<i2", "first_clip": "<i8", "num_clips": "<i4", "status": "u1", "lost_samples": "<i8", "error": "S",
-}
-CLASS_COLUMNS = {"class_id": "S", "name": "S", "num_clips": "<i8"}
-ALIGNMENT = 4096  # a page: every array starts on one
-CHUNK_BYTES = 128 * 1024  # whole clips, as many as fit, at least one
-ERROR_BYTES = 240  # longest reason of a failed video
-
-
-@dataclass(frozen=True)
-class ArrayLayout:
-    """A feature array to lay out."""
-
-    name: str
-    """One of ``configuration.FEATURES``."""
-    row_shape: tuple[int, ...]
-    """Shape of one clip: (T, F), or (num_samples,) for the waveform."""
-    dtype: str
-    """float32 or float16."""
-    attributes: Mapping[str, str | int | float]
-    """``units``, ``axes`` (comma-separated names, the clip's first; those in ``Layout.axes`` are attached as scales), and parameters."""
-
-    @property
-    def axis_names(self):
-        """Name of each dimension, the clip's first."""
-        return [name.strip() for name in self.attributes["axes"].split(",")]
-
-    @property
-    def row_bytes(self):
-        """Bytes of one clip."""
-        return np.dtype(self.dtype).itemsize * math.prod(self.row_shape)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Everything about a file but its rows."""
-
-    num_clips: int
-    num_videos: int
-    num_classes: int
-    video_dtype: np.dtype
-    """Row of /videos, from ``video_dtype``: the strings' lengths are the build's to choose."""
-    class_dtype: np.dtype
-    """Row of /classes, from ``class_dtype``."""
-    arrays: tuple[ArrayLayout, ...]
-    sample_rate: int
-    clip_seconds: float
-    hop_seconds: float
-    config: str
-    """The whole build configuration, JSON."""
-    plan_sha256: str
-    """Hexadecimal; what the file is a build of."""
-    created_utc: str
-    """ISO 8601."""
-    axes: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """``{name: float64 values}`` under /axes."""
-    num_instances: int = 0
-    """Rows of /instances, the annotated actions with their times."""
-
-    def __post_init__(self):
-        """Check that each named axis is as long as the dimension it describes."""
-        for array in self.arrays:
-            for length, name in zip(array.row_shape, array.axis_names[1:], strict=True):
-                if name in self.axes and len(self.axes[name]) != length:
-                    raise ValueError(f"axis {name} has {len(self.axes[name])} values, and /{array.name} is {length} long there")
-
-    @property
-    def num_bytes(self):
-        """Size of the file, to a page for each array and a little for the structure."""
-        tables = self.num_clips * (CLIP_DTYPE.itemsize + self.num_classes) + self.num_classes * self.class_dtype.itemsize
-        tables += self.num_instances * INSTANCE_DTYPE.itemsize
-        tables += self.num_videos * (self.video_dtype.itemsize + self.num_classes + 1 + len(self.arrays) * (4 + 3 * 8))
-        data = sum(-(-self.num_clips // _chunk_rows(array, self.num_clips)) * _chunk_rows(array, self.num_clips) * array.row_bytes for array in self.arrays)
-        return tables + data + ALIGNMENT * (13 + 8 * len(self.arrays) + len(self.axes))
-
-
-def video_dtype(*, video_id, file, split, subject, scene):
-    """Return the row type of /videos in which every text of the given columns fits; ``error`` holds 240 bytes."""
-    texts = {"video_id": video_id, "file": file, "split": split, "subject": subject, "scene": scene}
-    return np.dtype([(name, _string(texts[name]) if name in texts else f"S{ERROR_BYTES}" if kind == "S" else kind) for name, kind in VIDEO_COLUMNS.items()])
-
-
-def class_dtype(*, class_id, name):
-    """Return the row type of /classes in which every text of the given columns fits."""
-    texts = {"class_id": class_id, "name": name}
-    return np.dtype([(column, _string(texts[column]) if kind == "S" else kind) for column, kind in CLASS_COLUMNS.items()])
-
-
-def _string(texts):
-    return f"S{max((len(encode(text)) for text in texts), default=0) or 1}"
-
-
-def encode(text, num_bytes=None):
-    """Return a text as UTF-8, cut between two characters where it would be longer than ``num_bytes``."""
-    raw = text.encode("utf-8", errors="replace")
-    return raw if num_bytes is None else raw[:num_bytes].decode("utf-8", errors="ignore").encode("utf-8")
-
-
-# ------------------------------------------------------------------------------------------------------- structure
 
 
 def lay_out(path, layout):
@@ -197,7 +87,7 @@ def _create(path, layout):
             scale.make_scale(name)
         for array in layout.arrays:
             shape = (num_clips, *array.row_shape)
-            dataset = _dataset(file, array.name, shape, np.dtype(array.dtype).newbyteorder("<"), _chunk_rows(array, num_clips))
+            dataset = _dataset(file, array.name, shape, np.dtype(array.dtype).newbyteorder("<"), array.chunk_rows(num_clips))
             _set_attributes(dataset, array.attributes)
             # No dimension labels: they are of variable length, and PyTables crashes on them. The attribute "axes" says the same.
             for dimension, name in enumerate(array.axis_names):
@@ -205,11 +95,6 @@ def _create(path, layout):
                     dataset.dims[dimension].attach_scale(groups["axes"][name])
             _dataset(groups["checksums"], array.name, (num_videos,), "<u4")
             _dataset(groups["statistics"], array.name, (num_videos, 3), "<f8")
-
-
-def _chunk_rows(array, num_clips):
-    """Return how many whole clips make a chunk; a chunk may not be longer than the array."""
-    return max(1, min(num_clips, CHUNK_BYTES // array.row_bytes))
 
 
 def _group(parent, name):

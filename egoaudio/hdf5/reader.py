@@ -22,8 +22,8 @@ import numpy as np
 
 from egoaudio.config.build import FEATURES
 from egoaudio.errors import Status, StoreError
-from egoaudio.hdf5.create import CLASS_COLUMNS, CLIP_DTYPE, FORMAT, FORMAT_VERSION, INSTANCE_DTYPE, VIDEO_COLUMNS
 from egoaudio.hdf5.safe_access import RepackedArray, find_extent, hard_links, open_hdf5, open_regular, reading, take_dataset
+from egoaudio.hdf5.schema import CLASS_COLUMNS, CLIP_DTYPE, FORMAT, FORMAT_VERSION, INSTANCE_DTYPE, VIDEO_COLUMNS
 
 _SCALE_ATTRIBUTES = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST"}  # HDF5's own, of dimension scales
 _LARGEST_READ_BYTES = 1 << 28

@@ -1,9 +1,7 @@
-"""The one door to an egoaudio file: lay out, write rows, open, verify.
+"""Write rows into a laid-out file, from many processes at once, without locks and without data sent between them.
 
-A build calls, in this order: ``lay_out`` (the whole structure, closed), ``reserve`` (disk space), ``offsets`` (where every array lies), a
-``RowWriter`` in each worker and one in the parent, ``mark_complete``. Many processes so fill one file, without locks and without data sent
-between them. Everything else calls ``open``, and ``verify``. What is said here in a line is carried out in
-``layout``, ``disk``, ``extents``, ``reader`` and ``integrity``; only writing rows has its place in this room.
+A build calls, in this order: ``create.lay_out`` (the whole structure, closed), ``files.reserve`` (disk space), ``offsets``
+(where every array lies), a ``RowWriter`` in each worker and one in the parent, ``create.mark_complete``.
 
 Conventions: rows are clips, except in ``/videos``, ``/video_labels``, ``/checksums``, ``/statistics`` and ``/synced`` (videos) and ``/classes``.
 A row is written in the type it is stored in; nothing is converted on the way, so a checksum of what was written holds.
@@ -16,17 +14,8 @@ import os
 import numpy as np
 
 from egoaudio.errors import StoreError
-from egoaudio.hdf5.create import CLIP_DTYPE, INSTANCE_DTYPE, ArrayLayout, Layout, class_dtype, encode, lay_out, mark_complete, video_dtype
-from egoaudio.hdf5.integrity import checksum, statistics, verify, verify_video
-from egoaudio.hdf5.reader import EgoAudioFile, open
-from egoaudio.hdf5.safe_access import Extent
+from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.system import files
-from egoaudio.system.files import reserve, sync_folder
-
-__all__ = [
-    "CLIP_DTYPE", "INSTANCE_DTYPE", "ArrayLayout", "EgoAudioFile", "Extent", "Layout", "RowWriter", "checksum", "class_dtype", "encode",
-    "lay_out", "mark_complete", "offsets", "open", "reserve", "statistics", "sync_folder", "verify", "verify_video", "video_dtype",
-]
 
 
 def offsets(path):

@@ -16,12 +16,13 @@ from threadpoolctl import threadpool_limits
 import egoaudio
 from egoaudio.audio import clips, denoise
 from egoaudio.audio.features import FeatureExtractor
-from egoaudio.builder import build as stories
+from egoaudio.builder import build, prepare
 from egoaudio.builder.extract import extract
 from egoaudio.builder.plan import Inputs, place
 from egoaudio.config.build import BuildConfig, ClipConfig, DenoiseConfig, FeatureConfig
 from egoaudio.errors import BuildError, Status
-from egoaudio.hdf5 import writer as store
+from egoaudio.hdf5 import integrity
+from egoaudio.hdf5.writer import RowWriter, offsets
 from egoaudio.inputs import decoder
 from egoaudio.inputs.annotations import read_annotations
 from egoaudio.system import lock
@@ -50,7 +51,7 @@ def _inputs(folder, **changes):
 def built(charades, tmp_path_factory):
     """The file of ``charades`` by two workers, and its report."""
     output = tmp_path_factory.mktemp("built") / "ego.h5"
-    return output, stories.build(_inputs(charades), CONFIG, output, num_workers=2)
+    return output, build.build(_inputs(charades), CONFIG, output, num_workers=2)
 
 
 def test_the_file_holds_what_the_stages_compute_one_by_one(charades, built):
@@ -81,7 +82,7 @@ def test_the_file_holds_what_the_stages_compute_one_by_one(charades, built):
             np.testing.assert_array_equal(file.clip_table["labelled"][rows], labelled)
             np.testing.assert_array_equal(file.clip_table["start_seconds"][rows], plan.start_seconds)
         assert len(file.instances) == sum(len(video.instances) for video in annotations.videos)
-        assert store.verify(file) == []
+        assert integrity.verify(file) == []
 
 
 def test_the_report_names_every_failed_video_and_its_reason(charades, built):
@@ -97,7 +98,7 @@ def test_the_report_names_every_failed_video_and_its_reason(charades, built):
 
 @pytest.mark.parametrize("num_workers", [1, 4])
 def test_any_number_of_workers_gives_the_same_content(charades, built, tmp_path, num_workers):
-    stories.build(_inputs(charades), CONFIG, tmp_path / "ego.h5", num_workers=num_workers)
+    build.build(_inputs(charades), CONFIG, tmp_path / "ego.h5", num_workers=num_workers)
     assert content(tmp_path / "ego.h5") == content(built[0])
 
 
@@ -106,7 +107,7 @@ def _stop_after(number):
 
     def process(path, extents, config, job):
         outcome = extract(path, extents, config, job)
-        with store.RowWriter(path, extents) as writer:
+        with RowWriter(path, extents) as writer:
             done = (writer.read("videos", 0, extents["videos"].shape[0])["status"] == Status.OK).sum()
         if done >= number:
             raise BuildError("stop here")
@@ -118,15 +119,15 @@ def _stop_after(number):
 def test_an_interrupted_build_is_finished_to_the_same_content(charades, built, tmp_path):
     output = tmp_path / "ego.h5"
     with pytest.raises(BuildError, match="stop here"):
-        stories.build(_inputs(charades), CONFIG, output, num_workers=1, process=_stop_after(2))
+        build.build(_inputs(charades), CONFIG, output, num_workers=1, process=_stop_after(2))
     assert not output.exists()
     with pytest.warns(UserWarning, match="incomplete"):
         file = egoaudio.open(f"{output}.partial")
     with file:
         assert (file.video_table["status"] == Status.OK).sum() >= 2
         assert (file.video_table["status"] == Status.PLANNED).any()
-        assert store.verify(file) == []
-    stories.build(_inputs(charades), CONFIG, output, num_workers=2)
+        assert integrity.verify(file) == []
+    build.build(_inputs(charades), CONFIG, output, num_workers=2)
     assert content(output) == content(built[0])
     assert [path.name for path in tmp_path.iterdir()] == ["ego.h5"]
 
@@ -134,14 +135,14 @@ def test_an_interrupted_build_is_finished_to_the_same_content(charades, built, t
 def test_rows_torn_by_a_power_failure_are_made_again(charades, built, tmp_path):
     output = tmp_path / "ego.h5"
     with pytest.raises(BuildError, match="stop here"):
-        stories.build(_inputs(charades), CONFIG, output, num_workers=1, process=_stop_after(2))
+        build.build(_inputs(charades), CONFIG, output, num_workers=1, process=_stop_after(2))
     partial = f"{output}.partial"
-    extents = store.offsets(partial)
-    with store.RowWriter(partial, extents) as writer:
+    extents = offsets(partial)
+    with RowWriter(partial, extents) as writer:
         videos = writer.read("videos", 0, extents["videos"].shape[0])
         torn = int(np.flatnonzero(videos["status"] == Status.OK)[0])
         writer.erase("spectrogram", int(videos["first_clip"][torn]), 1)
-    stories.build(_inputs(charades), CONFIG, output, num_workers=1)
+    build.build(_inputs(charades), CONFIG, output, num_workers=1)
     assert content(output) == content(built[0])
 
 
@@ -149,16 +150,16 @@ def test_rows_of_a_failed_video_that_a_power_failure_brought_back_are_made_again
     """It failed and its rows were erased, but of all that only the status reached the disk."""
     output = tmp_path / "ego.h5"
     with pytest.raises(BuildError, match="stop here"):
-        stories.build(_inputs(charades), CONFIG, output, num_workers=1, process=_stop_after(2))
-    extents = store.offsets(f"{output}.partial")
-    with store.RowWriter(f"{output}.partial", extents) as writer:
+        build.build(_inputs(charades), CONFIG, output, num_workers=1, process=_stop_after(2))
+    extents = offsets(f"{output}.partial")
+    with RowWriter(f"{output}.partial", extents) as writer:
         videos = writer.read("videos", 0, extents["videos"].shape[0])
         number = int(np.flatnonzero(videos["status"] == Status.OK)[0])
         clip_rows = writer.read("clips", int(videos["first_clip"][number]), int(videos["num_clips"][number]))
         videos["status"][number] = clip_rows["status"] = Status.CRASHED
         writer.write("videos", 0, videos)
         writer.write("clips", int(videos["first_clip"][number]), clip_rows)
-    stories.build(_inputs(charades), CONFIG, output, num_workers=1)
+    build.build(_inputs(charades), CONFIG, output, num_workers=1)
     assert content(output) == content(built[0])
 
 
@@ -169,15 +170,15 @@ def test_a_video_that_crashes_its_worker_costs_that_video_only(charades, built, 
 
     def process(path, extents, config, job):
         if victim in job.path:
-            with store.RowWriter(path, extents) as writer:
+            with RowWriter(path, extents) as writer:
                 writer.write("spectrogram", job.first_clip, np.ones((1, *extents["spectrogram"].shape[1:]), np.float32))
             os.kill(os.getpid(), signal.SIGSEGV)
         return extract(path, extents, config, job)
 
-    report = stories.build(_inputs(charades), CONFIG, output, num_workers=2, process=process)
+    report = build.build(_inputs(charades), CONFIG, output, num_workers=2, process=process)
     assert dict(report.failures)[victim] == "the decoding process crashed (SIGSEGV)"
     with egoaudio.open(output) as file, egoaudio.open(built[0]) as whole:
-        assert store.verify(file) == []
+        assert integrity.verify(file) == []
         for number, row in enumerate(file.video_table):
             rows = slice(row["first_clip"], row["first_clip"] + row["num_clips"])
             if row["video_id"].decode() == victim:
@@ -194,13 +195,13 @@ def test_a_recording_that_decodes_shorter_than_its_plan_leaves_clips_without_sou
         recordings = [decoder.probe(path) for path in gathered.files]
         return place(gathered, [replace(one, duration_seconds=one.duration_seconds + 5) for one in recordings], config)
 
-    monkeypatch.setattr(stories, "probe_recordings", promise_five_seconds_more)
-    stories.build(_inputs(charades), CONFIG, tmp_path / "ego.h5")
+    monkeypatch.setattr(prepare, "probe_recordings", promise_five_seconds_more)
+    build.build(_inputs(charades), CONFIG, tmp_path / "ego.h5")
     with egoaudio.open(tmp_path / "ego.h5") as file:
         without = file.clip_table["status"] == Status.NO_SOUND
         assert without.sum() >= 4 * 6
         assert not file["mfcc"][without].any()
-        assert store.verify(file) == []
+        assert integrity.verify(file) == []
 
 
 @pytest.mark.parametrize(
@@ -214,26 +215,26 @@ def test_a_recording_that_decodes_shorter_than_its_plan_leaves_clips_without_sou
 @pytest.mark.parametrize("scope", ["recording", "clip"])
 def test_short_and_overlapping_clips_work_from_end_to_end(charades, tmp_path, clip_config, rows_a_second, scope):
     config = replace(CONFIG, clips=clip_config, denoise=DenoiseConfig(scope=scope))
-    stories.build(_inputs(charades), config, tmp_path / "ego.h5", num_workers=1)
+    build.build(_inputs(charades), config, tmp_path / "ego.h5", num_workers=1)
     with egoaudio.open(tmp_path / "ego.h5") as file:
         ok = file.videos[file.videos["status"] == Status.OK]
         expected = ok["duration_seconds"] * rows_a_second
         assert (abs(ok["num_clips"] - expected) < max(2, 1.0 * rows_a_second)).all()
         assert np.isfinite(file["spectrogram"][file.usable]).all()
         assert file["waveform"].shape[1] == round(clip_config.clip_seconds * 16000)
-        assert store.verify(file) == []
+        assert integrity.verify(file) == []
 
 
 def test_a_complete_file_is_touched_only_by_force(charades, built, tmp_path):
     output = tmp_path / "ego.h5"
     output.write_bytes(built[0].read_bytes())
     before = output.stat()
-    assert "was complete already" in stories.build(_inputs(charades), CONFIG, output).text()
+    assert "was complete already" in build.build(_inputs(charades), CONFIG, output).text()
     other = replace(CONFIG, clips=ClipConfig(clip_seconds=0.5))
     with pytest.raises(BuildError, match=r"(?s)another build.*--clip-seconds: 1.0, now 0.5.*--force"):
-        stories.build(_inputs(charades), other, output)
+        build.build(_inputs(charades), other, output)
     assert output.stat().st_mtime_ns == before.st_mtime_ns
-    stories.build(_inputs(charades), other, output, num_workers=2, force=True)
+    build.build(_inputs(charades), other, output, num_workers=2, force=True)
     with egoaudio.open(output) as file:
         assert file.clip_seconds == 0.5
 
@@ -241,16 +242,16 @@ def test_a_complete_file_is_touched_only_by_force(charades, built, tmp_path):
 def test_an_unfinished_build_of_something_else_is_not_continued(charades, tmp_path):
     output = tmp_path / "ego.h5"
     with pytest.raises(BuildError, match="stop here"):
-        stories.build(_inputs(charades), CONFIG, output, process=_stop_after(1))
+        build.build(_inputs(charades), CONFIG, output, process=_stop_after(1))
     with pytest.raises(BuildError, match=r"(?s)something else.*--denoise: nonstationary, now none"):
-        stories.build(_inputs(charades), replace(CONFIG, denoise=DenoiseConfig(mode="none")), output)
+        build.build(_inputs(charades), replace(CONFIG, denoise=DenoiseConfig(mode="none")), output)
     with pytest.raises(BuildError, match=r"videos no longer there: 3"):
-        stories.build(_inputs(charades, test_annotations=()), CONFIG, output)
+        build.build(_inputs(charades, test_annotations=()), CONFIG, output)
 
 
 def test_a_second_build_of_the_same_output_stops_and_says_who_holds_it(charades, tmp_path):
     with lock.held(tmp_path / "ego.h5"), pytest.raises(BuildError, match=f"process {os.getpid()}"):
-        stories.build(_inputs(charades), CONFIG, tmp_path / "ego.h5")
+        build.build(_inputs(charades), CONFIG, tmp_path / "ego.h5")
     with lock.held(tmp_path / "ego.h5"), lock.held(tmp_path / "other.h5"):
         pass
 
@@ -261,13 +262,13 @@ def test_a_second_build_of_the_same_output_stops_and_says_who_holds_it(charades,
 )
 def test_an_output_that_cannot_be_is_told_before_anything_is_read(charades, tmp_path, output, message):
     with pytest.raises(BuildError, match=message):
-        stories.build(_inputs(charades, annotations=("no such.csv",)), CONFIG, tmp_path / output)
+        build.build(_inputs(charades, annotations=("no such.csv",)), CONFIG, tmp_path / output)
 
 
 def test_videos_that_are_nowhere_are_told(charades, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(BuildError, match="none of the 8 annotated videos is there"):
-        stories.build(_inputs(charades, videos=str(tmp_path / "empty")), CONFIG, tmp_path / "ego.h5")
+        build.build(_inputs(charades, videos=str(tmp_path / "empty")), CONFIG, tmp_path / "ego.h5")
 
 
 def test_a_missing_file_is_a_failure_with_no_clips(charades, tmp_path):
@@ -275,7 +276,7 @@ def test_a_missing_file_is_a_failure_with_no_clips(charades, tmp_path):
     paths = sorted((charades / "videos").iterdir())
     for path in paths[:-1]:
         (tmp_path / "videos" / path.name).symlink_to(path)
-    report = stories.build(_inputs(charades, videos=str(tmp_path / "videos"), follow_links=True), CONFIG, tmp_path / "ego.h5", num_workers=2)
+    report = build.build(_inputs(charades, videos=str(tmp_path / "videos"), follow_links=True), CONFIG, tmp_path / "ego.h5", num_workers=2)
     assert paths[-1].stem in dict(report.failures)
     with egoaudio.open(tmp_path / "ego.h5") as file:
         missing = file.videos[file.videos["status"] == Status.MISSING]
@@ -283,7 +284,7 @@ def test_a_missing_file_is_a_failure_with_no_clips(charades, tmp_path):
 
 
 def test_the_preview_writes_nothing_and_says_what_would_be(charades, tmp_path):
-    text = stories.preview(_inputs(charades), CONFIG, tmp_path / "ego.h5", num_workers=2)
+    text = build.preview(_inputs(charades), CONFIG, tmp_path / "ego.h5", num_workers=2)
     assert list(tmp_path.iterdir()) == []
     assert "6 with sound, 1 without an audio stream, 1 unreadable" in text
     assert "judging by one video" in text
@@ -319,4 +320,4 @@ def test_a_signal_stops_the_build_soon_and_says_how_to_go_on(charades, tmp_path,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with egoaudio.open(tmp_path / "ego.h5.partial") as file:
-            assert store.verify(file) == []
+            assert integrity.verify(file) == []

@@ -147,14 +147,14 @@ def test_nothing_is_left_in_shared_memory_by_a_process_that_goes_on(num_results)
 
 PARENT = """
     import time
-    from egoaudio.builder import pool as workers
+    from egoaudio.builder import pool
 
     def sleep(number):
         print("started", flush=True)
         time.sleep(60)
 
     if __name__ == "__main__":
-        list(workers.each(sleep, range(4), workers=2, patience_seconds=600))
+        list(pool.each(sleep, range(4), workers=2, patience_seconds=600))
 """
 
 

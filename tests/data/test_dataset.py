@@ -13,7 +13,7 @@ from egoaudio.config.train import DataConfig
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import BLOCK_ITEMS, READ_AHEAD, Loader
 from egoaudio.errors import TrainingError
-from egoaudio.hdf5 import writer
+from egoaudio.hdf5 import reader
 
 SHAPE = (6, 40)
 AUGMENTED = {"mixup": 0.4, "gain_db": 6.0, "spec_augment": True}
@@ -27,7 +27,7 @@ def path(tmp_path_factory):
 @pytest.fixture(scope="module")
 def truth(path):
     """The trainable rows, all features, all labels, read once and plainly."""
-    with writer.open(path) as file:
+    with reader.open(path) as file:
         return np.flatnonzero(file.trainable), np.array(file["spectrogram"]), file.labels.astype(np.float32)
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from synthetic import make_file
 
-from egoaudio.data import rows as gather
+from egoaudio.data import rows as data_rows
+from egoaudio.data.rows import RowSource
 from egoaudio.errors import StoreError, TrainingError
-from egoaudio.hdf5 import writer
+from egoaudio.hdf5 import reader
 
 SHAPE = (6, 40)
 
@@ -42,7 +43,7 @@ def repack(path, target):
 
 def take(path, rows, *normalization, warm=False):
     out = np.full((len(rows), *SHAPE), np.nan, np.float32)
-    source = gather.RowSource(path, "spectrogram")
+    source = RowSource(path, "spectrogram")
     if warm:
         source._cold_batches = 0
     source.take(rows, out, *normalization)
@@ -55,10 +56,10 @@ ROWS = np.random.default_rng(0).integers(0, 300, 137)
 @pytest.mark.parametrize("kind", ["read", "mapped", "half precision", "repacked"])
 @pytest.mark.parametrize("cached_bytes", [1, 5000, 512 * 1024])
 def test_rows_equal_plain_indexing(path, tmp_path, monkeypatch, kind, cached_bytes):
-    monkeypatch.setattr(gather, "_CACHED_BYTES", cached_bytes)
+    monkeypatch.setattr(data_rows, "_CACHED_BYTES", cached_bytes)
     if kind == "half precision":
         path = make_file(tmp_path / "half.h5", num_videos=6, clips_per_video=50, features={"spectrogram": SHAPE}, dtype="float16")
-    with writer.open(path) as file:
+    with reader.open(path) as file:
         expected = np.array(file["spectrogram"]).astype(np.float32)[ROWS]
     if kind == "repacked":
         path = repack(path, tmp_path / "repacked.h5")
@@ -80,12 +81,12 @@ def test_a_row_outside_the_file_is_an_error_not_another_row(path, rows):
 
 def test_a_missing_array_is_named_with_those_there_are(path):
     with pytest.raises(TrainingError, match="has no logmel; it has spectrogram: build again with --features logmel"):
-        gather.RowSource(path, "logmel")
+        RowSource(path, "logmel")
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(StoreError, match="nowhere.h5"):
-        gather.RowSource(str(tmp_path / "nowhere.h5"), "spectrogram")
+        RowSource(str(tmp_path / "nowhere.h5"), "spectrogram")
 
 
 def overwrite(path):
@@ -105,7 +106,7 @@ def grow(path):
 
 @pytest.mark.parametrize("change", [overwrite, truncate, grow])
 def test_a_file_that_changes_under_the_reader_stops_it_and_is_named(copy, change):
-    source = gather.RowSource(str(copy), "spectrogram")
+    source = RowSource(str(copy), "spectrogram")
     out = np.empty((137, *SHAPE), np.float32)
     source.take(ROWS, out)
     change(copy)
@@ -114,7 +115,7 @@ def test_a_file_that_changes_under_the_reader_stops_it_and_is_named(copy, change
 
 
 def test_a_file_cut_short_between_two_looks_is_told_where_rows_are_read(copy, monkeypatch):
-    source = gather.RowSource(copy, "spectrogram")
+    source = RowSource(copy, "spectrogram")
     monkeypatch.setattr(source, "check_unchanged", lambda: None)
     os.truncate(copy, source._offset + 7 * source.row_bytes + 5)
     source.take([6], np.empty((1, *SHAPE), np.float32))
@@ -124,7 +125,7 @@ def test_a_file_cut_short_between_two_looks_is_told_where_rows_are_read(copy, mo
 
 @pytest.mark.parametrize("fate", ["deleted", "replaced"])
 def test_a_file_that_loses_its_name_is_read_to_the_end_with_one_warning(copy, tmp_path, fate):
-    source = gather.RowSource(str(copy), "spectrogram")
+    source = RowSource(str(copy), "spectrogram")
     before, after = np.empty((2, 137, *SHAPE), np.float32)
     source.take(ROWS, before)
     if fate == "deleted":
@@ -140,18 +141,18 @@ def test_a_file_that_loses_its_name_is_read_to_the_end_with_one_warning(copy, tm
 
 
 def test_another_process_refuses_a_file_that_has_taken_the_name(copy, tmp_path):
-    identity = gather.RowSource(str(copy), "spectrogram").identity
-    gather.RowSource(str(copy), "spectrogram", identity)
+    identity = RowSource(str(copy), "spectrogram").identity
+    RowSource(str(copy), "spectrogram", identity)
     os.replace(make_file(tmp_path / "new.h5", num_videos=6, clips_per_video=50, features={"spectrogram": SHAPE}), copy)
     with pytest.raises(TrainingError, match="was replaced by another file during the run"):
-        gather.RowSource(str(copy), "spectrogram", identity)
+        RowSource(str(copy), "spectrogram", identity)
 
 
 @pytest.mark.parametrize("just_opened", [True, False])
 def test_announced_rows_come_into_memory_without_being_read(tmp_path, monkeypatch, just_opened):
-    monkeypatch.setattr(gather, "_ANNOUNCED_BYTES", 20_000)  # several announcements a row
+    monkeypatch.setattr(data_rows, "_ANNOUNCED_BYTES", 20_000)  # several announcements a row
     path = make_file(tmp_path / "cold.h5", num_videos=8, clips_per_video=50, features={"spectrogram": (32, 400)})
-    source = gather.RowSource(path, "spectrogram")
+    source = RowSource(path, "spectrogram")
     rows = np.random.default_rng(1).permutation(400)[:40]
     starts = source.file.extents["spectrogram"].offset + rows * source.row_bytes
     pages = np.unique(np.concatenate([np.arange(start // 4096, -(-(start + source.row_bytes) // 4096)) for start in starts]))
@@ -173,10 +174,10 @@ def test_announced_rows_come_into_memory_without_being_read(tmp_path, monkeypatc
 
 
 def test_rows_that_are_in_memory_are_announced_no_longer(path, monkeypatch):
-    monkeypatch.setattr(gather, "_COLD_BATCHES", 2)
+    monkeypatch.setattr(data_rows, "_COLD_BATCHES", 2)
     announced = []
     monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: announced.append(arguments))
-    source = gather.RowSource(path, "spectrogram")
+    source = RowSource(path, "spectrogram")
     take(path, np.arange(300))
     for expected in (10, 20, 20, 20):
         source.announce(np.arange(10))
@@ -197,7 +198,7 @@ def resident(mapped):
 def test_descriptors_are_closed(path):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        gather.RowSource(path, "spectrogram").file.close()
+        RowSource(path, "spectrogram").file.close()
         with pytest.raises(TrainingError):
-            gather.RowSource(path, "mfcc")
+            RowSource(path, "mfcc")
     assert len(os.listdir("/proc/self/fd")) <= before + 1

@@ -9,7 +9,7 @@ from synthetic import make_file
 from egoaudio.config.train import DataConfig
 from egoaudio.data import balance, normalization, seeds, splits
 from egoaudio.errors import TrainingError
-from egoaudio.hdf5 import writer
+from egoaudio.hdf5 import reader
 
 FEATURES = {"spectrogram": (8, 12), "mfcc": (8, 4)}
 
@@ -18,7 +18,7 @@ FEATURES = {"spectrogram": (8, 12), "mfcc": (8, 4)}
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("splits") / "ego.h5"
     make_file(path, num_videos=24, clips_per_video=9, features=FEATURES, failed=(3,), silent_clips=(0, 40), seed=5)
-    with writer.open(path) as file:
+    with reader.open(path) as file:
         yield file
 
 

@@ -19,7 +19,7 @@ from egoaudio.errors import CheckpointError, ConfigurationError, TrainingError
 from egoaudio.evaluation import bootstrap, charades, evaluate, metrics
 from egoaudio.evaluation.ground_truth import class_frequencies, read_truth
 from egoaudio.evaluation.scores import choose_thresholds, evaluate_scores
-from egoaudio.hdf5 import writer
+from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints, create_model
 from egoaudio.models.scorer import Scorer, score
 from egoaudio.training.losses import Loss
@@ -33,7 +33,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def file(path):
-    with writer.open(path) as file:
+    with reader.open(path) as file:
         yield file
 
 
@@ -332,7 +332,7 @@ def test_a_checkpoint_of_other_classes_is_refused_before_anything_is_written(fil
 
 def test_a_file_without_train_videos_has_no_prior(tmp_path):
     path = synthetic.make_file(tmp_path / "t.h5", 4, 6, features={"spectrogram": (8, 16)}, num_classes=6, test_fraction=1.0)
-    with writer.open(path) as file:
+    with reader.open(path) as file:
         save_checkpoint(tmp_path / "best.pt", file, {"plan_sha256": "1" * 64})
     found = evaluate.evaluate(tmp_path / "best.pt", path, device="cpu", num_resamples=0)
     assert np.isnan(found.scores["map"].prior) and any("no prior" in note for note in found.notes)
@@ -351,7 +351,7 @@ def test_options_that_do_not_exist_are_refused(file, path, tmp_path, options, er
 
 def test_a_split_without_sound_is_refused(tmp_path):
     path = synthetic.make_file(tmp_path / "t.h5", 4, 6, features={"spectrogram": (8, 16)}, num_classes=6, failed=(3,))
-    with writer.open(path) as file:
+    with reader.open(path) as file:
         save_checkpoint(tmp_path / "best.pt", file)
     with pytest.raises(TrainingError, match="1 videos of the split test, none with sound"):
         evaluate.evaluate(tmp_path / "best.pt", path, device="cpu")

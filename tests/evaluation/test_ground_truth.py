@@ -8,13 +8,13 @@ import synthetic
 
 from egoaudio.errors import StoreError, TrainingError
 from egoaudio.evaluation.ground_truth import class_frequencies, read_truth
-from egoaudio.hdf5 import writer
+from egoaudio.hdf5 import reader
 
 
 @pytest.fixture
 def file(tmp_path):
     """A file of 8 videos of 5 clips; number 3 failed, and clip 7 holds no sound."""
-    with writer.open(synthetic.make_file(tmp_path / "ego.h5", 8, 5, features={"mfcc": (4, 3)}, num_classes=10, failed=(3,), silent_clips=(7,))) as file:
+    with reader.open(synthetic.make_file(tmp_path / "ego.h5", 8, 5, features={"mfcc": (4, 3)}, num_classes=10, failed=(3,), silent_clips=(7,))) as file:
         yield file
 
 

@@ -12,7 +12,8 @@ import pytest
 import synthetic
 
 from egoaudio.errors import StoreError
-from egoaudio.hdf5 import create, writer
+from egoaudio.hdf5 import create, integrity, reader, schema
+from egoaudio.hdf5.writer import offsets
 from egoaudio.system import files
 
 PAGE = 4096
@@ -29,25 +30,25 @@ def chunk_offsets(dataset):
 @pytest.mark.parametrize("num_clips", [1, 2, 7, 203])
 def test_chunks_hold_whole_clips_back_to_back_on_pages(tmp_path, num_clips, row_shape):
     path = tmp_path / "a.h5"
-    writer.lay_out(path, synthetic.make_layout(num_clips, 1, features={"spectrogram": row_shape}))
+    create.lay_out(path, synthetic.make_layout(num_clips, 1, features={"spectrogram": row_shape}))
     with h5py.File(path) as file:
         dataset = file["spectrogram"]
-        offsets, chunk_bytes = chunk_offsets(dataset), int(np.prod(dataset.chunks)) * 4
+        places, chunk_bytes = chunk_offsets(dataset), int(np.prod(dataset.chunks)) * 4
         assert dataset.chunks[1:] == row_shape
         assert chunk_bytes <= 256 * 1024 or dataset.chunks[0] == 1
         assert chunk_bytes >= 64 * 1024 or dataset.chunks[0] == num_clips
-        assert len(offsets) == -(-num_clips // dataset.chunks[0])
-        assert (np.diff(offsets) == chunk_bytes).all()
-        assert offsets[0] % PAGE == 0
-        assert writer.offsets(path)["spectrogram"].offset == offsets[0]
+        assert len(places) == -(-num_clips // dataset.chunks[0])
+        assert (np.diff(places) == chunk_bytes).all()
+        assert places[0] % PAGE == 0
+        assert offsets(path)["spectrogram"].offset == places[0]
         # Edge chunks are stored whole, so what we write into the last rows lies inside the file.
-        assert offsets[-1] + chunk_bytes <= path.stat().st_size
+        assert places[-1] + chunk_bytes <= path.stat().st_size
 
 
 def test_chunk_index_is_the_implicit_one(tmp_path):
     """The layout message (version 4, chunked) names its index: 2 is implicit, which has no index at all."""
     path = tmp_path / "a.h5"
-    writer.lay_out(path, synthetic.make_layout(50, 1))
+    create.lay_out(path, synthetic.make_layout(50, 1))
     dims = b"".join(size.to_bytes(2, "little") for size in (1, 32, 1025, 4))
     found = re.findall(re.escape(b"\x04\x02") + b"." + re.escape(b"\x04\x02" + dims) + b"(.)", path.read_bytes(), re.DOTALL)
     assert found == [b"\x02"]
@@ -57,7 +58,7 @@ def test_chunk_index_is_the_implicit_one(tmp_path):
 def test_map_and_h5py_read_the_same(tmp_path, num_clips):
     features = {"spectrogram": (32, 1025), "mfcc": (32, 20), "waveform": (1600,)}
     path = synthetic.make_file(tmp_path / "a.h5", num_videos=1, clips_per_video=num_clips, features=features)
-    with writer.open(path) as ours, h5py.File(path) as theirs:
+    with reader.open(path) as ours, h5py.File(path) as theirs:
         for name in ("spectrogram", "mfcc", "waveform"):
             assert ours.is_mapped(name)
             assert ours[name].shape == theirs[name].shape
@@ -70,7 +71,7 @@ def test_map_and_h5py_read_the_same(tmp_path, num_clips):
 
 def test_every_array_starts_on_a_page_and_none_overlap(tmp_path):
     path = synthetic.make_file(tmp_path / "a.h5", features={"spectrogram": (32, 1025), "mfcc": (32, 20)})
-    extents = sorted(writer.offsets(path).values(), key=lambda extent: extent.offset)
+    extents = sorted(offsets(path).values(), key=lambda extent: extent.offset)
     assert all(extent.offset % PAGE == 0 for extent in extents)
     assert all(a.stop <= b.offset for a, b in zip(extents, extents[1:], strict=False))
 
@@ -78,9 +79,9 @@ def test_every_array_starts_on_a_page_and_none_overlap(tmp_path):
 def test_same_layout_gives_the_same_bytes_in_another_process_too(tmp_path):
     features = {"spectrogram": (32, 1025), "mfcc": (32, 20), "logmel": (98, 128)}
     for name in ("a.h5", "b.h5"):
-        writer.lay_out(tmp_path / name, synthetic.make_layout(37, 4, features=features))
-    code = f"import sys; sys.path[:0] = {sys.path!r}; import synthetic; from egoaudio.hdf5 import writer as store\n"
-    code += f"store.lay_out({str(tmp_path / 'c.h5')!r}, synthetic.make_layout(37, 4, features={features!r}))"
+        create.lay_out(tmp_path / name, synthetic.make_layout(37, 4, features=features))
+    code = f"import sys; sys.path[:0] = {sys.path!r}; import synthetic; from egoaudio.hdf5 import create\n"
+    code += f"create.lay_out({str(tmp_path / 'c.h5')!r}, synthetic.make_layout(37, 4, features={features!r}))"
     subprocess.run([sys.executable, "-c", code], check=True)
     first = (tmp_path / "a.h5").read_bytes()
     assert first == (tmp_path / "b.h5").read_bytes()
@@ -89,7 +90,7 @@ def test_same_layout_gives_the_same_bytes_in_another_process_too(tmp_path):
 
 def test_no_object_remembers_when_it_was_made(tmp_path):
     """A header with flag 0x20 holds four times of day."""
-    writer.lay_out(tmp_path / "a.h5", synthetic.make_layout(37, 4))
+    create.lay_out(tmp_path / "a.h5", synthetic.make_layout(37, 4))
     raw = (tmp_path / "a.h5").read_bytes()
     flags = [raw[found.start() + 5] for found in re.finditer(b"OHDR", raw)]
     assert len(flags) >= 15
@@ -97,7 +98,7 @@ def test_no_object_remembers_when_it_was_made(tmp_path):
 
 
 def test_file_is_sparse_until_written(tmp_path):
-    writer.lay_out(tmp_path / "a.h5", synthetic.make_layout(10**6, 30_000))
+    create.lay_out(tmp_path / "a.h5", synthetic.make_layout(10**6, 30_000))
     info = (tmp_path / "a.h5").stat()
     assert info.st_size > 131 * 10**9
     assert info.st_blocks * 512 < 10**6
@@ -106,7 +107,7 @@ def test_file_is_sparse_until_written(tmp_path):
 @pytest.mark.parametrize(("num_clips", "num_videos"), [(1, 1), (100, 9), (12345, 678)])
 def test_size_is_known_before(tmp_path, num_clips, num_videos):
     plan = synthetic.make_layout(num_clips, num_videos, 158, features={"spectrogram": (32, 1025), "mfcc": (32, 20)})
-    writer.lay_out(tmp_path / "a.h5", plan)
+    create.lay_out(tmp_path / "a.h5", plan)
     assert abs(plan.num_bytes - (tmp_path / "a.h5").stat().st_size) < 40 * PAGE
 
 
@@ -201,7 +202,7 @@ def test_h5dump_reads_structure_and_rows(tmp_path):
     assert "V0001EGO" in rows.stdout
     values = subprocess.run(["h5dump", "-y", "-w", "0", "-m", "%.9g", "-d", "/mfcc", path], capture_output=True, text=True).stdout
     numbers = re.search(r"DATA \{(.*?)\}", values, re.DOTALL).group(1).replace(",", " ").split()
-    with writer.open(path) as file:
+    with reader.open(path) as file:
         np.testing.assert_allclose(np.array(numbers, np.float32), file["mfcc"].ravel())
 
 
@@ -213,20 +214,20 @@ def test_layout_appears_only_when_complete(tmp_path, monkeypatch):
 
     monkeypatch.setattr(create, "_set_attributes", fail)
     with pytest.raises(StoreError, match=r"no space left: [\d,]+ bytes are needed, [\d,]+ are available"):
-        writer.lay_out(tmp_path / "a.h5", synthetic.make_layout(3, 1))
+        create.lay_out(tmp_path / "a.h5", synthetic.make_layout(3, 1))
     assert (tmp_path / "a.h5").read_bytes() == b"what was there"
     assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
 
 
 def test_layout_in_a_missing_folder_says_so(tmp_path):
     with pytest.raises(StoreError, match="nowhere/a.h5: cannot be written: No such file"):
-        writer.lay_out(tmp_path / "nowhere" / "a.h5", synthetic.make_layout(3, 1))
+        create.lay_out(tmp_path / "nowhere" / "a.h5", synthetic.make_layout(3, 1))
 
 
 def test_layout_beyond_a_size_limit_says_so(tmp_path):
-    code = f"import sys, resource; sys.path[:0] = {sys.path!r}; import synthetic; from egoaudio import errors; from egoaudio.hdf5 import writer as store\n"
+    code = f"import sys, resource; sys.path[:0] = {sys.path!r}; import synthetic; from egoaudio import errors; from egoaudio.hdf5 import create\n"
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
-    code += f"try: store.lay_out({str(tmp_path / 'a.h5')!r}, synthetic.make_layout(100, 1))\nexcept errors.StoreError as error: print(error)"
+    code += f"try: create.lay_out({str(tmp_path / 'a.h5')!r}, synthetic.make_layout(100, 1))\nexcept errors.StoreError as error: print(error)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert re.search(r"a\.h5: the file would be larger than a limit .* 13,\d{3},\d{3} bytes are needed", done.stdout), done
     assert list(tmp_path.iterdir()) == []
@@ -241,7 +242,7 @@ def test_marking_complete_changes_a_few_bytes_in_one_write(tmp_path, monkeypatch
     writes = []
     real = files.write_all
     monkeypatch.setattr(files, "write_all", lambda descriptor, raw, offset: (writes.append((offset, len(raw))), real(descriptor, raw, offset)))
-    writer.mark_complete(path)
+    create.mark_complete(path)
     after = open(path, "rb").read()
     changed = np.flatnonzero(np.frombuffer(before, "u1") != np.frombuffer(after, "u1"))
     assert len(before) == len(after)
@@ -250,9 +251,9 @@ def test_marking_complete_changes_a_few_bytes_in_one_write(tmp_path, monkeypatch
     assert 1 <= len(changed) <= 5  # the value, and the header's checksum
     with h5py.File(path) as file:
         assert file.attrs["complete"] == 1
-    with writer.open(path) as file:
+    with reader.open(path) as file:
         assert file.complete
-        assert writer.verify(file) == []
+        assert integrity.verify(file) == []
 
 
 def test_every_row_is_on_disk_before_the_file_is_marked(tmp_path, monkeypatch):
@@ -261,14 +262,14 @@ def test_every_row_is_on_disk_before_the_file_is_marked(tmp_path, monkeypatch):
     write_all, fsync = files.write_all, os.fsync
     monkeypatch.setattr(files, "write_all", lambda *arguments: (calls.append("write_all"), write_all(*arguments)))
     monkeypatch.setattr(os, "fsync", lambda *arguments: (calls.append("fsync"), fsync(*arguments)))
-    writer.mark_complete(path)
+    create.mark_complete(path)
     assert calls == ["fsync", "write_all", "fsync"]
 
 
 def test_marking_complete_twice_is_the_same_as_once(tmp_path):
     path = synthetic.make_file(tmp_path / "a.h5")
     before = open(path, "rb").read()
-    writer.mark_complete(path)
+    create.mark_complete(path)
     assert open(path, "rb").read() == before
 
 
@@ -281,16 +282,16 @@ def test_marking_that_fails_leaves_an_incomplete_file_that_opens(tmp_path, monke
 
     monkeypatch.setattr(files, "write_all", fail)
     with pytest.raises(StoreError, match="Input/output error"):
-        writer.mark_complete(path)
+        create.mark_complete(path)
     assert open(path, "rb").read() == before
 
 
 def test_marking_something_else_complete_says_so(tmp_path):
     (tmp_path / "a.h5").write_bytes(b"no HDF5" * 1000)
     with pytest.raises(StoreError, match="a.h5: cannot be written"):
-        writer.mark_complete(tmp_path / "a.h5")
+        create.mark_complete(tmp_path / "a.h5")
     with pytest.raises(StoreError, match="No such file"):
-        writer.mark_complete(tmp_path / "b.h5")
+        create.mark_complete(tmp_path / "b.h5")
 
 
 # --------------------------------------------------------------------------------------------------------- strings
@@ -301,9 +302,9 @@ def test_marking_something_else_complete_says_so(tmp_path):
     [("Küche", None, b"K\xc3\xbcche"), ("Küche", 2, b"K"), ("Küche", 3, b"K\xc3\xbc"), ("", 5, b""), ("\ud800x", 9, b"?x"), ("abc", 0, b"")],
 )
 def test_text_is_cut_between_characters(text, num_bytes, expected):
-    assert writer.encode(text, num_bytes) == expected
+    assert schema.encode(text, num_bytes) == expected
 
 
 def test_columns_are_as_wide_as_their_longest_text():
-    dtype = writer.video_dtype(video_id=["a", "abc"], file=["Küche.mp4"], split=[], subject=[""], scene=["x"])
+    dtype = schema.video_dtype(video_id=["a", "abc"], file=["Küche.mp4"], split=[], subject=[""], scene=["x"])
     assert [dtype[name].str for name in ("video_id", "file", "split", "subject", "error")] == ["|S3", "|S10", "|S1", "|S1", "|S240"]

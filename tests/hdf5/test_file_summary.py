@@ -8,8 +8,8 @@ import pytest
 import synthetic
 
 from egoaudio.errors import StoreError
-from egoaudio.hdf5 import summary
-from egoaudio.hdf5 import writer as store
+from egoaudio.hdf5 import reader, summary
+from egoaudio.hdf5.writer import RowWriter
 
 FEATURES = {"spectrogram": (32, 1025), "mfcc": (32, 20), "logmel": (98, 128), "waveform": (16000,)}
 
@@ -17,12 +17,12 @@ FEATURES = {"spectrogram": (32, 1025), "mfcc": (32, 20), "logmel": (98, 128), "w
 @pytest.fixture
 def file(tmp_path):
     path = synthetic.make_file(tmp_path / "ego.h5", num_videos=12, num_classes=7, features=FEATURES, failed=(2, 7), silent_clips=(5,))
-    with store.open(path) as opened:
+    with reader.open(path) as opened:
         yield opened
 
 
 def rewrite(file, name, row, **columns):
-    with store.RowWriter(file.path, file.extents) as writer:
+    with RowWriter(file.path, file.extents) as writer:
         rows = writer.read(name, row, 1)
         for column, value in columns.items():
             rows[column] = value
@@ -68,7 +68,7 @@ def test_summary_ranks_classes(file):
 
 def test_summary_of_an_unfinished_file_says_so_and_counts_what_is_there(tmp_path):
     path = synthetic.make_file(tmp_path / "ego.h5.partial", features={"mfcc": (32, 20)}, planned=(1, 2, 3), complete=False)
-    with store.EgoAudioFile(path) as file:
+    with reader.EgoAudioFile(path) as file:
         text = summary.summary(file)
     assert "NOT COMPLETE: run the same egoaudio-build again" in text
     assert "8: 5 ok, 3 planned, not done yet" in text
@@ -77,7 +77,7 @@ def test_summary_of_an_unfinished_file_says_so_and_counts_what_is_there(tmp_path
 @pytest.mark.parametrize(("num_videos", "clips_per_video", "features"), [(1, 0, {"mfcc": (32, 20)}), (2, 3, {}), (0, 0, {"waveform": (1600,)})])
 def test_summary_of_almost_nothing(tmp_path, num_videos, clips_per_video, features):
     path = synthetic.make_file(tmp_path / "ego.h5", num_videos=num_videos, clips_per_video=clips_per_video, features=features)
-    with store.open(path) as file:
+    with reader.open(path) as file:
         assert f"{num_videos}: {f'{num_videos} ok' if num_videos else 'none'}" in summary.summary(file)
         assert summary.verify(file) == []
 
@@ -91,7 +91,7 @@ def test_summary_says_which_arrays_are_slow(file):
     with h5py.File(path, "r+", libver=("v110", "v110")) as other:
         del other["mfcc"]
         other.create_dataset("mfcc", data=values, compression="gzip")
-    with store.open(path) as again, pytest.warns(UserWarning, match="repacked"):
+    with reader.open(path) as again, pytest.warns(UserWarning, match="repacked"):
         assert "(repacked: slow)" in summary.summary(again)
 
 
@@ -107,7 +107,7 @@ def test_failed_lists_lost_sound(file):
 
 
 def test_failed_without_failures_says_so(tmp_path):
-    with store.open(synthetic.make_file(tmp_path / "a.h5", features={"mfcc": (2, 3)})) as file:
+    with reader.open(synthetic.make_file(tmp_path / "a.h5", features={"mfcc": (2, 3)})) as file:
         assert summary.failed(file) == "no video failed"
 
 
@@ -152,5 +152,5 @@ def test_clip_that_cannot_be_exported_says_why_and_leaves_nothing(file, tmp_path
 
 
 def test_file_without_waveform_says_how_to_get_one(tmp_path):
-    with store.open(synthetic.make_file(tmp_path / "a.h5", features={"mfcc": (32, 20)})) as file, pytest.raises(StoreError, match="--features waveform"):
+    with reader.open(synthetic.make_file(tmp_path / "a.h5", features={"mfcc": (32, 20)})) as file, pytest.raises(StoreError, match="--features waveform"):
         summary.export_clip(file, 0, tmp_path / "a.wav")

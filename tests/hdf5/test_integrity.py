@@ -11,7 +11,8 @@ import pytest
 import synthetic
 
 from egoaudio.errors import Status
-from egoaudio.hdf5 import writer as store
+from egoaudio.hdf5 import integrity, reader
+from egoaudio.hdf5.writer import RowWriter
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -20,20 +21,20 @@ def test_block_by_block_equals_all_at_once(cuts, dtype):
     rows = np.random.default_rng(0).normal(-40, 20, (12, 32, 51)).astype(dtype)
     crc, sums = 0, None
     for block in np.split(rows, cuts):
-        crc, sums = store.checksum(block, crc), store.statistics(block, sums)
+        crc, sums = integrity.checksum(block, crc), integrity.statistics(block, sums)
     assert crc == zlib.crc32(rows.tobytes())
-    assert sums.tolist() == store.statistics(rows).tolist()  # to the last bit
+    assert sums.tolist() == integrity.statistics(rows).tolist()  # to the last bit
     wide = rows.astype(np.float64)
     np.testing.assert_allclose(sums, [rows.size, wide.sum(), (wide**2).sum()], rtol=1e-12)
 
 
 def test_statistics_of_nothing_are_zero():
-    assert store.statistics(np.zeros((0, 3, 4), "f4")).tolist() == [0, 0, 0]
+    assert integrity.statistics(np.zeros((0, 3, 4), "f4")).tolist() == [0, 0, 0]
 
 
 def test_statistics_keep_what_float32_sums_lose():
     rows = np.full((200, 32, 100), 0.1, np.float32)
-    assert store.statistics(rows)[1] == pytest.approx(rows.size * float(np.float32(0.1)), rel=1e-13)
+    assert integrity.statistics(rows)[1] == pytest.approx(rows.size * float(np.float32(0.1)), rel=1e-13)
 
 
 @pytest.fixture
@@ -44,14 +45,14 @@ def whole(tmp_path):
 
 def test_file_as_written_has_no_problem(whole):
     steps = []
-    with store.open(whole) as file:
-        assert store.verify(file, progress=steps.append) == []
+    with reader.open(whole) as file:
+        assert integrity.verify(file, progress=steps.append) == []
     assert steps == [1] * 6
 
 
 def test_one_flipped_bit_of_any_feature_is_found_and_its_video_named(whole):
     generator = np.random.default_rng(1)
-    with store.open(whole) as file:
+    with reader.open(whole) as file:
         extents = file.extents
     for _ in range(40):
         name = generator.choice(["spectrogram", "mfcc"])
@@ -59,12 +60,12 @@ def test_one_flipped_bit_of_any_feature_is_found_and_its_video_named(whole):
         where = int(generator.integers(extent.offset, extent.stop))
         video = (where - extent.offset) // extent.row_bytes // 10
         flip(whole, where, 1 << generator.integers(8))
-        with store.open(whole) as file:
-            problems = store.verify(file)
+        with reader.open(whole) as file:
+            problems = integrity.verify(file)
             assert problems, where
             assert all(problem.startswith(f"video {video} (V{video:04d}EGO): /{name} ") for problem in problems)
-            assert store.verify_video(file, video) == problems
-            assert store.verify_video(file, (video + 1) % 6) == []
+            assert integrity.verify_video(file, video) == problems
+            assert integrity.verify_video(file, (video + 1) % 6) == []
         flip(whole, where, 0)
 
 
@@ -121,30 +122,30 @@ def change(name, row, column, value):
     ],
 )
 def test_every_kind_of_damage_is_found(whole, damage, words):
-    with store.open(whole) as file:
+    with reader.open(whole) as file:
         extents = file.extents
-    with store.RowWriter(whole, extents) as writer:
+    with RowWriter(whole, extents) as writer:
         damage(writer)
-    with store.open(whole) as file:
-        problems = store.verify(file)
+    with reader.open(whole) as file:
+        problems = integrity.verify(file)
     assert any(re.search(words, problem) for problem in problems), problems
 
 
 def test_values_that_are_not_finite_are_found_even_with_a_right_checksum(whole):
-    with store.open(whole) as file:
+    with reader.open(whole) as file:
         extents, rows = file.extents, np.array(file["mfcc"][30:40])
     rows[3, 2, 1] = np.inf
-    with store.RowWriter(whole, extents) as writer:
+    with RowWriter(whole, extents) as writer:
         writer.write("mfcc", 30, rows)
-        writer.write("checksums/mfcc", 3, np.array([store.checksum(rows)], "u4"))
-    with store.open(whole) as file:
-        assert store.verify(file) == ["video 3 (V0003EGO): /mfcc holds values that are not finite"]
+        writer.write("checksums/mfcc", 3, np.array([integrity.checksum(rows)], "u4"))
+    with reader.open(whole) as file:
+        assert integrity.verify(file) == ["video 3 (V0003EGO): /mfcc holds values that are not finite"]
 
 
 def test_unfinished_file_is_checked_as_far_as_it_is_done(tmp_path):
     path = synthetic.make_file(tmp_path / "a.h5", features={"mfcc": (32, 20)}, planned=(1, 4), complete=False)
-    with store.EgoAudioFile(path) as file:
-        assert store.verify(file) == []
+    with reader.EgoAudioFile(path) as file:
+        assert integrity.verify(file) == []
         assert (file.video_table["status"] == Status.PLANNED).sum() == 2
 
 
@@ -157,8 +158,8 @@ def test_damage_inside_a_compressed_array_is_found(whole):
     with open(whole, "r+b") as file:
         file.seek(where + 100)
         file.write(os.urandom(200))
-    with warnings.catch_warnings(), store.open(whole) as file:
+    with warnings.catch_warnings(), reader.open(whole) as file:
         warnings.simplefilter("ignore")
-        problems = store.verify(file)
+        problems = integrity.verify(file)
     assert len(problems) == 1
     assert problems[0].startswith("video 3 (V0003EGO): /mfcc")

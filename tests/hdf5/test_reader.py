@@ -13,7 +13,8 @@ import pytest
 import synthetic
 
 import egoaudio
-from egoaudio.hdf5 import writer as store
+from egoaudio.hdf5 import integrity
+from egoaudio.hdf5.writer import RowWriter, offsets
 
 FEATURES = {"spectrogram": (32, 65), "mfcc": (32, 20)}
 
@@ -81,7 +82,7 @@ def test_rows_without_data_are_easy_to_leave_out(whole):
 
 def test_a_clip_of_a_video_that_is_not_done_is_not_usable(whole):
     """The video's row is written last: it is what makes the clips count."""
-    with store.RowWriter(whole, store.offsets(whole)) as writer:
+    with RowWriter(whole, offsets(whole)) as writer:
         row = writer.read("videos", 1, 1)
         row["status"] = 0
         writer.write("videos", 1, row)
@@ -174,7 +175,7 @@ def test_repacked_array_reads_the_same(whole, options):
         warnings.simplefilter("ignore" if not file.is_mapped("mfcc") else "error")
         np.testing.assert_array_equal(file["mfcc"][:], before)
         assert file["mfcc"].shape == before.shape
-        assert store.verify(file) == []
+        assert integrity.verify(file) == []
 
 
 def test_repacked_tables_read_the_same(whole):

@@ -14,7 +14,7 @@ import synthetic
 
 import egoaudio
 from egoaudio.errors import StoreError
-from egoaudio.hdf5 import safe_access, writer
+from egoaudio.hdf5 import reader, safe_access, schema
 
 FEATURES = {"spectrogram": (32, 65), "mfcc": (32, 20)}
 
@@ -136,7 +136,7 @@ def group_instead(file):
         (link("mfcc", h5py.SoftLink("/spectrogram")), "links 'mfcc'"),
         (link("mfcc", h5py.SoftLink("/mfcc")), "links 'mfcc'"),
         (dataset("mfcc", 60, 32, 20, external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]), "/mfcc keeps its data in another file"),
-        (dataset("clips", 60, dtype=writer.CLIP_DTYPE, external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]), "/clips keeps its data in another file"),
+        (dataset("clips", 60, dtype=schema.CLIP_DTYPE, external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]), "/clips keeps its data in another file"),
         (virtual, "/mfcc keeps its data in another file"),
     ],
 )
@@ -148,7 +148,7 @@ def test_what_is_not_as_the_format_says_is_refused(whole, edit, words):
 
 def test_a_few_bytes_that_claim_to_be_terabytes_are_not_read(tmp_path, whole):
     with h5py.File(whole, "r+", libver=("v110", "v110")) as file:
-        for name, shape, dtype in (("clips", (10**12,), writer.CLIP_DTYPE), ("labels", (10**12, 5), "u1"), ("mfcc", (10**12, 32, 20), "f4")):
+        for name, shape, dtype in (("clips", (10**12,), schema.CLIP_DTYPE), ("labels", (10**12, 5), "u1"), ("mfcc", (10**12, 32, 20), "f4")):
             del file[name]
             file.create_dataset(name, shape, dtype, chunks=(1000, *shape[1:]), compression="gzip")
         del file["spectrogram"]
@@ -210,7 +210,7 @@ def move_array(path, extent, offset):
 
 @pytest.mark.parametrize("name", ["mfcc", "spectrogram", "clips", "statistics/mfcc"])
 def test_array_beyond_the_end_of_the_file_is_refused_before_it_is_mapped(whole, name):
-    with writer.open(whole) as file:
+    with reader.open(whole) as file:
         extent = file.extents[name]
     size = os.path.getsize(whole)
     move_array(whole, extent, size - extent.row_bytes)
@@ -223,7 +223,7 @@ def test_array_beyond_the_end_of_the_file_is_refused_before_it_is_mapped(whole, 
 @pytest.mark.parametrize("offset", [2**40, 2**63 - 4096, 2**64 - 8192, 2**64 - 1])
 @pytest.mark.parametrize("name", ["mfcc", "clips"])
 def test_array_at_an_absurd_place_never_crashes(whole, name, offset):
-    with writer.open(whole) as file:
+    with reader.open(whole) as file:
         extent = file.extents[name]
     move_array(whole, extent, offset)
     with warnings.catch_warnings(), pytest.raises(StoreError):
@@ -241,7 +241,7 @@ import json, re, struct, sys, warnings
 sys.path[:0] = json.loads(sys.argv[1])
 import numpy as np
 from test_reader_hostile import header_end, lookup3
-from egoaudio.hdf5 import summary as inspection; from egoaudio.hdf5 import reader
+from egoaudio.hdf5 import reader, summary
 from egoaudio.errors import EgoAudioError
 warnings.simplefilter("ignore")
 original = open(sys.argv[2], "rb").read()
@@ -280,8 +280,8 @@ for seed in range(100):
     open(path, "wb").write(raw)
     try:
         with reader.open(path) as file:
-            problems = inspection.verify(file)
-            inspection.summary(file), inspection.failed(file), file.videos, file.usable, file.axes
+            problems = summary.verify(file)
+            summary.summary(file), summary.failed(file), file.videos, file.usable, file.axes
             outcome = "verify" if problems else "same"
             for name in file.features:  # what verify lets pass is as it was
                 assert problems or kind == "header" or np.array_equal(file[name][:], expected[name]), name

@@ -13,14 +13,15 @@ import pytest
 import synthetic
 
 from egoaudio.errors import StoreError
-from egoaudio.hdf5 import writer as store
+from egoaudio.hdf5 import create, reader
+from egoaudio.hdf5.writer import RowWriter, offsets
 
 
 @pytest.fixture
 def laid_out(tmp_path):
     path = tmp_path / "a.h5"
-    store.lay_out(path, synthetic.make_layout(60, 6, features={"spectrogram": (32, 1025), "mfcc": (32, 20)}))
-    return path, store.offsets(path)
+    create.lay_out(path, synthetic.make_layout(60, 6, features={"spectrogram": (32, 1025), "mfcc": (32, 20)}))
+    return path, offsets(path)
 
 
 def rows_of(video):
@@ -30,7 +31,7 @@ def rows_of(video):
 
 
 def write_videos(path, extents, videos):
-    with store.RowWriter(path, extents) as writer:
+    with RowWriter(path, extents) as writer:
         for video in videos:
             for name, rows in rows_of(video).items():
                 writer.write(name, video * 10, rows)
@@ -41,8 +42,8 @@ def test_processes_fill_one_file_as_one_would(laid_out, tmp_path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         pool.starmap(write_videos, [(path, extents, (0, 3, 4)), (path, extents, (5, 2, 1))])
     alone = tmp_path / "b.h5"
-    store.lay_out(alone, synthetic.make_layout(60, 6, features={"spectrogram": (32, 1025), "mfcc": (32, 20)}))
-    write_videos(alone, store.offsets(alone), range(6))
+    create.lay_out(alone, synthetic.make_layout(60, 6, features={"spectrogram": (32, 1025), "mfcc": (32, 20)}))
+    write_videos(alone, offsets(alone), range(6))
     assert path.read_bytes() == alone.read_bytes()
     with h5py.File(path) as file:
         for video in range(6):
@@ -60,7 +61,7 @@ def test_offsets_are_small_and_pickled(laid_out):
 
 def test_tables_are_written_row_by_row_and_read_back(laid_out):
     path, extents = laid_out
-    with store.RowWriter(path, extents) as writer:
+    with RowWriter(path, extents) as writer:
         row = np.zeros(1, extents["videos"].dtype)
         row["video_id"], row["num_clips"] = "ABCDEEGO", 10
         writer.write("videos", 4, row)
@@ -86,7 +87,7 @@ def test_tables_are_written_row_by_row_and_read_back(laid_out):
 def test_rows_that_do_not_belong_are_our_mistake_and_touch_nothing(laid_out, name, first, rows, words):
     path, extents = laid_out
     before = path.read_bytes()
-    with store.RowWriter(path, extents) as writer, pytest.raises(ValueError, match=words):
+    with RowWriter(path, extents) as writer, pytest.raises(ValueError, match=words):
         writer.write(name, first, rows)
     assert path.read_bytes() == before
 
@@ -94,7 +95,7 @@ def test_rows_that_do_not_belong_are_our_mistake_and_touch_nothing(laid_out, nam
 def test_strided_rows_are_written_as_their_values(laid_out):
     path, extents = laid_out
     values = np.arange(2 * 32 * 40, dtype=np.float32).reshape(2, 32, 40)[:, :, ::2]
-    with store.RowWriter(path, extents) as writer:
+    with RowWriter(path, extents) as writer:
         writer.write("mfcc", 7, values)
         writer.write("mfcc", 9, values[:0])
     with h5py.File(path) as file:
@@ -104,7 +105,7 @@ def test_strided_rows_are_written_as_their_values(laid_out):
 @pytest.mark.parametrize(("first", "count"), [(0, 60), (10, 10), (13, 1), (20, 0)])
 def test_erased_rows_are_zero_and_their_neighbours_are_not(laid_out, first, count):
     path, extents = laid_out
-    with store.RowWriter(path, extents) as writer:
+    with RowWriter(path, extents) as writer:
         writer.write("spectrogram", 0, np.ones((60, 32, 1025), "f4"))
         writer.erase("spectrogram", first, count)
     with h5py.File(path) as file:
@@ -114,18 +115,18 @@ def test_erased_rows_are_zero_and_their_neighbours_are_not(laid_out, first, coun
 
 def test_file_that_vanishes_is_noticed(laid_out):
     path, extents = laid_out
-    with store.RowWriter(path, extents) as writer:
+    with RowWriter(path, extents) as writer:
         writer.sync()
         path.unlink()
         with pytest.raises(StoreError, match="a.h5 was removed while it was being written"):
             writer.sync()
     with pytest.raises(StoreError, match="No such file"):
-        store.RowWriter(path, extents)
+        RowWriter(path, extents)
 
 
 def test_file_cut_short_while_writing_is_noticed(laid_out):
     path, extents = laid_out
-    with store.RowWriter(path, extents) as writer:
+    with RowWriter(path, extents) as writer:
         os.truncate(path, extents["clips"].offset + 30)
         with pytest.raises(StoreError, match="cut short"):
             writer.read("clips", 0, 5)
@@ -138,19 +139,20 @@ def test_nothing_is_written_into_a_repacked_file(tmp_path):
         del file["mfcc"]
         file.create_dataset("mfcc", data=values, compression="gzip")
     with pytest.raises(StoreError, match="/mfcc was repacked by another tool, so no rows can be written"):
-        store.offsets(path)
+        offsets(path)
 
 
 def test_writer_killed_at_any_moment_leaves_a_file_that_opens(tmp_path):
     code = f"""
 import sys; sys.path[:0] = {sys.path!r}
 import numpy as np, synthetic
-from egoaudio.hdf5 import writer as store
+from egoaudio.hdf5 import create, reader
+from egoaudio.hdf5.writer import RowWriter, offsets
 path = sys.argv[1]
-store.lay_out(path, synthetic.make_layout(60, 6, features={{"mfcc": (32, 20)}}))
-extents = store.offsets(path)
+create.lay_out(path, synthetic.make_layout(60, 6, features={{"mfcc": (32, 20)}}))
+extents = offsets(path)
 print("ready", flush=True)
-with store.RowWriter(path, extents) as writer:
+with RowWriter(path, extents) as writer:
     for turn in range(10**9):
         video = turn % 6
         row = np.zeros(1, extents["videos"].dtype)
@@ -160,7 +162,7 @@ with store.RowWriter(path, extents) as writer:
         writer.erase("videos", video, 1)
         if turn % 50 == 0:
             writer.sync()
-            store.mark_complete(path)
+            create.mark_complete(path)
 """
     generator = np.random.default_rng(0)
     for turn in range(6):
@@ -174,6 +176,6 @@ with store.RowWriter(path, extents) as writer:
             assert child.wait() == -signal.SIGKILL
         with h5py.File(path, "r+") as file:
             assert file["mfcc"].shape == (60, 32, 20)
-        with store.EgoAudioFile(path) as file:
+        with reader.EgoAudioFile(path) as file:
             assert set(file.video_table["status"].tolist()) <= {0, 1}
     assert {p.suffix for p in tmp_path.iterdir()} == {".h5"}

@@ -11,7 +11,8 @@ import pytest
 import synthetic
 
 from egoaudio.errors import StoreError
-from egoaudio.hdf5 import writer as store
+from egoaudio.hdf5 import create, reader
+from egoaudio.hdf5.writer import RowWriter, offsets
 from egoaudio.system import files
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -33,36 +34,36 @@ def test_reserved_space_is_taken_and_rows_are_kept(tmp_path):
     path = synthetic.make_file(tmp_path / "a.h5", num_videos=2, failed=(1,))
     before = open(path, "rb").read()
     assert os.stat(path).st_blocks * 512 < len(before)
-    store.reserve(path)
+    files.reserve(path)
     assert os.stat(path).st_blocks * 512 >= len(before)
     assert open(path, "rb").read() == before
 
 
 def test_too_small_a_disk_is_found_before_anything_is_taken(tiny_disk):
     path = tiny_disk / "a.h5"
-    store.lay_out(path, synthetic.make_layout(100, 1))
+    create.lay_out(path, synthetic.make_layout(100, 1))
     with pytest.raises(StoreError, match=r"no space left: 13,\d{3},\d{3} bytes are needed, [12],\d{3},\d{3} are available. Free some") as error:
-        store.reserve(path)
+        files.reserve(path)
     assert error.value.exit_code == 2
     assert path.stat().st_blocks * 512 < 200_000
 
 
 def test_nothing_is_reserved_where_it_will_not_fit(tmp_path, monkeypatch):
     path = tmp_path / "a.h5"
-    store.lay_out(path, synthetic.make_layout(100, 1))
+    create.lay_out(path, synthetic.make_layout(100, 1))
     monkeypatch.setattr(files, "available_bytes", lambda _: 10**6)
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: pytest.fail("began to take what is not there"))
     with pytest.raises(StoreError, match="1,000,000 are available"):
-        store.reserve(path)
+        files.reserve(path)
 
 
 def test_disk_that_fills_up_while_writing_stops_with_words_and_a_file_that_opens(tiny_disk):
     path = tiny_disk / "a.h5"
-    store.lay_out(path, synthetic.make_layout(100, 1))
-    with store.RowWriter(path, store.offsets(path)) as writer, pytest.raises(StoreError, match=r"a\.h5: no space left: [\d,]+ bytes are needed"):
+    create.lay_out(path, synthetic.make_layout(100, 1))
+    with RowWriter(path, offsets(path)) as writer, pytest.raises(StoreError, match=r"a\.h5: no space left: [\d,]+ bytes are needed"):
         for row in range(100):
             writer.write("spectrogram", row, np.ones((1, 32, 1025), "f4"))
-    with store.EgoAudioFile(path) as file:
+    with reader.EgoAudioFile(path) as file:
         assert not file.complete
 
 
@@ -77,26 +78,26 @@ def test_disk_that_fills_up_while_writing_stops_with_words_and_a_file_that_opens
 )
 def test_why_space_cannot_be_reserved_is_said(tmp_path, monkeypatch, code, words):
     path = tmp_path / "a.h5"
-    store.lay_out(path, synthetic.make_layout(100, 1))
+    create.lay_out(path, synthetic.make_layout(100, 1))
 
     def fail(*_):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "posix_fallocate", fail)
     with pytest.raises(StoreError, match=f"^{re.escape(str(path))}: .*{words}"):
-        store.reserve(path)
+        files.reserve(path)
 
 
 @pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
 def test_file_system_that_cannot_reserve_is_used_all_the_same(tmp_path, monkeypatch, code):
     path = tmp_path / "a.h5"
-    store.lay_out(path, synthetic.make_layout(100, 1))
+    create.lay_out(path, synthetic.make_layout(100, 1))
 
     def fail(*_):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "posix_fallocate", fail)
-    store.reserve(path)
+    files.reserve(path)
 
 
 def test_large_reservation_is_made_in_slices(tmp_path, monkeypatch):
@@ -106,7 +107,7 @@ def test_large_reservation_is_made_in_slices(tmp_path, monkeypatch):
     slices = []
     monkeypatch.setattr(files, "available_bytes", lambda _: 10**12)
     monkeypatch.setattr(os, "posix_fallocate", lambda _, start, count: slices.append((start, count)))
-    store.reserve(path)
+    files.reserve(path)
     assert slices == [(k * 2**30, 2**30) for k in range(5)] + [(5 * 2**30, 7)]
 
 
@@ -120,4 +121,4 @@ def test_short_writes_are_continued(tmp_path, monkeypatch):
 
 def test_reserving_what_is_not_there_says_so(tmp_path):
     with pytest.raises(StoreError, match="a.h5: cannot be written: No such file"):
-        store.reserve(tmp_path / "a.h5")
+        files.reserve(tmp_path / "a.h5")

@@ -17,7 +17,7 @@ from small_runs import HARD, SHAPE, assert_same_run, make_config, make_file, on_
 from egoaudio.config.options import to_json
 from egoaudio.errors import CheckpointError, EgoAudioError, TrainingError
 from egoaudio.evaluation import evaluate
-from egoaudio.hdf5 import writer
+from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints
 from egoaudio.system import lock
 from egoaudio.training import train
@@ -92,7 +92,7 @@ def test_the_best_checkpoint_is_of_the_epoch_with_the_best_validation_map(tmp_pa
 
 def test_the_checkpoint_holds_what_the_model_needs_to_be_used(finished, data):
     contents = checkpoints.load(finished.folder / "best.pt")
-    with writer.open(data) as file:
+    with reader.open(data) as file:
         assert contents["plan_sha256"] == file.plan_sha256
         assert contents["class_ids"] == ["c000", "c001", "c002", "c003", "no_action"]
         assert contents["sample_rate"] == file.sample_rate

@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from egoaudio.errors import CheckpointError, ConfigurationError, TrainingError
 from egoaudio.evaluation import evaluate
-from egoaudio.hdf5 import writer as store
+from egoaudio.hdf5 import reader
+from egoaudio.hdf5.writer import RowWriter, offsets
 from egoaudio.models import checkpoints
 from egoaudio.training import run_folder, train
 from egoaudio.training.messages import describe_wait
@@ -57,9 +58,9 @@ def test_it_overfits_64_clips_to_top_1_accuracy_of_1(tmp_path):
 
 def shuffle_labels(path):
     """Give every clip the labels of another one."""
-    with store.open(path) as file:
+    with reader.open(path) as file:
         labels = np.random.default_rng(3).permutation(np.asarray(file.labels))
-    with store.RowWriter(path, store.offsets(path)) as writer:
+    with RowWriter(path, offsets(path)) as writer:
         writer.write("labels", 0, labels)
 
 
@@ -191,7 +192,7 @@ def test_it_stops_early_when_the_validation_gets_no_better(tmp_path, data):
 
 def test_a_clip_that_is_not_a_number_stops_the_run_and_is_named(tmp_path):
     path = make_file(tmp_path / "ego.h5")
-    with store.RowWriter(path, store.offsets(path)) as writer:
+    with RowWriter(path, offsets(path)) as writer:
         writer.write("spectrogram", 17, np.full((1, *SHAPE), np.nan, "f4"))
     with pytest.raises(TrainingError, match=r"the loss is nan in epoch 1, batch \d, of the clips .*\b17\b.*of these, 17 hold values that are not finite"):
         train.train(path, tmp_path / "run", make_config(validation_fraction=0.0))

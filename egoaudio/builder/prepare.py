@@ -1,0 +1,146 @@
+"""What a build does before the first sample is decoded: check what is there, lay the file out, write the rows that are known.
+
+In: a ``Plan``. Out: ``OUTPUT.partial`` with every row planned; it gets its name when that is on disk.
+"""
+
+import datetime
+import os
+
+import numpy as np
+
+from egoaudio.audio import clips
+from egoaudio.builder.extract import feature_extractor
+from egoaudio.builder.plan import probe_recordings
+from egoaudio.config.build import BuildConfig
+from egoaudio.config.options import differences, from_flat, to_json
+from egoaudio.errors import BuildError, Status
+from egoaudio.hdf5 import create, schema
+from egoaudio.hdf5.reader import EgoAudioFile
+from egoaudio.hdf5.writer import RowWriter, offsets
+from egoaudio.system import files
+from egoaudio.system.progress import Progress
+
+
+def check_folder(output):
+    """Say before any work that the output cannot be written."""
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        raise BuildError(f"--output {output}: the folder {folder} does not exist; make it first")
+    if not os.access(folder, os.W_OK):
+        raise BuildError(f"--output {output}: the folder {folder} cannot be written to")
+    if output.is_dir():
+        raise BuildError(f"--output {output} is a folder: name a file, such as {output / 'ego.h5'}")
+
+
+def require_same(partial_path, gathered, config):
+    """Refuse to go on with the unfinished build of something else."""
+    with EgoAudioFile(partial_path) as file:
+        found = changes(file, gathered, config)
+    if found:
+        raise BuildError(f"{partial_path} is an unfinished build of something else:\n{found}\nGive the same command to finish it, or --force to start anew")
+
+
+def changes(file, gathered, config):
+    """Return in lines what differs between a file's plan and this one; empty where nothing does."""
+    if file.plan_sha256 == gathered.sha256:
+        return ""
+    lines = differences(from_flat(BuildConfig, file.config), config)
+    before = {row["video_id"].decode(): row["file"].decode() for row in file.video_table}
+    now = {video.video_id: name for video, name in zip(gathered.annotations.videos, gathered.file_names, strict=True)}
+    for word, ids in (("new", now.keys() - before.keys()), ("no longer there", before.keys() - now.keys())):
+        if ids:
+            lines.append(f"videos {word}: {len(ids):,}, such as {min(ids)}")
+    moved = [video_id for video_id in now.keys() & before.keys() if now[video_id] != before[video_id]]
+    if moved:
+        lines.append(f"files found now and not before, or the other way round: {len(moved):,}, such as {min(moved)}")
+    return "\n".join("  " + line for line in lines or ["the annotations, or the size of a media file, have changed"])
+
+
+def lay_out(partial_path, gathered, config, num_workers, patience_seconds):
+    """Probe the recordings and make the file with all its rows planned; it gets its name when that is on disk."""
+    with Progress(len(gathered.files), "probe") as progress:
+        plan = probe_recordings(gathered, config, num_workers, patience_seconds, progress)
+    draft = partial_path.with_name(partial_path.name + ".layout")
+    try:
+        create.lay_out(draft, layout(plan, config))
+        files.reserve(draft)
+        _write_plan(draft, plan, config)
+        os.replace(draft, partial_path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def layout(plan, config):
+    """Return the structure of the file that a plan asks for."""
+    videos, gathered = plan.gathered.annotations.videos, plan.gathered
+    extractor = feature_extractor(config)
+    clip_samples, _ = clips.count_samples(config.clips, config.sample_rate)
+    shapes = {name: (clip_samples,) if name == "waveform" else extractor.shapes[name] for name in config.features.features}
+    hop_seconds = config.clips.clip_seconds if config.clips.hop_seconds is None else config.clips.hop_seconds
+    return schema.Layout(
+        num_clips=plan.num_clips,
+        num_videos=len(videos),
+        num_classes=len(gathered.class_ids),
+        num_instances=sum(len(video.instances) for video in videos),
+        video_dtype=schema.video_dtype(
+            video_id=[video.video_id for video in videos],
+            file=gathered.file_names,
+            split=[video.split for video in videos],
+            subject=[video.subject for video in videos],
+            scene=[video.scene for video in videos],
+        ),
+        class_dtype=schema.class_dtype(class_id=gathered.class_ids, name=gathered.class_names),
+        arrays=tuple(schema.ArrayLayout(name, shapes[name], config.features.dtype, extractor.attributes(name)) for name in config.features.features),
+        sample_rate=config.sample_rate,
+        clip_seconds=config.clips.clip_seconds,
+        hop_seconds=hop_seconds,
+        config=to_json(config),
+        plan_sha256=gathered.sha256,
+        created_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        axes=extractor.axes,
+    )
+
+
+def _write_plan(path, plan, config):
+    """Write the rows that are known before anything is decoded: classes, videos, clips, labels, instances."""
+    gathered = plan.gathered
+    extents = offsets(path)
+    with RowWriter(path, extents) as writer:
+        classes = np.zeros(len(gathered.class_ids), extents["classes"].dtype)
+        classes["class_id"] = [schema.encode(text) for text in gathered.class_ids]
+        classes["name"] = [schema.encode(text) for text in gathered.class_names]
+        writer.write("classes", 0, classes)
+        first_instance = 0
+        for number, video in enumerate(gathered.annotations.videos):
+            _write_planned_video(writer, extents, plan, number, config)
+            rows = np.array(
+                [(number, instance.class_index, instance.start_seconds, instance.stop_seconds) for instance in video.instances], schema.INSTANCE_DTYPE
+            )
+            writer.write("instances", first_instance, rows)
+            first_instance += len(rows)
+        writer.sync()
+
+
+def _write_planned_video(writer, extents, plan, number, config):
+    """Write one video's rows in /videos, /video_labels, /clips and /labels."""
+    video, recording = plan.gathered.annotations.videos[number], plan.recordings[number]
+    num_classes, first_clip = len(plan.gathered.class_ids), plan.first_clips[number]
+    placed = clips.plan_clips(plan.recording_samples[number], config.clips, config.sample_rate)
+    row = np.zeros(1, extents["videos"].dtype)
+    for name in ("video_id", "split", "subject", "scene"):
+        row[name] = schema.encode(getattr(video, name))
+    row["file"] = schema.encode(plan.gathered.file_names[number])
+    row["egocentric"], row["duration_seconds"] = video.egocentric, recording.duration_seconds
+    row["sample_rate"], row["channels"] = recording.sample_rate, recording.channels
+    row["first_clip"], row["num_clips"] = first_clip, placed.num_clips
+    row["status"] = Status.PLANNED if recording.status == Status.OK else recording.status
+    row["error"] = schema.encode(recording.error, row.dtype["error"].itemsize)
+    writer.write("videos", number, row)
+    writer.write("video_labels", number, clips.label_video(video.instances, num_classes)[None])
+    rows = np.zeros(placed.num_clips, schema.CLIP_DTYPE)
+    rows["video"], rows["start_seconds"], rows["stop_seconds"] = number, placed.start_seconds, placed.stop_seconds
+    rows["num_samples"] = placed.num_samples
+    labels, rows["labelled"] = clips.label_clips(placed, video.instances, num_classes, config.clips)
+    writer.write("clips", first_clip, rows)
+    writer.write("labels", first_clip, labels)

@@ -11,7 +11,10 @@ from egoaudio.models import checkpoints
 from egoaudio.training.step import Stepper
 
 SHAPE = (8, 16)
-HARD = {"model": "cnn-small", "dropout": 0.3, "mixup": 0.4, "spec_augment": True, "gain_db": 3.0, "balanced_sampling": True, "feature": "spectrogram", "context_clips": 0}  # everything that is random
+HARD = {  # everything that is random
+    "model": "cnn-small", "dropout": 0.3, "mixup": 0.4, "spec_augment": True, "gain_db": 3.0, "balanced_sampling": True,
+    "feature": "spectrogram", "context_clips": 0,
+}
 TIMES = ("clips_per_second", "data_wait_fraction", "peak_memory_mb", "seconds")  # columns that no two runs share
 
 

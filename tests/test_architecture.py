@@ -21,7 +21,7 @@ MODULES = """
     hdf5/schema hdf5/create hdf5/safe_access hdf5/integrity hdf5/reader hdf5/writer hdf5/summary
     builder/pool builder/extract builder/plan builder/prepare builder/summary builder/build
     data/rows data/balance data/dataset data/seeds data/splits data/normalization data/augment data/loader
-    models/dropout models/cnn models/transformer models
+    models/dropout models/cnn models/small_cnn models/transformer models
     models/checkpoints models/device models/memory models/micro_batch models/scorer
     evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/ground_truth evaluation/results
     evaluation/scores evaluation/evaluate

@@ -4,7 +4,7 @@ In: features float (batch, num_frames, num_bins), normalised. Out: logits float 
 Every model has ``enable_activation_checkpointing()``, which trades about a third more time for less memory.
 
     cnn         the paper's: three 3x3 convolutions, ReLU, 2x2 max pooling, one linear layer
-    cnn-small   the same trunk with batch norm, dropout and global average pooling
+    cnn-small   four convolutions that keep frequency, mean and maximum over time; sees neighbouring clips: the default
     ast-paper   the Audio Spectrogram Transformer with the paper's values: 17,172 tokens for 32 x 1025
     ast         the same on log-mel with strides of 10, in the sizes asked for, or from published weights
 """
@@ -18,7 +18,7 @@ from egoaudio.errors import ConfigurationError
 # Which features each model takes; the first is what it listens to when nobody says otherwise.
 ACCEPTED_FEATURES = {
     "cnn": ("spectrogram", "mfcc", "logmel"),
-    "cnn-small": ("spectrogram", "mfcc", "logmel"),
+    "cnn-small": ("logmel", "spectrogram", "mfcc"),
     "ast-paper": ("spectrogram", "mfcc", "logmel"),
     "ast": ("logmel",),
 }
@@ -80,7 +80,7 @@ def _default(name, option):
     return MODEL_DEFAULTS[name].get(option.name, option.default)
 
 
-def create_model(name, num_classes, feature_shape, config=None, activation_checkpointing=False):
+def create_model(name, num_classes, feature_shape, config=None, activation_checkpointing=False, context_clips=0):
     """Return the network called ``name``, with fresh (or pretrained) weights, on the CPU and in training mode.
 
     Parameters
@@ -90,11 +90,13 @@ def create_model(name, num_classes, feature_shape, config=None, activation_check
     num_classes : int
         Classes, ``no_action`` included.
     feature_shape : (int, int)
-        (num_frames, num_bins) of one clip.
+        (num_frames, num_bins) of what the model sees: a clip and its context.
     config : ModelConfig or None
         Sizes, dropout and pretrained weights; the defaults if not given.
     activation_checkpointing : bool
         Recompute activations in the backward pass from the start.
+    context_clips : int
+        Neighbouring clips on each side that ``feature_shape`` holds besides the clip.
 
     Raises
     ------
@@ -117,9 +119,9 @@ def create_model(name, num_classes, feature_shape, config=None, activation_check
 
         model = PaperCNN(num_classes, feature_shape)
     elif name == "cnn-small":
-        from egoaudio.models.cnn import SmallCNN
+        from egoaudio.models.small_cnn import SmallCNN
 
-        model = SmallCNN(num_classes, config.dropout)
+        model = SmallCNN(num_classes, feature_shape, config.dropout, context_clips)
     else:  # transformers takes seconds to import: only who asks for it pays
         from egoaudio.models.transformer import create_ast, create_paper_ast
 

@@ -1,0 +1,137 @@
+"""YAMNet: the MobileNetV1 that Google trained on AudioSet, for fine-tuning.
+
+In: float (batch, num_frames, 64), YAMNet's own log-mel as it is (not normalised), or waveforms (batch, num_samples) at
+16 kHz. Out: logits float (batch, num_classes). 3.7 M weights: a convolution and 13 separable ones, mean over time and
+frequency (an embedding of 1,024 numbers), one linear layer. Source: Plakal and Ellis,
+https://github.com/tensorflow/models/tree/master/research/audioset/yamnet; Howard et al. 2017,
+https://arxiv.org/abs/1704.04861.
+
+Any number of frames: shorter clips than YAMNet's patch of 96 are padded with silence, longer ones (1 s is 98 frames;
+context) go through as one picture, and the mean runs over all of it. For 96 frames this is the published network. Its
+strides pad as TensorFlow's "same" does for even lengths, so that a longer clip is sampled where a patch would be.
+
+Batch norm is folded into the convolutions before it. Its statistics are not for small batches to change, and with
+fixed ones it is a scale and an offset, both of which a convolution has. So a clip's logits and gradients depend on no
+other clip (slices of a batch are exact), the TensorFlow and the ONNX file, which is folded, give one network, half the
+activations are kept, and Adam meets weights of the size that their fan-in asks for: unfolded, all layers' have a
+deviation of 0.018, with factors of 0.2 to 100 behind them, so that steps of 0.001 would be leaps.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from egoaudio import yamnet_features as front_end
+from egoaudio.models.dropout import ClipDropout
+
+NUM_PUBLISHED_CLASSES = 521
+EMBEDDING_SIZE = 1024
+PATCH_FRAMES = 96
+STEM_CHANNELS = 32
+# (stride, channels) of the separable convolutions.
+BLOCKS = ((1, 64), (2, 128), (1, 128), (2, 256), (1, 256), (2, 512), *[(1, 512)] * 5, (2, 1024), (1, 1024))
+SILENCE = math.log(front_end.LOG_OFFSET)
+
+
+class SameConvolution(nn.Conv2d):
+    """A convolution of 3x3 or 1x1 and ReLU; at stride 2 padded behind the last row and column only.
+
+    That is how TensorFlow's "same" pads even lengths.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, groups=1):
+        padding = kernel_size // 2 if stride == 1 else 0  # at stride 2 forward does it
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups)
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x):
+        """Return (batch, out_channels, height, width) of ``x``, halved at stride 2."""
+        if self.stride[0] == 2:
+            x = functional.pad(x, (0, 1, 0, 1))
+        return functional.relu(super().forward(x), inplace=True)
+
+
+class SeparableConvolution(nn.Module):
+    """3x3 of each channel alone, then 1x1 over the channels."""
+
+    def __init__(self, in_channels, out_channels, stride):
+        super().__init__()
+        self.depthwise = SameConvolution(in_channels, in_channels, 3, stride, groups=in_channels)
+        self.pointwise = SameConvolution(in_channels, out_channels, 1)
+
+    def forward(self, x):
+        """Return (batch, out_channels, height, width) of ``x``, halved at stride 2."""
+        return self.pointwise(self.depthwise(x))
+
+
+class FrontEnd(nn.Module):
+    """``yamnet_logmel`` in torch, for models that are given waveforms."""
+
+    def __init__(self):
+        super().__init__()
+        bands = front_end.filter_bank()(np.eye(front_end.N_FFT // 2 + 1, dtype=np.float32)[None])[0]  # (257, 64)
+        self.register_buffer("window", torch.from_numpy(front_end.periodic_hann()), persistent=False)
+        self.register_buffer("bands", torch.from_numpy(bands), persistent=False)
+
+    def forward(self, waveforms):
+        """Return the log-mel float32 (batch, num_frames, 64) of ``waveforms`` (batch, num_samples)."""
+        with torch.autocast(waveforms.device.type, enabled=False):
+            frames = waveforms.float().unfold(1, front_end.FRAME_LENGTH, front_end.HOP_LENGTH) * self.window
+            magnitudes = torch.fft.rfft(frames, front_end.N_FFT).abs()
+            return torch.log(magnitudes @ self.bands + front_end.LOG_OFFSET)
+
+
+class YAMNet(nn.Module):
+    """YAMNet with a linear layer of ``num_classes`` outputs; random weights until ``yamnet_weights`` fills them.
+
+    Parameters
+    ----------
+    num_classes : int
+        Outputs.
+    dropout : float
+        Probability of dropout on the embedding, in [0, 1).
+    freeze : bool
+        Train only the linear layer: the trunk has no gradients, keeps no activations, and stays as it is.
+    """
+
+    def __init__(self, num_classes: int, dropout: float = 0.0, freeze: bool = False):
+        super().__init__()
+        self.front_end = FrontEnd()
+        channels = [STEM_CHANNELS, *(channels for _, channels in BLOCKS[:-1])]
+        blocks = (
+            SeparableConvolution(before, after, stride)
+            for before, (stride, after) in zip(channels, BLOCKS, strict=True)
+        )
+        self.trunk = nn.ModuleList([SameConvolution(1, STEM_CHANNELS, 3, stride=2), *blocks])
+        self.dropout = ClipDropout(dropout, layer=0)
+        self.classifier = nn.Linear(EMBEDDING_SIZE, num_classes)
+        self.activation_checkpointing = False
+        self.freeze = freeze
+        self.trunk.requires_grad_(not freeze)
+        self.to(memory_format=torch.channels_last)
+
+    def enable_activation_checkpointing(self) -> None:
+        """Recompute the activations of the separable convolutions in the backward pass."""
+        self.activation_checkpointing = True
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the embedding (batch, 1024) of log-mel (batch, num_frames, 64) or waveforms (batch, num_samples)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
+            if x.ndim == 2:
+                x = self.front_end(x)
+            if x.shape[1] < PATCH_FRAMES:
+                x = functional.pad(x, (0, 0, 0, PATCH_FRAMES - x.shape[1]), value=SILENCE)
+            maps = x.unsqueeze(1).to(memory_format=torch.channels_last)  # (b, 1, t, 64)
+            recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
+            for layer in self.trunk:
+                maps = checkpoint(layer, maps, use_reentrant=False) if recompute else layer(maps)
+            return maps.mean(dim=(2, 3))  # of (b, 1024, t // 32, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, num_classes) of log-mel (batch, num_frames, 64) or waveforms (batch, num_samples)."""
+        return self.classifier(self.dropout(self.embed(x)))

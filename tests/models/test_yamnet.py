@@ -1,0 +1,231 @@
+"""YAMNet's front end and network, with random weights: no file is needed."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torchaudio
+from yamnet_reference import make_bundle, random_tensors, reference_logits
+
+from egoaudio.errors import ConfigurationError
+from egoaudio.models.dropout import place_slice
+from egoaudio.models.yamnet import PATCH_FRAMES, SILENCE, FrontEnd, YAMNet
+from egoaudio.models.yamnet_weights import fill_trunk, read_published
+from egoaudio.yamnet_features import NUM_BANDS, YamnetLogMel, num_frames, yamnet_logmel
+
+
+def noise(num_clips, num_samples, seed=0):
+    """Return white noise, float32 (num_clips, num_samples)."""
+    return (0.1 * np.random.default_rng(seed).standard_normal((num_clips, num_samples))).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------ front end
+
+
+def test_the_log_mel_is_that_of_its_definition():
+    clips = noise(7, 16000)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
+    frames = np.lib.stride_tricks.sliding_window_view(clips.astype(float), 400, axis=1)[:, ::160] * window
+    bands, _ = torchaudio.compliance.kaldi.get_mel_banks(
+        64, 512, 16000.0, 125.0, 7500.0, 100.0, -500.0, 1.0
+    )  # triangles on the mel scale
+    expected = np.log(np.abs(np.fft.rfft(frames, 512))[..., :256] @ bands.numpy().T + 0.001)
+    got = yamnet_logmel(clips, 16000)
+    assert got.dtype == np.float32 and got.shape == (7, 98, 64)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_a_clip_is_the_same_alone_and_among_others_and_from_a_strided_array():
+    clips = noise(10, 12345)
+    together = yamnet_logmel(clips, 16000)
+    for clip, expected in zip(clips, together, strict=True):
+        np.testing.assert_array_equal(yamnet_logmel(clip[None], 16000)[0], expected)
+    wide = np.zeros((10, 2, 12345), np.float32)
+    wide[:, 1] = clips
+    np.testing.assert_array_equal(yamnet_logmel(wide[:, 1], 16000), together)
+
+
+@pytest.mark.parametrize("seconds, frames", [(0.025, 1), (0.034, 1), (0.035, 2), (0.975, 96), (1, 98), (3, 298)])
+def test_frames_are_whole(seconds, frames):
+    assert num_frames(round(16000 * seconds)) == frames
+    assert yamnet_logmel(noise(1, round(16000 * seconds)), 16000).shape == (1, frames, 64)
+
+
+@pytest.mark.parametrize("band", [0, 5, 31, 63])
+def test_a_sine_is_loudest_in_its_band(band):
+    extractor = YamnetLogMel(16000, 16000)
+    sine = np.sin(2 * np.pi * extractor.centres_hz[band] * np.arange(16000) / 16000, dtype=np.float32)
+    assert set(yamnet_logmel(sine[None], 16000)[0].argmax(axis=1)) <= {
+        band - 1,
+        band,
+        band + 1,
+    }  # low bands are narrower than the FFT's bins
+    if band > 30:
+        assert set(yamnet_logmel(sine[None], 16000)[0].argmax(axis=1)) == {band}
+
+
+def test_silence_is_the_logarithm_of_the_offset():
+    np.testing.assert_allclose(yamnet_logmel(np.zeros((1, 16000), np.float32), 16000), SILENCE, rtol=1e-6)
+
+
+def test_other_rates_and_short_clips_are_refused():
+    with pytest.raises(
+        ConfigurationError, match="44100: YAMNet hears 16000 Hz and no other rate; build with --sample-rate 16000"
+    ):
+        yamnet_logmel(noise(1, 44100), 44100)
+    with pytest.raises(ConfigurationError, match="a clip of 0.02.* s is shorter than one frame of 25 ms"):
+        yamnet_logmel(noise(1, 399), 16000)
+    with pytest.raises(ValueError, match=r"\(num_clips, num_samples\), not \(16000,\)"):
+        yamnet_logmel(noise(1, 16000)[0], 16000)
+
+
+def test_torch_hears_what_numpy_hears():
+    clips = noise(3, 16000)
+    torch.testing.assert_close(
+        FrontEnd()(torch.from_numpy(clips)), torch.from_numpy(yamnet_logmel(clips, 16000)), atol=1e-4, rtol=0
+    )
+
+
+# ------------------------------------------------------------------------------------------------ network
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A YAMNet of 5 classes whose trunk is random but alive, from a bundle: its reader is tested beside."""
+    torch.manual_seed(0)
+    model = YAMNet(5)
+    fill_trunk(model, read_published(make_bundle(tmp_path_factory.mktemp("yamnet"), random_tensors())))
+    return model
+
+
+@pytest.fixture
+def logmel():
+    """Six clips of 98 frames, float32 (6, 98, 64)."""
+    return torch.from_numpy(yamnet_logmel(noise(6, 16000), 16000))
+
+
+def test_a_patch_of_96_frames_is_the_network_with_batch_norm_and_tensorflows_padding(model, logmel):
+    tensors = random_tensors()
+    tensors[54, "kernel"], tensors[54, "bias"] = (
+        model.classifier.weight.detach().numpy().T,
+        model.classifier.bias.detach().numpy(),
+    )
+    expected = reference_logits(tensors, logmel[:, :96])
+    assert expected.std(dim=0).min() > 1e-4  # alive: clips differ
+    torch.testing.assert_close(model(logmel[:, :96]).double(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_it_has_the_published_number_of_weights():
+    assert (
+        sum(parameter.numel() for parameter in YAMNet(521).parameters()) == 3_729_481
+    )  # 3.7 M; batch norm's are folded in
+
+
+@pytest.mark.parametrize("frames", [1, 40, 95])
+def test_a_short_clip_is_followed_by_silence(model, logmel, frames):
+    padded = torch.full((6, PATCH_FRAMES, NUM_BANDS), SILENCE)
+    padded[:, :frames] = logmel[:, :frames]
+    torch.testing.assert_close(model(logmel[:, :frames]), model(padded))
+
+
+@pytest.mark.parametrize("frames", [96, 97, 98, 127, 128, 298])
+def test_a_long_clip_is_one_picture_whose_mean_is_taken(model, frames):
+    long = torch.from_numpy(yamnet_logmel(noise(2, 160 * (frames - 1) + 400), 16000))
+    maps = []
+    hook = model.trunk[-1].register_forward_hook(lambda module, inputs, output: maps.append(output))
+    embedding = model.embed(long)
+    hook.remove()
+    assert maps[0].shape == (2, 1024, frames // 32, 2)
+    torch.testing.assert_close(embedding, maps[0].mean(dim=(2, 3)))
+
+
+def test_a_long_clip_is_sampled_where_its_patches_are(model):
+    """The end of a long clip gives the maps that it gives where the clip begins a column of the last map later."""
+    long = torch.from_numpy(yamnet_logmel(noise(1, 160 * 799 + 400), 16000))
+    maps = []
+    hook = model.trunk[6].register_forward_hook(lambda module, inputs, output: maps.append(output))
+    model.embed(long)
+    model.embed(long[:, 32:])
+    hook.remove()
+    whole, shifted = maps
+    assert whole.shape[2] == shifted.shape[2] + 2
+    torch.testing.assert_close(whole[:, :, 14:], shifted[:, :, 12:], atol=1e-4, rtol=1e-4)
+
+
+def test_a_waveform_is_heard_as_its_log_mel(model):
+    clips = noise(3, 16000)
+    torch.testing.assert_close(
+        model(torch.from_numpy(clips)), model(torch.from_numpy(yamnet_logmel(clips, 16000))), atol=1e-4, rtol=1e-4
+    )
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def gradients(model, x, slices, seed=1):
+    """Return the gradients of the sum of squared logits, taken in slices as the trainer does."""
+    model.zero_grad(set_to_none=True)
+    first = 0
+    for part in x.split(slices):
+        place_slice(model, seed, first)
+        model(part).square().sum().backward()
+        first += len(part)
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_slices_of_a_batch_give_the_gradients_of_the_whole(model, logmel, freeze):
+    own = YAMNet(5, dropout=0.3, freeze=freeze)
+    own.load_state_dict(model.state_dict())
+    whole = gradients(own.train(), logmel, 6)
+    for size in (4, 1):
+        for name, gradient in gradients(own, logmel, size).items():
+            torch.testing.assert_close(gradient, whole[name], atol=1e-5 * whole[name].abs().max().item(), rtol=1e-3)
+
+
+def test_activation_checkpointing_changes_no_gradient(model, logmel):
+    own = copy.deepcopy(model).train()
+    plain = gradients(own, logmel, 6)
+    own.enable_activation_checkpointing()
+    assert own.activation_checkpointing
+    again = gradients(own, logmel, 6)
+    assert len(again) == len(plain) == 56
+    for name, gradient in again.items():
+        torch.testing.assert_close(gradient, plain[name])
+
+
+def test_a_frozen_trunk_stays_as_it_is_and_keeps_no_graph(model, logmel):
+    own = YAMNet(5, freeze=True)
+    own.load_state_dict(model.state_dict())
+    own.train()
+    assert not own.embed(logmel).requires_grad
+    assert set(gradients(own, logmel, 6)) == {"classifier.weight", "classifier.bias"}
+    before = copy.deepcopy(own.state_dict())
+    optimizer = torch.optim.AdamW(own.parameters(), lr=0.1, weight_decay=0.1)
+    own(logmel).square().sum().backward()
+    optimizer.step()
+    changed = {name for name, value in own.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
+def test_training_and_evaluation_are_one_network_without_dropout(model, logmel):
+    own = copy.deepcopy(model)
+    torch.testing.assert_close(own.train()(logmel), own.eval()(logmel))
+
+
+def test_it_learns(model):
+    """Noise and sines are told apart after a few steps of the whole network."""
+    own = copy.deepcopy(model).train()
+    clips = noise(6, 16000)
+    clips[::2] = np.sin(np.arange(16000) * np.array([[0.1], [0.2], [0.4]]))
+    logmel, labels = torch.from_numpy(yamnet_logmel(clips, 16000)), torch.tensor([1.0, 0.0]).repeat(3)
+    optimizer = torch.optim.AdamW(own.parameters(), lr=2e-4)
+    losses = []
+    for _ in range(12):
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(own(logmel)[:, 0], labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]

@@ -117,7 +117,8 @@ class _Reader:
             raise DamagedFile(
                 f"{name} of shape {shape[:MAX_DIMENSIONS]} and type {dtype.name} has {len(values):,} bytes"
             )
-        return np.frombuffer(values, dtype).reshape(shape).astype(np.float32, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):  # who uses them checks that they are finite
+            return np.frombuffer(values, dtype).reshape(shape).astype(np.float32, copy=False)
 
     def _outside(self, fields: Fields, name: str) -> memoryview:
         """Return the bytes of a TensorProto whose data lie in another file."""

@@ -121,16 +121,15 @@ class YAMNet(nn.Module):
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
         """Return the embedding (batch, 1024) of log-mel (batch, num_frames, 64) or waveforms (batch, num_samples)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            if x.ndim == 2:
-                x = self.front_end(x)
-            if x.shape[1] < PATCH_FRAMES:
-                x = functional.pad(x, (0, 0, 0, PATCH_FRAMES - x.shape[1]), value=SILENCE)
-            maps = x.unsqueeze(1).to(memory_format=torch.channels_last)  # (b, 1, t, 64)
-            recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
-            for layer in self.trunk:
-                maps = checkpoint(layer, maps, use_reentrant=False) if recompute else layer(maps)
-            return maps.mean(dim=(2, 3))  # of (b, 1024, t // 32, 2)
+        if x.ndim == 2:
+            x = self.front_end(x)
+        if x.shape[1] < PATCH_FRAMES:
+            x = functional.pad(x, (0, 0, 0, PATCH_FRAMES - x.shape[1]), value=SILENCE)
+        maps = x.unsqueeze(1).to(memory_format=torch.channels_last)  # (b, 1, t, 64)
+        recompute = self.activation_checkpointing and self.training and not self.freeze and torch.is_grad_enabled()
+        for layer in self.trunk:
+            maps = checkpoint(layer, maps, use_reentrant=False) if recompute else layer(maps)
+        return maps.mean(dim=(2, 3))  # of (b, 1024, t // 32, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits (batch, num_classes) of log-mel (batch, num_frames, 64) or waveforms (batch, num_samples)."""

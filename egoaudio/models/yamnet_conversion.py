@@ -66,9 +66,10 @@ def _fold(weight, offset, gamma, beta, mean, variance, epsilon) -> tuple[np.ndar
     """Return weights and offsets, float32, of a convolution with batch norm behind it; float64 in."""
     if (variance + epsilon <= 0).any():
         raise DamagedFile(f"holds a variance of {variance.min():g}: the file is damaged")
-    scale = np.broadcast_to(gamma / np.sqrt(variance + epsilon), variance.shape)
-    offset = (offset - mean) * scale + beta
-    return (weight * scale[:, None, None, None]).astype(np.float32), offset.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told of in the end, in words
+        scale = np.broadcast_to(gamma / np.sqrt(variance + epsilon), variance.shape)
+        offset = (offset - mean) * scale + beta
+        return (weight * scale[:, None, None, None]).astype(np.float32), offset.astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------------ TensorFlow
@@ -130,7 +131,8 @@ class _KerasLayers:
             raise _foreign(key, tensor.shape, shape)
         if not tensor.is_float:
             raise DamagedFile(f"holds another network: {key} is not float32")
-        return tensor.read().astype(np.float64)
+        with np.errstate(invalid="ignore"):  # what is not finite is told of in the end, in words
+            return tensor.read().astype(np.float64)
 
 
 # ------------------------------------------------------------------------------------------------ ONNX

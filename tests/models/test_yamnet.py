@@ -199,7 +199,7 @@ def test_a_frozen_trunk_stays_as_it_is_and_keeps_no_graph(model, logmel):
     own = YAMNet(5, freeze=True)
     own.load_state_dict(model.state_dict())
     own.train()
-    assert not own.embed(logmel).requires_grad
+    assert own.embed(logmel).grad_fn is None
     assert set(gradients(own, logmel, 6)) == {"classifier.weight", "classifier.bias"}
     before = copy.deepcopy(own.state_dict())
     optimizer = torch.optim.AdamW(own.parameters(), lr=0.1, weight_decay=0.1)

@@ -11,6 +11,7 @@ from yamnet_reference import make_bundle, make_table, pb_field, random_tensors, 
 
 from egoaudio.errors import CheckpointError
 from egoaudio.models.crc32c import crc32c
+from egoaudio.models.published_files import DamagedFile, Messages
 from egoaudio.models.yamnet import BLOCKS, YAMNet
 from egoaudio.models.yamnet_conversion import PublishedWeights
 from egoaudio.models.yamnet_weights import create_yamnet, fill_trunk, load_published, read_published
@@ -222,9 +223,9 @@ def test_tables_made_to_grow_are_refused_at_once(tmp_path):
     index = folder / "variables.index"
     index.write_bytes(make_table([(b"a" * 5000 + bytes([n]), b"") for n in range(100)]))
     refused(tmp_path, "does not fit in its block")
-    once = make_table([(b"a", b"\x08\x01")] * 1000, entries_a_block=1000)
-    again = make_table([(b"b", once[:0])])
-    index.write_bytes(again[:-48] + b"\xff" * 40 + again[-8:])
+    index.write_bytes(make_table([(b"a", b"\x08\x01")], times=1000))
+    refused(tmp_path, "the blocks of the index overlap")
+    index.write_bytes(make_table([])[:-48] + b"\xff" * 40 + make_table([])[-8:])
     refused(tmp_path, "a number does not end")
     index.write_bytes(make_table([(b"", b"\x08\x01"), *((b"k%06d" % n, b"\x08\x01" * 300) for n in range(2000))]))
     refused(tmp_path, "more than 500,000 fields")
@@ -246,6 +247,22 @@ def test_other_files_are_refused_by_what_they_are(tmp_path, contents, words):
     path = tmp_path / "weights.onnx"
     path.write_bytes(contents)
     refused(path, words)
+
+
+@pytest.mark.parametrize(
+    "message, words",
+    [
+        (b"\x0a\x05abc", "a field of 5 bytes at byte 2, where 3 are left"),
+        (b"\x0d\x01", "a field of 4 bytes at byte 1, where 1 are left"),
+        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "a field of 9,223,372,036,854,775,807 bytes"),
+        (b"\x08", "a number does not end at byte 1"),
+        (b"\x08" + b"\xff" * 11, "a number does not end"),
+        (b"\x0b", "unknown kind 3"),
+    ],
+)
+def test_a_message_is_held_against_its_length(message, words):
+    with pytest.raises(DamagedFile, match=words):
+        Messages().read(memoryview(message))
 
 
 def test_nothing_there_is_said(tmp_path):
@@ -273,7 +290,9 @@ def test_a_class_map_of_other_classes_is_refused(saved, tmp_path):
 # ------------------------------------------------------------------------------------------------ ONNX
 
 
-def make_onnx(path, published, *, norm=False, linear="Gemm", quantized="", transposed=False, external=None):
+def make_onnx(
+    path, published, *, norm=False, summed=False, linear="Gemm", quantized="", transposed=False, external=None
+):
     """Write an ONNX file of ``published`` in one of the forms that exporters write, and return its path."""
     nodes, arrays, x = [], {}, "audio"
     strides = [2, *(step for stride, _ in BLOCKS for step in (stride, 1))]
@@ -306,8 +325,8 @@ def make_onnx(path, published, *, norm=False, linear="Gemm", quantized="", trans
                 f"v{place}": 3.99 * ones,
             }  # times 1, plus offset
         else:
-            arrays[f"o{place}"] = offset
-            inputs.append(f"o{place}")
+            arrays[f"o{place}"] = offset[None, :, None, None] if summed else offset
+            inputs += [] if summed else [f"o{place}"]
         pads = [0, 0, 0, 0] if kernel == 1 else [0, 0, 1, 1] if stride == 2 else [1, 1, 1, 1]
         group = weight.shape[0] if weight.shape[1] == 1 and place else 1
         nodes.append(
@@ -323,6 +342,9 @@ def make_onnx(path, published, *, norm=False, linear="Gemm", quantized="", trans
                 )
             )
             x = f"n{place}"
+        if summed:
+            nodes.append(helper.make_node("Add", [f"o{place}", x], [f"s{place}"]))
+            x = f"s{place}"
         nodes.append(helper.make_node("Relu", [x], [f"r{place}"]))
         x = f"r{place}"
     arrays |= {
@@ -361,12 +383,13 @@ def published(saved):
     [
         {},
         {"norm": True},
+        {"summed": True},
         {"linear": "MatMul"},
         {"transposed": True},
         {"quantized": "floats"},
         {"external": "weights.data"},
     ],
-    ids=["folded", "norm", "matmul", "transposed", "quantized", "external"],
+    ids=["folded", "norm", "sum", "matmul", "transposed", "quantized", "external"],
 )
 def test_an_onnx_file_becomes_the_same_network(tmp_path, published, form):
     got = read_published(make_onnx(tmp_path / "yamnet.onnx", published, **form))

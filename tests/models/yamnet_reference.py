@@ -103,8 +103,8 @@ def table_block(entries):
     return block + struct.pack("<II", 0, 1)
 
 
-def make_table(entries, compression=0, entries_a_block=40):
-    """Return a LevelDB table of ``entries``, sorted (key, value) in bytes."""
+def make_table(entries, compression=0, entries_a_block=40, times=1):
+    """Return a LevelDB table of ``entries``, sorted (key, value) in bytes, each block named ``times`` times."""
     table, handles = b"", []
     entries = list(entries)
 
@@ -117,7 +117,7 @@ def make_table(entries, compression=0, entries_a_block=40):
     for first in range(0, len(entries), entries_a_block):
         group = entries[first : first + entries_a_block]
         handles.append((group[-1][0] + b"z", append(table_block(group))))
-    footer = append(table_block([])) + append(table_block(handles))
+    footer = append(table_block([])) + append(table_block(handles * times))
     return table + footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
 
 

@@ -17,11 +17,13 @@ MODULES = """
     system/signals system/files system/allocator system/progress system/lock
     config/options config/build config/train
     inputs/csv_rows inputs/annotations inputs/timestamps inputs/containers inputs/find_media inputs/decoder
-    audio/clips audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/features
+    audio/clips audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/yamnet_features audio/features
     hdf5/schema hdf5/create hdf5/safe_access hdf5/integrity hdf5/reader hdf5/writer hdf5/summary
     builder/pool builder/extract builder/plan builder/prepare builder/summary builder/build
     data/rows data/balance data/dataset data/seeds data/splits data/normalization data/augment data/loader
-    models/dropout models/cnn models/small_cnn models/transformer models
+    models/crc32c models/published_files models/tensorflow_bundle models/onnx_graph
+    models/dropout models/yamnet models/yamnet_conversion models/yamnet_weights
+    models/cnn models/small_cnn models/transformer models
     models/checkpoints models/device models/memory models/micro_batch models/scorer
     evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/ground_truth evaluation/results
     evaluation/scores evaluation/evaluate

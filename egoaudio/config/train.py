@@ -113,7 +113,7 @@ class OptimizationConfig(Checked):
     )
     patience: int = option(0, "Stop after this many epochs without a better validation mAP; 0 never stops early.", minimum=0)
     clip_gradient: float = option(0.0, "Largest norm of the gradient; 0 does not clip.", minimum=0)
-    amp: bool = option(False, "Mixed precision: bfloat16 where the device has it, else float16 with a gradient scaler.")
+    amp: bool = option(False, "Mixed precision where it is faster: bfloat16 if the device computes it natively, else float16 on a GPU and float32 on a CPU.")
     amp_dtype: str | None = option(None, "The type for --amp, if the choice is to be yours.", choices=("bfloat16", "float16"))
     activation_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, about a third more time.")
     compile: bool = option(False, "Compile the model first (torch.compile).")

@@ -84,7 +84,8 @@ def evaluate(
     normalization = contents["normalization"]["mean"], contents["normalization"]["std"]
     dataset = ClipDataset(path, contents["feature"], rows, normalization=normalization)
     loader = Loader(dataset, config.optimization.batch_size, config.data, device=device)
-    amp_dtype, _ = mixed_precision(device, config.optimization.amp, config.optimization.amp_dtype)
+    slower = device.type == "cpu" and contents.get("amp_dtype", "unknown") is None  # the run found float32 to be faster
+    amp_dtype, _ = mixed_precision(device, config.optimization.amp and not slower, config.optimization.amp_dtype)
     with Progress(len(rows), "scoring", unit="clips") as progress:
         if device.type == "cpu":
             allocator.keep_freed_memory()  # the next slice takes the same blocks again

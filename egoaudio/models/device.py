@@ -1,5 +1,7 @@
 """The device that a model runs on, and the precision that it computes in there."""
 
+import platform
+
 import torch
 
 from egoaudio.errors import ConfigurationError
@@ -21,8 +23,23 @@ def choose_device(name):
     return device
 
 
+def computes_bfloat16() -> bool:
+    """Return whether this processor has instructions for bfloat16 that oneDNN uses; others emulate it, 8 times slower than float32.
+
+    oneDNN alone also says yes to AVX-512 without bfloat16, where it converts to and fro.
+    """
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    if platform.machine().lower() in ("x86_64", "amd64", "i686"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return True
+
+
 def mixed_precision(device, wanted, dtype=None):
-    """Return ``(dtype, scaler)`` for mixed precision on ``device``: bfloat16 where it has it, else float16 with a scaler.
+    """Return ``(dtype, scaler)`` for mixed precision on ``device``.
+
+    bfloat16 where the device computes it natively; else float16 with a scaler on a GPU, and float32 (None) on a CPU.
+    Whether it gains is found out at the first step (``training.step``).
 
     Parameters
     ----------
@@ -35,7 +52,14 @@ def mixed_precision(device, wanted, dtype=None):
     """
     if not wanted:
         return None, None
+    if dtype is None and device.type == "cpu" and not computes_bfloat16():
+        return None, None
     if dtype is None:
         dtype = "bfloat16" if device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     scaler = torch.amp.GradScaler(device.type) if dtype == "float16" else None
     return getattr(torch, dtype), scaler
+
+
+def name_of(dtype: torch.dtype | None) -> str | None:
+    """Return a type's name as checkpoints hold it, such as ``bfloat16``; None for None."""
+    return None if dtype is None else str(dtype).removeprefix("torch.")

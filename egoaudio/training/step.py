@@ -16,10 +16,12 @@ DistributedDataParallel, whose hooks would wait for ever for a rank that has run
 
 import logging
 import math
+import time
 
 import torch
 
 from egoaudio.errors import TrainingError
+from egoaudio.models.device import name_of
 from egoaudio.models.dropout import place_slice
 from egoaudio.models.memory import free_memory
 from egoaudio.models.micro_batch import Slices
@@ -27,6 +29,9 @@ from egoaudio.system import allocator
 from egoaudio.training.distributed import any_rank, sum_gradients_over_ranks, sum_over_ranks
 
 logger = logging.getLogger(__name__)
+
+# Passes of each precision, the first of which does not count: it makes what the later ones find made.
+TIMED_PASSES = 3
 
 
 class Stepper(Slices):
@@ -59,6 +64,8 @@ class Stepper(Slices):
         The size in use.
     activation_checkpointing : bool
         Whether the search had to turn it on.
+    times_precisions : bool
+        Whether the first step shall find out if ``amp_dtype`` is faster than float32, and take float32 if it is not.
     """
 
     def __init__(self, model, optimizer, loss, *, device, micro_batch_size=None, amp_dtype=None, scaler=None, clip_gradient=0.0, log=logger.info):
@@ -68,17 +75,24 @@ class Stepper(Slices):
         self.scaler = scaler
         self.clip_gradient = clip_gradient
         self.activation_checkpointing = False
+        self.times_precisions = False
         self._prepared = False
         self._fresh = False  # whether the optimiser has made no update yet
         self._tried = []
 
     def state_dict(self):
         """Return what a resumed run needs so that it does not search again."""
-        return {"micro_batch_size": self.micro_batch_size, "activation_checkpointing": self.activation_checkpointing}
+        return {
+            "micro_batch_size": self.micro_batch_size, "activation_checkpointing": self.activation_checkpointing,
+            "amp_dtype": name_of(self.amp_dtype),
+        }
 
     def load_state_dict(self, state):
         """Go on with the sizes of ``state_dict``."""
         self.micro_batch_size = state["micro_batch_size"]
+        if self.times_precisions and "amp_dtype" in state:
+            self.amp_dtype = state["amp_dtype"] and getattr(torch, state["amp_dtype"])
+            self.times_precisions = False
         if state["activation_checkpointing"] and not self.activation_checkpointing:
             self._turn_on_checkpointing()
 
@@ -106,6 +120,8 @@ class Stepper(Slices):
         """
         self._prepare(features)
         seed = int(torch.randint(2**62, ()))
+        if self.times_precisions:
+            self._choose_precision(features, labels, seed)
         loss = self._step_until_it_fits(features, labels, seed)
         self.optimizer.zero_grad(set_to_none=True)
         return loss
@@ -127,6 +143,26 @@ class Stepper(Slices):
         elif self.device.type == "cpu":
             allocator.keep_freed_memory()  # the next slice takes the same blocks again
         self._prepared = True
+
+    def _choose_precision(self, features, labels, seed):
+        """Time forward and backward pass in ``amp_dtype`` and in float32, and keep what is faster; nothing else is changed."""
+        saved, seconds = self._snapshot(), {}
+        rows = slice(min(self.micro_batch_size, len(features)))
+        for dtype in (self.amp_dtype, None):
+            self.amp_dtype, times = dtype, []
+            for _ in range(TIMED_PASSES):
+                started = time.perf_counter()
+                _, failure = self.attempt(self._accumulate, features[rows], labels[rows], self.loss.normaliser(labels), seed)
+                times.append(math.inf if failure else time.perf_counter() - started)
+                self._undo(saved)
+            seconds[dtype] = min(times[1:])
+        self.amp_dtype = min(seconds, key=seconds.get)
+        (wanted, its_seconds), (_, plain) = seconds.items()
+        taken = name_of(self.amp_dtype) or "float32"
+        factor = max(plain, its_seconds) / min(plain, its_seconds)
+        other = "float32" if self.amp_dtype == wanted else name_of(wanted)
+        self.log(f"--amp: computing in {taken}, which is {factor:.1f} times as fast as {other} here")
+        self.times_precisions = False
 
     def expect_one_clip(self, needed, free):
         """Turn on activation checkpointing where one clip seems not to fit: on a CPU the first try could be killed."""

@@ -33,7 +33,7 @@ from egoaudio.evaluation import results
 from egoaudio.figures import curves_png
 from egoaudio.hdf5 import reader
 from egoaudio.models import check_feature, check_sizes, checkpoints, create_model
-from egoaudio.models.device import choose_device, mixed_precision
+from egoaudio.models.device import choose_device, mixed_precision, name_of
 from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.models.scorer import Scorer
 from egoaudio.system import lock, signals
@@ -152,7 +152,7 @@ class _Run:
         """Return the contents of ``best.pt``; ``last.pt`` has more."""
         return {
             **self.description, "epoch": self.state.epoch, "weights": dict(self.model.state_dict()),
-            "thresholds": self.state.thresholds, "metrics": self.state.history[-1] if self.state.history else {},
+            "amp_dtype": name_of(self.stepper.amp_dtype), "thresholds": self.state.thresholds, "metrics": self.state.history[-1] if self.state.history else {},
         }
 
     def save_last(self):
@@ -236,10 +236,14 @@ def _prepare_model(file, feature_shape, config, device):
 def _prepare_stepper(model, computed, loss, options, device, log):
     """Return the ``Stepper``, with a fresh optimiser over the model's weights."""
     amp_dtype, scaler = mixed_precision(device, options.amp, options.amp_dtype)
-    return Stepper(
+    if options.amp and amp_dtype is None:
+        log("--amp: computing in float32, as this processor has no instructions for bfloat16 and would emulate them")
+    stepper = Stepper(
         computed, make_optimizer(model, options), loss, device=device, micro_batch_size=options.micro_batch_size,
         amp_dtype=amp_dtype, scaler=scaler, clip_gradient=options.clip_gradient, log=log,
     )
+    stepper.times_precisions = device.type == "cpu" and amp_dtype is not None and options.amp_dtype is None
+    return stepper
 
 
 def _open_folder(stack, run, earlier, board_class):
@@ -332,6 +336,8 @@ def _train_batch(run, batch):
 
 def _validate(run):
     """Return what the validation split adds to the table, None where there is none; keep the thresholds."""
+    if run.validator:
+        run.validator.scorer.amp_dtype = run.stepper.amp_dtype  # the first step may have found float32 to be faster
     scored = run.validator() if run.validator else dict.fromkeys(("val_loss", "top1", "top5", "map", "thresholds"))
     signals.check()  # the loader's finalisers may have swallowed one
     run.state.thresholds = scored.pop("thresholds")

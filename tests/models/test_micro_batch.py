@@ -5,7 +5,6 @@ import torch
 from small_steps import batch, fail, losses_and_weights, make_stepper, weights
 
 from egoaudio.errors import TrainingError
-from egoaudio.models.device import mixed_precision
 from egoaudio.models.micro_batch import KEPT_TO_PEAK, KEPT_TO_PEAK_OF_ONE
 from egoaudio.models.scorer import Scorer
 
@@ -47,7 +46,7 @@ def test_first_size_follows_from_what_is_free(clips_that_fit, size, monkeypatch)
     one, two = (stepper._measure(batch(num_clips)[0]) for num_clips in (1, 2))
     monkeypatch.setattr("egoaudio.models.micro_batch.free_memory", lambda _: stepper.needed(one, two, clips_that_fit))
     stepper.step(*batch())
-    assert stepper.state_dict() == {"micro_batch_size": size, "activation_checkpointing": False}
+    assert stepper.state_dict() == {"micro_batch_size": size, "activation_checkpointing": False, "amp_dtype": None}
 
 
 def test_what_seems_needed_grows_with_the_clips_beside_the_gradients():
@@ -66,7 +65,7 @@ def test_one_clip_that_seems_not_to_fit_is_never_tried_without_checkpointing(mon
     monkeypatch.setattr("egoaudio.models.micro_batch.free_memory", lambda _: 2**10)
     stepper.model.register_forward_pre_hook(lambda model, _: tried.append(model.training and not model.activation_checkpointing))
     losses, trained, _ = losses_and_weights(stepper, num_steps=1)
-    assert stepper.state_dict() == {"micro_batch_size": 1, "activation_checkpointing": True}
+    assert stepper.state_dict() == {"micro_batch_size": 1, "activation_checkpointing": True, "amp_dtype": None}
     assert lines[-1] == "activation checkpointing is on, as one clip seems not to fit into the 0 MB that are free without it"
     assert not any(tried)
     assert losses == pytest.approx(expected, rel=1e-4)
@@ -108,14 +107,6 @@ def test_scoring_gives_up_in_words():
 
 
 # ----------------------------------------------------------------------------------------------- precision
-
-
-@pytest.mark.parametrize("wanted, dtype, expected, scaled", [
-    (False, None, None, False), (True, None, torch.bfloat16, False), (True, "float16", torch.float16, True), (True, "bfloat16", torch.bfloat16, False),
-])
-def test_mixed_precision_on_a_cpu(wanted, dtype, expected, scaled):
-    amp_dtype, scaler = mixed_precision(torch.device("cpu"), wanted, dtype)
-    assert amp_dtype == expected and (scaler is not None) == scaled
 
 
 @pytest.mark.parametrize("name", ["cnn", "cnn-small", "ast"])

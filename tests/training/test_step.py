@@ -141,7 +141,7 @@ def test_one_clip_that_does_not_fit_turns_on_checkpointing():
     stepper = make_stepper(micro_batch_size=2, log=lines.append)
     fail(stepper, "forward", times=2)
     stepper.step(*batch(2))
-    assert stepper.state_dict() == {"micro_batch_size": 1, "activation_checkpointing": True}
+    assert stepper.state_dict() == {"micro_batch_size": 1, "activation_checkpointing": True, "amp_dtype": None}
     assert lines[0].startswith("micro-batch: 1 of 2 clips at a time with activation checkpointing, as memory ran out with 2 of 2")
     resumed = make_stepper()
     resumed.load_state_dict(stepper.state_dict())

@@ -10,6 +10,7 @@ from torch import nn
 from egoaudio.config.train import OptimizationConfig
 from egoaudio.models import create_model
 from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
+from egoaudio.system import allocator
 from egoaudio.training.losses import Loss
 from egoaudio.training.optimizer import make_optimizer
 from egoaudio.training.step import Stepper
@@ -72,6 +73,7 @@ def _stepper(model, num_clips, amp=False):
 WAYS = {"transformers, eager attention": (eager, False), "egoaudio": (ours, False), "egoaudio, --amp": (ours, True)}
 
 
+@allocator.owned()  # as in the command
 def measure_memory(way, feature_shape, num_clips, num_classes, config):
     """Return what two steps take in this process, in MB of resident memory."""
     make, amp = WAYS[way]
@@ -79,6 +81,7 @@ def measure_memory(way, feature_shape, num_clips, num_classes, config):
     return _peak_of(lambda: (run(), run()))
 
 
+@allocator.owned()
 def measure_paper_step(feature_shape, num_classes, checkpointing):
     """Return memory and seconds of the first step of ``ast-paper`` on one clip."""
     torch.manual_seed(0)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import numpy as np
 from trials import (
@@ -35,7 +36,6 @@ from trials import (
 
 from egoaudio.builder.build import build
 from egoaudio.builder.extract import extract
-from egoaudio.config.build import BuildConfig
 from egoaudio.errors import BuildError, Status
 from egoaudio.hdf5 import integrity, reader
 from egoaudio.hdf5.writer import RowWriter
@@ -148,8 +148,8 @@ def lose_power(sample, folder, num_faults, seed=0):
                 raise BuildError("stopped")
             return outcome
 
-        with contextlib.suppress(BuildError):
-            build(sample.inputs, BuildConfig(), output, process=process)
+        with contextlib.suppress(BuildError), mock.patch("egoaudio.builder.build.extract", process):
+            build(sample.inputs, output)
         return np.fromfile(f"{output}.partial", "u1")
 
     synced, written = stop_after(0, folder / "planned.h5"), stop_after(5, folder / "written.h5")
@@ -184,7 +184,8 @@ def kill_decoders(sample, folder, num_faults, seed=0):
                 os.kill(os.getpid(), way)
             return outcome
 
-        report = build(sample.inputs, BuildConfig(), place / "ego.h5", num_workers=2, patience_seconds=5, process=process)
+        with mock.patch("egoaudio.builder.build.extract", process):
+            report = build(sample.inputs, place / "ego.h5", num_workers=2, timeout_seconds=5)
         words = "ran out of time: no progress for 5 s" if way is None else f"the decoding process crashed ({way.name}"
         require(dict(report.failures)[victim].startswith(words), f"its reason: {dict(report.failures)[victim]}")
         with reader.open(place / "ego.h5") as file, reader.open(sample.whole) as whole:

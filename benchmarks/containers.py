@@ -17,7 +17,6 @@ import av
 import egoaudio
 from egoaudio.builder.build import build
 from egoaudio.builder.plan import Inputs
-from egoaudio.config.build import BuildConfig
 from egoaudio.errors import Status
 from egoaudio.inputs.decoder import MEDIA_EXTENSIONS
 
@@ -45,7 +44,7 @@ def main(folders, num_workers):
                 (scratch / "videos" / name).symlink_to(path.resolve())
                 writer.writerow([name, 0, 1, "sound"])
         inputs = Inputs((str(scratch / "all.csv"),), str(scratch / "videos"), follow_links=True)
-        build(inputs, BuildConfig(), scratch / "all.h5", num_workers=num_workers)
+        build(inputs, scratch / "all.h5", num_workers=num_workers)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             file = egoaudio.open(scratch / "all.h5")

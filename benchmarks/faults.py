@@ -29,7 +29,6 @@ from trials import BUILD, HANG_SECONDS, NOT_TRIED, Sample, each, in_children, me
 
 from egoaudio.builder.build import build
 from egoaudio.builder.plan import Inputs
-from egoaudio.config.build import BuildConfig
 from egoaudio.errors import Status
 from egoaudio.hdf5 import integrity, reader
 from egoaudio.inputs.find_media import MEDIA_EXTENSIONS
@@ -50,7 +49,7 @@ def break_media(sample, folder, num_faults, seed=0):
     kinds = [kind for kind in GOOD_KINDS if f".{kind}" in MEDIA_EXTENSIONS]
     whole = [make_media(good / "videos" / f"good_{kind}.{kind}", **GOOD_KINDS[kind]) for kind in kinds]
     _write_csv(good / "all.csv", [path.stem for path in whole])
-    build(Inputs((str(good / "all.csv"),), str(good / "videos")), BuildConfig(), good / "ego.h5", num_workers=2)
+    build(Inputs((str(good / "all.csv"),), str(good / "videos")), good / "ego.h5", num_workers=2)
     broken = folder / "broken"
     shutil.copytree(good / "videos", broken / "videos")
     seeds = range(seed, seed + num_faults)

@@ -19,6 +19,7 @@ from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
 from egoaudio.models import create_model
 from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
+from egoaudio.system import allocator
 from egoaudio.training.losses import Loss
 from egoaudio.training.optimizer import make_optimizer
 from egoaudio.training.step import Stepper
@@ -210,18 +211,21 @@ OURS = {
 _started = {}  # the loops of this process
 
 
+@allocator.owned()
 def start(name, path, batch_size, num_batches):
     """Make a loop of this process ready, and run it once."""
     _started[name] = (PEERS | OURS)[name](Data(path, batch_size, num_batches))
     _started[name]()
 
 
+@allocator.owned()  # as in the command
 def run(name):
     """Return the wall and the processor seconds of one more run of a loop."""
     took = _started[name]()
     return {"wall": took.wall, "cpu": took.cpu}
 
 
+@allocator.owned()
 def measure_memory(name, path, batch_size):
     """Return what one loop takes in this process, which must be a fresh one: ``peak_mb`` and ``before_mb``, in MB of resident memory."""
     run = (PEERS | OURS)[name](Data(path, batch_size, MEMORY_BATCHES))

@@ -45,9 +45,10 @@ def _be_quiet():
 
 def _build(inputs, config, output, num_workers, process):
     cpu, wall = time.process_time(), time.perf_counter()
-    report = build.build(inputs, config, output, num_workers=num_workers, process=process)
+    build.extract = process
+    report = build.build(inputs, output, config, num_workers=num_workers)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return {"wall": wall, "fill": report.elapsed, "parent_cpu": cpu, "stages": report.stage_seconds}
+    return {"wall": wall, "fill": report.seconds, "parent_cpu": cpu, "stages": report.stage_seconds}
 
 
 class _Watch:

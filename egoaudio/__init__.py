@@ -1,18 +1,77 @@
 """egoaudio: from egocentric videos with action annotations to trained audio classifiers.
 
-``egoaudio.open(path)`` reads a file that ``egoaudio-build`` wrote. Importing the package loads nothing else: a
-command's ``--help`` and a build worker pay only for the rooms they enter.
+``build`` makes one HDF5 file of clips, features and labels from videos and their CSVs (``preview`` says what it would
+make), ``open`` reads it, ``train`` makes a model from it, ``evaluate`` says how good that is. Each does what the command
+of its name does; what it returns prints as the command does.
+
+Importing the package loads nothing else: each name loads what it needs when it is first asked for (PEP 562), so that a
+command's ``--help`` and a build worker pay only for what they use.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from egoaudio._version import __version__
 
-__all__ = ["__version__", "open"]
+if TYPE_CHECKING:
+    from egoaudio.builder.build import build, preview
+    from egoaudio.builder.plan import Inputs
+    from egoaudio.builder.summary import BuildPlan, BuildReport
+    from egoaudio.config.build import BuildConfig, ClipConfig, DenoiseConfig, FeatureConfig
+    from egoaudio.config.train import DataConfig, ModelConfig, OptimizationConfig, TrainConfig
+    from egoaudio.errors import (
+        AnnotationError,
+        BuildError,
+        CheckpointError,
+        ConfigurationError,
+        EgoAudioError,
+        EvaluationError,
+        MediaError,
+        Status,
+        StoreError,
+        TrainingError,
+    )
+    from egoaudio.evaluation.evaluate import evaluate
+    from egoaudio.evaluation.results import Evaluation, Score
+    from egoaudio.hdf5.reader import EgoAudioFile, open
+    from egoaudio.training.run_folder import TrainingRun
+    from egoaudio.training.train import train
+
+_HOMES = {
+    "builder.build": ("build", "preview"),
+    "builder.plan": ("Inputs",),
+    "builder.summary": ("BuildPlan", "BuildReport"),
+    "config.build": ("BuildConfig", "ClipConfig", "DenoiseConfig", "FeatureConfig"),
+    "config.train": ("DataConfig", "ModelConfig", "OptimizationConfig", "TrainConfig"),
+    "errors": (
+        "AnnotationError", "BuildError", "CheckpointError", "ConfigurationError", "EgoAudioError", "EvaluationError",
+        "MediaError", "Status", "StoreError", "TrainingError",
+    ),
+    "evaluation.evaluate": ("evaluate",),
+    "evaluation.results": ("Evaluation", "Score"),
+    "hdf5.reader": ("EgoAudioFile", "open"),
+    "training.run_folder": ("TrainingRun",),
+    "training.train": ("train",),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AnnotationError", "BuildConfig", "BuildError", "BuildPlan", "BuildReport", "CheckpointError", "ClipConfig",
+    "ConfigurationError", "DataConfig", "DenoiseConfig", "EgoAudioError", "EgoAudioFile", "Evaluation", "EvaluationError",
+    "FeatureConfig", "Inputs", "MediaError", "ModelConfig", "OptimizationConfig", "Score", "Status", "StoreError",
+    "TrainConfig", "TrainingError", "TrainingRun", "__version__", "build", "evaluate", "open", "preview", "train",
+]
 
 
-def __getattr__(name):
-    """Load the reader when ``egoaudio.open`` is first asked for (PEP 562): h5py and numpy cost 0.2 s."""
-    if name == "open":
-        from egoaudio.hdf5.reader import open
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first asked for."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'egoaudio' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"egoaudio.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
 
-        return open
-    raise AttributeError(f"module 'egoaudio' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    """Name what there is, loaded or not."""
+    return sorted({*globals(), *__all__})

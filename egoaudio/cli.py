@@ -23,7 +23,7 @@ from egoaudio.config.build import BUILD_PRESETS, BuildConfig
 from egoaudio.config.options import flag_of, flags, from_flat
 from egoaudio.config.train import MODEL_DEFAULTS, TRAIN_PRESETS, TrainConfig, describe_defaults
 from egoaudio.errors import EgoAudioError
-from egoaudio.system import signals
+from egoaudio.system import allocator, signals
 
 
 class _CommaSeparated(click.ParamType):
@@ -93,10 +93,10 @@ def _command(example, goes_on=False):
     def decorate(function):
         @functools.wraps(function)
         def run(*args, **kwargs):
-            warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
-            warnings.filterwarnings("always", category=UserWarning, module="egoaudio")
             try:
-                with signals.listening():
+                with warnings.catch_warnings(), allocator.owned(), signals.listening():
+                    warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
+                    warnings.filterwarnings("always", category=UserWarning, module="egoaudio")
                     sys.exit(function(*args, **kwargs) or 0)
             except EgoAudioError as error:
                 click.echo(f"error: {error}", err=True)
@@ -154,10 +154,10 @@ def build(config, annotations, test_annotations, classes, videos, follow_links, 
 
     inputs = Inputs(annotations, videos, test_annotations, classes, follow_links)
     if dry_run:
-        click.echo(building.preview(inputs, config, output, num_workers=workers, patience_seconds=video_timeout))
+        click.echo(building.preview(inputs, output, config, num_workers=workers, timeout_seconds=video_timeout))
         return 0
-    report = building.build(inputs, config, output, num_workers=workers, patience_seconds=video_timeout, force=force)
-    click.echo(report.text())
+    report = building.build(inputs, output, config, num_workers=workers, timeout_seconds=video_timeout, force=force)
+    click.echo(report)
     return 3 if report.failures and not skip_failed else 0
 
 

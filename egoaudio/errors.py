@@ -3,6 +3,18 @@
 Everything that goes wrong for a reason a user can mend raises an ``EgoAudioError``; the commands print its
 message and exit with its ``exit_code``. Anything else that escapes is a defect of ours and keeps its traceback.
 ``Status`` says what became of a video or a clip in the file (see the format): a failure never becomes data.
+
+    EgoAudioError
+    ├── ConfigurationError   an option                            is a ValueError, too
+    ├── AnnotationError      a CSV, a class list                  is a ValueError, too
+    ├── EvaluationError      scores, labels, thresholds           is a ValueError, too
+    ├── MediaError           a media file, the folder of them     is an OSError, too
+    ├── StoreError           an egoaudio file                     is an OSError, too
+    ├── CheckpointError      a checkpoint                         is an OSError, too
+    ├── BuildError           a build that had to stop
+    └── TrainingError        a training run or an evaluation that had to stop
+
+An ``except OSError`` around a call that may raise one of the three in the middle lets it pass first.
 """
 
 from enum import IntEnum
@@ -14,19 +26,23 @@ class EgoAudioError(Exception):
     exit_code = 2
 
 
-class ConfigurationError(EgoAudioError):
+class ConfigurationError(EgoAudioError, ValueError):
     """An option, or a combination of options, that cannot be carried out."""
 
 
-class AnnotationError(EgoAudioError):
+class AnnotationError(EgoAudioError, ValueError):
     """A CSV or class list that cannot be read as one; names the file and the row."""
 
 
-class MediaError(EgoAudioError):
+class EvaluationError(EgoAudioError, ValueError):
+    """Scores, labels or thresholds that cannot be evaluated: their shapes, or a value that is none of a score or label."""
+
+
+class MediaError(EgoAudioError, OSError):
     """A media file, or the folder of them, that cannot be used."""
 
 
-class StoreError(EgoAudioError):
+class StoreError(EgoAudioError, OSError):
     """An HDF5 file that is not an egoaudio file, is damaged, or cannot be written."""
 
 
@@ -38,7 +54,7 @@ class TrainingError(EgoAudioError):
     """A training or evaluation run that had to stop: NaN in the loss, no memory, changed data."""
 
 
-class CheckpointError(EgoAudioError):
+class CheckpointError(EgoAudioError, OSError):
     """A checkpoint that is truncated, foreign, or does not fit the data."""
 
 

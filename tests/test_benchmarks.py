@@ -30,7 +30,7 @@ def test_our_own_work_is_measured_down_to_the_disk_and_equals_a_build(tmp_path):
     inputs = benchmark.make_videos(tmp_path / "videos", 2, 2, tiny=True)
     laid = one_core.lay_out(inputs, benchmark.LOGMEL, tmp_path / "laid.h5")
     seconds = one_core.extract_all(*laid)
-    build(inputs, benchmark.LOGMEL, tmp_path / "built.h5")
+    build(inputs, tmp_path / "built.h5", benchmark.LOGMEL)
     assert seconds["write"] > 0
     with pytest.warns(UserWarning), egoaudio.open(tmp_path / "laid.h5") as ours, egoaudio.open(tmp_path / "built.h5") as built:
         assert (ours["logmel"][:] == built["logmel"][:]).all()

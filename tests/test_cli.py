@@ -55,7 +55,7 @@ def configured(monkeypatch):
 
     def run(*arguments):
         got = []
-        monkeypatch.setattr(build, "preview", lambda inputs, config, output, **_: got.append(config) or "")
+        monkeypatch.setattr(build, "preview", lambda inputs, output, config, **_: got.append(config) or "")
         required = ["--annotations", "a.csv", "--videos", "v", "--output", "o.h5", "--dry-run"]
         result = CliRunner().invoke(cli.build, [*required, *arguments])
         assert result.exit_code == 0, result.output

@@ -76,7 +76,7 @@ def count_samples(config, sample_rate):
     ConfigurationError
         When the lengths or the hop make no clips at this sample rate.
     """
-    hop = config.clip_seconds if config.hop_seconds is None else config.hop_seconds
+    hop = config.step_seconds
     if _exact(hop) * sample_rate < 1:
         raise ConfigurationError(f"--hop-seconds {hop:g} is less than one sample at {sample_rate} Hz: give at least {1 / sample_rate:g}")
     clip_samples = ceil(_exact(config.clip_seconds) * sample_rate)
@@ -114,7 +114,7 @@ def plan_clips(recording_samples, config, sample_rate):
         As ``count_samples``.
     """
     clip_samples, context_samples = count_samples(config, sample_rate)
-    hop = _exact(config.clip_seconds if config.hop_seconds is None else config.hop_seconds) * sample_rate
+    hop = _exact(config.step_seconds) * sample_rate
     last_full = max(recording_samples - clip_samples, 0)  # a clip that starts here or later reaches the end
     starts = _multiples(hop, floor(last_full / hop) + 3)
     starts = starts[: np.searchsorted(starts, last_full) + 1]

@@ -18,9 +18,10 @@ import numpy as np
 
 from egoaudio.builder import pool
 from egoaudio.builder.extract import Job, Outcome, extract, fail, rehearse
-from egoaudio.builder.plan import gather, probe_recordings
+from egoaudio.builder.plan import Gathered, Inputs, gather, probe_recordings
 from egoaudio.builder.prepare import changes, check_folder, lay_out, layout, require_same
-from egoaudio.builder.summary import Report, describe_plan
+from egoaudio.builder.summary import BuildPlan, BuildReport, Tally, describe_plan
+from egoaudio.config.build import BuildConfig
 from egoaudio.errors import BuildError, Status, StoreError
 from egoaudio.hdf5 import create, integrity, reader
 from egoaudio.hdf5.reader import EgoAudioFile
@@ -31,69 +32,82 @@ from egoaudio.system.progress import Progress
 _SYNC_SECONDS = 30.0
 
 
-def build(inputs, config, output, *, num_workers=1, patience_seconds=600.0, force=False, process=extract):
+def build(
+    inputs: Inputs, output: str | os.PathLike[str], config: BuildConfig | None = None, *,
+    num_workers: int = 1, timeout_seconds: float = 600.0, force: bool = False,
+) -> BuildReport:
     """Build an egoaudio file, or finish one.
 
     Parameters
     ----------
     inputs : Inputs
         Annotations and media files.
-    config : BuildConfig
-    output : path
-        The file to make.
+    output : str or os.PathLike
+        The file to make; ``OUTPUT.partial`` until it is complete.
+    config : BuildConfig or None
+        Every option; the defaults if not given.
     num_workers : int
-        Processes that decode.
-    patience_seconds : float
+        Processes that decode; never more than there are videos.
+    timeout_seconds : float
         A video that gets nowhere for so long is given up.
     force : bool
         Start anew and replace what is there.
-    process : callable
-        ``process(path, extents, config, job) -> Outcome``, run in the workers.
 
     Returns
     -------
-    Report
+    BuildReport
+        What was built, and which videos failed and why: a video that fails does not stop a build.
 
     Raises
     ------
     EgoAudioError
         For wrong input, an output that exists or is in use, changed inputs, or a full disk.
     """
-    output = Path(output)
+    output, config = Path(output), BuildConfig() if config is None else config
     partial_path = output.with_name(output.name + ".partial")
     check_folder(output)
     with lock.held(output):
         gathered = gather(inputs, config)
+        num_workers = _limit_workers(num_workers, gathered)
         if output.exists() and not force:
             return _existing(output, gathered, config)
         with pool.kept():
             if force or not partial_path.exists():
-                lay_out(partial_path, gathered, config, num_workers, patience_seconds)
+                lay_out(partial_path, gathered, config, num_workers, timeout_seconds)
             else:
                 require_same(partial_path, gathered, config)
-            report = _fill(partial_path, gathered, config, num_workers, patience_seconds, process)
+            tally = _fill(partial_path, gathered, config, num_workers, timeout_seconds)
         _finish(partial_path, output)
-        report.describe_file(output)
-        return report
+        return tally.report(output, gathered.annotations.irregularities)
 
 
-def preview(inputs, config, output, *, num_workers=1, patience_seconds=600.0):
-    """Return in words what a build would make, how large and how long, without making it."""
+def preview(
+    inputs: Inputs, output: str | os.PathLike[str], config: BuildConfig | None = None, *,
+    num_workers: int = 1, timeout_seconds: float = 600.0,
+) -> BuildPlan:
+    """Return what a build would make, how large and how long, without making it; the parameters are those of ``build``."""
+    config = BuildConfig() if config is None else config
     gathered = gather(inputs, config)
+    num_workers = _limit_workers(num_workers, gathered)
     with Progress(len(gathered.files), "probe") as progress:
-        plan = probe_recordings(gathered, config, num_workers, patience_seconds, progress)
-    rehearsal = _rehearse(plan, config, patience_seconds)
+        plan = probe_recordings(gathered, config, num_workers, timeout_seconds, progress)
+    rehearsal = _rehearse(plan, config, timeout_seconds)
     return describe_plan(plan, config, layout(plan, config).num_bytes, Path(output), num_workers, rehearsal)
 
 
-def _rehearse(plan, config, patience_seconds):
+def _limit_workers(num_workers: int, gathered: Gathered) -> int:
+    """Return how many processes to start: no more than there are videos."""
+    return max(1, min(num_workers, sum(path is not None for path in gathered.files)))
+
+
+def _rehearse(plan, config, timeout_seconds):
     """Return the outcome of making the video of median length without writing it; None where there is none, or it died."""
     sounding = sorted((samples, number) for number, samples in enumerate(plan.recording_samples) if samples)
     if not sounding:
         return None
     samples, number = sounding[len(sounding) // 2]
     job = Job(number, str(plan.gathered.files[number]), 0, samples)
-    ((_, outcome),) = pool.each(partial(rehearse, config), [job], workers=1, patience_seconds=patience_seconds)
+    ((_, outcome),) = pool.each(partial(rehearse, config), [job], workers=1, timeout_seconds=timeout_seconds)
     return None if isinstance(outcome, pool.Death) else outcome
 
 
@@ -103,29 +117,27 @@ def _existing(output, gathered, config):
         found = changes(file, gathered, config)
         if found:
             raise BuildError(f"{output} exists and is another build:\n{found}\nGive another --output, or --force to replace it")
-        report = Report(already_complete=True, irregularities=gathered.annotations.irregularities)
-    report.describe_file(output)
-    return report
+    return Tally().report(output, gathered.annotations.irregularities, already_complete=True)
 
 
-def _fill(partial_path, gathered, config, num_workers, patience_seconds, process):
+def _fill(partial_path, gathered, config, num_workers, timeout_seconds):
     """Have the workers fill the rows of every video that is not done yet."""
     extents = offsets(partial_path)
     with RowWriter(partial_path, extents) as writer, EgoAudioFile(partial_path) as file:
         _repeat_torn(file, writer)
         table = file.video_table
-        report = Report(num_workers, gathered.annotations.irregularities)
+        tally = Tally(num_workers)
         jobs = [plan_job(row, number, gathered, config) for number, row in enumerate(table) if row["status"] == Status.PLANNED]
         jobs.sort(key=lambda job: -job.recording_samples)  # longest first: no straggler at the end
         todo = sum(int(table["num_clips"][job.video]) for job in jobs)
-        call = partial(process, str(partial_path), extents, config)
+        call = partial(extract, str(partial_path), extents, config)
         last_sync = time.monotonic()
         with Progress(todo, "build") as progress:
-            for job, outcome in pool.each(call, jobs, workers=num_workers, patience_seconds=patience_seconds):
+            for job, outcome in pool.each(call, jobs, workers=num_workers, timeout_seconds=timeout_seconds):
                 if isinstance(outcome, pool.Death):
                     outcome = Outcome(Status.CRASHED, outcome.reason)
                     fail(writer, job, int(table["num_clips"][job.video]), Status.CRASHED, outcome.error)
-                report.add(outcome)
+                tally.add(outcome)
                 progress.advance(int(table["num_clips"][job.video]), outcome.sound_seconds, failures=outcome.status != Status.OK)
                 if time.monotonic() - last_sync >= _SYNC_SECONDS:
                     _sync(file, writer)
@@ -134,7 +146,7 @@ def _fill(partial_path, gathered, config, num_workers, patience_seconds, process
         classes["num_clips"] = file.count_classes()
         writer.write("classes", 0, classes)
         _sync(file, writer)
-        return report
+        return tally
 
 
 def plan_job(row, number, gathered, config):

@@ -7,6 +7,8 @@ build of the same inputs. ``probe_recordings`` then asks the worker processes ho
 
 import hashlib
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,21 +20,29 @@ from egoaudio.errors import BuildError, Status
 from egoaudio.inputs import decoder
 from egoaudio.inputs.annotations import NO_ACTION, Annotations, read_annotations
 
+StrPath = str | os.PathLike[str]
+
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a build reads; paths as the user gave them."""
+    """What a build reads; paths as the user gave them, one path or several where there may be several."""
 
-    annotations: tuple
+    annotations: StrPath | Sequence[StrPath]
     """CSV files; their videos are train videos unless a column says otherwise."""
-    videos: str
+    videos: StrPath
     """Folder that holds the media files, at any depth."""
-    test_annotations: tuple = ()
+    test_annotations: StrPath | Sequence[StrPath] = ()
     """CSV files of test videos."""
-    classes: str | None = None
+    classes: StrPath | None = None
     """Class list."""
     follow_links: bool = False
     """Whether symbolic links may lead out of ``videos``."""
+
+    def __post_init__(self) -> None:
+        """Take a single path for a list of one."""
+        for name in ("annotations", "test_annotations"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, (str, os.PathLike)) else tuple(value))
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ def gather(inputs, config: BuildConfig):
     return Gathered(annotations, class_ids, annotations.class_names + extra, files, file_names, digest.hexdigest())
 
 
-def probe_recordings(gathered, config, num_workers, patience_seconds, progress):
+def probe_recordings(gathered, config, num_workers, timeout_seconds, progress):
     """Ask worker processes how much sound each file holds, and place the clips.
 
     Returns
@@ -107,7 +117,7 @@ def probe_recordings(gathered, config, num_workers, patience_seconds, progress):
     missing = decoder.Recording(Status.MISSING, "no media file of this name under --videos", 0, 0, 0.0)
     recordings = [missing] * len(gathered.files)
     present = [(video, str(path)) for video, path in enumerate(gathered.files) if path is not None]
-    for (video, _), result in pool.each(_probe, present, workers=num_workers, patience_seconds=patience_seconds):
+    for (video, _), result in pool.each(_probe, present, workers=num_workers, timeout_seconds=timeout_seconds):
         if isinstance(result, pool.Death):
             result = decoder.Recording(Status.CRASHED, result.reason, 0, 0, 0.0)
         recordings[video] = result

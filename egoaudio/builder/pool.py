@@ -6,7 +6,7 @@ pool. Here the pool is replaced, every item that was under way is tried once mor
 dies again comes back as a ``Death`` with the reason. No other item is lost.
 
 A worker guards itself with the kernel's means, so nobody has to poll: it ignores Ctrl-C (the parent decides), is
-killed when its parent dies, and is killed by SIGALRM when ``heartbeat`` has not been called for ``patience_seconds``.
+killed when its parent dies, and is killed by SIGALRM when ``heartbeat`` has not been called for ``timeout_seconds``.
 It keeps the memory it has freed (``allocator``).
 loky's semaphores and joblib's folders outlive a ``kill -9`` of the whole process group; ``_sweeper`` removes them then.
 """
@@ -43,7 +43,7 @@ class Death:
     """In words, such as ``crashed (SIGSEGV)``."""
 
 
-def each(function, items, *, workers, patience_seconds):
+def each(function, items, *, workers, timeout_seconds):
     """Call ``function(item)`` in worker processes.
 
     Parameters
@@ -54,7 +54,7 @@ def each(function, items, *, workers, patience_seconds):
         Picklable; started in this order.
     workers : int
         Calls under way at once.
-    patience_seconds : float
+    timeout_seconds : float
         A call that gives no heartbeat for so long is killed.
 
     Yields
@@ -63,7 +63,7 @@ def each(function, items, *, workers, patience_seconds):
         In the order of completion. ``result`` is a ``Death`` where the worker died on the item twice.
         An exception that ``function`` raises is raised here.
     """
-    call = partial(_guarded, function, patience_seconds)
+    call = partial(_guarded, function, timeout_seconds)
     remaining = list(items)
     with kept():
         while remaining:
@@ -77,7 +77,7 @@ def each(function, items, *, workers, patience_seconds):
             except BrokenProcessPool:
                 suspects = [position for position in started if position not in finished]
             for position in suspects:
-                yield remaining[position], _alone(call, remaining[position], patience_seconds)
+                yield remaining[position], _alone(call, remaining[position], timeout_seconds)
             remaining = remaining[len(started) :]
 
 
@@ -95,10 +95,10 @@ def kept(_around=[False]):  # noqa: B006 - one fact a process, on purpose
         _around[0] = False
 
 
-def heartbeat(patience_seconds=None, _current=[0.0]):  # noqa: B006 - one number a process, on purpose
-    """Say that the call gets on: it has ``patience_seconds`` (given once, by ``each``) from now until it is killed."""
-    if patience_seconds is not None:
-        _current[0] = patience_seconds
+def heartbeat(timeout_seconds=None, _current=[0.0]):  # noqa: B006 - one number a process, on purpose
+    """Say that the call gets on: it has ``timeout_seconds`` (given once, by ``each``) from now until it is killed."""
+    if timeout_seconds is not None:
+        _current[0] = timeout_seconds
     signal.setitimer(signal.ITIMER_REAL, _current[0])
 
 
@@ -120,20 +120,20 @@ def _parallel(call, numbered_items, workers):
             yield from results
 
 
-def _alone(call, item, patience_seconds):
+def _alone(call, item, timeout_seconds):
     """Return the result of one call with nothing else under way, or the ``Death`` of its worker."""
     try:
         ((_, result),) = _parallel(call, [(0, item)], 1)
         return result
     except BrokenProcessPool as error:
-        return Death(_reason(str(error), patience_seconds))
+        return Death(_reason(str(error), timeout_seconds))
 
 
-def _reason(text, patience_seconds):
+def _reason(text, timeout_seconds):
     """Return in words why a worker died, from loky's message."""
     received = re.findall(r"(SIG[A-Z]+)\(-\d+\)", text)
     if "SIGALRM" in received:
-        return f"ran out of time: no progress for {patience_seconds:g} s"
+        return f"ran out of time: no progress for {timeout_seconds:g} s"
     # loky ends the workers that are left with SIGTERM; what is not SIGTERM is the cause.
     causes = sorted(set(received) - {"SIGTERM"}) or sorted(set(received))
     if causes:
@@ -143,10 +143,10 @@ def _reason(text, patience_seconds):
     return f"the decoding process ended (exit code {', '.join(codes)})" if codes else "the decoding process died"
 
 
-def _guarded(function, patience_seconds, position, item):
+def _guarded(function, timeout_seconds, position, item):
     """Call ``function`` under the alarm; runs in the worker."""
     faulthandler.disable()  # loky's is on; a decoder's crash is told by ``Death``, not by a stack on the user's terminal
-    heartbeat(patience_seconds)
+    heartbeat(timeout_seconds)
     try:
         return position, function(item)
     finally:

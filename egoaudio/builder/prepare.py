@@ -56,10 +56,10 @@ def changes(file, gathered, config):
     return "\n".join("  " + line for line in lines or ["the annotations, or the size of a media file, have changed"])
 
 
-def lay_out(partial_path, gathered, config, num_workers, patience_seconds):
+def lay_out(partial_path, gathered, config, num_workers, timeout_seconds):
     """Probe the recordings and make the file with all its rows planned; it gets its name when that is on disk."""
     with Progress(len(gathered.files), "probe") as progress:
-        plan = probe_recordings(gathered, config, num_workers, patience_seconds, progress)
+        plan = probe_recordings(gathered, config, num_workers, timeout_seconds, progress)
     draft = partial_path.with_name(partial_path.name + ".layout")
     try:
         create.lay_out(draft, layout(plan, config))
@@ -77,7 +77,6 @@ def layout(plan, config):
     extractor = feature_extractor(config)
     clip_samples, _ = clips.count_samples(config.clips, config.sample_rate)
     shapes = {name: (clip_samples,) if name == "waveform" else extractor.shapes[name] for name in config.features.features}
-    hop_seconds = config.clips.clip_seconds if config.clips.hop_seconds is None else config.clips.hop_seconds
     return schema.Layout(
         num_clips=plan.num_clips,
         num_videos=len(videos),
@@ -94,7 +93,7 @@ def layout(plan, config):
         arrays=tuple(schema.ArrayLayout(name, shapes[name], config.features.dtype, extractor.attributes(name)) for name in config.features.features),
         sample_rate=config.sample_rate,
         clip_seconds=config.clips.clip_seconds,
-        hop_seconds=hop_seconds,
+        hop_seconds=config.clips.step_seconds,
         config=to_json(config),
         plan_sha256=gathered.sha256,
         created_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

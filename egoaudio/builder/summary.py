@@ -1,20 +1,25 @@
 """What a build made, or would make, in words for a terminal.
 
-``Report`` gathers the outcomes of a run and the facts of the finished file; ``describe_plan`` is the page of
-``--dry-run``. Everything is counted from the file or the plan, nothing is assumed.
+``Tally`` gathers the outcomes of a run and makes the ``BuildReport``; ``describe_plan`` makes the ``BuildPlan`` of
+``--dry-run``. Both are values whose ``str()`` is the page. Everything is counted from the file or the plan, nothing is assumed.
 """
 
+import os
 import shutil
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from egoaudio.builder.extract import STAGES
+from egoaudio.builder.extract import STAGES, Outcome
+from egoaudio.builder.plan import Plan
+from egoaudio.config.build import BuildConfig
 from egoaudio.errors import Status
 from egoaudio.hdf5 import reader
+from egoaudio.hdf5.reader import EgoAudioFile
 
 FAILED = (Status.UNREADABLE, Status.MISSING, Status.CRASHED)
 """Statuses of videos that should have given data and gave none; a video without sound is none of them."""
@@ -24,69 +29,41 @@ _MEANING = {
 }
 
 
-@dataclass
-class Report:
-    """A run of the builder."""
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build made; ``str()`` is the page that ends the command."""
 
-    num_workers: int = 1
-    irregularities: dict = field(default_factory=dict)
-    """What the annotations had that was tolerated, and how often."""
-    already_complete: bool = False
+    path: str
+    """The finished file."""
+    already_complete: bool
     """Whether there was nothing to do."""
-    started: float = field(default_factory=time.monotonic)
-    stage_seconds: dict = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    """Worker time by stage, of this run."""
-    run_clips: int = 0
-    """Clips made in this run."""
-    run_sound_seconds: float = 0.0
-    failures: list = field(default_factory=list)
+    failures: tuple[tuple[str, str], ...]
     """``(video_id, reason)`` of every video of the file that should have data and has none."""
-    facts: list = field(default_factory=list)
-    """Lines about the file."""
+    irregularities: Mapping[str, int]
+    """What the annotations had that was tolerated, and how often."""
+    facts: tuple[str, ...]
+    """Lines about the file: videos, clips, labels, arrays, size."""
+    num_workers: int
+    seconds: float
+    """Wall time of this run, from the start of the workers to the end."""
+    stage_seconds: Mapping[str, float]
+    """Worker time of this run by stage, ``extract.STAGES``."""
+    num_clips: int
+    """Clips made in this run; a build that resumed made the others before."""
+    sound_seconds: float
+    """Sound decoded in this run."""
 
-    def add(self, outcome):
-        """Count what became of one video."""
-        self.run_clips += outcome.num_clips
-        self.run_sound_seconds += outcome.sound_seconds
-        for stage, seconds in outcome.stage_seconds.items():
-            self.stage_seconds[stage] += seconds
-
-    def describe_file(self, path):
-        """Take the facts of a finished file."""
-        self.elapsed = time.monotonic() - self.started
-        with reader.open(path) as file:
-            videos, clips, usable = file.video_table, file.clip_table, file.usable
-            for row in videos[np.isin(videos["status"], FAILED)]:
-                self.failures.append((row["video_id"].decode(), row["error"].decode(errors="replace")))
-            statuses = Counter(Status(status) for status in videos["status"].tolist())
-            hours = float(clips["num_samples"][usable].sum()) / file.sample_rate / 3600
-            labels = int(file.class_table["num_clips"].sum())
-            seen = int((file.class_table["num_clips"] > 0).sum())
-            lost = videos["lost_samples"]
-            self.facts = [
-                f"videos   {len(videos):,}: " + ", ".join(f"{count:,} {_MEANING[status]}" for status, count in sorted(statuses.items())),
-                f"clips    {usable.sum():,} of {file.clip_seconds:g} s, {hours:.2f} h" + (f"; {(~usable).sum():,} without data" if not usable.all() else ""),
-                f"labels   {labels:,} in {seen} of {file.num_classes} classes",
-                "arrays   " + ", ".join(f"{name} {'x'.join(map(str, file[name].shape))}" for name in file.features),
-                f"size     {_bytes(file.num_bytes)}",
-            ]
-            if lost.any():
-                worst = videos["video_id"][int(lost.argmax())].decode()
-                seconds = lost.sum() / file.sample_rate
-                self.facts.insert(2, f"lost     {seconds:.2f} s could not be decoded, in {(lost > 0).sum():,} videos; most in {worst}")
-        self.path = path
-
-    def text(self):
-        """Return the page that ends a build."""
-        lines = [f"{self.path} {'was complete already' if self.already_complete else 'is complete'}", *("  " + line for line in self.facts)]
+    def __str__(self) -> str:
+        state = "was complete already" if self.already_complete else "is complete"
+        lines = [f"{self.path} {state}", *("  " + line for line in self.facts)]
         if self.irregularities:
-            lines.append("  csv      " + ", ".join(f"{count:,} {what}" for what, count in self.irregularities.items()))
+            lines.append("  csv      " + _counted(self.irregularities))
         busy = sum(self.stage_seconds.values())
         if busy:
             shares = ", ".join(f"{stage} {seconds / busy:.0%}" for stage, seconds in self.stage_seconds.items())
             lines.append(
-                f"  time     {_duration(self.elapsed)} with {self.num_workers} worker{'s' if self.num_workers > 1 else ''}: "
-                f"{self.run_clips / self.elapsed:,.0f} clips/s, {self.run_sound_seconds / self.elapsed:,.0f}x real time"
+                f"  time     {_duration(self.seconds)} with {self.num_workers} worker{'s' if self.num_workers > 1 else ''}: "
+                f"{self.num_clips / self.seconds:,.0f} clips/s, {self.sound_seconds / self.seconds:,.0f}x real time"
             )
             lines.append(f"  spent    {shares}")
         if self.failures:
@@ -95,8 +72,112 @@ class Report:
         return "\n".join(lines)
 
 
-def describe_plan(plan, config, num_bytes, output, num_workers, rehearsal):
-    """Return the page of a dry run.
+class Tally:
+    """Counts the outcomes of a run as they come; ``report`` makes the ``BuildReport``."""
+
+    def __init__(self, num_workers: int = 1) -> None:
+        self.num_workers = num_workers
+        self.num_clips, self.sound_seconds = 0, 0.0
+        self.stage_seconds = dict.fromkeys(STAGES, 0.0)
+        self._started = time.monotonic()
+
+    def add(self, outcome: Outcome) -> None:
+        """Count what became of one video."""
+        self.num_clips += outcome.num_clips
+        self.sound_seconds += outcome.sound_seconds
+        for stage, seconds in outcome.stage_seconds.items():
+            self.stage_seconds[stage] += seconds
+
+    def report(
+        self, path: str | os.PathLike[str], irregularities: Mapping[str, int], already_complete: bool = False
+    ) -> BuildReport:
+        """Return the report of the finished file at ``path``."""
+        seconds = time.monotonic() - self._started
+        with reader.open(path) as file:
+            videos = file.video_table
+            failed = videos[np.isin(videos["status"], FAILED)]
+            failures = tuple((row["video_id"].decode(), row["error"].decode(errors="replace")) for row in failed)
+            facts = tuple(_describe_file(file))
+        return BuildReport(
+            os.fspath(path), already_complete, failures, dict(irregularities), facts, self.num_workers, seconds,
+            dict(self.stage_seconds), self.num_clips, self.sound_seconds,
+        )
+
+
+def _describe_file(file: EgoAudioFile) -> list[str]:
+    """Return lines about a finished file."""
+    videos, clips, usable = file.video_table, file.clip_table, file.usable
+    statuses = Counter(Status(status) for status in videos["status"].tolist())
+    hours = float(clips["num_samples"][usable].sum()) / file.sample_rate / 3600
+    without = f"; {(~usable).sum():,} without data" if not usable.all() else ""
+    labels = int(file.class_table["num_clips"].sum())
+    seen = int((file.class_table["num_clips"] > 0).sum())
+    lines = [
+        f"videos   {len(videos):,}: {_counted({_MEANING[status]: count for status, count in sorted(statuses.items())})}",
+        f"clips    {usable.sum():,} of {file.clip_seconds:g} s, {hours:.2f} h{without}",
+        f"labels   {labels:,} in {seen} of {file.num_classes} classes",
+        "arrays   " + ", ".join(f"{name} {'x'.join(map(str, file[name].shape))}" for name in file.features),
+        f"size     {_bytes(file.num_bytes)}",
+    ]
+    lost = videos["lost_samples"]
+    if lost.any():
+        worst = videos["video_id"][int(lost.argmax())].decode()
+        seconds = lost.sum() / file.sample_rate
+        lines.insert(2, f"lost     {seconds:.2f} s could not be decoded, in {(lost > 0).sum():,} videos; most in {worst}")
+    return lines
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a build would make; ``str()`` is the page of ``--dry-run``."""
+
+    path: str
+    """The file that would be made."""
+    num_videos: int
+    num_clips: int
+    num_classes: int
+    clip_seconds: float
+    sound_seconds: float
+    """Sound of all recordings."""
+    num_bytes: int
+    """Size of the file."""
+    free_bytes: int
+    """What is free on its disk."""
+    statuses: Mapping[Status, int]
+    """How many recordings are what."""
+    failures: tuple[tuple[str, str], ...]
+    """``(video_id, reason)`` of every video that would have no data."""
+    irregularities: Mapping[str, int]
+    """What the annotations had that was tolerated, and how often."""
+    num_workers: int
+    estimated_seconds: float | None
+    """Wall time, judging by one video; None where none could be made."""
+
+    def __str__(self) -> str:
+        enough = "" if self.free_bytes > self.num_bytes else ": NOT ENOUGH"
+        statuses = _counted({_MEANING[status]: count for status, count in sorted(self.statuses.items())})
+        lines = [
+            f"{self.path} would hold",
+            f"  videos   {self.num_videos:,}: {statuses}",
+            f"  clips    {self.num_clips:,} of {self.clip_seconds:g} s from {self.sound_seconds / 3600:.2f} h of sound",
+            f"  classes  {self.num_classes}",
+            f"  size     {_bytes(self.num_bytes)}; {_bytes(self.free_bytes)} are free there{enough}",
+        ]
+        if self.irregularities:
+            lines.append("  csv      " + _counted(self.irregularities))
+        if self.estimated_seconds is not None:
+            time_needed = _duration(self.estimated_seconds)
+            lines.append(f"  time     about {time_needed} with {self.num_workers} workers, judging by one video")
+        if self.failures:
+            lines.append(f"{len(self.failures):,} videos would have no data:")
+            lines += [f"  {video_id}: {reason}" for video_id, reason in self.failures]
+        return "\n".join(lines)
+
+
+def describe_plan(
+    plan: Plan, config: BuildConfig, num_bytes: int, output: Path, num_workers: int, rehearsal: Outcome | None
+) -> BuildPlan:
+    """Return what a build of ``plan`` would make.
 
     Parameters
     ----------
@@ -109,31 +190,31 @@ def describe_plan(plan, config, num_bytes, output, num_workers, rehearsal):
     rehearsal : Outcome or None
         One video made without being written, for the estimate of the time.
     """
-    statuses = Counter(recording.status for recording in plan.recordings)
-    sound = sum(plan.recording_samples) / config.sample_rate
-    free = shutil.disk_usage(Path(output).absolute().parent).free
-    lines = [
-        f"{output} would hold",
-        f"  videos   {len(plan.recordings):,}: " + ", ".join(f"{count:,} {_MEANING[status]}" for status, count in sorted(statuses.items())),
-        f"  clips    {plan.num_clips:,} of {config.clips.clip_seconds:g} s from {sound / 3600:.2f} h of sound",
-        f"  classes  {len(plan.gathered.class_ids)}",
-        f"  size     {_bytes(num_bytes)}; {_bytes(free)} are free there" + ("" if free > num_bytes else ": NOT ENOUGH"),
-    ]
-    irregularities = plan.gathered.annotations.irregularities
-    if irregularities:
-        lines.append("  csv      " + ", ".join(f"{count:,} {what}" for what, count in irregularities.items()))
+    sound_seconds = sum(plan.recording_samples) / config.sample_rate
+    estimate = None
     if rehearsal is not None and rehearsal.sound_seconds:
         per_second = sum(rehearsal.stage_seconds.values()) / rehearsal.sound_seconds
-        lines.append(f"  time     about {_duration(per_second * sound / num_workers)} with {num_workers} workers, judging by one video")
-    videos = plan.gathered.annotations.videos
-    bad = [(video.video_id, recording) for video, recording in zip(videos, plan.recordings, strict=True) if recording.status != Status.OK]
-    if bad:
-        lines.append(f"{len(bad):,} videos would have no data:")
-        lines += [f"  {video_id}: {recording.error or _MEANING[recording.status]}" for video_id, recording in bad]
-    return "\n".join(lines)
+        estimate = per_second * sound_seconds / num_workers
+    failures = tuple(
+        (video.video_id, recording.error or _MEANING[recording.status])
+        for video, recording in zip(plan.gathered.annotations.videos, plan.recordings, strict=True)
+        if recording.status != Status.OK
+    )
+    return BuildPlan(
+        path=str(output), num_videos=len(plan.recordings), num_clips=plan.num_clips,
+        num_classes=len(plan.gathered.class_ids), clip_seconds=config.clips.clip_seconds, sound_seconds=sound_seconds,
+        num_bytes=num_bytes, free_bytes=shutil.disk_usage(output.absolute().parent).free,
+        statuses=Counter(recording.status for recording in plan.recordings), failures=failures,
+        irregularities=dict(plan.gathered.annotations.irregularities), num_workers=num_workers, estimated_seconds=estimate,
+    )
 
 
-def _bytes(count):
+def _counted(counts: Mapping[str, int]) -> str:
+    """Return counts in words: ``3 unreadable, 1 missing``."""
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items())
+
+
+def _bytes(count: float) -> str:
     """Return a size in words."""
     for unit in ("B", "KB", "MB", "GB"):
         if count < 1000:
@@ -142,7 +223,7 @@ def _bytes(count):
     return f"{count:,.2f} TB"
 
 
-def _duration(seconds):
+def _duration(seconds: float) -> str:
     """Return a time in words."""
     if seconds < 60:
         return f"{seconds:.1f} s"

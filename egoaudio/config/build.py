@@ -40,6 +40,11 @@ class ClipConfig(Checked):
                 "give at least the clip's length, or leave it out"
             )
 
+    @property
+    def step_seconds(self) -> float:
+        """From one clip's start to the next one's: ``hop_seconds``, or the clip's length where it is not given."""
+        return self.clip_seconds if self.hop_seconds is None else self.hop_seconds
+
 
 @dataclass(frozen=True)
 class DenoiseConfig(Checked):

@@ -12,7 +12,7 @@ import math
 import numpy as np
 import torch
 
-from egoaudio.errors import TrainingError
+from egoaudio.errors import ConfigurationError
 
 # SpecAugment: so many masks an axis, each up to this share of it.
 MASKS = 2
@@ -53,7 +53,7 @@ def gain_per_db(feature, num_mel_bands):
         return math.sqrt(num_mel_bands), 1
     if feature in ("spectrogram", "logmel"):
         return {"spectrogram": 1.0, "logmel": math.log(10) / 10}[feature], None
-    raise TrainingError(f"--gain-db does not know what a change of level does to {feature!r}: expected spectrogram, mfcc or logmel")
+    raise ConfigurationError(f"--gain-db does not know what a change of level does to {feature!r}: expected spectrogram, mfcc or logmel")
 
 
 def change_gain(features, rng, gain_db, unit):

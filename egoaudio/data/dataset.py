@@ -58,7 +58,7 @@ class ClipDataset(torch.utils.data.Dataset):
         self.label_mode = label_mode
         self.normalization = tuple(normalization)
         if label_mode not in ("multi", "single"):
-            raise TrainingError(f"label_mode {label_mode!r}: expected 'multi' or 'single'")
+            raise ValueError(f"label_mode {label_mode!r}: expected 'multi' or 'single'")
         source = RowSource(self.path, feature)
         self._identity = source.identity
         self._source, self._process = source, os.getpid()

@@ -15,7 +15,7 @@ video's length from the CSV; ours is that of the sound, so that a frame lies whe
 
 import numpy as np
 
-from egoaudio.errors import TrainingError
+from egoaudio.errors import EvaluationError
 from egoaudio.evaluation.metrics import check, mean_over_classes, ranked
 
 FRAMES_PER_VIDEO = 25
@@ -98,7 +98,7 @@ def pool_videos(scores, clip_video, num_videos, pool):
     elif pool == "mean":
         result[present] = np.add.reduceat(scores[order], starts, dtype=np.float64) / np.diff(np.r_[starts, len(order)])[:, None]
     else:
-        raise TrainingError(f"--pool {pool!r}: expected max or mean")
+        raise EvaluationError(f"--pool {pool!r}: expected max or mean")
     return result
 
 

@@ -4,6 +4,7 @@ Scores (num_clips, num_classes) are sigmoids of the logits, or a softmax for a m
 (``models.scorer``); what is counted from them stands in ``evaluation.scores``.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +30,10 @@ SPLITS = ("test", "validation", "train")
 
 
 def evaluate(
-    checkpoint, path, *, split="test", pool="max", output=None, submission=None, frame_submission=None, device=None, num_resamples=NUM_RESAMPLES
-):
+    checkpoint: str | os.PathLike[str], path: str | os.PathLike[str], *, split: str = "test", pool: str = "max",
+    output: str | os.PathLike[str] | None = None, submission: str | os.PathLike[str] | None = None,
+    frame_submission: str | os.PathLike[str] | None = None, device: str | None = None, num_resamples: int = NUM_RESAMPLES,
+) -> results.Evaluation:
     """Evaluate a checkpoint on a split of a file, and write what came out.
 
     Parameters
@@ -88,7 +91,7 @@ def evaluate(
     amp_dtype, _ = mixed_precision(device, config.optimization.amp and not slower, config.optimization.amp_dtype)
     with Progress(len(rows), "scoring", unit="clips") as progress:
         if device.type == "cpu":
-            allocator.keep_freed_memory()  # the next slice takes the same blocks again
+            allocator.reuse_blocks()  # the next slice takes the same blocks again
         scored = score(Scorer(model, device=device, amp_dtype=amp_dtype, log=progress.write), loader, config.data.label_mode, advance=progress.advance)
     evaluation = evaluate_scores(
         scored.scores, truth, thresholds=contents["thresholds"], prior=prior, pool=pool, num_resamples=num_resamples, seed=config.optimization.seed

@@ -13,7 +13,7 @@ metrics is that of EPIC-SOUNDS (Huh et al., 2023). The official Charades rules d
 
 import numpy as np
 
-from egoaudio.errors import TrainingError
+from egoaudio.errors import EvaluationError
 
 _ROWS_AT_ONCE = 1 << 16  # bounds the sorted copies of top-k; a row is a clip
 
@@ -30,7 +30,7 @@ def check(scores, labels):
 
     Raises
     ------
-    TrainingError
+    EvaluationError
         If the shapes differ, there are no rows, a label is not 0 or 1, or a score is NaN or plus infinity.
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
@@ -38,21 +38,21 @@ def check(scores, labels):
         hint = "; is one of them transposed?" if scores.ndim == 2 and scores.shape == labels.shape[::-1] else ""
         if labels.ndim == 1 and scores.ndim == 2 and len(labels) == len(scores):
             hint = "; are the labels class numbers? expected a column per class, 0 or 1"
-        raise TrainingError(f"scores {scores.shape} and labels {labels.shape}: expected (rows, classes) both{hint}")
+        raise EvaluationError(f"scores {scores.shape} and labels {labels.shape}: expected (rows, classes) both{hint}")
     if not scores.size:
-        raise TrainingError(f"scores {scores.shape}: nothing to evaluate")
+        raise EvaluationError(f"scores {scores.shape}: nothing to evaluate")
     if labels.dtype != bool:
         wrong = (labels != 0) & (labels != 1)
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
-            raise TrainingError(f"label {labels[row, column]} in row {row}, class {column}: expected 0 or 1; were scores and labels swapped?")
+            raise EvaluationError(f"label {labels[row, column]} in row {row}, class {column}: expected 0 or 1; were scores and labels swapped?")
         labels = labels == 1
     if scores.dtype.kind != "f":
         scores = scores.astype(np.float64)
     bad = np.isnan(scores) | (scores == np.inf)
     if bad.any():
         row, column = np.argwhere(bad)[0]
-        raise TrainingError(
+        raise EvaluationError(
             f"score {scores[row, column]} in row {row}, class {column} ({bad.sum()} of {scores.size} scores are not numbers): "
             "has the training diverged? a lower learning rate, or --clip-gradient, helps"
         )
@@ -239,13 +239,13 @@ def f1(scores, labels, thresholds):
 
     Raises
     ------
-    TrainingError
+    EvaluationError
         As ``check``, or if there is not one threshold a class.
     """
     scores, labels = check(scores, labels)
     thresholds = np.asarray(thresholds)
     if thresholds.shape != scores.shape[1:]:
-        raise TrainingError(f"thresholds {thresholds.shape} for scores {scores.shape}: expected one a class")
+        raise EvaluationError(f"thresholds {thresholds.shape} for scores {scores.shape}: expected one a class")
     claimed = scores >= thresholds
     positives = labels.sum(axis=0)
     result = 2 * (claimed & labels).sum(axis=0) / np.maximum(claimed.sum(axis=0) + positives, 1)

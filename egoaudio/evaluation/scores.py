@@ -11,7 +11,7 @@ of the prior, the class frequencies of the training split, and in an interval ov
 
 import numpy as np
 
-from egoaudio.errors import TrainingError
+from egoaudio.errors import EvaluationError
 from egoaudio.evaluation import bootstrap, charades, metrics
 from egoaudio.evaluation.results import Evaluation, Score
 
@@ -44,7 +44,7 @@ def evaluate_scores(scores, truth, *, thresholds=None, prior=None, pool="max", n
 
     Raises
     ------
-    TrainingError
+    EvaluationError
         If the scores are not those of these clips, not numbers, or not between 0 and 1.
     """
     scores = _check(scores, truth)
@@ -80,15 +80,15 @@ def _check(scores, truth):
     scores = np.asarray(scores, dtype=np.float32)
     if scores.shape != truth.labels.shape:
         hint = "; are they transposed?" if scores.shape == truth.labels.shape[::-1] else ""
-        raise TrainingError(f"scores {scores.shape} for {truth.labels.shape[0]} clips and {truth.labels.shape[1]} classes: expected a row per clip{hint}")
+        raise EvaluationError(f"scores {scores.shape} for {truth.labels.shape[0]} clips and {truth.labels.shape[1]} classes: expected a row per clip{hint}")
     if not truth.labelled.any():
-        raise TrainingError(f"none of the {len(scores)} clips to evaluate has labels: another split, or a file built with --no-action all, has some")
+        raise EvaluationError(f"none of the {len(scores)} clips to evaluate has labels: another split, or a file built with --no-action all, has some")
     wrong = ~((scores >= 0) & (scores <= 1))
     if wrong.any():
         clip, column = np.argwhere(wrong)[0]
         logits = np.isfinite(scores).all()
         hint = "are these logits? they need a sigmoid or softmax first" if logits else "the model has diverged: train with a lower learning rate"
-        raise TrainingError(
+        raise EvaluationError(
             f"score {scores[clip, column]} of clip {truth.rows[clip]}, class {truth.class_ids[column]} ({np.count_nonzero(wrong)} such): "
             f"expected 0 to 1; {hint}"
         )

@@ -30,7 +30,7 @@ _LARGEST_READ_BYTES = 1 << 28
 _LARGEST_RATIO = 1032  # of deflate
 
 
-def open(path):
+def open(path: str | os.PathLike[str]) -> "EgoAudioFile":
     """Open an egoaudio file for reading; one that is still being built gives a ``UserWarning``.
 
     Parameters

@@ -91,6 +91,8 @@ def open_regular(path):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise StoreError(f"{path} is not a regular file")
         return open(path, "rb")
+    except StoreError:
+        raise
     except OSError as error:
         raise StoreError(f"{path} cannot be opened: {error.strerror}") from error
     except ValueError as error:  # a NUL in the name

@@ -95,6 +95,8 @@ def export_clip(file, number, path):
             figures.plot_clip(file, number, path)
         else:
             raise StoreError(f"{path}: expected a name that ends in .wav (the waveform) or .png (the features)")
+    except StoreError:
+        raise
     except OSError as error:
         raise StoreError(f"{path}: cannot be written: {error.strerror or error}") from error
 

@@ -50,6 +50,8 @@ def open_media(path):
             raise MediaError(f"{path}: not a regular file but a folder, pipe, socket or device")
         # By number, so that its name decides nothing; without blocking, since it might be a pipe by now.
         file = _File(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except MediaError:
+        raise
     except (OSError, ValueError) as error:
         raise MediaError(f"{path}: cannot be opened: {reason(error)}") from error
     options = {"protocol_whitelist": "none", "format_whitelist": _CONTAINERS, "codec_whitelist": _audio_decoders()}

@@ -99,6 +99,8 @@ def load(path):
             _check_seal(path, file)
             file.seek(0)
             contents = torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except IsADirectoryError as error:
         raise CheckpointError(f"{path}: is a folder; expected a checkpoint: if it is a run's, give {Path(path) / 'best.pt'}") from error
     except OSError as error:
@@ -120,7 +122,8 @@ def load_model(path, device="cpu"):
     """
     contents = load(path)
     try:
-        model = _create(contents)
+        with torch.random.fork_rng([]):  # the caller's random state is not ours to change
+            model = _create(contents)
         model.load_state_dict(contents["weights"])
     except (EgoAudioError, RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: its weights do not fit the model that its configuration describes: {error}") from error

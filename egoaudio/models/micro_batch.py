@@ -65,7 +65,7 @@ class Slices:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         else:
-            allocator.return_freed_memory()
+            allocator.release_blocks()
 
     def first_size(self, features):
         """Return the first micro-batch: the whole batch on CUDA, where a try costs nothing; on a CPU what seems to fit."""

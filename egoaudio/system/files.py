@@ -34,6 +34,8 @@ def reserve(path):
             raise StoreError(explain(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), missing))
         for start in range(0, info.st_size, _RESERVE_BYTES):
             os.posix_fallocate(descriptor, start, min(_RESERVE_BYTES, info.st_size - start))
+    except StoreError:
+        raise
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # a file system that reserves nothing: space was there a moment ago
             raise StoreError(explain(path, error, missing)) from error

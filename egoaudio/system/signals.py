@@ -3,6 +3,7 @@
 A command runs inside ``listening``; the signal then raises ``Interrupted`` wherever the program is. Python drops what is raised
 while it runs a finaliser or a weak reference's callback (seen in one of two stops of a build), so long loops call
 ``check``, which raises it again. Where a signal has to wait until something is saved, the block runs inside ``DeferredSignals``.
+Outside ``listening``, in a program that calls the library, no handler is touched: Ctrl-C then raises ``KeyboardInterrupt`` at once.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.number
 
 
-_heard = []  # the signal that came, if one has
+_heard: list[int] = []  # the signal that came, if one has
+_listeners: list[bool] = []  # one entry while a command is listening
 
 
 @contextlib.contextmanager
@@ -34,9 +36,11 @@ def listening():
     _heard.clear()
     unraisable, sys.unraisablehook = sys.unraisablehook, _stay_quiet
     before = {number: signal.signal(number, _hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    _listeners.append(True)
     try:
         yield
     finally:
+        _listeners.pop()
         sys.unraisablehook = unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -64,7 +68,7 @@ _STOPPING = b"\nstopping as soon as this batch is done and saved; once more stop
 
 
 class DeferredSignals:
-    """Ctrl-C and SIGTERM wait while the block runs; a second one does not."""
+    """Ctrl-C and SIGTERM wait while the block runs, if a command is ``listening``; a second one does not."""
 
     def __init__(self):
         self.received = None
@@ -72,7 +76,7 @@ class DeferredSignals:
         self._process = os.getpid()
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # Python hears signals in no other
+        if _listeners and threading.current_thread() is threading.main_thread():  # Python hears signals in no other
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._former[number] = signal.signal(number, self._hear)
         return self

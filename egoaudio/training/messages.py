@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from egoaudio.system.progress import Progress, rate
+from egoaudio.training.run_folder import TrainingRun
 
 
 class RunProgress(Progress):
@@ -71,12 +72,9 @@ def _list(rows):
     return ", ".join(str(row) for row in np.asarray(rows).tolist())
 
 
-def summarize(folder, state, file, path):
-    """Return what came of a run, and the command that comes next."""
-    best = state.history[state.best_epoch - 1]
-    score = f"training loss {best['train_loss']:.4f}, not validated"
-    if best["map"] is not None:
-        score = f"validation mAP {best['map']:.4f}, top-1 {best['top1']:.3f}"
-    split = "test" if (file.video_table["split"] == b"test").any() else "train" if best["map"] is None else "validation"
+def summarize(folder, state, file, path, already_finished=False):
+    """Return the ``TrainingRun`` of a finished state, with the command that comes next."""
+    validated = state.history[state.best_epoch - 1]["map"] is not None
+    split = "test" if (file.video_table["split"] == b"test").any() else "validation" if validated else "train"
     command = shlex.join(["egoaudio-evaluate", str(folder / "best.pt"), os.fspath(path), "--split", split])
-    return f"{state.epoch} epoch{'s' * (state.epoch > 1)}; the best is {state.best_epoch}: {score}\nnext: {command}"
+    return TrainingRun(folder, state.epoch, state.best_epoch, tuple(state.history), already_finished, command)

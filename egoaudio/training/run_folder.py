@@ -15,7 +15,9 @@ import dataclasses
 import io
 import json
 import math
+import pathlib
 import shutil
+from typing import TYPE_CHECKING
 
 from egoaudio._version import __version__
 from egoaudio.config.options import differences, from_json, to_flat
@@ -23,6 +25,9 @@ from egoaudio.config.train import TrainConfig
 from egoaudio.errors import CheckpointError, TrainingError
 from egoaudio.evaluation import results
 from egoaudio.models import checkpoints
+
+if TYPE_CHECKING:
+    import pandas
 
 COLUMNS = (
     "epoch", "train_loss", "val_loss", "top1", "top5", "map", "learning_rate",
@@ -69,6 +74,54 @@ class State:
         if better:
             self.best_epoch, self.best_score = self.epoch, score
         return better
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingRun:
+    """A finished run; ``str()`` is what the command prints."""
+
+    folder: pathlib.Path
+    epochs: int
+    """How many were trained."""
+    best_epoch: int
+    """Of ``best.pt``, counted from 1: the best validation mAP, or the lowest training loss without a validation split."""
+    rows: tuple[dict[str, float | None], ...]
+    """The rows of metrics.csv: ``{column of COLUMNS: number or None}``."""
+    already_finished: bool
+    """Whether there was nothing to do."""
+    next_command: str
+    """What evaluates it."""
+
+    @property
+    def history(self) -> "pandas.DataFrame":
+        """The rows of metrics.csv, one an epoch, as a DataFrame."""
+        import pandas  # 0.4 s, and the loop does not need it
+
+        return pandas.DataFrame(list(self.rows), columns=list(COLUMNS))
+
+    @property
+    def best(self) -> pathlib.Path:
+        """Path of the checkpoint to use."""
+        return self.folder / "best.pt"
+
+    @property
+    def last(self) -> pathlib.Path:
+        """Path of the newest checkpoint."""
+        return self.folder / "last.pt"
+
+    @property
+    def curves(self) -> pathlib.Path:
+        """Path of the picture of losses and scores."""
+        return self.folder / "curves.png"
+
+    def __str__(self) -> str:
+        done = f"{self.folder} holds a finished run: nothing was done (--force starts anew)\n" if self.already_finished else ""
+        best = self.rows[self.best_epoch - 1]
+        score = f"training loss {best['train_loss']:.4f}, not validated"
+        if best["map"] is not None:
+            score = f"validation mAP {best['map']:.4f}, top-1 {best['top1']:.3f}"
+        epochs = f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
+        return f"{done}{epochs}; the best is {self.best_epoch}: {score}\nnext: {self.next_command}"
 
 
 def clear(folder):

@@ -139,9 +139,9 @@ class Stepper(Slices):
             self.micro_batch_size = self.first_size(features)
             self._undo(saved)
         if self.micro_batch_size == 1 or self.model.activation_checkpointing:
-            allocator.return_freed_memory()
+            allocator.release_blocks()
         elif self.device.type == "cpu":
-            allocator.keep_freed_memory()  # the next slice takes the same blocks again
+            allocator.reuse_blocks()  # the next slice takes the same blocks again
         self._prepared = True
 
     def _choose_precision(self, features, labels, seed):
@@ -299,7 +299,7 @@ class Stepper(Slices):
         """Recompute activations from now on."""
         self.model.enable_activation_checkpointing()
         self.activation_checkpointing = True
-        allocator.return_freed_memory()
+        allocator.release_blocks()
 
     def _describe(self, num_clips):
         """Return the present way in words."""

@@ -8,11 +8,12 @@ step depends on is either in ``last.pt`` (weights, optimiser, scaler, torch's ra
 or follows from numbers that are (the order and the augmentation of an epoch from seed, epoch and batch; the learning
 rate from the number of the step). What is written is whole at every instant, so ``kill -9`` is a way to stop.
 
-A signal is heard between two batches: ``last.pt`` is written first, then the signal does what it would have done.
+In a command, a signal is heard between two batches: ``last.pt`` is written first, then the signal does what it would have done.
 """
 
 import contextlib
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,8 +58,15 @@ WAIT_WORTH_SAYING = 0.05
 DRAWING_SECONDS = 10
 
 
-def train(path, output, config=None, *, force=False, device=None, tensorboard=False):
+def train(
+    path: str | os.PathLike[str], output: str | os.PathLike[str], config: TrainConfig | None = None, *,
+    force: bool = False, device: str | None = None, tensorboard: bool = False,
+) -> run_folder.TrainingRun:
     """Train a model, or resume a run that was stopped.
+
+    Ctrl-C stops it at once; the same call resumes from ``last.pt``, which is written after every epoch, and within one every
+    ``checkpoint_minutes``. (In the command Ctrl-C waits for the batch under way, and nothing is done twice.) The random
+    state of torch is the caller's own again afterwards.
 
     Parameters
     ----------
@@ -77,8 +85,8 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
 
     Returns
     -------
-    str
-        What came of it, in a few lines.
+    TrainingRun
+        Its folder, its table as a DataFrame, its best epoch; ``str()`` says it in two lines.
 
     Raises
     ------
@@ -100,9 +108,9 @@ def train(path, output, config=None, *, force=False, device=None, tensorboard=Fa
         earlier = None if force else run_folder.find_earlier(folder, config, file)
         state = run_folder.State() if earlier is None else run_folder.State(**earlier["resume"]["state"])
         if state.finished:
-            done = f"{folder} holds a finished run: nothing was done (--force starts anew)\n"
-            return done + summarize(folder, state, file, path)
+            return summarize(folder, state, file, path, already_finished=True)
 
+        _leave_as_found(stack, device)
         run = _prepare(stack, file, path, feature, folder, config, device, state)
         _open_folder(stack, run, earlier, board_class)
         while not state.finished:
@@ -211,6 +219,14 @@ def _prepare(stack, file, path, feature, folder, config, device, state):
     return _Run(file, feature, folder, config, device, state, loader, model, stepper, validator, progress, description)
 
 
+def _leave_as_found(stack, device):
+    """Give the caller torch's random state and precision of products back when the run ends."""
+    stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+    if device.type == "cuda":
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("high")  # TF32; on a CPU it could mean bfloat16
+
+
 def _prepare_data(file, path, feature, split: Split, moments, config, device):
     """Return the loader of the training rows, and the loss."""
     dataset = ClipDataset(path, feature, split.train, config.data.label_mode, moments)
@@ -228,8 +244,6 @@ def _prepare_model(file, feature_shape, config, device):
     model = create_model(
         config.model.model, file.num_classes, feature_shape, config.model, options.activation_checkpointing
     ).to(device)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32; on a CPU it could mean bfloat16
     return model, torch.compile(model) if options.compile else model
 
 

@@ -51,7 +51,7 @@ def _inputs(folder, **changes):
 def built(charades, tmp_path_factory):
     """The file of ``charades`` by two workers, and its report."""
     output = tmp_path_factory.mktemp("built") / "ego.h5"
-    return output, build.build(_inputs(charades), CONFIG, output, num_workers=2)
+    return output, build.build(_inputs(charades), output, CONFIG, num_workers=2)
 
 
 def test_the_file_holds_what_the_stages_compute_one_by_one(charades, built):
@@ -87,7 +87,7 @@ def test_the_file_holds_what_the_stages_compute_one_by_one(charades, built):
 
 def test_the_report_names_every_failed_video_and_its_reason(charades, built):
     output, report = built
-    text = report.text()
+    text = str(report)
     unreadable = [path.stem for path in charades.glob("videos/*.mp4") if decoder.probe(path).status == Status.UNREADABLE]
     assert [video_id for video_id, _ in report.failures] == unreadable
     assert "1 without an audio stream" in text
@@ -98,8 +98,15 @@ def test_the_report_names_every_failed_video_and_its_reason(charades, built):
 
 @pytest.mark.parametrize("num_workers", [1, 4])
 def test_any_number_of_workers_gives_the_same_content(charades, built, tmp_path, num_workers):
-    build.build(_inputs(charades), CONFIG, tmp_path / "ego.h5", num_workers=num_workers)
+    build.build(_inputs(charades), tmp_path / "ego.h5", CONFIG, num_workers=num_workers)
     assert content(tmp_path / "ego.h5") == content(built[0])
+
+
+def _build_with(process, monkeypatch, *arguments, **options):
+    """Build with another function in the workers than ``extract``."""
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "extract", process)
+        return build.build(*arguments, **options)
 
 
 def _stop_after(number):
@@ -116,10 +123,10 @@ def _stop_after(number):
     return process
 
 
-def test_an_interrupted_build_is_finished_to_the_same_content(charades, built, tmp_path):
+def test_an_interrupted_build_is_finished_to_the_same_content(charades, built, tmp_path, monkeypatch):
     output = tmp_path / "ego.h5"
     with pytest.raises(BuildError, match="stop here"):
-        build.build(_inputs(charades), CONFIG, output, num_workers=1, process=_stop_after(2))
+        _build_with(_stop_after(2), monkeypatch, _inputs(charades), output, CONFIG, num_workers=1)
     assert not output.exists()
     with pytest.warns(UserWarning, match="incomplete"):
         file = egoaudio.open(f"{output}.partial")
@@ -127,30 +134,30 @@ def test_an_interrupted_build_is_finished_to_the_same_content(charades, built, t
         assert (file.video_table["status"] == Status.OK).sum() >= 2
         assert (file.video_table["status"] == Status.PLANNED).any()
         assert integrity.verify(file) == []
-    build.build(_inputs(charades), CONFIG, output, num_workers=2)
+    build.build(_inputs(charades), output, CONFIG, num_workers=2)
     assert content(output) == content(built[0])
     assert [path.name for path in tmp_path.iterdir()] == ["ego.h5"]
 
 
-def test_rows_torn_by_a_power_failure_are_made_again(charades, built, tmp_path):
+def test_rows_torn_by_a_power_failure_are_made_again(charades, built, tmp_path, monkeypatch):
     output = tmp_path / "ego.h5"
     with pytest.raises(BuildError, match="stop here"):
-        build.build(_inputs(charades), CONFIG, output, num_workers=1, process=_stop_after(2))
+        _build_with(_stop_after(2), monkeypatch, _inputs(charades), output, CONFIG, num_workers=1)
     partial = f"{output}.partial"
     extents = offsets(partial)
     with RowWriter(partial, extents) as writer:
         videos = writer.read("videos", 0, extents["videos"].shape[0])
         torn = int(np.flatnonzero(videos["status"] == Status.OK)[0])
         writer.erase("spectrogram", int(videos["first_clip"][torn]), 1)
-    build.build(_inputs(charades), CONFIG, output, num_workers=1)
+    build.build(_inputs(charades), output, CONFIG, num_workers=1)
     assert content(output) == content(built[0])
 
 
-def test_rows_of_a_failed_video_that_a_power_failure_brought_back_are_made_again(charades, built, tmp_path):
+def test_rows_of_a_failed_video_that_a_power_failure_brought_back_are_made_again(charades, built, tmp_path, monkeypatch):
     """It failed and its rows were erased, but of all that only the status reached the disk."""
     output = tmp_path / "ego.h5"
     with pytest.raises(BuildError, match="stop here"):
-        build.build(_inputs(charades), CONFIG, output, num_workers=1, process=_stop_after(2))
+        _build_with(_stop_after(2), monkeypatch, _inputs(charades), output, CONFIG, num_workers=1)
     extents = offsets(f"{output}.partial")
     with RowWriter(f"{output}.partial", extents) as writer:
         videos = writer.read("videos", 0, extents["videos"].shape[0])
@@ -159,11 +166,11 @@ def test_rows_of_a_failed_video_that_a_power_failure_brought_back_are_made_again
         videos["status"][number] = clip_rows["status"] = Status.CRASHED
         writer.write("videos", 0, videos)
         writer.write("clips", int(videos["first_clip"][number]), clip_rows)
-    build.build(_inputs(charades), CONFIG, output, num_workers=1)
+    build.build(_inputs(charades), output, CONFIG, num_workers=1)
     assert content(output) == content(built[0])
 
 
-def test_a_video_that_crashes_its_worker_costs_that_video_only(charades, built, tmp_path):
+def test_a_video_that_crashes_its_worker_costs_that_video_only(charades, built, tmp_path, monkeypatch):
     output = tmp_path / "ego.h5"
     with egoaudio.open(built[0]) as file:
         victim = file.video_table["video_id"][file.video_table["status"] == Status.OK][0].decode()
@@ -175,7 +182,7 @@ def test_a_video_that_crashes_its_worker_costs_that_video_only(charades, built, 
             os.kill(os.getpid(), signal.SIGSEGV)
         return extract(path, extents, config, job)
 
-    report = build.build(_inputs(charades), CONFIG, output, num_workers=2, process=process)
+    report = _build_with(process, monkeypatch, _inputs(charades), output, CONFIG, num_workers=2)
     assert dict(report.failures)[victim] == "the decoding process crashed (SIGSEGV)"
     with egoaudio.open(output) as file, egoaudio.open(built[0]) as whole:
         assert integrity.verify(file) == []
@@ -196,7 +203,7 @@ def test_a_recording_that_decodes_shorter_than_its_plan_leaves_clips_without_sou
         return place(gathered, [replace(one, duration_seconds=one.duration_seconds + 5) for one in recordings], config)
 
     monkeypatch.setattr(prepare, "probe_recordings", promise_five_seconds_more)
-    build.build(_inputs(charades), CONFIG, tmp_path / "ego.h5")
+    build.build(_inputs(charades), tmp_path / "ego.h5", CONFIG)
     with egoaudio.open(tmp_path / "ego.h5") as file:
         without = file.clip_table["status"] == Status.NO_SOUND
         assert without.sum() >= 4 * 6
@@ -215,7 +222,7 @@ def test_a_recording_that_decodes_shorter_than_its_plan_leaves_clips_without_sou
 @pytest.mark.parametrize("scope", ["recording", "clip"])
 def test_short_and_overlapping_clips_work_from_end_to_end(charades, tmp_path, clip_config, rows_a_second, scope):
     config = replace(CONFIG, clips=clip_config, denoise=DenoiseConfig(scope=scope))
-    build.build(_inputs(charades), config, tmp_path / "ego.h5", num_workers=1)
+    build.build(_inputs(charades), tmp_path / "ego.h5", config, num_workers=1)
     with egoaudio.open(tmp_path / "ego.h5") as file:
         ok = file.videos[file.videos["status"] == Status.OK]
         expected = ok["duration_seconds"] * rows_a_second
@@ -229,29 +236,29 @@ def test_a_complete_file_is_touched_only_by_force(charades, built, tmp_path):
     output = tmp_path / "ego.h5"
     output.write_bytes(built[0].read_bytes())
     before = output.stat()
-    assert "was complete already" in build.build(_inputs(charades), CONFIG, output).text()
+    assert "was complete already" in str(build.build(_inputs(charades), output, CONFIG))
     other = replace(CONFIG, clips=ClipConfig(clip_seconds=0.5))
     with pytest.raises(BuildError, match=r"(?s)another build.*--clip-seconds: 1.0, now 0.5.*--force"):
-        build.build(_inputs(charades), other, output)
+        build.build(_inputs(charades), output, other)
     assert output.stat().st_mtime_ns == before.st_mtime_ns
-    build.build(_inputs(charades), other, output, num_workers=2, force=True)
+    build.build(_inputs(charades), output, other, num_workers=2, force=True)
     with egoaudio.open(output) as file:
         assert file.clip_seconds == 0.5
 
 
-def test_an_unfinished_build_of_something_else_is_not_continued(charades, tmp_path):
+def test_an_unfinished_build_of_something_else_is_not_continued(charades, tmp_path, monkeypatch):
     output = tmp_path / "ego.h5"
     with pytest.raises(BuildError, match="stop here"):
-        build.build(_inputs(charades), CONFIG, output, process=_stop_after(1))
+        _build_with(_stop_after(1), monkeypatch, _inputs(charades), output, CONFIG)
     with pytest.raises(BuildError, match=r"(?s)something else.*--denoise: nonstationary, now none"):
-        build.build(_inputs(charades), replace(CONFIG, denoise=DenoiseConfig(mode="none")), output)
+        build.build(_inputs(charades), output, replace(CONFIG, denoise=DenoiseConfig(mode="none")))
     with pytest.raises(BuildError, match=r"videos no longer there: 3"):
-        build.build(_inputs(charades, test_annotations=()), CONFIG, output)
+        build.build(_inputs(charades, test_annotations=()), output, CONFIG)
 
 
 def test_a_second_build_of_the_same_output_stops_and_says_who_holds_it(charades, tmp_path):
     with lock.held(tmp_path / "ego.h5"), pytest.raises(BuildError, match=f"process {os.getpid()}"):
-        build.build(_inputs(charades), CONFIG, tmp_path / "ego.h5")
+        build.build(_inputs(charades), tmp_path / "ego.h5", CONFIG)
     with lock.held(tmp_path / "ego.h5"), lock.held(tmp_path / "other.h5"):
         pass
 
@@ -262,13 +269,13 @@ def test_a_second_build_of_the_same_output_stops_and_says_who_holds_it(charades,
 )
 def test_an_output_that_cannot_be_is_told_before_anything_is_read(charades, tmp_path, output, message):
     with pytest.raises(BuildError, match=message):
-        build.build(_inputs(charades, annotations=("no such.csv",)), CONFIG, tmp_path / output)
+        build.build(_inputs(charades, annotations=("no such.csv",)), tmp_path / output, CONFIG)
 
 
 def test_videos_that_are_nowhere_are_told(charades, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(BuildError, match="none of the 8 annotated videos is there"):
-        build.build(_inputs(charades, videos=str(tmp_path / "empty")), CONFIG, tmp_path / "ego.h5")
+        build.build(_inputs(charades, videos=str(tmp_path / "empty")), tmp_path / "ego.h5", CONFIG)
 
 
 def test_a_missing_file_is_a_failure_with_no_clips(charades, tmp_path):
@@ -276,7 +283,7 @@ def test_a_missing_file_is_a_failure_with_no_clips(charades, tmp_path):
     paths = sorted((charades / "videos").iterdir())
     for path in paths[:-1]:
         (tmp_path / "videos" / path.name).symlink_to(path)
-    report = build.build(_inputs(charades, videos=str(tmp_path / "videos"), follow_links=True), CONFIG, tmp_path / "ego.h5", num_workers=2)
+    report = build.build(_inputs(charades, videos=str(tmp_path / "videos"), follow_links=True), tmp_path / "ego.h5", CONFIG, num_workers=2)
     assert paths[-1].stem in dict(report.failures)
     with egoaudio.open(tmp_path / "ego.h5") as file:
         missing = file.videos[file.videos["status"] == Status.MISSING]
@@ -284,7 +291,7 @@ def test_a_missing_file_is_a_failure_with_no_clips(charades, tmp_path):
 
 
 def test_the_preview_writes_nothing_and_says_what_would_be(charades, tmp_path):
-    text = build.preview(_inputs(charades), CONFIG, tmp_path / "ego.h5", num_workers=2)
+    text = str(build.preview(_inputs(charades), tmp_path / "ego.h5", CONFIG, num_workers=2))
     assert list(tmp_path.iterdir()) == []
     assert "6 with sound, 1 without an audio stream, 1 unreadable" in text
     assert "judging by one video" in text

@@ -8,7 +8,7 @@ from egoaudio.audio import features
 from egoaudio.config.build import FeatureConfig
 from egoaudio.config.train import DataConfig
 from egoaudio.data import augment
-from egoaudio.errors import TrainingError
+from egoaudio.errors import ConfigurationError
 
 
 def batch(num_clips=16, num_frames=32, num_bins=40):
@@ -46,7 +46,7 @@ def test_gain_moves_the_first_coefficient_of_an_mfcc_alone():
 
 
 def test_gain_of_an_unknown_feature_is_refused():
-    with pytest.raises(TrainingError, match="--gain-db.*'waveform': expected spectrogram, mfcc or logmel"):
+    with pytest.raises(ConfigurationError, match="--gain-db.*'waveform': expected spectrogram, mfcc or logmel"):
         augment.gain_per_db("waveform", 128)
 
 

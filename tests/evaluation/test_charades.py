@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from egoaudio.errors import TrainingError
+from egoaudio.errors import EvaluationError
 from egoaudio.evaluation import charades
 from egoaudio.evaluation.metrics import average_precision
 
@@ -89,7 +89,7 @@ def test_a_videos_scores_are_its_clips_pooled(pool, expected):
 
 
 def test_another_pooling_is_refused():
-    with pytest.raises(TrainingError, match="expected max or mean"):
+    with pytest.raises(EvaluationError, match="expected max or mean"):
         charades.pool_videos(np.zeros((1, 1)), np.zeros(1, int), 1, "median")
 
 

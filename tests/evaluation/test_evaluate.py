@@ -15,7 +15,7 @@ from egoaudio.config.train import TrainConfig
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
 from egoaudio.data.splits import split_rows
-from egoaudio.errors import CheckpointError, ConfigurationError, TrainingError
+from egoaudio.errors import CheckpointError, ConfigurationError, EvaluationError, TrainingError
 from egoaudio.evaluation import bootstrap, charades, evaluate, metrics
 from egoaudio.evaluation.ground_truth import class_frequencies, read_truth
 from egoaudio.evaluation.scores import choose_thresholds, evaluate_scores
@@ -229,14 +229,14 @@ BAD = {
 def test_scores_that_cannot_be_right_are_refused(file, name):
     truth = read_truth(file, *rows_of_test(file))
     spoil, words = BAD[name]
-    with pytest.raises(TrainingError, match=words):
+    with pytest.raises(EvaluationError, match=words):
         evaluate_scores(spoil(random_scores(truth)), truth)
 
 
 def test_clips_without_any_labels_are_refused(file):
     truth = read_truth(file, *rows_of_test(file))
     blank = types.SimpleNamespace(**{**vars(truth), "labelled": np.zeros(len(truth.rows), bool)})
-    with pytest.raises(TrainingError, match="none of the .* clips to evaluate has labels"):
+    with pytest.raises(EvaluationError, match="none of the .* clips to evaluate has labels"):
         evaluate_scores(random_scores(truth), blank)
 
 
@@ -341,7 +341,7 @@ def test_a_file_without_train_videos_has_no_prior(tmp_path):
 @pytest.mark.parametrize(("options", "error", "words"), [
     ({"split": "dev"}, ConfigurationError, "expected test, validation, train"),
     ({"device": "gpu"}, ConfigurationError, "--device gpu"),
-    ({"pool": "median"}, TrainingError, "expected max or mean"),
+    ({"pool": "median"}, EvaluationError, "expected max or mean"),
 ])
 def test_options_that_do_not_exist_are_refused(file, path, tmp_path, options, error, words):
     save_checkpoint(tmp_path / "best.pt", file)

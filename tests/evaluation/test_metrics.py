@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, precision_recall_curve, roc_auc_score, top_k_accuracy_score
 
-from egoaudio.errors import TrainingError
+from egoaudio.errors import EvaluationError
 from egoaudio.evaluation import metrics
 
 
@@ -180,12 +180,12 @@ BAD = {
 @pytest.mark.parametrize("metric", [metrics.average_precision, metrics.area_under_roc, metrics.mean_class_accuracy, metrics.best_thresholds])
 def test_bad_input_is_refused_with_a_guess_at_the_mistake(name, metric):
     scores, labels, words = BAD[name]
-    with pytest.raises(TrainingError, match=words):
+    with pytest.raises(EvaluationError, match=words):
         metric(scores, labels)
 
 
 def test_thresholds_of_another_number_of_classes_are_refused():
-    with pytest.raises(TrainingError, match="expected one a class"):
+    with pytest.raises(EvaluationError, match="expected one a class"):
         metrics.f1(np.zeros((3, 2)), np.zeros((3, 2)), np.zeros(3))
 
 

@@ -4,8 +4,11 @@ import platform
 import subprocess
 import sys
 import textwrap
+import types
 
 import pytest
+
+from egoaudio.system import allocator
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
 
@@ -104,8 +107,24 @@ def test_a_step_on_a_cpu_takes_the_memory_of_the_step_before():
         optimizer = torch.optim.Adam(model.parameters(), fused=True)
         stepper = Stepper(model, optimizer, Loss("multi"), device="cpu", amp_dtype=torch.bfloat16)
         features, labels = torch.rand(16, 32, 1025), torch.zeros(16, 5)
-        for _ in range(3):
-            stepper.step(features, labels)
-        print(faults(lambda: stepper.step(features, labels)))
+        with heap.owned():
+            for _ in range(3):
+                stepper.step(features, labels)
+            print(faults(lambda: stepper.step(features, labels)))
     """)
     assert found < 1000  # 17,000 where it does not
+
+
+def test_the_library_keeps_the_settings_of_a_process_that_is_not_ours(monkeypatch):
+    changed, trimmed = [], []
+    library = types.SimpleNamespace(mallopt=lambda *setting: changed.append(setting), malloc_trim=trimmed.append)
+    monkeypatch.setattr(allocator, "_glibc", lambda: library)
+    allocator.reuse_blocks()
+    allocator.release_blocks()
+    assert (changed, trimmed) == ([], [0])
+    with allocator.owned():
+        allocator.reuse_blocks()
+        allocator.release_blocks()
+    assert len(changed) == 3 and len(trimmed) == 2
+    allocator.reuse_blocks()
+    assert len(changed) == 3

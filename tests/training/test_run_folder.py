@@ -19,7 +19,7 @@ from egoaudio.errors import CheckpointError, EgoAudioError, TrainingError
 from egoaudio.evaluation import evaluate
 from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints
-from egoaudio.system import lock
+from egoaudio.system import lock, signals
 from egoaudio.training import train
 from egoaudio.training.step import Stepper
 from egoaudio.training.validation import Validator
@@ -41,8 +41,8 @@ def plain_curves(monkeypatch):
 def finished(data, tmp_path_factory):
     """A run that was never stopped, with what the loop has said."""
     folder = tmp_path_factory.mktemp("run") / "cnn"
-    summary = train.train(data, folder, make_config())
-    return types.SimpleNamespace(folder=folder, summary=summary)
+    run = train.train(data, folder, make_config())
+    return types.SimpleNamespace(folder=folder, run=run)
 
 
 # ------------------------------------------------------------------------------------------------ what is left behind
@@ -51,7 +51,7 @@ def finished(data, tmp_path_factory):
 def test_the_folder_holds_everything(finished):
     assert sorted(os.listdir(finished.folder)) == ["best.pt", "config.json", "curves.png", "last.pt", "metrics.csv"]
     assert (finished.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "3 epochs" in finished.summary and "egoaudio-evaluate" in finished.summary
+    assert str(finished.run).startswith("3 epochs") and "next: egoaudio-evaluate" in str(finished.run)
 
 
 def test_the_table_has_a_row_per_epoch_and_the_columns_that_were_promised(finished):
@@ -131,7 +131,7 @@ def test_interrupted_and_run_again_it_ends_in_the_same_weights(tmp_path, data, m
     config = make_config(**changes)
     train.train(data, tmp_path / "whole", config)
     for stop in stops:
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), signals.listening():
             on_step(patch, {stop: lambda: signal.raise_signal(signal.SIGINT)})
             train.train(data, tmp_path / "stopped", config)
     train.train(data, tmp_path / "stopped", config)
@@ -152,7 +152,7 @@ def test_a_signal_that_stops_nothing_does_not_cut_the_epoch_short(tmp_path, data
 
 
 def test_interrupted_while_validating_it_goes_on_with_the_validation(tmp_path, data, monkeypatch, finished):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), signals.listening():
         patch.setattr(Validator, "__call__", lambda self: signal.raise_signal(signal.SIGINT))
         train.train(data, tmp_path / "run", make_config())
     steps = on_step(monkeypatch, {})
@@ -164,7 +164,7 @@ def test_interrupted_while_validating_it_goes_on_with_the_validation(tmp_path, d
 def test_a_row_that_the_checkpoint_does_not_know_is_taken_out_of_the_table(tmp_path, data, monkeypatch):
     # As a kill leaves it between the table and the checkpoint.
     for stop in (6, 0):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), signals.listening():
             on_step(patch, {stop: lambda: signal.raise_signal(signal.SIGINT)})
             train.train(data, tmp_path / "run", make_config())
         assert [row["epoch"] for row in table(tmp_path / "run")] == ["1"]
@@ -174,20 +174,9 @@ def test_a_row_that_the_checkpoint_does_not_know_is_taken_out_of_the_table(tmp_p
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_waits_for_the_batch_and_the_checkpoint_then_does_what_it_always_does(tmp_path, data, monkeypatch, number):
-    class Heard(Exception):
-        pass
-
-    def handler(number, frame):
-        raise Heard(number)
-
-    former = signal.signal(number, handler)
-    try:
-        on_step(monkeypatch, {5: lambda: signal.raise_signal(number)})
-        with pytest.raises(Heard):
-            train.train(data, tmp_path / "run", make_config())
-        assert signal.getsignal(number) is handler
-    finally:
-        signal.signal(number, former)
+    on_step(monkeypatch, {5: lambda: signal.raise_signal(number)})
+    with pytest.raises(signals.Interrupted), signals.listening():
+        train.train(data, tmp_path / "run", make_config())
     state = checkpoints.load(tmp_path / "run/last.pt")["resume"]["state"]
     assert (state["epoch"], state["batch"]) == (1, 2)  # the sixth of 4 batches an epoch, finished
 
@@ -198,7 +187,7 @@ def test_a_second_signal_does_not_wait_and_the_first_says_so(tmp_path, data, mon
         signal.raise_signal(signal.SIGINT)
 
     steps = on_step(monkeypatch, {2: twice})
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(signals.Interrupted), signals.listening():
         train.train(data, tmp_path / "run", make_config())
     assert len(steps) == 3
     assert checkpoints.load(tmp_path / "run/last.pt")["resume"]["state"]["batch"] == 1  # written when the micro-batch was found
@@ -303,7 +292,7 @@ def test_killed_at_ten_random_moments_it_ends_in_the_same_weights(tmp_path, data
 def test_a_finished_run_says_so_and_ends_at_once(finished, data, monkeypatch):
     before = {name: (finished.folder / name).read_bytes() for name in os.listdir(finished.folder)}
     steps = on_step(monkeypatch, {})
-    assert "finished run: nothing was done" in train.train(data, finished.folder, make_config())
+    assert "finished run: nothing was done" in str(train.train(data, finished.folder, make_config()))
     assert steps == []
     assert before == {name: (finished.folder / name).read_bytes() for name in os.listdir(finished.folder)}
 
@@ -360,7 +349,7 @@ def test_files_of_another_program_are_not_replaced_unasked(tmp_path, data):
 
 
 def test_a_configuration_that_is_lost_is_written_again(tmp_path, data, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), signals.listening():
         on_step(patch, {1: lambda: signal.raise_signal(signal.SIGINT)})
         train.train(data, tmp_path / "run", make_config(epochs=1))
     before = (tmp_path / "run/config.json").read_text()

@@ -41,8 +41,8 @@ def plain_curves(monkeypatch):
 def finished(data, tmp_path_factory):
     """A run that was never stopped, with what the loop has said."""
     folder = tmp_path_factory.mktemp("run") / "cnn"
-    summary = train.train(data, folder, make_config())
-    return types.SimpleNamespace(folder=folder, summary=summary)
+    run = train.train(data, folder, make_config())
+    return types.SimpleNamespace(folder=folder, run=run)
 
 
 # ------------------------------------------------------------------------------------------------ it learns
@@ -184,7 +184,7 @@ def test_every_step_gets_its_learning_rate(tmp_path, data, monkeypatch):
 def test_it_stops_early_when_the_validation_gets_no_better(tmp_path, data):
     train.train(data, tmp_path / "run", make_config(epochs=20, patience=2, learning_rate=1e-12))
     assert len(table(tmp_path / "run")) == 3
-    assert "finished" in train.train(data, tmp_path / "run", make_config(epochs=20, patience=2, learning_rate=1e-12))
+    assert "finished" in str(train.train(data, tmp_path / "run", make_config(epochs=20, patience=2, learning_rate=1e-12)))
 
 
 # ------------------------------------------------------------------------------------------------ what goes wrong

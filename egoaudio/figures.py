@@ -48,7 +48,7 @@ def plot_classes(file, path):
     size = 6.5 if len(order) > 60 else 8
     axes.set_xticks(places, names, rotation=90, fontsize=size)
     for place, height in zip(places, heights, strict=True):
-        axes.text(place, max(height, 0.7) * 1.12, f"{height:,}", rotation=90, ha="center", va="bottom", fontsize=size, color="#444444")
+        axes.text(float(place), max(height, 0.7) * 1.12, f"{height:,}", rotation=90, ha="center", va="bottom", fontsize=size, color="#444444")
     axes.set_ylabel("clips (log scale)")
     axes.set_title(f"{counts.sum():,} labels on {np.count_nonzero(file.trainable):,} clips, {len(order)} classes", loc="left")
     _finish(figure, axes, path)

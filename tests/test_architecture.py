@@ -1,8 +1,11 @@
 """The house: which module may use which, which library lives where, and what nothing may load."""
 
 import ast
+import dataclasses
+import inspect
 import subprocess
 import sys
+from enum import IntEnum
 from pathlib import Path
 
 import pytest
@@ -117,3 +120,42 @@ def test_no_module_or_function_is_long_and_no_name_is_the_standard_librarys(modu
 def test_importing_loads_nothing_heavy(module, heavy):
     code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def _public_functions():
+    """Return ``(where, function)`` of everything that ``egoaudio`` names, methods and properties of its classes too."""
+    functions = []
+    for name in sorted(set(egoaudio.__all__) - {"__version__"}):
+        value = getattr(egoaudio, name)
+        if inspect.isfunction(value):
+            functions.append((name, value))
+        elif not issubclass(value, (Exception, IntEnum)):
+            for attribute, member in vars(value).items():
+                function = member.fget if isinstance(member, property) else getattr(member, "func", member)
+                own = inspect.isfunction(function) and function.__module__.startswith("egoaudio")
+                generated = attribute in ("__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__replace__")
+                private = attribute.startswith("_") and not attribute.endswith("__")
+                if own and not private and not (generated and dataclasses.is_dataclass(value)):
+                    functions.append((f"{name}.{attribute}", function))
+    return functions
+
+
+@pytest.mark.parametrize("where, function", _public_functions(), ids=lambda value: value if isinstance(value, str) else "")
+def test_everything_public_has_hints_and_says_what_it_does(where, function):
+    parameters = [parameter for parameter in inspect.signature(function).parameters.values() if parameter.name != "self"]
+    assert [parameter.name for parameter in parameters if parameter.annotation is parameter.empty] == []
+    assert "return" in function.__annotations__
+    assert function.__doc__ or where.split(".")[-1].startswith("__")
+
+
+@pytest.mark.parametrize("module", sorted(_modules()))
+def test_no_function_has_a_default_that_can_change(module):
+    """One list or dict would be shared by all calls: memory that nobody sees."""
+    wrong = [
+        node.name
+        for node in ast.walk(ast.parse(_modules()[module].read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for default in [*node.args.defaults, *node.args.kw_defaults]
+        if isinstance(default, (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp))
+    ]
+    assert wrong == []

@@ -18,7 +18,7 @@ import numpy as np
 
 from egoaudio.builder import pool
 from egoaudio.builder.extract import Job, Outcome, extract, fail, rehearse
-from egoaudio.builder.plan import Gathered, Inputs, gather, probe_recordings
+from egoaudio.builder.plan import Gathered, Inputs, Plan, gather, probe_recordings
 from egoaudio.builder.prepare import changes, check_folder, lay_out, layout, require_same
 from egoaudio.builder.summary import BuildPlan, BuildReport, Tally, describe_plan
 from egoaudio.config.build import BuildConfig
@@ -100,7 +100,7 @@ def _limit_workers(num_workers: int, gathered: Gathered) -> int:
     return max(1, min(num_workers, sum(path is not None for path in gathered.files)))
 
 
-def _rehearse(plan, config, timeout_seconds):
+def _rehearse(plan: Plan, config: BuildConfig, timeout_seconds: float) -> Outcome | None:
     """Return the outcome of making the video of median length without writing it; None where there is none, or it died."""
     sounding = sorted((samples, number) for number, samples in enumerate(plan.recording_samples) if samples)
     if not sounding:
@@ -111,7 +111,7 @@ def _rehearse(plan, config, timeout_seconds):
     return None if isinstance(outcome, pool.Death) else outcome
 
 
-def _existing(output, gathered, config):
+def _existing(output: Path, gathered: Gathered, config: BuildConfig) -> BuildReport:
     """Return the report of a complete file of the same plan; refuse any other."""
     with reader.open(output) as file:
         found = changes(file, gathered, config)
@@ -120,7 +120,9 @@ def _existing(output, gathered, config):
     return Tally().report(output, gathered.annotations.irregularities, already_complete=True)
 
 
-def _fill(partial_path, gathered, config, num_workers, timeout_seconds):
+def _fill(
+    partial_path: Path, gathered: Gathered, config: BuildConfig, num_workers: int, timeout_seconds: float
+) -> Tally:
     """Have the workers fill the rows of every video that is not done yet."""
     extents = offsets(partial_path)
     with RowWriter(partial_path, extents) as writer, EgoAudioFile(partial_path) as file:
@@ -149,13 +151,13 @@ def _fill(partial_path, gathered, config, num_workers, timeout_seconds):
         return tally
 
 
-def plan_job(row, number, gathered, config):
+def plan_job(row: np.void, number: int, gathered: Gathered, config: BuildConfig) -> Job:
     """Return the job of a planned video, from its row in the file."""
     samples = round(float(row["duration_seconds"]) * config.sample_rate)
     return Job(number, str(gathered.files[number]), int(row["first_clip"]), samples)
 
 
-def _repeat_torn(file, writer):
+def _repeat_torn(file: EgoAudioFile, writer: RowWriter) -> None:
     """Plan again the videos whose rows were lost between a sync and a power failure."""
     # Failed ones, too: the zeros that replaced what their workers wrote may be what was lost.
     for number in np.flatnonzero((file.video_table["status"] != Status.PLANNED) & (file.synced == 0)):
@@ -165,14 +167,14 @@ def _repeat_torn(file, writer):
             writer.write("videos", int(number), row)
 
 
-def _sync(file, writer):
+def _sync(file: EgoAudioFile, writer: RowWriter) -> None:
     """Have every row so far on disk, then mark the videos that were done before that as safe."""
     done = (file.video_table["status"] != Status.PLANNED).astype(np.uint8)
     writer.sync()
     writer.write("synced", 0, done)
 
 
-def _finish(partial_path, output):
+def _finish(partial_path: Path, output: Path) -> None:
     """Mark the file complete and give it its name."""
     create.mark_complete(partial_path)
     try:

@@ -19,6 +19,7 @@ from egoaudio.config.options import to_json
 from egoaudio.errors import BuildError, Status
 from egoaudio.inputs import decoder
 from egoaudio.inputs.annotations import NO_ACTION, Annotations, read_annotations
+from egoaudio.system.progress import Progress
 
 StrPath = str | os.PathLike[str]
 
@@ -50,12 +51,12 @@ class Gathered:
     """The annotations, and the file of each video."""
 
     annotations: Annotations
-    class_ids: tuple
+    class_ids: tuple[str, ...]
     """Ids of all classes, ``no_action`` the last one if the configuration has it."""
-    class_names: tuple
-    files: tuple
+    class_names: tuple[str, ...]
+    files: tuple[Path | None, ...]
     """For each video its path, or None where there is no file."""
-    file_names: tuple
+    file_names: tuple[str, ...]
     """The same relative to the folder of videos, as text; empty where there is none."""
     sha256: str
     """Of the configuration, the annotations, and each video's file name and size."""
@@ -66,16 +67,16 @@ class Plan:
     """A build, laid out: every video's sound and the clips it yields."""
 
     gathered: Gathered
-    recordings: tuple
+    recordings: tuple[decoder.Recording, ...]
     """A ``media.Recording`` for each video; status MISSING where it has no file."""
-    recording_samples: tuple
+    recording_samples: tuple[int, ...]
     """For each video, its samples at the file's sample rate; 0 where there is no sound."""
-    first_clips: tuple
+    first_clips: tuple[int, ...]
     """For each video, its first row in /clips."""
     num_clips: int
 
 
-def gather(inputs, config: BuildConfig):
+def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
     """Read the annotations and find each video's file.
 
     Raises
@@ -107,7 +108,9 @@ def gather(inputs, config: BuildConfig):
     return Gathered(annotations, class_ids, annotations.class_names + extra, files, file_names, digest.hexdigest())
 
 
-def probe_recordings(gathered, config, num_workers, timeout_seconds, progress):
+def probe_recordings(
+    gathered: Gathered, config: BuildConfig, num_workers: int, timeout_seconds: float, progress: Progress
+) -> Plan:
     """Ask worker processes how much sound each file holds, and place the clips.
 
     Returns
@@ -125,7 +128,7 @@ def probe_recordings(gathered, config, num_workers, timeout_seconds, progress):
     return place(gathered, recordings, config)
 
 
-def place(gathered, recordings, config):
+def place(gathered: Gathered, recordings: Sequence[decoder.Recording], config: BuildConfig) -> Plan:
     """Give every recording its rows."""
     samples, firsts, total = [], [], 0
     for recording in recordings:
@@ -135,6 +138,6 @@ def place(gathered, recordings, config):
     return Plan(gathered, tuple(recordings), tuple(samples), tuple(firsts), total)
 
 
-def _probe(item):
+def _probe(item: tuple[int, str]) -> decoder.Recording:
     """Probe one file; runs in a worker."""
     return decoder.probe(item[1])

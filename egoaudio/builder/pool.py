@@ -32,6 +32,7 @@ from egoaudio.system import allocator, signals
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 KEPT_BYTES = 64 << 20  # far more than a worker frees between two blocks
+_keepers: list[bool] = []  # one entry while ``kept`` keeps the workers of this process
 _ALONE = 2  # joblib runs n_jobs=1 in the calling process, where a crash is ours; with one call in flight, 2 is 1
 
 
@@ -67,7 +68,8 @@ def each(function, items, *, workers, timeout_seconds):
     remaining = list(items)
     with kept():
         while remaining:
-            started, finished = [], set()
+            started: list[int] = []
+            finished: set[int] = set()
             try:
                 for position, result in _parallel(call, _noted(remaining, started), workers):
                     finished.add(position)
@@ -82,24 +84,24 @@ def each(function, items, *, workers, timeout_seconds):
 
 
 @contextlib.contextmanager
-def kept(_around=[False]):  # noqa: B006 - one fact a process, on purpose
+def kept():
     """Keep the workers from one ``each`` to the next until the block ends: starting two costs 0.5 s of processor time and more of waiting."""
-    if _around[0]:
+    if _keepers:
         yield
         return
-    _around[0] = True
+    _keepers.append(True)
     try:
         with _sweeper(), _no_workers_left():
             yield
     finally:
-        _around[0] = False
+        _keepers.pop()
 
 
-def heartbeat(timeout_seconds=None, _current=[0.0]):  # noqa: B006 - one number a process, on purpose
+def heartbeat(timeout_seconds=None):
     """Say that the call gets on: it has ``timeout_seconds`` (given once, by ``each``) from now until it is killed."""
-    if timeout_seconds is not None:
-        _current[0] = timeout_seconds
-    signal.setitimer(signal.ITIMER_REAL, _current[0])
+    if timeout_seconds is None:
+        _, timeout_seconds = signal.getitimer(signal.ITIMER_REAL)  # the kernel remembers it, as the interval; 0 where no alarm is set
+    signal.setitimer(signal.ITIMER_REAL, timeout_seconds, timeout_seconds)
 
 
 def _noted(items, started):
@@ -212,4 +214,5 @@ def _sweeper():
     finally:
         sweeper.kill()
         sweeper.wait()
-        sweeper.stdin.close()
+        if sweeper.stdin is not None:
+            sweeper.stdin.close()

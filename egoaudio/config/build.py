@@ -31,7 +31,7 @@ class ClipConfig(Checked):
         choices=("all", "interior", "none"),
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check that the features see at least the clip itself."""
         super().__post_init__()
         if self.context_seconds is not None and self.context_seconds < self.clip_seconds:
@@ -78,7 +78,7 @@ class FeatureConfig(Checked):
     f_max_hz: float | None = option(None, "Highest frequency of those bands; half the sample rate if not given.", flag="--f-max", above=0)
     dtype: str = option("float32", "Type of the feature arrays; float16 halves the file, but viewers cannot show it.", choices=("float32", "float16"))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check the combination and put the features in the file's order."""
         super().__post_init__()
         if not self.features:
@@ -97,7 +97,7 @@ class BuildConfig(Checked):
     denoise: DenoiseConfig = field(default_factory=DenoiseConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check what concerns more than one stage."""
         super().__post_init__()
         if self.clips.clip_seconds * self.sample_rate < 1:

@@ -11,14 +11,20 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
+from typing import Any, TypeVar
 
 from egoaudio.errors import ConfigurationError
 
 _ALWAYS_STORED = object()
+Config = TypeVar("Config", bound="Checked")
 
 
-def option(default, help, choices=None, flag=None, minimum=None, above=None, before=_ALWAYS_STORED):
+def option(
+    default: Any, help: str, choices: Sequence[str] | None = None, flag: str | None = None,
+    minimum: float | None = None, above: float | None = None, before: Any = _ALWAYS_STORED,
+) -> Any:
     """Return a dataclass field that also carries its flag's name, help and limits.
 
     ``before`` is the value that a stored configuration without this option was run with: that of the versions before
@@ -28,15 +34,16 @@ def option(default, help, choices=None, flag=None, minimum=None, above=None, bef
     return field(default=default, metadata=metadata)
 
 
-def flag_of(setting):
+def flag_of(setting: dataclasses.Field[Any]) -> str:
     """Return the command-line flag of a dataclass field, such as ``--hop-seconds``."""
     return setting.metadata.get("flag") or "--" + setting.name.replace("_", "-")
 
 
+@dataclasses.dataclass(frozen=True)
 class Checked:
     """A base that holds every field to its declared type, choices and limits."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for setting in dataclasses.fields(self):
             value = getattr(self, setting.name)
@@ -45,7 +52,7 @@ class Checked:
             _check(setting, hints[setting.name], value)
 
 
-def _check(setting, hint, value):
+def _check(setting: dataclasses.Field[Any], hint: Any, value: Any) -> None:
     """Raise ConfigurationError unless ``value`` fits the field."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
@@ -69,7 +76,7 @@ def _check(setting, hint, value):
         raise ConfigurationError(f"{flag_of(setting)} {value!r}: expected more than {above}")
 
 
-def flags(config_class):
+def flags(config_class: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
     """Yield ``(setting, type_hint)`` for every field that is a flag, through nested configurations, in order."""
     hints = typing.get_type_hints(config_class)
     for setting in dataclasses.fields(config_class):
@@ -79,7 +86,7 @@ def flags(config_class):
             yield setting, hints[setting.name]
 
 
-def from_flat(config_class, values):
+def from_flat(config_class: type[Config], values: Mapping[str, Any]) -> Config:
     """Build a configuration from ``{field name: value}``; names that no field has raise ConfigurationError."""
     config, unknown = _take(config_class, dict(values))
     if unknown:
@@ -87,7 +94,7 @@ def from_flat(config_class, values):
     return config
 
 
-def _take(config_class, values):
+def _take(config_class: type[Config], values: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
     """Take the fields of ``config_class`` out of ``values``; return the configuration and what is left over."""
     hints = typing.get_type_hints(config_class)
     chosen = {}
@@ -100,12 +107,12 @@ def _take(config_class, values):
     return config_class(**chosen), values
 
 
-def to_flat(config):
+def to_flat(config: Checked) -> dict[str, Any]:
     """Return ``{field name: value}`` through nested configurations."""
     return {setting.name: _find(config, setting.name) for setting, _ in flags(type(config))}
 
 
-def _find(config, name):
+def _find(config: Any, name: str) -> Any:
     """Return the value of the field called ``name`` in ``config`` or one of its parts."""
     for setting in dataclasses.fields(config):
         value = getattr(config, setting.name)
@@ -117,24 +124,24 @@ def _find(config, name):
     raise KeyError(name)
 
 
-def to_json(config):
+def to_json(config: Checked) -> str:
     """Return the configuration as canonical JSON (sorted, no spaces): equal configurations give equal text."""
     return json.dumps(to_flat(config), sort_keys=True, separators=(",", ":"))
 
 
-def from_json(config_class, text):
+def from_json(config_class: type[Config], text: str) -> Config:
     """Return the configuration that ``to_json`` wrote, in this version or an earlier one."""
     settings = [setting for setting, _ in flags(config_class) if setting.metadata["before"] is not _ALWAYS_STORED]
     return from_flat(config_class, {setting.name: setting.metadata["before"] for setting in settings} | json.loads(text))
 
 
-def differences(config, other):
+def differences(config: Checked, other: Checked) -> list[str]:
     """Return a line for each flag whose value differs: ``--clip-seconds: 1.0, now 0.1``."""
     before, after = to_flat(config), to_flat(other)
     changed = [setting for setting, _ in flags(type(config)) if before[setting.name] != after[setting.name]]
     return [f"{flag_of(setting)}: {_shown(before[setting.name])}, now {_shown(after[setting.name])}" for setting in changed]
 
 
-def _shown(value):
+def _shown(value: Any) -> str:
     """Return a value as it would be typed."""
     return "not given" if value is None else ",".join(value) if isinstance(value, tuple) else str(value)

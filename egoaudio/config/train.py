@@ -52,7 +52,7 @@ class DataConfig(Checked):
         None, "Shift a clip in time at random by up to this many seconds; 0 is off.", flag="--time-shift", minimum=0, before=0.0
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check that something is left to train on."""
         super().__post_init__()
         if self.validation_fraction >= 1:
@@ -120,7 +120,7 @@ class OptimizationConfig(Checked):
     checkpoint_minutes: float = option(10.0, "Write last.pt this often within an epoch too.", above=0)
     seed: int = option(0, "All randomness follows from it.", minimum=0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check that no option would be without effect."""
         super().__post_init__()
         if self.amp_dtype is not None and not self.amp:
@@ -135,7 +135,7 @@ class DistillationConfig(Checked):
     teacher_weight: float = option(0.5, "Share of the loss that comes from the teacher.", minimum=0, before=0.5)
     teacher_temperature: float = option(1.0, "Divide the logits of teacher and student by this before they are compared.", above=0, before=1.0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check that the labels and the teacher share one loss."""
         super().__post_init__()
         if self.teacher_weight > 1:

@@ -56,5 +56,5 @@ def balanced_probabilities(labels, rows, classes=None):
         blocks = (labels[rows[start : start + BLOCK_ROWS]] for start in range(0, len(rows), BLOCK_ROWS))
         weights = np.concatenate([block @ share for block in blocks])
         without = weights == 0
-        weights[without] = 1.0 / max(np.count_nonzero(without), 1)
+        weights[without] = 1.0 / max(int(np.count_nonzero(without)), 1)
     return weights / weights.sum()

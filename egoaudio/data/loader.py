@@ -83,7 +83,7 @@ class Loader:
         if training and config.balanced_sampling:
             self._cumulative = np.cumsum(balanced_probabilities(dataset.file.labels, dataset.rows, dataset.classes))
         self._buffers = _Buffers((min(batch_size, len(dataset)), *dataset.feature_shape), pinned=self._copies is not None)
-        self._batches = []
+        self._batches: list[np.ndarray] = []
         self._workers = None
         if config.loader_workers:
             self._workers = torch.utils.data.DataLoader(
@@ -151,7 +151,7 @@ class Loader:
             self._batches[:] = items
             arriving = iter(self._workers)  # made here, not in the thread: processes start and signal handlers are set
 
-            def read(epoch, number):
+            def take(epoch, number):
                 try:
                     features, labels = next(arriving)
                 except Exception as error:
@@ -161,7 +161,8 @@ class Loader:
                     raise
                 return self._finish(features, labels, epoch, number, items[number - start_batch])
 
-            return read
+            return take
+
         def read(epoch, number):
             at = number - start_batch
             for ahead in items[at : at + 2] if at == 0 else items[at + 1 : at + 2]:
@@ -191,7 +192,7 @@ class _Buffers:
 
     def __init__(self, shape, pinned):
         self._shape, self._pinned = shape, pinned
-        self._free = deque(maxlen=READ_AHEAD + 2)
+        self._free: deque[np.ndarray] = deque(maxlen=READ_AHEAD + 2)
 
     def take(self, num_clips):
         """Return a float32 array (num_clips, ...) that nobody else uses."""

@@ -61,7 +61,7 @@ class RowSource:
 
     def __init__(self, path, feature, identity=None):
         self.path = path
-        self._descriptor = None
+        self._descriptor = -1
         self._warned = False
         self.file = reader.open(path)
         if feature not in self.file.features:
@@ -81,7 +81,7 @@ class RowSource:
 
     def __del__(self):
         """Close the descriptor; the arrays close themselves."""
-        if self._descriptor is not None:
+        if self._descriptor >= 0:
             os.close(self._descriptor)
 
     def check_unchanged(self):

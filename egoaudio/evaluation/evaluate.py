@@ -71,28 +71,31 @@ def evaluate(
     """
     if split not in SPLITS:
         raise ConfigurationError(f"--split {split!r}: expected {', '.join(SPLITS)}")
-    device = choose_device(device)
-    model, contents = checkpoints.load_model(checkpoint, device)
+    chosen = choose_device(device)
+    model, contents = checkpoints.load_model(checkpoint, chosen)
     config = from_json(TrainConfig, contents["config"])
     with reader.open(path) as file:
         checkpoints.require_match(contents, file, same_plan=split != "test")
         of_run = contents["plan_sha256"] == file.plan_sha256
-        divided = split_rows(file, config.data, config.optimization.seed) if of_run else None
+        if of_run:
+            divided = split_rows(file, config.data, config.optimization.seed)
+            train = divided.train
+        else:
+            train = _train_rows(file)
         rows, videos = _test_split(file) if split == "test" else (divided.rows(split), None)
         truth = read_truth(file, rows, videos)
-        train = divided.train if of_run else _train_rows(file)
         prior = class_frequencies(file.labels, train) if len(train) else None
     folder = Path(checkpoint).parent if output is None else Path(output)
     results.prepare(folder, submission, frame_submission)
     normalization = contents["normalization"]["mean"], contents["normalization"]["std"]
     dataset = ClipDataset(path, contents["feature"], rows, normalization=normalization)
-    loader = Loader(dataset, config.optimization.batch_size, config.data, device=device)
-    slower = device.type == "cpu" and contents.get("amp_dtype", "unknown") is None  # the run found float32 to be faster
-    amp_dtype, _ = mixed_precision(device, config.optimization.amp and not slower, config.optimization.amp_dtype)
+    loader = Loader(dataset, config.optimization.batch_size, config.data, device=chosen)
+    slower = chosen.type == "cpu" and contents.get("amp_dtype", "unknown") is None  # the run found float32 to be faster
+    amp_dtype, _ = mixed_precision(chosen, config.optimization.amp and not slower, config.optimization.amp_dtype)
     with Progress(len(rows), "scoring", unit="clips") as progress:
-        if device.type == "cpu":
+        if chosen.type == "cpu":
             allocator.reuse_blocks()  # the next slice takes the same blocks again
-        scored = score(Scorer(model, device=device, amp_dtype=amp_dtype, log=progress.write), loader, config.data.label_mode, advance=progress.advance)
+        scored = score(Scorer(model, device=chosen, amp_dtype=amp_dtype, log=progress.write), loader, config.data.label_mode, advance=progress.advance)
     evaluation = evaluate_scores(
         scored.scores, truth, thresholds=contents["thresholds"], prior=prior, pool=pool, num_resamples=num_resamples, seed=config.optimization.seed
     )
@@ -106,7 +109,7 @@ def evaluate(
     return evaluation
 
 
-def _test_split(file):
+def _test_split(file: reader.EgoAudioFile) -> tuple[np.ndarray, np.ndarray]:
     """Return the clips of the test split (rows of /clips) and all its videos (rows of /videos)."""
     videos = np.flatnonzero(file.video_table["split"] == b"test")
     rows = np.flatnonzero(file.usable & np.isin(file.clip_table["video"], videos))
@@ -115,6 +118,6 @@ def _test_split(file):
     return rows, videos
 
 
-def _train_rows(file):
+def _train_rows(file: reader.EgoAudioFile) -> np.ndarray:
     """Return the clips to count classes in where the file is not the one that the run divided."""
     return np.flatnonzero(file.trainable & (file.video_table["split"] == b"train")[file.clip_table["video"]])

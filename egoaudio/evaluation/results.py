@@ -15,6 +15,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,9 +57,9 @@ class Score:
 class Evaluation:
     """Everything about one evaluation; ``str()`` is the table."""
 
-    scores: dict
+    scores: dict[str, Score]
     """``{name of TITLES: Score}``."""
-    per_class: dict
+    per_class: dict[str, list]
     """``{name of PER_CLASS_COLUMNS: list}``, an entry per class; NaN where not defined."""
     num_clips: int
     """Clips behind the clip metrics: with sound and with labels."""
@@ -68,21 +69,21 @@ class Evaluation:
     num_resamples: int
     """Of the bootstrap; 0 if no intervals were asked for."""
     pool: str
-    video_ids: tuple
+    video_ids: tuple[str, ...]
     video_scores: np.ndarray
     """float32 (num_videos, num_actions); minus infinity for a video without sound."""
     frame_scores: np.ndarray | None
     """float32 (num_videos * 25, num_actions); None without localization."""
-    notes: tuple = ()
+    notes: tuple[str, ...] = ()
     """Sentences that say what is missing and why."""
-    about: dict = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
     """What was evaluated: checkpoint, file, split."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         return table(self)
 
 
-def table(evaluation):
+def table(evaluation: Evaluation) -> str:
     """Return the scores as lines of text: value, 95 % interval, prior, in per cent."""
     heading = f"{evaluation.about['split']} split: " if "split" in evaluation.about else ""
     silent = evaluation.num_videos - evaluation.num_videos_scored
@@ -100,11 +101,11 @@ def table(evaluation):
     return "\n".join(lines + [f"note: {note}" for note in evaluation.notes])
 
 
-def _percent(fraction):
+def _percent(fraction: float) -> str:
     return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
-def prepare(folder, *submissions):
+def prepare(folder: str | os.PathLike[str], *submissions: str | os.PathLike[str] | None) -> None:
     """Make the folder, and refuse what could not be written to, before hours of scoring rather than after them.
 
     Of ``submissions``, paths or None, none may be a folder.
@@ -123,7 +124,7 @@ def prepare(folder, *submissions):
             raise TrainingError(f"{path}: no submission can be written there, for it is a folder: give the name of a file")
 
 
-def write(evaluation, folder):
+def write(evaluation: Evaluation, folder: str | os.PathLike[str]) -> None:
     """Write evaluation.json, per_class.csv and per_class.png into ``folder``, which is made if it is not there.
 
     Raises
@@ -139,7 +140,7 @@ def write(evaluation, folder):
     write_file(folder / "per_class.png", per_class_png(evaluation))
 
 
-def to_json(evaluation):
+def to_json(evaluation: Evaluation) -> str:
     """Return the evaluation as JSON text, without what is per class."""
     scores = {name: {part: _defined(getattr(score, part)) for part in ("value", "low", "high", "prior")} for name, score in evaluation.scores.items()}
     contents = {
@@ -150,7 +151,7 @@ def to_json(evaluation):
     return json.dumps(contents, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def to_csv(evaluation):
+def to_csv(evaluation: Evaluation) -> str:
     """Return the evaluation of each class as CSV text."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -160,12 +161,12 @@ def to_csv(evaluation):
     return text.getvalue()
 
 
-def _defined(value):
+def _defined(value: Any) -> Any:
     """Return ``value``, or None where it is no number."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_submission(evaluation, path, frames=False):
+def write_submission(evaluation: Evaluation, path: str | os.PathLike[str], frames: bool = False) -> None:
     """Write the scores of videos, or of frames, as the official evaluation scripts read them.
 
     Parameters
@@ -196,7 +197,7 @@ def write_submission(evaluation, path, frames=False):
     write_file(path, "".join(lines).encode())
 
 
-def write_file(path, contents):
+def write_file(path: str | os.PathLike[str], contents: bytes) -> None:
     """Write bytes to ``path`` so that the old file or the new one is there, whole; make its folder.
 
     Raises

@@ -116,7 +116,10 @@ def _judge_clips(scores, labels, video, thresholds, prior, weights):
             both = claimed.astype(np.float32) + labels
             resampled["macro_f1"] = bootstrap.resample_ratio(2 * (claimed & labels).astype(np.float32), both, video, weights, needed=labels)
         intervals = {name: bootstrap.interval(samples, values[name]) for name, samples in resampled.items()}
-    found = {name: Score(value, *intervals.get(name, (np.nan, np.nan)), priors.get(name, np.nan)) for name, value in values.items()}
+    found = {}
+    for name, value in values.items():
+        low, high = intervals.get(name, (np.nan, np.nan))
+        found[name] = Score(value, low, high, priors.get(name, np.nan))
     per_class["prior"] = np.full(labels.shape[1], np.nan) if prior is None else prior
     return found, {name: np.asarray(column).tolist() for name, column in per_class.items()}
 

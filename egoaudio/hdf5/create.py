@@ -167,10 +167,10 @@ class _Overlay(io.RawIOBase):
     def tell(self):
         return self._position
 
-    def truncate(self, size):
-        if size != self._size:
+    def truncate(self, size=None):
+        if size not in (None, self._size):
             raise OSError(errno.EPERM, f"a change of size from {self._size:,} to {size:,} bytes")
-        return size
+        return self._size
 
     def readinto(self, buffer):
         view = memoryview(buffer).cast("B")

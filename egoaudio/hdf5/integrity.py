@@ -21,7 +21,7 @@ _BLOCK_BYTES = 1 << 20  # stays in the processor's cache between the checksum an
 
 def checksum(rows, previous=0):
     """Return the CRC-32 of rows as stored; ``previous`` is that of the rows before them."""
-    return zlib.crc32(np.ascontiguousarray(rows).reshape(-1).view("u1"), previous)
+    return zlib.crc32(np.ascontiguousarray(rows).reshape(-1).view("u1").data, previous)
 
 
 def statistics(rows, previous=None):

@@ -17,13 +17,17 @@ import math
 import os
 import warnings
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from egoaudio.config.build import FEATURES
 from egoaudio.errors import Status, StoreError
-from egoaudio.hdf5.safe_access import RepackedArray, find_extent, hard_links, open_hdf5, open_regular, reading, take_dataset
+from egoaudio.hdf5.safe_access import Extent, RepackedArray, find_extent, hard_links, open_hdf5, open_regular, reading, take_dataset
 from egoaudio.hdf5.schema import CLASS_COLUMNS, CLIP_DTYPE, FORMAT, FORMAT_VERSION, INSTANCE_DTYPE, VIDEO_COLUMNS
+
+if TYPE_CHECKING:
+    import pandas
 
 _SCALE_ATTRIBUTES = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST"}  # HDF5's own, of dimension scales
 _LARGEST_READ_BYTES = 1 << 28
@@ -83,9 +87,24 @@ class EgoAudioFile:
         Size of the file.
     """
 
-    def __init__(self, path):
+    path: str
+    complete: bool
+    config: dict[str, Any]
+    sample_rate: int
+    clip_seconds: float
+    hop_seconds: float
+    plan_sha256: str
+    created_utc: str
+    egoaudio_version: str
+    features: tuple[str, ...]
+    num_clips: int
+    num_videos: int
+    num_classes: int
+    num_bytes: int
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.path.abspath(os.fspath(path))
-        self._arrays = {}
+        self._arrays: dict[str, Any] = {}
         self._raw = open_regular(self.path)
         try:
             self.num_bytes = os.fstat(self._raw.fileno()).st_size
@@ -101,17 +120,17 @@ class EgoAudioFile:
             self._raw.close()
             raise
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path; the other process opens the file itself."""
         return EgoAudioFile, (self.path,)
 
-    def __enter__(self):
+    def __enter__(self) -> "EgoAudioFile":
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Close the file; arrays already taken from it stay valid."""
         self._arrays.clear()
         self._h5.close()
@@ -119,7 +138,7 @@ class EgoAudioFile:
 
     # ------------------------------------------------------------------------------------------------ structure
 
-    def _read_root(self):
+    def _read_root(self) -> None:
         root = {name: _plain(value) for name, value in self._h5.attrs.items()}
         if root.get("format") != FORMAT:
             raise StoreError(f"{self.path} is HDF5, but not an egoaudio file: its root has no attribute format={FORMAT!r}")
@@ -128,7 +147,7 @@ class EgoAudioFile:
                 f"{self.path} has format version {root.get('format_version')}, and this egoaudio reads version {FORMAT_VERSION}: "
                 "use the egoaudio that wrote it, or build the file anew"
             )
-        kinds = {
+        kinds: dict[str, Any] = {
             "complete": int, "sample_rate": int, "clip_seconds": (int, float), "hop_seconds": (int, float),
             "config": str, "plan_sha256": str, "created_utc": str, "egoaudio_version": str,
         }
@@ -136,8 +155,8 @@ class EgoAudioFile:
             if not isinstance(root.get(name), kind):
                 raise StoreError(f"{self.path}: the root attribute {name} is {root.get(name, 'missing')!r}; the file is damaged or not ours")
             setattr(self, name, root[name])
-        self.complete = self.complete == 1
-        self.config = json.loads(self.config)
+        self.complete = root["complete"] == 1
+        self.config = json.loads(root["config"])
         if not isinstance(self.config, dict):
             raise StoreError(f"{self.path}: the root attribute config holds no options; the file is damaged or not ours")
         if not (self.sample_rate > 0 and 0 < self.clip_seconds < math.inf and 0 < self.hop_seconds < math.inf):
@@ -145,13 +164,13 @@ class EgoAudioFile:
                 f"{self.path}: sample_rate {self.sample_rate}, clip_seconds {self.clip_seconds}, hop_seconds {self.hop_seconds}: expected more than 0"
             )
 
-    def _read_structure(self):
+    def _read_structure(self) -> None:
         links = {"": hard_links(self._h5, self.path)}
         for group in ("checksums", "statistics", "axes"):
             if group in links[""]:
                 links[group] = hard_links(self._h5[group], self.path)
-        self._datasets = {}
-        self._extents = {}
+        self._datasets: dict[str, Any] = {}
+        self._extents: dict[str, Extent] = {}
         self.num_clips = self._add("clips", (CLIP_DTYPE,), (None,))[0]
         self.num_videos = self._add("videos", VIDEO_COLUMNS, (None,))[0]
         self.num_classes = self._add("classes", CLASS_COLUMNS, (None,))[0]
@@ -170,7 +189,7 @@ class EgoAudioFile:
         for name in self._axes:
             self._add(f"axes/{name}", (np.dtype("<f8"),), (None,))
 
-    def _add(self, name, types, shape):
+    def _add(self, name: str, types: Any, shape: tuple[int | None, ...]) -> tuple[int, ...]:
         """Take a dataset in, once its type, shape and place are what they must be; return its shape."""
         dataset = take_dataset(self._h5, self.path, name, types, shape)
         self._datasets[name] = dataset
@@ -180,13 +199,13 @@ class EgoAudioFile:
         return dataset.shape
 
     @property
-    def extents(self):
+    def extents(self) -> dict[str, Extent]:
         """``{dataset: Extent}`` of all that can be mapped, ``"checksums/mfcc"`` and the like among them."""
         return dict(self._extents)
 
     # --------------------------------------------------------------------------------------------------- arrays
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> np.ndarray | RepackedArray:
         """Return a feature array (N, ...): a read-only ``numpy.memmap``, or a ``RepackedArray`` that is indexed alike."""
         if name not in self.features:
             raise KeyError(f"{self.path} has no {name!r}; it has {', '.join(self.features) or 'no features'}")
@@ -202,11 +221,11 @@ class EgoAudioFile:
                 self._arrays[name] = RepackedArray(self._datasets[name])
         return self._arrays[name]
 
-    def is_mapped(self, name):
+    def is_mapped(self, name: str) -> bool:
         """Return whether a feature array is one memory map."""
         return name in self._extents
 
-    def _map(self, name):
+    def _map(self, name: str) -> np.ndarray:
         extent = self._extents[name]
         if 0 in extent.shape:  # nothing can be mapped there
             empty = np.empty(extent.shape, extent.dtype)
@@ -214,7 +233,7 @@ class EgoAudioFile:
             return empty
         return np.memmap(self._raw, dtype=extent.dtype, mode="r", offset=extent.offset, shape=extent.shape)
 
-    def _whole(self, name):
+    def _whole(self, name: str) -> Any:
         """Return a table or a small array: mapped where it can be, else read."""
         if name not in self._arrays:
             if self.is_mapped(name):
@@ -223,7 +242,7 @@ class EgoAudioFile:
                 self._arrays[name] = self._read(name)
         return self._arrays[name]
 
-    def _read(self, name):
+    def _read(self, name: str) -> np.ndarray:
         """Read what cannot be mapped, if it can hold what it says: a few bytes of HDF5 can claim to be terabytes."""
         dataset = self._datasets[name]
         with reading(self.path, f"/{name}"):
@@ -233,75 +252,75 @@ class EgoAudioFile:
             return dataset[()]
 
     @property
-    def clip_table(self):
+    def clip_table(self) -> np.ndarray:
         """``/clips`` as a structured array (N,)."""
         return self._whole("clips")
 
     @property
-    def video_table(self):
+    def video_table(self) -> np.ndarray:
         """``/videos`` as a structured array (V,), strings as UTF-8 bytes."""
         return self._whole("videos")
 
     @property
-    def class_table(self):
+    def class_table(self) -> np.ndarray:
         """``/classes`` as a structured array (C,), strings as UTF-8 bytes."""
         return self._whole("classes")
 
     @cached_property
-    def clips(self):
+    def clips(self) -> "pandas.DataFrame":
         """``/clips`` as a DataFrame."""
         return _data_frame(self.clip_table)
 
     @cached_property
-    def videos(self):
+    def videos(self) -> "pandas.DataFrame":
         """``/videos`` as a DataFrame, strings decoded."""
         return _data_frame(self.video_table)
 
     @cached_property
-    def classes(self):
+    def classes(self) -> "pandas.DataFrame":
         """``/classes`` as a DataFrame, strings decoded."""
         return _data_frame(self.class_table)
 
     @property
-    def labels(self):
+    def labels(self) -> np.ndarray:
         """Multi-hot uint8 (N, C)."""
         return self._whole("labels")
 
     @property
-    def video_labels(self):
+    def video_labels(self) -> np.ndarray:
         """Multi-hot uint8 (V, C) over whole videos."""
         return self._whole("video_labels")
 
-    def checksums(self, name):
+    def checksums(self, name: str) -> np.ndarray:
         """Return uint32 (V,): the CRC-32 of each video's rows of a feature array."""
         return self._whole(f"checksums/{name}")
 
-    def statistics(self, name):
+    def statistics(self, name: str) -> np.ndarray:
         """Return float64 (V, 3): count, sum and sum of squares over each video's usable clips of a feature array."""
         return self._whole(f"statistics/{name}")
 
     @property
-    def instances(self):
+    def instances(self) -> np.ndarray:
         """The annotated actions with their times as a structured array (``video``, ``class_index``, ``start_seconds``, ``stop_seconds``)."""
         return self._whole("instances") if "instances" in self._datasets else np.zeros(0, INSTANCE_DTYPE)
 
     @property
-    def synced(self):
+    def synced(self) -> np.ndarray:
         """uint8 (V,): 1 where a video's rows were on disk for certain when the build last wrote."""
         return self._whole("synced") if "synced" in self._datasets else np.ones(self.num_videos, "u1")
 
     @property
-    def axes(self):
+    def axes(self) -> dict[str, np.ndarray]:
         """``{name: float64 values}``: frequency_hz, mel_hz, frame_seconds, ..."""
         return {name: self._whole(f"axes/{name}") for name in self._axes}
 
-    def attributes(self, name):
+    def attributes(self, name: str) -> dict[str, Any]:
         """Return a feature array's attributes: units, axes, and the parameters that made it."""
         with reading(self.path, f"the attributes of /{name}"):
             return {key: _plain(self._datasets[name].attrs[key]) for key in self._datasets[name].attrs if key not in _SCALE_ATTRIBUTES}
 
     @property
-    def usable(self):
+    def usable(self) -> np.ndarray:
         """Bool (N,): the clip and its video have status 1, so that the row holds data."""
         video = self.clip_table["video"]
         done = self.video_table["status"] == Status.OK
@@ -311,11 +330,11 @@ class EgoAudioFile:
         return (self.clip_table["status"] == Status.OK) & inside & done[np.where(inside, video, 0)]
 
     @property
-    def trainable(self):
+    def trainable(self) -> np.ndarray:
         """Bool (N,): usable, and the annotation says something about the clip."""
         return self.usable & (self.clip_table["labelled"] == 1)
 
-    def count_classes(self):
+    def count_classes(self) -> np.ndarray:
         """Return int64 (C,): in how many trainable clips each class is on; what /classes holds once the file is complete."""
         counts, trainable = np.zeros(self.num_classes, np.int64), self.trainable
         for start in range(0, self.num_clips, 65536):
@@ -324,19 +343,19 @@ class EgoAudioFile:
         return counts
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """Return an attribute as str, int, float or array."""
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _data_frame(table):
+def _data_frame(table: np.ndarray) -> "pandas.DataFrame":
     """Return a structured array as a DataFrame, its strings decoded."""
     import pandas  # 0.4 s, and no build worker needs it
 
     columns = {}
-    for name in table.dtype.names:
+    for name in table.dtype.names or ():
         column = table[name]
         columns[name] = [text.decode("utf-8", errors="replace") for text in column.tolist()] if column.dtype.kind == "S" else np.array(column)
     return pandas.DataFrame(columns)

@@ -46,7 +46,7 @@ class ArrayLayout:
     @property
     def axis_names(self):
         """Name of each dimension, the clip's first."""
-        return [name.strip() for name in self.attributes["axes"].split(",")]
+        return [name.strip() for name in str(self.attributes["axes"]).split(",")]
 
     @property
     def row_bytes(self):

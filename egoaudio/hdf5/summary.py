@@ -83,7 +83,7 @@ def export_clip(file, number, path):
     if not file.usable[number]:
         clip = file.clip_table[number]
         video = file.video_table[clip["video"]]
-        reason = _STATUS_WORDS.get(int(clip["status"] if clip["status"] != Status.OK else video["status"]), "unknown status")
+        reason = _STATUS_WORDS.get(clip["status"] if clip["status"] != Status.OK else video["status"], "unknown status")
         raise StoreError(f"clip {number} of {file.path} has no data: {reason} (video {_text(video['video_id'])}). See egoaudio-inspect --failed")
     suffix = Path(path).suffix.lower()
     try:
@@ -121,7 +121,7 @@ def _splits(file):
     per_video = np.zeros((2, file.num_videos), np.int64)
     for row, chosen in enumerate((file.usable, file.trainable)):
         per_video[row] = np.bincount(file.clip_table["video"][chosen], minlength=file.num_videos)
-    lines = [("split", "videos", "subjects", "clips", "to train on")]
+    lines: list[tuple[str, ...]] = [("split", "videos", "subjects", "clips", "to train on")]
     for split in sorted(set(videos["split"].tolist()), key=lambda name: (name != b"train", name)):
         inside = videos["split"] == split
         counts = (np.count_nonzero(inside), len(set(videos["subject"][inside].tolist()) - {b""}), *per_video[:, inside].sum(axis=1))

@@ -18,7 +18,7 @@ _MOST_MMAP_THRESHOLD = 32 << 20  # glibc takes no more
 _LARGE = 1 << 20
 
 
-_owners = []  # one entry for each block inside ``owned``
+_owners: list[bool] = []  # one entry for each block inside ``owned``
 
 
 @contextlib.contextmanager

@@ -11,17 +11,19 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
     """The user, or the system, asks the program to stop; ``number`` is the signal's."""
 
-    def __init__(self, number):
+    def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
 
     @property
-    def exit_code(self):
+    def exit_code(self) -> int:
         """130 for Ctrl-C, 143 for SIGTERM, as shells have it."""
         return 128 + self.number
 
@@ -31,7 +33,7 @@ _listeners: list[bool] = []  # one entry while a command is listening
 
 
 @contextlib.contextmanager
-def listening():
+def listening() -> Iterator[None]:
     """Have SIGINT and SIGTERM raise ``Interrupted`` while the block runs."""
     _heard.clear()
     unraisable, sys.unraisablehook = sys.unraisablehook, _stay_quiet
@@ -47,19 +49,19 @@ def listening():
         _heard.clear()
 
 
-def check():
+def check() -> None:
     """Raise ``Interrupted`` if a signal has come and what it raised was lost."""
     if _heard:
         raise Interrupted(_heard[0])
 
 
-def _stay_quiet(unraisable):
+def _stay_quiet(unraisable: Any) -> None:
     """Print what Python drops, but not our own exception, which ``check`` raises again."""
     if not isinstance(unraisable.exc_value, Interrupted):
         sys.__unraisablehook__(unraisable)
 
 
-def _hear(number, _frame):
+def _hear(number: int, _frame: Any) -> None:
     _heard.append(number)
     raise Interrupted(number)
 
@@ -70,22 +72,22 @@ _STOPPING = b"\nstopping as soon as this batch is done and saved; once more stop
 class DeferredSignals:
     """Ctrl-C and SIGTERM wait while the block runs, if a command is ``listening``; a second one does not."""
 
-    def __init__(self):
-        self.received = None
-        self._former = {}
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._former: dict[signal.Signals, Any] = {}
         self._process = os.getpid()
 
-    def __enter__(self):
+    def __enter__(self) -> "DeferredSignals":
         if _listeners and threading.current_thread() is threading.main_thread():  # Python hears signals in no other
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._former[number] = signal.signal(number, self._hear)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
-    def _hear(self, number, _frame):
+    def _hear(self, number: int, _frame: Any) -> None:
         if os.getpid() != self._process:
             # A reading process that was forked in the block. Ctrl-C reaches it too, but we still wait for its batch.
             if number == signal.SIGTERM:
@@ -99,7 +101,7 @@ class DeferredSignals:
                 os.write(2, _STOPPING)  # not sys.stderr: it may be in the middle of a line of its own
         self.received = number
 
-    def deliver(self):
+    def deliver(self) -> None:
         """Let the signal do what it would have done at once, if there was one."""
         if self.received is not None:
             signal.raise_signal(self.received)

@@ -17,13 +17,14 @@ import json
 import math
 import pathlib
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from egoaudio._version import __version__
 from egoaudio.config.options import differences, from_json, to_flat
 from egoaudio.config.train import TrainConfig
-from egoaudio.errors import CheckpointError, TrainingError
+from egoaudio.errors import CheckpointError, ConfigurationError, TrainingError
 from egoaudio.evaluation import results
+from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.models import checkpoints
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class State:
     """The rows of metrics.csv: ``{column: number or None}``."""
     finished: bool = False
 
-    def close_epoch(self, row):
+    def close_epoch(self, row: dict[str, Any]) -> bool:
         """Take in the finished epoch's row of the table and begin the next epoch; return whether it was the best so far."""
         score = -row["train_loss"] if row["map"] is None else row["map"]
         score = -math.inf if math.isnan(score) else score  # no class has a positive clip in the validation split
@@ -124,7 +125,7 @@ class TrainingRun:
         return f"{done}{epochs}; the best is {self.best_epoch}: {score}\nnext: {self.next_command}"
 
 
-def clear(folder):
+def clear(folder: pathlib.Path) -> None:
     """Remove what an earlier run left in its folder, and nothing else."""
     for name in _OURS:
         if (folder / name).is_dir():
@@ -133,7 +134,7 @@ def clear(folder):
             (folder / name).unlink(missing_ok=True)
 
 
-def find_earlier(folder, config, file):
+def find_earlier(folder: pathlib.Path, config: TrainConfig, file: EgoAudioFile) -> dict[str, Any] | None:
     """Return the contents of the folder's ``last.pt``, or None where no run has begun.
 
     Parameters
@@ -176,13 +177,13 @@ def find_earlier(folder, config, file):
     return contents
 
 
-def write_config(folder, config, file, feature):
+def write_config(folder: pathlib.Path, config: TrainConfig, file: EgoAudioFile, feature: str) -> None:
     """Write config.json."""
     contents = {"egoaudio_version": __version__, "file": file.path, "plan_sha256": file.plan_sha256, "options": {**to_flat(config), "feature": feature}}
     results.write_file(folder / "config.json", (json.dumps(contents, indent=2) + "\n").encode())
 
 
-def write_metrics(folder, history):
+def write_metrics(folder: pathlib.Path, history: list[dict[str, float | None]]) -> None:
     """Write metrics.csv, six digits a number."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -190,3 +191,20 @@ def write_metrics(folder, history):
     for row in history:
         table.writerow("" if row[name] is None else f"{row[name]:.6g}" for name in COLUMNS)
     results.write_file(folder / "metrics.csv", text.getvalue().encode())
+
+
+def find_tensorboard() -> type:
+    """Return TensorBoard's writer.
+
+    Raises
+    ------
+    ConfigurationError
+        When it is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigurationError(
+            "--tensorboard needs a package that is not installed: pip install tensorboard"
+        ) from error
+    return SummaryWriter

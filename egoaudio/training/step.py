@@ -156,7 +156,7 @@ class Stepper(Slices):
                 times.append(math.inf if failure else time.perf_counter() - started)
                 self._undo(saved)
             seconds[dtype] = min(times[1:])
-        self.amp_dtype = min(seconds, key=seconds.get)
+        self.amp_dtype = min(seconds, key=lambda dtype: seconds[dtype])
         (wanted, its_seconds), (_, plain) = seconds.items()
         taken = name_of(self.amp_dtype) or "float32"
         factor = max(plain, its_seconds) / min(plain, its_seconds)

@@ -29,7 +29,7 @@ from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
 from egoaudio.data.normalization import normalization
 from egoaudio.data.splits import Split, split_rows
-from egoaudio.errors import ConfigurationError, TrainingError
+from egoaudio.errors import TrainingError
 from egoaudio.evaluation import results
 from egoaudio.figures import curves_png
 from egoaudio.hdf5 import reader
@@ -96,9 +96,9 @@ def train(
         When ``last.pt`` is damaged or belongs to other data.
     """
     config = (TrainConfig() if config is None else config).resolved()
-    device = choose_device(device)
+    chosen = choose_device(device)
     check_sizes(config.model)
-    board_class = _find_tensorboard() if tensorboard else None
+    board_class = run_folder.find_tensorboard() if tensorboard else None
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(reader.open(path))
         feature = check_feature(config.model.model, file.features, config.model.feature)
@@ -110,8 +110,8 @@ def train(
         if state.finished:
             return summarize(folder, state, file, path, already_finished=True)
 
-        _leave_as_found(stack, device)
-        run = _prepare(stack, file, path, feature, folder, config, device, state)
+        _leave_as_found(stack, chosen)
+        run = _prepare(stack, file, path, feature, folder, config, chosen, state)
         _open_folder(stack, run, earlier, board_class)
         while not state.finished:
             if not _train_epoch(run):
@@ -144,6 +144,8 @@ class _Run:
     stepper: Stepper
     validator: Validator | None
     progress: RunProgress
+    num_steps: int
+    """Of the optimiser, in the whole run."""
     description: dict
     """What every checkpoint says of the run: ``last.pt`` and ``best.pt``."""
     board: Any = None
@@ -153,8 +155,8 @@ class _Run:
 
     def learning_rate(self, batch):
         """Return the learning rate of a batch of the present epoch, counted from 0."""
-        num_steps = self.config.optimization.epochs * len(self.loader)
-        return learning_rate(self.state.epoch * len(self.loader) + batch, num_steps, self.config.optimization)
+        step = self.state.epoch * len(self.loader) + batch
+        return learning_rate(step, self.num_steps, self.config.optimization)
 
     def checkpoint(self):
         """Return the contents of ``best.pt``; ``last.pt`` has more."""
@@ -216,7 +218,10 @@ def _prepare(stack, file, path, feature, folder, config, device, state):
         "egoaudio_version": __version__, "config": to_json(config), "network": checkpoints.describe_network(model),
         "normalization": {"mean": moments[0], "std": moments[1]}, **checkpoints.describe_data(file, feature),
     }
-    return _Run(file, feature, folder, config, device, state, loader, model, stepper, validator, progress, description)
+    num_steps = config.optimization.epochs * len(loader)
+    return _Run(
+        file, feature, folder, config, device, state, loader, model, stepper, validator, progress, num_steps, description
+    )
 
 
 def _leave_as_found(stack, device):
@@ -275,23 +280,6 @@ def _open_folder(stack, run, earlier, board_class):
     run_folder.write_metrics(run.folder, state.history)
     if board_class is not None:
         run.board = stack.enter_context(board_class(run.folder / "tensorboard", purge_step=state.epoch + 1))
-
-
-def _find_tensorboard():
-    """Return TensorBoard's writer.
-
-    Raises
-    ------
-    ConfigurationError
-        When it is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigurationError(
-            "--tensorboard needs a package that is not installed: pip install tensorboard"
-        ) from error
-    return SummaryWriter
 
 
 # --------------------------------------------------------------------------------------------------------- one epoch

@@ -101,7 +101,10 @@ def test_without_a_validation_split_the_training_loss_chooses(tmp_path, data, ca
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model": "cnn-small", "dropout": 0.3, "optimizer": "adamw", "weight_decay": 0.1, "clip_gradient": 0.5, "schedule": "constant"},
+        {
+            "model": "cnn-small", "feature": "spectrogram", "dropout": 0.3, "optimizer": "adamw", "weight_decay": 0.1,
+            "clip_gradient": 0.5, "schedule": "constant",
+        },
         {"label_mode": "single", "class_weights": True, "amp": True, "micro_batch_size": 5},
         {"model": "cnn", "amp": True, "amp_dtype": "float16", "loader_workers": 1, "activation_checkpointing": True},
     ],
@@ -175,7 +178,7 @@ def test_every_step_gets_its_learning_rate(tmp_path, data, monkeypatch):
     rates = []
     step = Stepper.step
     monkeypatch.setattr(Stepper, "step", lambda self, *batch: rates.append(self.optimizer.param_groups[0]["lr"]) or step(self, *batch))
-    config = make_config(epochs=2)
+    config = make_config(epochs=2).resolved()
     train.train(data, tmp_path / "run", config)
     assert rates == [learning_rate(number, len(rates), config.optimization) for number in range(len(rates))]
     assert float(table(tmp_path / "run")[-1]["learning_rate"]) == pytest.approx(rates[-1], rel=1e-5)

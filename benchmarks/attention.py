@@ -66,7 +66,7 @@ def ours(feature_shape, num_clips, num_classes, config, amp=False):
 
 def _stepper(model, num_clips, amp=False):
     """Return our step, the batch in one slice."""
-    optimizer = make_optimizer(model, OptimizationConfig(learning_rate=1e-4))
+    optimizer = make_optimizer(model, OptimizationConfig(optimizer="adam", learning_rate=1e-4, weight_decay=0.0))
     return Stepper(model, optimizer, Loss("multi"), device=CPU, micro_batch_size=num_clips, amp_dtype=torch.bfloat16 if amp else None)
 
 

@@ -165,7 +165,7 @@ def hugging_face(data, amp):
 def make_stepper(name, data, amp):
     """Return our step on a model, as ``egoaudio-train`` makes it."""
     model = create_model(name, data.num_classes, data.feature_shape)
-    optimizer = make_optimizer(model, OptimizationConfig(learning_rate=LEARNING_RATE))
+    optimizer = make_optimizer(model, OptimizationConfig(optimizer="adam", learning_rate=LEARNING_RATE, weight_decay=0.0))
     return Stepper(model, optimizer, Loss("multi"), device=CPU, micro_batch_size=data.batch_size, amp_dtype=torch.bfloat16 if amp else None)
 
 

@@ -113,7 +113,10 @@ def test_the_papers_protocol_trains_and_says_what_is_wrong_with_it(tmp_path):
         ("egoaudio-train {csv} --output {run}", "is not an HDF5 file"),
         ("egoaudio-train {data} --output {run} --model ast", "ast wants logmel; this file has spectrogram: rebuild with --features logmel"),
         ("egoaudio-train {data} --model cnn --output {run} --feature mfcc", "cnn wants mfcc; this file has spectrogram"),
-        ("egoaudio-train {data} --model cnn --output {run} --dropout 0.5", "--dropout 0.5: cnn has its own, only cnn-small, ast and yamnet can be given another"),
+        (
+            "egoaudio-train {data} --model cnn --output {run} --dropout 0.5",
+            "--dropout 0.5: cnn has its own, only cnn-small, ast and yamnet can be given another",
+        ),
         ("egoaudio-train {data} --model cnn --output {run} --amp-dtype bfloat16", "--amp-dtype bfloat16 has no effect without --amp"),
         ("egoaudio-train {data} --model cnn --output {run} --device gpu", "--device gpu: cannot be used here"),
         ("egoaudio-train {data} --model cnn --output {run} --epochs 0", "--epochs 0: expected at least 1"),

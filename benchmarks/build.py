@@ -42,7 +42,7 @@ from egoaudio.system import allocator  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parents[1] / "bin"))
 import demo_data  # noqa: E402
 
-DENOISED = BuildConfig()
+DENOISED = BuildConfig(features=FeatureConfig(features=("spectrogram", "mfcc")))
 LOGMEL = BuildConfig(denoise=DenoiseConfig(mode="none"), features=FeatureConfig(features=("logmel",)))
 MFCC = BuildConfig(features=FeatureConfig(features=("mfcc",)))  # small rows: the parent's work does not depend on them
 DIFFERENT = 4  # videos that are generated; the others are copies

@@ -10,7 +10,7 @@ from egoaudio.hdf5.writer import RowWriter, offsets
 
 AXES = {
     "spectrogram": "clip,frame_seconds,frequency_hz", "mfcc": "clip,frame_seconds,coefficient", "logmel": "clip,logmel_frame_seconds,mel_hz",
-    "waveform": "clip,sample",
+    "yamnet": "clip,yamnet_frame_seconds,yamnet_hz", "waveform": "clip,sample",
 }
 
 

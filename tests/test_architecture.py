@@ -20,7 +20,7 @@ MODULES = """
     system/signals system/files system/allocator system/progress system/lock
     config/options config/build config/train
     inputs/csv_rows inputs/annotations inputs/timestamps inputs/containers inputs/find_media inputs/decoder
-    audio/clips audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/yamnet_features audio/features
+    audio/clips audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/framing audio/yamnet_features audio/features
     hdf5/schema hdf5/create hdf5/safe_access hdf5/integrity hdf5/reader hdf5/writer hdf5/summary
     builder/pool builder/extract builder/plan builder/prepare builder/summary builder/build
     data/rows data/balance data/dataset data/seeds data/splits data/normalization data/augment data/loader

@@ -9,13 +9,13 @@ https://github.com/tensorflow/models/tree/master/research/audioset/yamnet (featu
 """
 
 import numpy as np
-import scipy.fft
-from numpy.lib.stride_tricks import as_strided
 
+from egoaudio.audio.framing import Framer
 from egoaudio.audio.mel import FilterBank, kaldi_hz, kaldi_mel
+from egoaudio.config.build import YAMNET_SAMPLE_RATE as SAMPLE_RATE
+from egoaudio.config.build import check_yamnet_rate
 from egoaudio.errors import ConfigurationError
 
-SAMPLE_RATE = 16000
 FRAME_LENGTH = 400
 HOP_LENGTH = 160
 N_FFT = 512
@@ -23,17 +23,6 @@ NUM_BANDS = 64
 MIN_HZ = 125.0
 MAX_HZ = 7500.0
 LOG_OFFSET = 0.001
-
-GROUP_FRAMES = 300  # that are transformed at once, as the other features do: what is in work stays in the cache
-
-
-def check_sample_rate(sample_rate: int) -> None:
-    """Raise ConfigurationError unless ``sample_rate`` (Hz) is YAMNet's own."""
-    if sample_rate != SAMPLE_RATE:
-        raise ConfigurationError(
-            f"--features yamnet at --sample-rate {sample_rate}: YAMNet hears {SAMPLE_RATE} Hz and no other rate; "
-            f"build with --sample-rate {SAMPLE_RATE}, or leave yamnet out"
-        )
 
 
 def num_frames(num_samples: int) -> int:
@@ -56,8 +45,8 @@ def filter_bank() -> FilterBank:
     return FilterBank(kaldi_mel(np.arange(N_FFT // 2 + 1) * SAMPLE_RATE / N_FFT), band_edges())
 
 
-class YamnetLogMel:
-    """YAMNet's log-mel of clips of one length, a few clips at a time, in buffers that are reused.
+class YamnetLogMel(Framer):
+    """YAMNet's log-mel of clips of one length, a few clips at a time (``groups``), in buffers that are reused.
 
     Parameters
     ----------
@@ -73,35 +62,43 @@ class YamnetLogMel:
     """
 
     def __init__(self, sample_rate: int, num_samples: int):
-        check_sample_rate(sample_rate)
+        check_yamnet_rate(sample_rate)
         if num_samples < FRAME_LENGTH:
             raise ConfigurationError(
                 f"--features yamnet: a clip of {num_samples / sample_rate:g} s is shorter than one frame of "
                 f"{1000 * FRAME_LENGTH // SAMPLE_RATE} ms; give a longer --clip-seconds or --context-seconds, "
                 "or leave yamnet out"
             )
-        self.num_samples = num_samples
-        self.num_frames = num_frames(num_samples)
-        self.clips_at_once = max(1, GROUP_FRAMES // self.num_frames)
+        super().__init__(num_frames(num_samples), FRAME_LENGTH, HOP_LENGTH, N_FFT, periodic_hann())
         self.centres_hz = kaldi_hz(band_edges()[1:-1])
         self._bank = filter_bank()
-        self._window = periodic_hann()
-        self._frames = np.zeros((self.clips_at_once, self.num_frames, N_FFT), np.float32)  # zeros behind the frame stay
-        self._magnitudes = np.empty((self.clips_at_once, self.num_frames, N_FFT // 2 + 1), np.float32)
 
     def __call__(self, samples: np.ndarray, out: np.ndarray) -> None:
         """Write the log-mel of ``samples`` (clips, num_samples) to ``out`` (clips, num_frames, 64)."""
-        for first in range(0, len(samples), self.clips_at_once):
-            group = samples[first : first + self.clips_at_once]
-            row, item = group.strides
-            shape = (len(group), self.num_frames, FRAME_LENGTH)
-            frames = as_strided(group, shape, (row, HOP_LENGTH * item, item), writeable=False)
-            np.multiply(frames, self._window, out=self._frames[: len(group), :, :FRAME_LENGTH])
-            magnitudes = self._magnitudes[: len(group)]
-            np.abs(scipy.fft.rfft(self._frames[: len(group)]), out=magnitudes)
-            bands = self._bank(magnitudes)
-            bands += np.float32(LOG_OFFSET)
-            np.log(bands, out=out[first : first + len(group)])
+        frames, windowed = self.views(samples)
+        np.multiply(frames, self.window, out=windowed)
+        bands = self._bank(self.magnitudes(len(samples)))
+        bands += np.float32(LOG_OFFSET)
+        np.log(bands, out=out)
+
+
+def attributes() -> dict[str, str | int | float]:
+    """Return what the array ``/yamnet`` holds and how it was made: ``units``, ``axes`` and every parameter."""
+    return {
+        "units": "log magnitude",
+        "axes": "clip,yamnet_frame_seconds,yamnet_hz",
+        "n_fft": N_FFT,
+        "frame_length": FRAME_LENGTH,
+        "hop_length": HOP_LENGTH,
+        "window": "hann",
+        "center": 0,
+        "power": 1.0,
+        "n_mels": NUM_BANDS,
+        "f_min_hz": MIN_HZ,
+        "f_max_hz": MAX_HZ,
+        "mel_scale": "htk",
+        "log_offset": LOG_OFFSET,
+    }
 
 
 def yamnet_logmel(clips: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -129,5 +126,6 @@ def yamnet_logmel(clips: np.ndarray, sample_rate: int) -> np.ndarray:
         raise ValueError(f"expected clips of shape (num_clips, num_samples), not {clips.shape}")
     extractor = YamnetLogMel(sample_rate, clips.shape[1])
     out = np.empty((len(clips), extractor.num_frames, NUM_BANDS), np.float32)
-    extractor(clips, out)
+    for group in extractor.groups(len(clips)):
+        extractor(clips[group], out[group])
     return out

@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 from egoaudio.config.options import Checked, option
 from egoaudio.errors import ConfigurationError
 
-FEATURES = ("spectrogram", "mfcc", "logmel", "waveform")
+FEATURES = ("spectrogram", "mfcc", "logmel", "yamnet", "waveform")
+YAMNET_SAMPLE_RATE = 16000  # Hz; its network knows no other
+
+
+def check_yamnet_rate(sample_rate: int) -> None:
+    """Raise ConfigurationError unless ``sample_rate`` (Hz) is the one that YAMNet hears."""
+    if sample_rate != YAMNET_SAMPLE_RATE:
+        raise ConfigurationError(
+            f"--features yamnet at --sample-rate {sample_rate}: YAMNet hears {YAMNET_SAMPLE_RATE} Hz and no other rate; "
+            f"build with --sample-rate {YAMNET_SAMPLE_RATE}, or leave yamnet out"
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,12 @@ class DenoiseConfig(Checked):
 class FeatureConfig(Checked):
     """Which feature arrays the file holds and the parameters that make them."""
 
-    features: tuple[str, ...] = option(("spectrogram", "mfcc"), "Comma-separated, any of: " + ", ".join(FEATURES) + ".", choices=FEATURES)
+    features: tuple[str, ...] = option(
+        ("spectrogram", "mfcc", "logmel"),
+        "Comma-separated, any of: " + ", ".join(FEATURES) + ". The default is what the models that start from nothing take; yamnet is the log-mel of the "
+        "model yamnet.",
+        choices=FEATURES,
+    )
     n_fft: int = option(2048, "Samples in a frame of spectrogram and mfcc.", minimum=2)
     hop_length: int = option(512, "Samples from one frame to the next.", minimum=1)
     window: str = option("hann", "Window of a frame.", choices=("hann", "hamming", "blackman", "boxcar"))
@@ -107,6 +122,8 @@ class BuildConfig(Checked):
                 f"--f-max {self.features.f_max_hz:g}: expected more than --f-min {self.features.f_min_hz:g} and at most "
                 f"{self.sample_rate / 2:g}, half the sample rate"
             )
+        if "yamnet" in self.features.features:
+            check_yamnet_rate(self.sample_rate)
 
 
 BUILD_PRESETS = {

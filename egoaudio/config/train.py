@@ -26,6 +26,8 @@ MODEL_DEFAULTS = {
     "yamnet": _PAPER | {"epochs": 10, "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01, "gain_db": 10.0},
 }
 
+RAW_MODELS = ("yamnet",)  # hear their features as they are, not normalised
+
 
 @dataclass(frozen=True)
 class DataConfig(Checked):
@@ -36,7 +38,10 @@ class DataConfig(Checked):
         "video", "What is held out whole. 'clip' is the paper's: neighbouring clips of a video fall on both sides, so its scores leak.",
         choices=("video", "subject", "clip"),
     )
-    normalize: str = option("dataset", "By the training videos' mean and deviation, the paper's numbers, or not.", choices=("dataset", "paper", "none"))
+    normalize: str = option(
+        "dataset", "By the training videos' mean and deviation, the paper's numbers, or not; never for yamnet, which hears its own log-mel as it is.",
+        choices=("dataset", "paper", "none"),
+    )
     label_mode: str = option("multi", "All active classes of a clip (sigmoids), or one row per clip and active class (softmax).", choices=("multi", "single"))
     class_weights: bool = option(False, "Weight the loss by total / (num_classes * count).")
     balanced_sampling: bool = option(False, "Draw clips so that rare classes come as often as common ones.")
@@ -68,7 +73,7 @@ class ModelConfig(Checked):
         "cnn and ast-paper are the paper's.", choices=tuple(MODEL_DEFAULTS),
     )
     feature: str | None = option(
-        None, "The array to train on: spectrogram for cnn and ast-paper, yamnet for yamnet, else logmel, if not given.", choices=FEATURES[:-1]
+        None, "The array to train on: spectrogram for cnn and ast-paper, yamnet for yamnet, else logmel, if not given.", choices=FEATURES
     )
     pretrained: str | None = option(
         None, "Published weights to start from: for ast a folder or a hub id, whose sizes replace those below; for yamnet a file of YAMNet's."
@@ -151,9 +156,20 @@ class TrainConfig(Checked):
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
+    def __post_init__(self) -> None:
+        """Check what concerns more than one part."""
+        super().__post_init__()
+        if self.data.normalize == "paper" and self.model.model in RAW_MODELS:
+            raise ConfigurationError(
+                f"--normalize paper: {self.model.model} hears its features as they are, and other numbers are another sound to it: "
+                "leave --normalize out"
+            )
+
     def resolved(self) -> "TrainConfig":
         """Return the configuration with every option that was not given as its model's default."""
         values, defaults = to_flat(self), MODEL_DEFAULTS[self.model.model]
+        if self.model.model in RAW_MODELS:
+            values["normalize"] = "none"
         return from_flat(TrainConfig, {name: defaults.get(name) if value is None else value for name, value in values.items()})
 
 

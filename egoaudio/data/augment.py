@@ -12,6 +12,8 @@ import math
 import numpy as np
 import torch
 
+from egoaudio.audio.yamnet_features import LOG_OFFSET
+from egoaudio.config.build import FEATURES
 from egoaudio.errors import ConfigurationError
 
 # SpecAugment: so many masks an axis, each up to this share of it.
@@ -19,27 +21,56 @@ MASKS = 2
 MASK_SHARE = 1 / 8
 
 
-def augment(features, labels, rng, config, gain_unit):
+def augment(features, labels, rng, config, change=None):
     """Return the batch changed at random, as the configuration asks.
 
     Parameters
     ----------
-    features : torch.Tensor, float (b, T, F)
+    features : torch.Tensor, float (b, T, F), or (b, samples) of waveforms
         Changed in place.
     labels : torch.Tensor, float (b, C)
     rng : numpy.random.Generator
     config : DataConfig
-    gain_unit : float or None
-        What ``gain_per_db`` returns, divided by the deviation the features were normalised with; None without gain.
+    change : callable or None
+        What ``level_change`` returns; None without gain.
 
     """
     if config.gain_db:
-        change_gain(features, rng, config.gain_db, gain_unit)
+        change_gain(features, rng, config.gain_db, change)
     if config.spec_augment:
         mask(features, rng)
     if config.mixup:
         features, labels = mix(features, labels, rng, config.mixup)
     return features, labels
+
+
+def level_change(feature, num_mel_bands, deviation):
+    """Return the function that makes the sound of each clip louder: ``change(features, decibels)``, in place.
+
+    Parameters
+    ----------
+    feature : str
+        What the features are.
+    num_mel_bands : int
+        Mel bands behind the mfcc.
+    deviation : float
+        What the features were divided by; waveforms and yamnet's log-mel are never normalised.
+
+    Raises
+    ------
+    ConfigurationError
+        For a feature of which it is not known what louder means.
+    """
+    if feature == "waveform":
+        return _scale
+    if feature == "yamnet":
+        return _scale_magnitudes
+    amount, num_bins = gain_per_db(feature, num_mel_bands)
+
+    def shift(features, decibels):
+        features[..., :num_bins] += _for_clips(decibels * (amount / deviation), features)
+
+    return shift
 
 
 def gain_per_db(feature, num_mel_bands):
@@ -53,14 +84,29 @@ def gain_per_db(feature, num_mel_bands):
         return math.sqrt(num_mel_bands), 1
     if feature in ("spectrogram", "logmel"):
         return {"spectrogram": 1.0, "logmel": math.log(10) / 10}[feature], None
-    raise ConfigurationError(f"--gain-db does not know what a change of level does to {feature!r}: expected spectrogram, mfcc or logmel")
+    raise ConfigurationError(f"--gain-db does not know what a change of level does to {feature!r}: expected one of {', '.join(FEATURES)}")
 
 
-def change_gain(features, rng, gain_db, unit):
-    """Raise or lower each clip by up to ``gain_db``, evenly distributed, in place."""
-    amount, num_bins = unit
-    shift = torch.as_tensor(rng.uniform(-gain_db, gain_db, len(features)) * amount, dtype=features.dtype)
-    features[..., :num_bins] += shift.to(features.device)[:, None, None]
+def _scale(features, decibels):
+    """Make waveforms (b, samples) louder."""
+    features *= _for_clips(10 ** (decibels / 20), features)
+
+
+def _scale_magnitudes(features, decibels):
+    """Make YAMNet's log-mel (b, T, F) louder: the logarithm of what is left when its offset is taken off, scaled and added again."""
+    magnitudes = features.exp_().sub_(LOG_OFFSET).clamp_(min=0)
+    magnitudes.mul_(_for_clips(10 ** (decibels / 20), features)).add_(LOG_OFFSET).log_()
+
+
+def _for_clips(values, features):
+    """Return a number for each clip, float64 (b,), as a tensor that fits the features (b, ...)."""
+    tensor = torch.as_tensor(values, dtype=features.dtype).to(features.device)
+    return tensor.reshape(-1, *[1] * (features.ndim - 1))
+
+
+def change_gain(features, rng, gain_db, change):
+    """Raise or lower each clip by up to ``gain_db``, evenly distributed, in place; ``change`` is from ``level_change``."""
+    change(features, rng.uniform(-gain_db, gain_db, len(features)))
 
 
 def mask(features, rng):
@@ -82,5 +128,8 @@ def _spans(num_clips, length, rng):
 def mix(features, labels, rng, alpha):
     """Return each clip mixed with another of the batch, share and labels alike; the share is Beta(alpha, alpha)."""
     partner = torch.from_numpy(rng.permutation(len(features))).to(features.device)
-    share = torch.as_tensor(rng.beta(alpha, alpha, len(features)), dtype=features.dtype).to(features.device)
-    return torch.lerp(features[partner], features, share[:, None, None]), torch.lerp(labels[partner], labels, share[:, None])
+    share = rng.beta(alpha, alpha, len(features))
+    return (
+        torch.lerp(features[partner], features, _for_clips(share, features)),
+        torch.lerp(labels[partner], labels, _for_clips(share, labels)),
+    )

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from egoaudio.data.augment import augment, gain_per_db
+from egoaudio.data.augment import augment, level_change
 from egoaudio.data.balance import balanced_probabilities
 from egoaudio.data.seeds import AUGMENTATION, ORDER, generator
+from egoaudio.errors import ConfigurationError
 
 # Batches that are ready or being made while the consumer works on one. Two ride out one slow batch; more only cost memory.
 READ_AHEAD = 2
@@ -75,10 +76,11 @@ class Loader:
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         # Making a generator that nobody draws from takes 1 % of a batch.
         self._augments = training and bool(config.gain_db or config.spec_augment or config.mixup)
-        self._gain_unit = None
+        self._change = None
         if training and config.gain_db:
-            amount, num_bins = gain_per_db(dataset.feature, dataset.file.config["n_mels"])
-            self._gain_unit = amount / dataset.normalization[1], num_bins
+            self._change = level_change(dataset.feature, dataset.file.config["n_mels"], dataset.normalization[1])
+        if training and config.spec_augment and len(dataset.feature_shape) == 1:
+            raise ConfigurationError(f"--spec-augment masks bands of frequency, and {dataset.feature} has none: leave one of them out")
         self._cumulative = None
         if training and config.balanced_sampling:
             self._cumulative = np.cumsum(balanced_probabilities(dataset.file.labels, dataset.rows, dataset.classes))
@@ -177,7 +179,7 @@ class Loader:
         with contextlib.nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
             features, labels = (tensor.to(self.device, non_blocking=self._copies is not None) for tensor in (features, labels))
             if self._augments:
-                features, labels = augment(features, labels, generator(self.seed, AUGMENTATION, epoch, number), self.config, self._gain_unit)
+                features, labels = augment(features, labels, generator(self.seed, AUGMENTATION, epoch, number), self.config, self._change)
         if self._copies is not None:
             # Waits in this thread only. Until then the pinned buffer is being read and must not be filled again.
             self._copies.synchronize()

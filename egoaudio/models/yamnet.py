@@ -7,8 +7,9 @@ https://github.com/tensorflow/models/tree/master/research/audioset/yamnet; Howar
 https://arxiv.org/abs/1704.04861.
 
 Any number of frames: shorter clips than YAMNet's patch of 96 are padded with silence, longer ones (1 s is 98 frames;
-context) go through as one picture, and the mean runs over all of it. For 96 frames this is the published network. Its
-strides pad as TensorFlow's "same" does for even lengths, so that a longer clip is sampled where a patch would be.
+context) go through as one picture, and the mean runs over all of it. For 96 frames this is the published network. With
+context the mean over the clip's own part stands beside that over the whole (a maximum adds nothing). Its strides pad as
+TensorFlow's "same" does for even lengths, so that a longer clip is sampled where a patch would be.
 
 Batch norm is folded into the convolutions before it. Its statistics are not for small batches to change, and with
 fixed ones it is a scale and an offset, both of which a convolution has. So a clip's logits and gradients depend on no
@@ -26,15 +27,32 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from egoaudio.audio import yamnet_features as front_end
+from egoaudio.errors import ConfigurationError
 from egoaudio.models.dropout import ClipDropout
 
 NUM_PUBLISHED_CLASSES = 521
 EMBEDDING_SIZE = 1024
 PATCH_FRAMES = 96
+COLUMN_FRAMES = 32  # of the log-mel, for each column of the last map
 STEM_CHANNELS = 32
 # (stride, channels) of the separable convolutions.
 BLOCKS = ((1, 64), (2, 128), (1, 128), (2, 256), (1, 256), (2, 512), *[(1, 512)] * 5, (2, 1024), (1, 1024))
 SILENCE = math.log(front_end.LOG_OFFSET)
+TRUNK_RATE = 0.1  # the published weights learn at this share of the learning rate: see parameter_groups
+
+
+def check_shape(feature_shape: tuple[int, ...]) -> None:
+    """Raise ConfigurationError unless ``feature_shape`` is (num_frames, 64), or (num_samples,) of a frame at least."""
+    if len(feature_shape) == 1 and feature_shape[0] < front_end.FRAME_LENGTH:
+        raise ConfigurationError(
+            f"yamnet on waveforms of {feature_shape[0]} samples: one frame has {front_end.FRAME_LENGTH}; "
+            "build with a longer --clip-seconds"
+        )
+    if len(feature_shape) > 1 and feature_shape[1] != front_end.NUM_BANDS:
+        raise ConfigurationError(
+            f"yamnet on features of {feature_shape[1]} bands: expected YAMNet's own {front_end.NUM_BANDS}; "
+            "build with --features yamnet"
+        )
 
 
 class SameConvolution(nn.Conv2d):
@@ -97,9 +115,11 @@ class YAMNet(nn.Module):
         Probability of dropout on the embedding, in [0, 1).
     freeze : bool
         Train only the linear layer: the trunk has no gradients, keeps no activations, and stays as it is.
+    context_clips : int
+        Neighbouring clips on each side that come with a clip.
     """
 
-    def __init__(self, num_classes: int, dropout: float = 0.0, freeze: bool = False):
+    def __init__(self, num_classes: int, dropout: float = 0.0, freeze: bool = False, context_clips: int = 0):
         super().__init__()
         self.front_end = FrontEnd()
         channels = [STEM_CHANNELS, *(channels for _, channels in BLOCKS[:-1])]
@@ -109,7 +129,8 @@ class YAMNet(nn.Module):
         )
         self.trunk = nn.ModuleList([SameConvolution(1, STEM_CHANNELS, 3, stride=2), *blocks])
         self.dropout = ClipDropout(dropout, layer=0)
-        self.classifier = nn.Linear(EMBEDDING_SIZE, num_classes)
+        self.context_clips = context_clips
+        self.classifier = nn.Linear(EMBEDDING_SIZE * (2 if context_clips else 1), num_classes)
         self.activation_checkpointing = False
         self.freeze = freeze
         self.trunk.requires_grad_(not freeze)
@@ -119,17 +140,31 @@ class YAMNet(nn.Module):
         """Recompute the activations of the separable convolutions in the backward pass."""
         self.activation_checkpointing = True
 
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """Return the parameters, each group with its share of the learning rate: what is new learns faster."""
+        return [(list(self.classifier.parameters()), 1.0), (list(self.trunk.parameters()), TRUNK_RATE)]
+
     def embed(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the embedding (batch, 1024) of log-mel (batch, num_frames, 64) or waveforms (batch, num_samples)."""
+        """Return the embedding (batch, 1024) of log-mel (batch, num_frames, 64) or waveforms (batch, num_samples).
+
+        With context it is (batch, 2048).
+        """
         if x.ndim == 2:
             x = self.front_end(x)
-        if x.shape[1] < PATCH_FRAMES:
-            x = functional.pad(x, (0, 0, 0, PATCH_FRAMES - x.shape[1]), value=SILENCE)
+        num_frames = x.shape[1]
+        if num_frames < PATCH_FRAMES:
+            x = functional.pad(x, (0, 0, 0, PATCH_FRAMES - num_frames), value=SILENCE)
         maps = x.unsqueeze(1).to(memory_format=torch.channels_last)  # (b, 1, t, 64)
         recompute = self.activation_checkpointing and self.training and not self.freeze and torch.is_grad_enabled()
         for layer in self.trunk:
             maps = checkpoint(layer, maps, use_reentrant=False) if recompute else layer(maps)
-        return maps.mean(dim=(2, 3))  # of (b, 1024, t // 32, 2)
+        maps = maps.mean(dim=3)  # (b, 1024, t // 32)
+        if not self.context_clips:
+            return maps.mean(dim=2)
+        clip_columns = num_frames / (2 * self.context_clips + 1) / COLUMN_FRAMES
+        first = round(self.context_clips * clip_columns)
+        stop = max(round((self.context_clips + 1) * clip_columns), first + 1)
+        return torch.cat([maps[:, :, first:stop].mean(dim=2), maps.mean(dim=2)], dim=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits (batch, num_classes) of log-mel (batch, num_frames, 64) or waveforms (batch, num_samples)."""

@@ -35,7 +35,11 @@ ZIP_MAGIC = b"PK\x03\x04"
 
 
 def create_yamnet(
-    num_classes: int, pretrained: str | Path | None = None, dropout: float = 0.0, freeze: bool = False
+    num_classes: int,
+    pretrained: str | Path | None = None,
+    dropout: float = 0.0,
+    freeze: bool = False,
+    context_clips: int = 0,
 ) -> YAMNet:
     """Return a YAMNet with a new linear layer, its trunk from published weights.
 
@@ -45,7 +49,7 @@ def create_yamnet(
         Outputs.
     pretrained : str, Path or None
         See ``read_published``; None leaves random weights, for a checkpoint to fill.
-    dropout, freeze
+    dropout, freeze, context_clips
         See ``YAMNet``.
 
     Raises
@@ -53,7 +57,7 @@ def create_yamnet(
     CheckpointError
         If the file cannot be read, is damaged, or holds another network.
     """
-    model = YAMNet(num_classes, dropout, freeze)
+    model = YAMNet(num_classes, dropout, freeze, context_clips)
     if pretrained is not None:
         fill_trunk(model, read_published(pretrained))
     return model

@@ -6,9 +6,26 @@ import torch
 
 
 def make_optimizer(model, options):
-    """Return Adam or AdamW, fused into one pass over the weights."""
+    """Return Adam or AdamW, fused into one pass over the weights.
+
+    A model whose weights are not all to learn alike has ``parameter_groups()``: a list of (parameters, factor of the
+    learning rate). What is frozen is left out.
+    """
+    groups = model.parameter_groups() if hasattr(model, "parameter_groups") else [(model.parameters(), 1.0)]
+    trained = [([parameter for parameter in parameters if parameter.requires_grad], factor) for parameters, factor in groups]
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
-    return kind(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
+    optimizer = kind(
+        [{"params": parameters, "factor": factor} for parameters, factor in trained if parameters],
+        lr=options.learning_rate, weight_decay=options.weight_decay, fused=True,
+    )
+    set_learning_rate(optimizer, options.learning_rate)
+    return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of each group to its share of ``rate``."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)  # runs of version 0.1.0 have one group, without a factor
 
 
 def learning_rate(step, num_steps, options):

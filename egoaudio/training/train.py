@@ -33,7 +33,7 @@ from egoaudio.errors import TrainingError
 from egoaudio.evaluation import results
 from egoaudio.figures import curves_png
 from egoaudio.hdf5 import reader
-from egoaudio.models import check_feature, check_sizes, checkpoints, create_model
+from egoaudio.models import check_feature, check_pretrained, check_sizes, checkpoints, create_model
 from egoaudio.models.device import choose_device, mixed_precision, name_of
 from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.models.scorer import Scorer
@@ -48,7 +48,7 @@ from egoaudio.training.messages import (
     describe_wait,
     summarize,
 )
-from egoaudio.training.optimizer import learning_rate, make_optimizer
+from egoaudio.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from egoaudio.training.step import Stepper
 from egoaudio.training.validation import Validator
 
@@ -98,10 +98,11 @@ def train(
     config = (TrainConfig() if config is None else config).resolved()
     chosen = choose_device(device)
     check_sizes(config.model)
+    check_pretrained(config.model)
     board_class = run_folder.find_tensorboard() if tensorboard else None
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(reader.open(path))
-        feature = check_feature(config.model.model, file.features, config.model.feature)
+        feature = check_feature(config.model.model, file.features, config.model.feature, file.sample_rate)
         folder = Path(output)
         results.prepare(folder)
         stack.enter_context(lock.held(folder))
@@ -323,8 +324,7 @@ def _train_batch(run, batch):
         When the loss is not finite.
     """
     state = run.state
-    for group in run.stepper.optimizer.param_groups:
-        group["lr"] = run.learning_rate(state.batch)
+    set_learning_rate(run.stepper.optimizer, run.learning_rate(state.batch))
     value = run.stepper.step(batch.features, batch.labels)  # (b, T, F), (b, C)
     if not math.isfinite(value):
         raise TrainingError(describe_bad_loss(value, batch, state, run.folder))

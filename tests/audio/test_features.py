@@ -13,11 +13,12 @@ import torchaudio
 from transformers import ASTFeatureExtractor
 
 from egoaudio.audio.features import FeatureExtractor
+from egoaudio.audio.yamnet_features import yamnet_logmel
 from egoaudio.config.build import FeatureConfig
 from egoaudio.errors import ConfigurationError
 
 TOLERANCE = 1e-4
-ALL = ("spectrogram", "mfcc", "logmel", "waveform")
+ALL = ("spectrogram", "mfcc", "logmel", "yamnet", "waveform")
 PARAMETERS = {
     "the paper's": {},
     "small": {"n_fft": 512, "hop_length": 160, "window": "hamming", "n_mels": 64, "n_mfcc": 13, "f_min_hz": 50.0, "f_max_hz": 3500.0},
@@ -129,6 +130,7 @@ def test_silence_is_at_the_floor():
     assert np.allclose(arrays["spectrogram"], -100, rtol=1e-6)
     assert _error(arrays["mfcc"][0], _librosa_mfcc(np.zeros(16000, np.float32), 16000, FeatureConfig())) < TOLERANCE
     assert _error(arrays["logmel"][0], _ast(np.zeros(16000, np.float32), 16000, 98)) < TOLERANCE
+    assert np.allclose(arrays["yamnet"], np.log(0.001), rtol=1e-6)
     assert not arrays["waveform"].any()
 
 
@@ -149,23 +151,26 @@ def test_mfcc_sees_nothing_80_db_below_the_loudest_of_the_same_clip():
     assert np.array_equal(arrays["mfcc"][0, -1], arrays["mfcc"][0, -2])
 
 
-@pytest.mark.parametrize("name", ["spectrogram", "logmel"])
+AXES = {"spectrogram": ("frame_seconds", "frequency_hz"), "logmel": ("logmel_frame_seconds", "mel_hz"), "yamnet": ("yamnet_frame_seconds", "yamnet_hz")}
+
+
+@pytest.mark.parametrize("name", AXES)
 @pytest.mark.parametrize("hz", [500.0, 1000.0, 3000.0])
 def test_a_sine_peaks_in_its_bin(name, hz):
     extractor = _extractor((name,))
     clip = 0.5 * np.sin(2 * np.pi * hz * np.arange(16000) / 16000)
     row = extractor(clip.astype(np.float32)[None])[name][0, 16]
-    positions = extractor.axes["frequency_hz" if name == "spectrogram" else "mel_hz"]
+    positions = extractor.axes[AXES[name][1]]
     assert abs(positions[row.argmax()] - hz) < hz / 20
 
 
-@pytest.mark.parametrize("name", ["spectrogram", "logmel"])
+@pytest.mark.parametrize("name", AXES)
 def test_a_click_is_in_the_frame_whose_time_is_nearest(name):
     extractor = _extractor((name,))
     clip = np.zeros((1, 16000), np.float32)
     clip[0, 9000] = 1
     levels = extractor(clip)[name][0].mean(axis=1)
-    times = extractor.axes["frame_seconds" if name == "spectrogram" else "logmel_frame_seconds"]
+    times = extractor.axes[AXES[name][0]]
     assert len(times) == len(levels)
     assert levels.argmax() == np.abs(times - 9000 / 16000).argmin()
 
@@ -252,10 +257,23 @@ def test_axes_are_only_those_of_the_features():
     assert set(_extractor(("waveform",)).axes) == set()
     assert set(_extractor(("mfcc",)).axes) == {"frame_seconds"}
     assert set(_extractor(("logmel",)).axes) == {"logmel_frame_seconds", "mel_hz"}
+    assert set(_extractor(("yamnet",)).axes) == {"yamnet_frame_seconds", "yamnet_hz"}
     axes = _extractor(("spectrogram",)).axes
     assert set(axes) == {"frame_seconds", "frequency_hz"}
     assert np.allclose(axes["frequency_hz"], librosa.fft_frequencies(sr=16000, n_fft=2048))
     assert np.allclose(axes["frame_seconds"], librosa.times_like(32, sr=16000, hop_length=512))
+
+
+def test_yamnet_is_its_own_log_mel():
+    clips = _sounds(7, 16000)
+    assert np.array_equal(_extractor(("yamnet",))(clips)["yamnet"], yamnet_logmel(clips, 16000))
+    attributes = _extractor(("yamnet",)).attributes("yamnet")
+    assert (attributes["units"], attributes["log_offset"], attributes["n_mels"]) == ("log magnitude", 0.001, 64)
+
+
+def test_yamnet_at_another_rate_is_refused():
+    with pytest.raises(ConfigurationError, match="--features yamnet at --sample-rate 44100: YAMNet hears 16000 Hz and no other"):
+        _extractor(("yamnet",), 44100, 44100)
 
 
 def test_a_clip_shorter_than_a_frame_of_logmel_is_refused():

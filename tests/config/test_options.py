@@ -40,6 +40,7 @@ def test_json_and_back_is_the_same(config):
         ({"n_mfcc": 200}, "--n-mfcc 200 is more than --n-mels 128"),
         ({"clip_secnds": 1.0}, "unknown options clip_secnds"),
         ({"clip_seconds": 0.00001}, "less than one sample"),
+        ({"features": ["yamnet"], "sample_rate": 22050}, "--features yamnet at --sample-rate 22050: YAMNet hears 16000 Hz and no other rate"),
     ],
 )
 def test_what_cannot_be_run_is_refused_in_words(values, message):
@@ -61,7 +62,7 @@ def test_differences_name_the_flag_and_both_values():
     assert differences(BuildConfig(), BuildConfig(clips=ClipConfig(min_overlap_seconds=0.5))) == ["--min-overlap: 0.0, now 0.5"]
     assert differences(BuildConfig(), BuildConfig(clips=ClipConfig(context_seconds=2.0), features=FeatureConfig(features=("logmel",)))) == [
         "--context-seconds: not given, now 2.0",
-        "--features: spectrogram,mfcc, now logmel",
+        "--features: spectrogram,mfcc,logmel, now logmel",
     ]
     assert differences(BuildConfig(), BuildConfig()) == []
 
@@ -76,9 +77,19 @@ def test_presets_name_real_options(config_class, presets):
         assert to_flat(from_flat(config_class, values)).items() >= values.items()
 
 
+def test_by_default_a_file_holds_what_every_model_that_starts_from_nothing_takes():
+    assert BuildConfig().features.features == ("spectrogram", "mfcc", "logmel")
+
+
 def test_the_papers_build_gates_every_second_by_itself():
     config = from_flat(BuildConfig, BUILD_PRESETS["paper"])
     assert (config.denoise.scope, config.features.features, config.clips.no_action) == ("clip", ("spectrogram", "mfcc"), "all")
+
+
+@pytest.mark.parametrize("normalize", ["dataset", "none"])
+def test_yamnet_is_given_its_features_as_they_are(normalize):
+    assert from_flat(TrainConfig, {"model": "yamnet", "normalize": normalize}).resolved().data.normalize == "none"
+    assert from_flat(TrainConfig, {"model": "cnn", "normalize": normalize}).resolved().data.normalize == normalize
 
 
 def test_configurations_cannot_be_changed():

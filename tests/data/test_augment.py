@@ -16,22 +16,21 @@ def batch(num_clips=16, num_frames=32, num_bins=40):
     return torch.randn(num_clips, num_frames, num_bins, generator=generator), torch.eye(num_clips)
 
 
-@pytest.mark.parametrize("feature", ["spectrogram", "mfcc", "logmel"])
+@pytest.mark.parametrize("feature", ["spectrogram", "mfcc", "logmel", "yamnet", "waveform"])
 def test_gain_equals_the_features_of_a_louder_sound(feature):
     sound = np.random.default_rng(0).standard_normal((4, 16000), np.float32) * 0.01
     extract = features.FeatureExtractor(FeatureConfig(features=(feature,)), 16000, 16000)
-    amount, num_bins = augment.gain_per_db(feature, num_mel_bands=128)
     soft, loud = (torch.from_numpy(extract(sound * level)[feature].copy()) for level in (1, 10 ** (3 / 20)))
-    above_floor = soft > soft.min() + 1  # the filter bank has bands with hardly a bin, which stay near its floor
+    above_floor = soft > soft.min() + 1 if feature == "logmel" else torch.ones_like(soft) == 1  # it has bands with hardly a bin, near its floor
     assert above_floor.float().mean() > 0.95
-    soft[..., :num_bins] += 3 * amount
+    augment.level_change(feature, num_mel_bands=128, deviation=1.0)(soft, np.full(len(soft), 3.0))
     torch.testing.assert_close(soft[above_floor], loud[above_floor], rtol=1e-3, atol=0.02)
 
 
 def test_gain_is_evenly_spread_within_its_limits_and_the_same_over_a_clip():
     values, _ = batch(1000, 3, 4)
     changed = values.clone()
-    augment.change_gain(changed, np.random.default_rng(0), 6.0, (0.5, None))
+    augment.change_gain(changed, np.random.default_rng(0), 6.0, augment.level_change("spectrogram", 128, deviation=2.0))
     shift = changed - values
     torch.testing.assert_close(shift, shift[:, :1, :1].expand_as(shift), rtol=0, atol=1e-5)
     assert -3 <= shift.min() < -2.9 and 2.9 < shift.max() <= 3
@@ -40,14 +39,34 @@ def test_gain_is_evenly_spread_within_its_limits_and_the_same_over_a_clip():
 def test_gain_moves_the_first_coefficient_of_an_mfcc_alone():
     values, _ = batch()
     changed = values.clone()
-    augment.change_gain(changed, np.random.default_rng(0), 6.0, augment.gain_per_db("mfcc", 128))
+    augment.change_gain(changed, np.random.default_rng(0), 6.0, augment.level_change("mfcc", 128, 1.0))
     torch.testing.assert_close(changed[..., 1:], values[..., 1:], rtol=0, atol=0)
     assert (changed[..., 0] != values[..., 0]).all()
 
 
 def test_gain_of_an_unknown_feature_is_refused():
-    with pytest.raises(ConfigurationError, match="--gain-db.*'waveform': expected spectrogram, mfcc or logmel"):
-        augment.gain_per_db("waveform", 128)
+    with pytest.raises(ConfigurationError, match="--gain-db.*'chroma': expected one of spectrogram, mfcc, logmel, yamnet, waveform"):
+        augment.level_change("chroma", 128, 1.0)
+
+
+@pytest.mark.parametrize("decibels", [-20.0, 20.0])
+def test_a_change_of_level_of_yamnets_log_mel_is_exact_down_to_its_offset(decibels):
+    sound = torch.logspace(-6, 1, 50, dtype=torch.float64).reshape(1, 1, 50)
+    features, louder = torch.log(sound + 0.001).float(), torch.log(sound * 10 ** (decibels / 20) + 0.001).float()
+    augment.level_change("yamnet", 128, 1.0)(features, np.array([decibels]))
+    torch.testing.assert_close(features, louder, rtol=0, atol=2e-3)
+    silence = torch.full((1, 2, 3), float(np.log(0.001)))
+    augment.level_change("yamnet", 128, 1.0)(silence, np.array([decibels]))
+    torch.testing.assert_close(silence, torch.full_like(silence, float(np.log(0.001))), rtol=1e-5, atol=0)
+
+
+def test_waveforms_are_scaled_and_mixed():
+    values, labels = torch.randn(16, 400), torch.eye(16)
+    changed, targets = augment.augment(values.clone(), labels, np.random.default_rng(0), DataConfig(gain_db=6), augment.level_change("waveform", 128, 1.0))
+    torch.testing.assert_close(changed / values, (changed[:, :1] / values[:, :1]).expand_as(values), rtol=1e-4, atol=0)
+    assert 0.5 < float((changed / values).min()) < float((changed / values).max()) < 2
+    mixed, targets = augment.augment(values.clone(), labels, np.random.default_rng(0), DataConfig(mixup=0.3))
+    torch.testing.assert_close(mixed, targets @ values)
 
 
 def test_masks_hide_spans_behind_the_mean_and_leave_the_rest():
@@ -87,7 +106,7 @@ def test_the_generator_alone_decides(config):
     results = []
     for seed in (0, 0, 1):
         values, labels = batch()
-        results.append(augment.augment(values, labels, np.random.default_rng(seed), config, (1.0, None)))
+        results.append(augment.augment(values, labels, np.random.default_rng(seed), config, augment.level_change("spectrogram", 128, 1.0)))
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
     assert not torch.equal(results[0][0], results[2][0])
     assert results[0][0].dtype == torch.float32

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from yamnet_reference import make_bundle, random_tensors
 
 from egoaudio.config.train import ModelConfig
-from egoaudio.errors import ConfigurationError
+from egoaudio.errors import CheckpointError, ConfigurationError
 from egoaudio.models import check_feature, check_sizes, create_model
 from egoaudio.models.dropout import ClipDropout, place_slice, replace_dropout
 
@@ -254,19 +255,41 @@ def test_feature_that_fits(name, available, chosen, expected):
     ("cnn", ("mfcc",), None, "cnn wants spectrogram.*this file has mfcc: rebuild with --features spectrogram or give --feature mfcc"),
     ("cnn", ("mfcc",), "logmel", "cnn wants logmel; this file has mfcc: rebuild with --features logmel"),
     ("cnn", ("waveform",), None, "this file has waveform: rebuild with --features spectrogram"),
-    ("resnet", ("mfcc",), None, "--model resnet: expected one of cnn, cnn-small, ast-paper, ast"),
+    ("yamnet", ("logmel",), None, "yamnet wants yamnet or waveform; this file has logmel: rebuild with --features yamnet"),
+    ("yamnet", ("logmel", "waveform"), None, "yamnet wants .*: rebuild with --features yamnet or give --feature waveform"),
+    ("yamnet", ("logmel", "yamnet"), "logmel", "yamnet wants yamnet or waveform, not logmel.*: give --feature yamnet"),
+    ("cnn-small", ("yamnet",), None, "cnn-small wants logmel or spectrogram or mfcc; this file has yamnet: rebuild with --features logmel"),
+    ("resnet", ("mfcc",), None, "--model resnet: expected one of cnn, cnn-small, ast-paper, ast, yamnet"),
 ])
 def test_feature_that_does_not_fit_is_refused_with_the_fix(name, available, chosen, words):
     with pytest.raises(ConfigurationError, match=words):
         check_feature(name, available, chosen)
 
 
+@pytest.mark.parametrize("shape, context_clips", [((98, 64), 0), ((16000,), 0), ((294, 64), 1), ((48000,), 1), ((8, 64), 0)])
+def test_yamnet_takes_its_log_mel_or_waveforms_with_and_without_context(shape, context_clips):
+    model = create_model("yamnet", 7, shape, context_clips=context_clips)
+    assert model(torch.randn(2, *shape)).shape == (2, 7)
+
+
+def test_yamnet_starts_from_published_weights_and_says_which_cannot_be_read(tmp_path):
+    tensors = random_tensors()
+    model = create_model("yamnet", 7, (98, 64), ModelConfig(model="yamnet", pretrained=str(make_bundle(tmp_path, tensors)), freeze=True, dropout=0.1))
+    assert model.freeze and model.dropout.p == 0.1
+    assert {name for name, value in model.named_parameters() if value.requires_grad} == {"classifier.weight", "classifier.bias"}
+    assert float(model.trunk[0].weight.abs().max()) > 1  # batch norm is folded in
+    with pytest.raises(CheckpointError, match=f"{tmp_path}/gone: cannot be read .*the README says how to get them"):
+        create_model("yamnet", 7, (98, 64), ModelConfig(model="yamnet", pretrained=f"{tmp_path}/gone"))
+
+
 @pytest.mark.parametrize("name, shape, config, words", [
     ("ast", (98, 12), SMALL_AST, "a patch of 16 bins does not fit in a feature of 12"),
     ("ast", (98, 128), ModelConfig(model="ast", hidden_size=25, num_heads=2), "--hidden-size 25 is not a multiple of --num-heads 2"),
-    ("cnn", (32, 40), ModelConfig(pretrained="x"), "only --model ast starts from published weights"),
+    ("cnn", (32, 40), ModelConfig(pretrained="x"), "only --model ast and yamnet start from published weights"),
     ("cnn-small", (32, 40), ModelConfig(dropout=1.0), "--dropout 1: expected less than 1"),
     ("cnn", (0, 40), None, "0 x 40"),
+    ("yamnet", (98, 128), None, "yamnet on features of 128 bands: expected YAMNet's own 64"),
+    ("yamnet", (0,), None, "yamnet on clips of 0 with 3 classes"),
 ])
 def test_sizes_that_do_not_fit_are_refused(name, shape, config, words):
     with pytest.raises(ConfigurationError, match=words):

@@ -91,6 +91,21 @@ def test_a_long_clip_is_sampled_where_its_patches_are(model):
     torch.testing.assert_close(whole[:, :, 14:], shifted[:, :, 12:], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("frames, context_clips, first, stop", [(294, 1, 3, 6), (490, 2, 6, 9), (298, 1, 3, 6), (24, 1, 0, 1), (150, 1, 2, 3), (686, 3, 9, 12)])
+def test_with_context_the_clips_own_part_stands_beside_the_whole(model, frames, context_clips, first, stop):
+    own = YAMNet(5, context_clips=context_clips)
+    own.trunk.load_state_dict(model.trunk.state_dict())
+    maps = []
+    hook = own.trunk[-1].register_forward_hook(lambda module, inputs, output: maps.append(output.mean(dim=3)))
+    long = torch.from_numpy(yamnet_logmel(noise(2, 160 * (frames - 1) + 400), 16000))
+    embedding = own.embed(long)
+    hook.remove()
+    assert own(long).shape == (2, 5)
+    part, mean = embedding.split(1024, dim=1)
+    torch.testing.assert_close(part, maps[0][:, :, first:stop].mean(dim=2))
+    torch.testing.assert_close(mean, maps[0].mean(dim=2))
+
+
 def test_a_waveform_is_heard_as_its_log_mel(model):
     clips = noise(3, 16000)
     torch.testing.assert_close(
@@ -138,6 +153,7 @@ def test_a_frozen_trunk_stays_as_it_is_and_keeps_no_graph(model, logmel):
     own.load_state_dict(model.state_dict())
     own.train()
     assert own.embed(logmel).grad_fn is None
+    assert [len(parameters) for parameters, _ in own.parameter_groups()] == [2, 54]
     assert set(gradients(own, logmel, 6)) == {"classifier.weight", "classifier.bias"}
     before = copy.deepcopy(own.state_dict())
     optimizer = torch.optim.AdamW(own.parameters(), lr=0.1, weight_decay=0.1)

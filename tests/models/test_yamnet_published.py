@@ -23,7 +23,9 @@ import torch
 from onnx import numpy_helper
 
 from egoaudio.audio.yamnet_features import yamnet_logmel
+from egoaudio.config.train import ModelConfig
 from egoaudio.errors import CheckpointError
+from egoaudio.models import create_model
 from egoaudio.models.yamnet_weights import create_yamnet, load_published, read_published
 
 WHEELS = {
@@ -254,6 +256,14 @@ def test_a_new_head_on_a_frozen_trunk_learns_the_bell_and_finds_it_elsewhere(whe
     with torch.no_grad():
         heard = model.eval()(logmel[1::2])[:, 0] > 0
     assert (heard == labels[1::2].bool()).float().mean() > 0.85
+
+
+def test_a_model_to_train_has_the_published_network_inside(wheel, yamnet, recording):
+    patch = torch.from_numpy(yamnet_logmel(recording[0][None, 16000 * 8 :][:, :15600], 16000))
+    model = create_model("yamnet", 7, (96, 64), ModelConfig(model="yamnet", pretrained=str(wheel))).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(yamnet[0].classifier(model.embed(patch)), yamnet[0](patch))
+        assert model(patch).shape == (1, 7)
 
 
 def test_the_other_network_in_the_wheel_is_refused(wheel, tmp_path):

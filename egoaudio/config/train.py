@@ -23,7 +23,9 @@ MODEL_DEFAULTS = {
     "cnn": _PAPER,
     "ast": _PAPER | {"optimizer": "adamw", "learning_rate": 3e-4, "weight_decay": 0.05, "warmup_fraction": 0.1},
     "ast-paper": _PAPER,
-    "yamnet": _PAPER | {"epochs": 10, "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01, "gain_db": 10.0},
+    "yamnet": _PAPER | {
+        "epochs": 5, "optimizer": "adamw", "learning_rate": 3e-3, "weight_decay": 0.01, "warmup_fraction": 0.1, "gain_db": 10.0,
+    },
 }
 
 RAW_MODELS = ("yamnet",)  # hear their features as they are, not normalised

@@ -10,7 +10,7 @@ from egoaudio.errors import ConfigurationError
 from egoaudio.models import check_feature, check_sizes, create_model
 from egoaudio.models.dropout import ClipDropout, place_slice, replace_dropout
 
-SMALL_AST = ModelConfig(model="ast", hidden_size=24, num_layers=2, num_heads=2)
+SMALL_AST = ModelConfig(model="ast", hidden_size=24, num_layers=2, num_heads=2, dropout=0.0, patchout=0.0)
 
 
 def plain_cnn(num_frames, num_bins, num_classes):

@@ -3,10 +3,10 @@
 Units are in the names: ``_db``, ``_minutes``.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from egoaudio.config.build import FEATURES
-from egoaudio.config.options import Checked, from_flat, option, to_flat
+from egoaudio.config.options import Checked, flag_of, from_flat, option, to_flat
 from egoaudio.errors import ConfigurationError
 
 # What an option that is not given means for each model: what was measured to hear best (benchmarks/hearing.py), and
@@ -136,8 +136,16 @@ class DistillationConfig(Checked):
     teacher_temperature: float = option(1.0, "Divide the logits of teacher and student by this before they are compared.", above=0, before=1.0)
 
     def __post_init__(self) -> None:
-        """Check that the labels and the teacher share one loss."""
+        """Check that the labels and the teacher share one loss, and that no option would be without effect."""
         super().__post_init__()
+        for setting in fields(self)[1:]:
+            value = getattr(self, setting.name)
+            if not self.teacher and value != setting.default:
+                raise ConfigurationError(
+                    f"{flag_of(setting)} {value:g} has no effect without --teacher: give both, or neither"
+                )
+        if not all(isinstance(path, str) for path in self.teacher):
+            raise ConfigurationError(f"--teacher {self.teacher!r}: expected paths of checkpoints as text")
         if self.teacher_weight > 1:
             raise ConfigurationError(f"--teacher-weight {self.teacher_weight:g}: expected 0 to 1, the rest of the loss being the labels'")
 

@@ -58,8 +58,9 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "AnnotationError", "BuildConfig", "BuildError", "BuildPlan", "BuildReport", "CheckpointError", "ClipConfig",
     "ConfigurationError", "DataConfig", "DenoiseConfig", "DistillationConfig", "EgoAudioError", "EgoAudioFile",
-    "Evaluation", "EvaluationError", "FeatureConfig", "Inputs", "MediaError", "ModelConfig", "OptimizationConfig", "Score", "Status", "StoreError",
-    "TrainConfig", "TrainingError", "TrainingRun", "__version__", "build", "evaluate", "open", "preview", "train",
+    "Evaluation", "EvaluationError", "FeatureConfig", "Inputs", "MediaError", "ModelConfig", "OptimizationConfig",
+    "Score", "Status", "StoreError", "TrainConfig", "TrainingError", "TrainingRun", "__version__", "build", "evaluate",
+    "open", "preview", "train",
 ]
 
 

@@ -108,7 +108,7 @@ class TeacherScores:
             return
         contents = io.BytesIO()
         np.savez(contents, rows=self.rows, scores=self.scores, identity=np.array(json.dumps(self.identity)))
-        results.write_file(Path(folder) / SCORES_FILE, contents.getbuffer())
+        results.write_file(Path(folder) / SCORES_FILE, contents.getvalue())
 
 
 def prepare_teacher(file, path, rows, folder, config, device, *, resumes):
@@ -151,9 +151,9 @@ def prepare_teacher(file, path, rows, folder, config, device, *, resumes):
         "plan_sha256": file.plan_sha256, "label_mode": config.data.label_mode,
         "temperature": options.teacher_temperature, "rows_sha256": hashlib.sha256(rows.tobytes()).hexdigest(),
     }
-    stored = _read(folder / SCORES_FILE, identity, options.teacher) if resumes else None
+    stored = _read(folder / SCORES_FILE, rows, identity, options.teacher) if resumes else None
     if stored is not None:
-        return TeacherScores(rows, *stored, is_stored=True)
+        return stored
     with Progress(len(rows) * len(options.teacher), "scoring by the teacher", unit="clips") as progress:
         scores = sum(_score(teacher, file, path, rows, config, device, progress) for teacher in options.teacher)
     scores /= len(options.teacher)
@@ -194,8 +194,8 @@ def _score(teacher, file, path, rows, config, device, progress):
     return scores
 
 
-def _read(path, identity, teachers):
-    """Return ``(scores, identity)`` of ``teacher.npz``, or None where the teacher has to score again; warn of that."""
+def _read(path, rows, identity, teachers):
+    """Return the ``TeacherScores`` of ``teacher.npz``, or None where the teacher has to score again; warn of that."""
     try:
         with np.load(path, allow_pickle=False) as contents:
             scores, found = contents["scores"], json.loads(str(contents["identity"]))
@@ -217,7 +217,7 @@ def _read(path, identity, teachers):
                 "--force starts anew with those of now",
                 stacklevel=3,
             )
-    return scores, {**identity, "teachers": shas}
+    return TeacherScores(rows, scores, {**identity, "teachers": shas}, is_stored=True)
 
 
 def _sha256(path):

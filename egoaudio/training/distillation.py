@@ -29,6 +29,7 @@ from egoaudio.config.options import from_json
 from egoaudio.config.train import DistillationConfig, TrainConfig
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
+from egoaudio.data.splits import split_rows
 from egoaudio.errors import CheckpointError, ConfigurationError, TrainingError
 from egoaudio.evaluation import results
 from egoaudio.models import checkpoints
@@ -171,7 +172,7 @@ def _score(teacher, file, path, rows, config, device, progress):
         checkpoints.require_match(contents, file)
     except CheckpointError as error:
         raise CheckpointError(
-            f"--teacher {teacher}: {error}. Give a teacher of the same classes, trained on a feature that the file holds"
+            f"--teacher {teacher}: {error}. Give a teacher of the same classes, trained on a feature of the file"
         ) from error
     its = from_json(TrainConfig, contents["config"])
     if its.data.label_mode != config.data.label_mode:
@@ -179,6 +180,8 @@ def _score(teacher, file, path, rows, config, device, progress):
             f"--teacher {teacher} was trained with --label-mode {its.data.label_mode} and this run has "
             f"{config.data.label_mode}, so that their scores mean different things: give both the same"
         )
+    if contents["plan_sha256"] == file.plan_sha256:
+        _warn_of_leaks(teacher, file, rows, its)
     normalization = contents["normalization"]["mean"], contents["normalization"]["std"]
     dataset = ClipDataset(path, contents["feature"], rows, normalization=normalization)
     loader = Loader(dataset, config.optimization.batch_size, config.data, device=device)
@@ -192,6 +195,17 @@ def _score(teacher, file, path, rows, config, device, progress):
             f"{path} with egoaudio-inspect --verify, or give another teacher"
         )
     return scores
+
+
+def _warn_of_leaks(teacher, file, rows, its):
+    """Say so if the teacher learnt the labels of clips that the student does not train on: those that validate it."""
+    num_leaks = len(np.setdiff1d(split_rows(file, its.data, its.optimization.seed).train, rows))
+    if num_leaks:
+        warnings.warn(
+            f"--teacher {teacher} was trained on {num_leaks:,} clips that this run holds out for validation, where "
+            "mAP will be too high: give both runs the same --seed, --split-unit and --validation-fraction",
+            stacklevel=4,
+        )
 
 
 def _read(path, rows, identity, teachers):

@@ -1,4 +1,4 @@
-"""Distillation: the loss is its formula however it is cut, each clip gets its own scores, a stopped run ends the same."""
+"""Distillation: the loss is its formula however it is cut, each clip gets its own scores, a stopped run resumes."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def teachers(data, tmp_path_factory):
     folder, found = tmp_path_factory.mktemp("teachers"), {}
     for name, changes in (
         ("mfcc", {"feature": "mfcc"}),
-        ("spectrogram", {"seed": 1}),
+        ("spectrogram", {"batch_size": 8}),
         ("single", {"feature": "mfcc", "label_mode": "single"}),
     ):
         train.train(data, folder / name, make_config(epochs=6, learning_rate=3e-3, **changes))
@@ -299,7 +299,7 @@ def test_a_teacher_that_does_not_fit_the_file_is_refused_with_both_sides_named(t
     ("missing.pt", CheckpointError, "--teacher .*missing.pt: cannot be read .*expected a checkpoint, such as best.pt"),
     ("", CheckpointError, "--teacher .*: is a folder; .*give .*best.pt"),
     ("notes.txt", CheckpointError, "--teacher .*notes.txt: 5 bytes that do not end as a checkpoint"),
-    ("run/best.pt", ConfigurationError, "--teacher .*run/best.pt lies in .*run, where this run .*: give another --output"),
+    ("run/best.pt", ConfigurationError, "--teacher .*run/best.pt lies in .*run, where .*: give another --output"),
     ("sub/../run/last.pt", ConfigurationError, "lies in .*run"),
 ])
 def test_what_is_no_teacher_is_refused_in_words(tmp_path, data, name, error, words):
@@ -340,6 +340,12 @@ def test_a_teacher_whose_scores_are_no_numbers_is_refused(tmp_path, data, teache
 def test_options_that_cannot_be_carried_out_are_refused(values, words):
     with pytest.raises(ConfigurationError, match=words):
         DistillationConfig(**values)
+
+
+def test_a_teacher_that_learnt_what_validates_the_student_is_told_of(tmp_path, data, teachers):
+    config = make_config(epochs=1, seed=1, teacher=(teachers["mfcc"],))
+    with pytest.warns(UserWarning, match=r"trained on \d+ clips that this run holds out for validation"):
+        train.train(data, tmp_path / "run", config)
 
 
 def test_the_command_takes_several_teachers(tmp_path, data, teachers):

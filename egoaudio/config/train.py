@@ -22,8 +22,8 @@ MODEL_DEFAULTS = {
     },
     "cnn": _PAPER,
     "ast": _PAPER | {
-        "epochs": 20, "optimizer": "adamw", "learning_rate": 5e-4, "weight_decay": 0.05, "warmup_fraction": 0.1,
-        "gain_db": 10.0, "dropout": 0.1, "patchout": 0.3,
+        "epochs": 30, "optimizer": "adamw", "learning_rate": 5e-4, "weight_decay": 0.05, "warmup_fraction": 0.1,
+        "gain_db": 10.0, "dropout": 0.1, "patchout": 0.5,
     },
     "ast-paper": _PAPER,
     "yamnet": _PAPER | {"epochs": 10, "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01, "gain_db": 10.0},

@@ -120,6 +120,17 @@ def test_ast_is_made_for_the_clips_own_number_of_frames():
     assert model.network.config._attn_implementation == "sdpa"
 
 
+def test_ast_begins_with_gradients_of_a_size():
+    """Zeros, as transformers begins with, give the special tokens a gradient thousands of times the others'."""
+    torch.manual_seed(0)
+    model = create_model("ast", 4, (98, 128), SMALL_AST)
+    model(torch.randn(8, 98, 128)).square().mean().backward()
+    embeddings = model.network.audio_spectrogram_transformer.embeddings
+    special, patches = embeddings.cls_token, embeddings.patch_embeddings.projection.weight
+    assert special.grad.norm() < 100 * patches.grad.norm()
+    assert not torch.equal(special, embeddings.distillation_token)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("tokens_at_once", [7, 2048])
 def test_ast_equals_transformers_own_in_outputs_and_gradients(checkpointing, tokens_at_once, monkeypatch):

@@ -37,7 +37,7 @@ import synthetic  # noqa: E402
 OUR_RUNS = 3  # of each of our loops, where the others have one
 PLAIN = "plain loop, float32"
 FILE, MEMORY = "egoaudio, from the file", "egoaudio, step on data in memory"
-SMALL = ModelConfig(model="ast", hidden_size=24, num_layers=2, num_heads=2, dropout=0.0)
+SMALL = ModelConfig(model="ast", hidden_size=24, num_layers=2, num_heads=2, dropout=0.0, patchout=0.0)
 
 
 def new_process():
@@ -157,7 +157,8 @@ def main(argv=None):
     parser.add_argument("--output", help="JSON to write")
     arguments = parser.parse_args(argv)
     repeats, batch_size, peer_batches, our_batches, shape, num_classes = arguments.repeats, 64, 4, 16, (32, 1025), 158
-    cases, config, paper_shape = (((98, 128), 16), ((1024, 128), 2)), ModelConfig(model="ast", dropout=0.0), shape
+    config = ModelConfig(model="ast", hidden_size=384, num_layers=6, num_heads=6, dropout=0.0, patchout=0.0)
+    cases, paper_shape = (((98, 128), 16), ((1024, 128), 2)), shape
     memory_of, apart, new_pool = (*loops.PEERS, *loops.OURS), in_fresh_process, new_process
     if arguments.tiny:
         repeats, batch_size, peer_batches, our_batches, shape, num_classes = 1, 4, loops.MEMORY_BATCHES, loops.MEMORY_BATCHES, (8, 20), 5

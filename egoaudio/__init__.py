@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from egoaudio.builder.plan import Inputs
     from egoaudio.builder.summary import BuildPlan, BuildReport
     from egoaudio.config.build import BuildConfig, ClipConfig, DenoiseConfig, FeatureConfig
-    from egoaudio.config.train import DataConfig, ModelConfig, OptimizationConfig, TrainConfig
+    from egoaudio.config.train import DataConfig, DistillationConfig, ModelConfig, OptimizationConfig, TrainConfig
     from egoaudio.errors import (
         AnnotationError,
         BuildError,
@@ -42,7 +42,7 @@ _HOMES = {
     "builder.plan": ("Inputs",),
     "builder.summary": ("BuildPlan", "BuildReport"),
     "config.build": ("BuildConfig", "ClipConfig", "DenoiseConfig", "FeatureConfig"),
-    "config.train": ("DataConfig", "ModelConfig", "OptimizationConfig", "TrainConfig"),
+    "config.train": ("DataConfig", "DistillationConfig", "ModelConfig", "OptimizationConfig", "TrainConfig"),
     "errors": (
         "AnnotationError", "BuildError", "CheckpointError", "ConfigurationError", "EgoAudioError", "EvaluationError",
         "MediaError", "Status", "StoreError", "TrainingError",
@@ -57,9 +57,10 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AnnotationError", "BuildConfig", "BuildError", "BuildPlan", "BuildReport", "CheckpointError", "ClipConfig",
-    "ConfigurationError", "DataConfig", "DenoiseConfig", "EgoAudioError", "EgoAudioFile", "Evaluation", "EvaluationError",
-    "FeatureConfig", "Inputs", "MediaError", "ModelConfig", "OptimizationConfig", "Score", "Status", "StoreError",
-    "TrainConfig", "TrainingError", "TrainingRun", "__version__", "build", "evaluate", "open", "preview", "train",
+    "ConfigurationError", "DataConfig", "DenoiseConfig", "DistillationConfig", "EgoAudioError", "EgoAudioFile",
+    "Evaluation", "EvaluationError", "FeatureConfig", "Inputs", "MediaError", "ModelConfig", "OptimizationConfig",
+    "Score", "Status", "StoreError", "TrainConfig", "TrainingError", "TrainingRun", "__version__", "build", "evaluate",
+    "open", "preview", "train",
 ]
 
 

@@ -27,9 +27,10 @@ def batch(num_clips=64, seed=0):
     return features, (torch.rand(num_clips, NUM_CLASSES, generator=generator) < 0.4).float()
 
 
-def make_stepper(name="cnn", loss=None, learning_rate=1e-2, dropout=0.0, **options):
+def make_stepper(name="cnn", loss=None, learning_rate=1e-2, dropout=0.0, patchout=0.0, **options):
     torch.manual_seed(0)
-    config = ModelConfig(model=name, dropout=dropout, hidden_size=16, num_layers=2, num_heads=2, patch_size=8, stride=8)
+    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "patch_size": 8, "stride": 4}
+    config = ModelConfig(model=name, dropout=dropout, patchout=patchout, **sizes)
     model = create_model(name, NUM_CLASSES, SHAPE, config)
     optimizer = torch.optim.Adam(model.parameters(), learning_rate, fused=True)
     options = {"device": torch.device("cpu"), "log": [].append, **options}

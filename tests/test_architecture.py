@@ -30,7 +30,7 @@ MODULES = """
     models/checkpoints models/device models/memory models/micro_batch models/scorer
     evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/ground_truth evaluation/results
     evaluation/scores evaluation/evaluate
-    training/losses training/distributed training/step training/run_folder
+    training/losses training/distillation training/distributed training/step training/run_folder
     training/optimizer training/validation training/messages training/train
     cli
 """.split()

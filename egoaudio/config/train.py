@@ -3,10 +3,10 @@
 Units are in the names: ``_db``, ``_minutes``.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from egoaudio.config.build import FEATURES
-from egoaudio.config.options import Checked, from_flat, option, to_flat
+from egoaudio.config.options import Checked, flag_of, from_flat, option, to_flat
 from egoaudio.errors import ConfigurationError
 
 # What an option that is not given means for each model: what was measured to hear best (benchmarks/hearing.py), and
@@ -21,7 +21,10 @@ MODEL_DEFAULTS = {
         "context_clips": 1, "gain_db": 10.0, "dropout": 0.2,
     },
     "cnn": _PAPER,
-    "ast": _PAPER | {"optimizer": "adamw", "learning_rate": 3e-4, "weight_decay": 0.05, "warmup_fraction": 0.1},
+    "ast": _PAPER | {
+        "epochs": 30, "optimizer": "adamw", "learning_rate": 5e-4, "weight_decay": 0.05, "warmup_fraction": 0.1,
+        "gain_db": 10.0, "dropout": 0.1, "patchout": 0.5,
+    },
     "ast-paper": _PAPER,
     "yamnet": _PAPER | {
         "epochs": 5, "optimizer": "adamw", "learning_rate": 3e-3, "weight_decay": 0.01, "warmup_fraction": 0.1, "gain_db": 10.0,
@@ -29,6 +32,8 @@ MODEL_DEFAULTS = {
 }
 
 RAW_MODELS = ("yamnet",)  # hear their features as they are, not normalised
+# And where it starts from published weights: a tenth of the learning rate, or what they know is lost. Not measured here.
+PRETRAINED_DEFAULTS = {"ast": {"learning_rate": 5e-5}}
 
 
 @dataclass(frozen=True)
@@ -78,12 +83,13 @@ class ModelConfig(Checked):
         None, "The array to train on: spectrogram for cnn and ast-paper, yamnet for yamnet, else logmel, if not given.", choices=FEATURES
     )
     pretrained: str | None = option(
-        None, "Published weights to start from: for ast a folder or a hub id, whose sizes replace those below; for yamnet a file of YAMNet's."
+        None, "Published weights to start from: for ast a folder or a hub id, whose sizes replace those below (and "
+        "--learning-rate is 5e-5 if not given); for yamnet a file of YAMNet's."
     )
     freeze: bool = option(False, "Keep the published weights of yamnet as they are and train its last layer alone.", before=False)
-    hidden_size: int = option(384, "Width of ast.", minimum=1)
-    num_layers: int = option(6, "Layers of ast.", minimum=1)
-    num_heads: int = option(6, "Attention heads of ast.", minimum=1)
+    hidden_size: int = option(192, "Width of ast.", minimum=1)
+    num_layers: int = option(4, "Layers of ast.", minimum=1)
+    num_heads: int = option(3, "Attention heads of ast.", minimum=1)
     patch_size: int = option(16, "Side of a patch of ast, in frames and bins.", minimum=1)
     stride: int = option(10, "Step between the patches of ast, in frames and bins.", minimum=1)
     dropout: float | None = option(None, "Dropout of ast, cnn-small and yamnet.", minimum=0)
@@ -143,8 +149,16 @@ class DistillationConfig(Checked):
     teacher_temperature: float = option(1.0, "Divide the logits of teacher and student by this before they are compared.", above=0, before=1.0)
 
     def __post_init__(self) -> None:
-        """Check that the labels and the teacher share one loss."""
+        """Check that the labels and the teacher share one loss, and that no option would be without effect."""
         super().__post_init__()
+        for setting in fields(self)[1:]:
+            value = getattr(self, setting.name)
+            if not self.teacher and value != setting.default:
+                raise ConfigurationError(
+                    f"{flag_of(setting)} {value:g} has no effect without --teacher: give both, or neither"
+                )
+        if not all(isinstance(path, str) for path in self.teacher):
+            raise ConfigurationError(f"--teacher {self.teacher!r}: expected paths of checkpoints as text")
         if self.teacher_weight > 1:
             raise ConfigurationError(f"--teacher-weight {self.teacher_weight:g}: expected 0 to 1, the rest of the loss being the labels'")
 
@@ -172,6 +186,8 @@ class TrainConfig(Checked):
         values, defaults = to_flat(self), MODEL_DEFAULTS[self.model.model]
         if self.model.model in RAW_MODELS:
             values["normalize"] = "none"
+        if self.model.pretrained is not None:
+            defaults = defaults | PRETRAINED_DEFAULTS.get(self.model.model, {})
         return from_flat(TrainConfig, {name: defaults.get(name) if value is None else value for name, value in values.items()})
 
 

@@ -43,7 +43,7 @@ class Batch:
     features: torch.Tensor
     """float32 (b, T, F), normalised, on the device."""
     labels: torch.Tensor
-    """float32 (b, C), on the device."""
+    """float32 (b, C), on the device; with a teacher its scores beside them, (b, 2 * C)."""
     rows: np.ndarray
     """int64 (b,): rows of the file."""
 
@@ -61,6 +61,8 @@ class Loader:
     device : str or torch.device
     training : bool
         Shuffle and augment. Otherwise the items come in their order, unchanged.
+    teacher : callable, optional
+        Rows of the file (b,) to float32 scores (b, C), which come as further columns of the labels.
 
     Attributes
     ----------
@@ -69,9 +71,9 @@ class Loader:
 
     """
 
-    def __init__(self, dataset, batch_size, config, seed=0, device="cpu", training=False):
+    def __init__(self, dataset, batch_size, config, seed=0, device="cpu", training=False, teacher=None):
         self.dataset, self.batch_size, self.config, self.seed, self.training = dataset, batch_size, config, seed, training
-        self.device = torch.device(device)
+        self.device, self.teacher = torch.device(device), teacher
         self.wait_seconds = 0.0
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         # Making a generator that nobody draws from takes 1 % of a batch.
@@ -176,6 +178,9 @@ class Loader:
 
     def _finish(self, features, labels, epoch, number, items):
         """Move a batch to the device and change it at random."""
+        rows = self.dataset.rows[items]
+        if self.teacher is not None:
+            labels = torch.cat((labels, torch.from_numpy(self.teacher(rows))), dim=1)  # mixup then mixes both alike
         with contextlib.nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
             features, labels = (tensor.to(self.device, non_blocking=self._copies is not None) for tensor in (features, labels))
             if self._augments:
@@ -183,7 +188,7 @@ class Loader:
         if self._copies is not None:
             # Waits in this thread only. Until then the pinned buffer is being read and must not be filled again.
             self._copies.synchronize()
-        return Batch(features, labels, self.dataset.rows[items])
+        return Batch(features, labels, rows)
 
 
 class _Buffers:

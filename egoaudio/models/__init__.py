@@ -146,6 +146,8 @@ def create_model(name, num_classes, feature_shape, config=None, activation_check
         )
     if config.dropout >= 1:
         raise ConfigurationError(f"--dropout {config.dropout:g}: expected less than 1, or nothing passes")
+    if config.patchout >= 1:
+        raise ConfigurationError(f"--patchout {config.patchout:g}: expected less than 1, or no patch is left")
     if name == "cnn":
         from egoaudio.models.cnn import PaperCNN
 

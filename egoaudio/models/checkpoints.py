@@ -144,7 +144,8 @@ def _create(contents):
         return create_model(config.model, len(contents["class_ids"]), tuple(contents["feature_shape"]), config)
     from egoaudio.models.transformer import ASTConfig, AudioTransformer
 
-    return AudioTransformer(ASTConfig(attn_implementation="sdpa", **json.loads(contents["network"])))
+    sizes = ASTConfig(attn_implementation="sdpa", **json.loads(contents["network"]))
+    return AudioTransformer(sizes, config.patchout or 0.0)
 
 
 def _seal(file):

@@ -1,4 +1,4 @@
-"""Dropout whose masks belong to clips, not to slices of a batch.
+"""Dropout whose masks belong to clips, not to slices of a batch; and patchout, whose masks belong to the step.
 
 ``torch.nn.Dropout`` draws one stream of random numbers: cut a batch in other slices and every mask changes, so a
 step that is redone in smaller slices would be another step. Here the mask of a clip follows from three numbers
@@ -62,10 +62,57 @@ class ClipDropout(nn.Module):
         return f"p={self.p}, layer={self.layer}"
 
 
+class Patchout(nn.Module):
+    """Leave out whole rows and columns of a grid of patches while training: the others are all that is computed.
+
+    PaSST's structured patchout (Koutini et al. 2022, https://arxiv.org/abs/2110.05069). All clips of a batch lose the
+    same ones, so that their tokens are really gone; which, follows from the step's seed, whatever slice is at hand.
+
+    Parameters
+    ----------
+    share : float
+        Of the rows, and of the columns, what is left out (rounded; one always stays), in [0, 1).
+    grid : (int, int)
+        Patches along (frequency, time), time running fastest.
+
+    Attributes
+    ----------
+    seed : int
+        Seed of the step; whoever runs a step sets it (see ``place_slice``).
+    """
+
+    def __init__(self, share, grid):
+        super().__init__()
+        self.share = share
+        self.grid = tuple(grid)
+        self.seed = 0
+
+    def forward(self, patches):
+        """Return (batch, num_kept, width) of ``patches`` (batch, num_patches, width): all of them when not training."""
+        if not self.training or self.share == 0.0:
+            return patches
+        return patches[:, self.kept().to(patches.device)]
+
+    @torch.compiler.disable
+    def kept(self):
+        """Return the numbers of the patches that stay in this step, int64 (num_kept,), ascending."""
+        digest = hashlib.blake2b(f"{self.seed}/patchout".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        rows, columns = (
+            torch.randperm(length, generator=generator)[: max(length - round(self.share * length), 1)].sort().values
+            for length in self.grid
+        )
+        return (rows[:, None] * self.grid[1] + columns).flatten()
+
+    def extra_repr(self):
+        """Return what ``repr`` shows."""
+        return f"share={self.share}, grid={self.grid}"
+
+
 def place_slice(model, seed, first_clip):
-    """Tell every ``ClipDropout`` of ``model`` which step it is in and where its slice begins in the batch."""
+    """Tell dropout and patchout of ``model`` which step they are in and where the slice at hand begins in the batch."""
     for module in model.modules():
-        if isinstance(module, ClipDropout):
+        if isinstance(module, (ClipDropout, Patchout)):
             module.seed = seed
             module.first_clip = first_clip
 

@@ -23,10 +23,36 @@ from torch.utils.checkpoint import checkpoint
 from transformers import ASTConfig, ASTForAudioClassification, ASTModel
 
 from egoaudio.errors import ConfigurationError
-from egoaudio.models.dropout import replace_dropout
+from egoaudio.models.dropout import Patchout, replace_dropout
 
 TOKENS_AT_ONCE = 2048  # of an MLP, the place of the largest activations: 8 times a layer's own in ast-paper
 NUM_SPECIAL_TOKENS = 2  # class and distillation, before the patches
+
+
+class Embeddings(nn.Module):
+    """The embeddings of transformers' AST, its weights and their names as there, with patchout.
+
+    Parameters
+    ----------
+    theirs : transformers' ASTEmbeddings
+        Gives its parts away.
+    patchout : float
+        Share of the rows and of the columns of patches that are left out while training.
+    """
+
+    def __init__(self, theirs, patchout):
+        super().__init__()
+        self.cls_token, self.distillation_token = theirs.cls_token, theirs.distillation_token
+        self.patch_embeddings, self.position_embeddings = theirs.patch_embeddings, theirs.position_embeddings
+        self.patchout = Patchout(patchout, patch_grid(theirs.config))
+        self.dropout = theirs.dropout
+
+    def forward(self, features):
+        """Return (batch, num_tokens, width) of ``features`` (batch, num_frames, num_bins), special tokens first."""
+        of_special, of_patches = self.position_embeddings.tensor_split([NUM_SPECIAL_TOKENS], dim=1)
+        special = torch.cat((self.cls_token, self.distillation_token), dim=1) + of_special
+        patches = self.patchout(self.patch_embeddings(features) + of_patches)  # positions belong to patches
+        return self.dropout(torch.cat((special.expand(len(patches), -1, -1), patches), dim=1))
 
 
 class Layer(nn.Module):
@@ -84,12 +110,16 @@ class AudioTransformer(nn.Module):
     ----------
     config : transformers.ASTConfig
         Sizes; ``max_length`` is the number of frames of a clip (padded to a patch).
+    patchout : float
+        Share of the rows and of the columns of patches that are left out while training, in [0, 1).
     """
 
-    def __init__(self, config):
+    def __init__(self, config, patchout=0.0):
         super().__init__()
         self.network = ASTForAudioClassification(config)
-        layers = self.network.audio_spectrogram_transformer.layers
+        transformer = self.network.audio_spectrogram_transformer
+        transformer.embeddings = Embeddings(transformer.embeddings, patchout)
+        layers = transformer.layers
         for number, theirs in enumerate(layers):
             layers[number] = Layer(theirs, NUM_SPECIAL_TOKENS if number == len(layers) - 1 else None)
         replace_dropout(self.network)
@@ -128,15 +158,22 @@ def create_ast(num_classes, feature_shape, config):
         return _create_pretrained(num_classes, feature_shape, config)
     if config.hidden_size % config.num_heads:
         raise ConfigurationError(f"--hidden-size {config.hidden_size} is not a multiple of --num-heads {config.num_heads}: each head takes an equal share")
-    return AudioTransformer(
+    model = AudioTransformer(
         _clip_config(
             num_classes,
             feature_shape,
             hidden_size=config.hidden_size, num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
             intermediate_size=4 * config.hidden_size, hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=0.0,
             patch_size=config.patch_size, frequency_stride=config.stride, time_stride=config.stride,
-        )
+        ),
+        config.patchout,
     )
+    # As the authors' code begins. transformers begins with zeros, and a layer norm of zeros multiplies the gradient by
+    # 1e6: that of the special tokens was 1,183 instead of 0.18, and two of nine runs never learnt.
+    embeddings = model.network.audio_spectrogram_transformer.embeddings
+    for parameter in (embeddings.cls_token, embeddings.distillation_token, embeddings.position_embeddings):
+        nn.init.trunc_normal_(parameter, std=model.network.config.initializer_range)
+    return model
 
 
 def _clip_config(num_classes, feature_shape, **values):
@@ -176,7 +213,7 @@ def _create_pretrained(num_classes, feature_shape, config):
         )},
         hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=0.0,
     )
-    model = AudioTransformer(fitted)
+    model = AudioTransformer(fitted, config.patchout)
     weights = published.float().state_dict()
     key = "embeddings.position_embeddings"
     weights[key] = fit_positions(weights[key], patch_grid(sizes), patch_grid(fitted))

@@ -3,6 +3,7 @@
     config.json    what the run is of: every option, and the file it is trained on; for people and other programs
     last.pt        where the run is; with it the same command goes on
     best.pt        the weights with the best score so far
+    teacher.npz    with a teacher: its scores, so that a resumed run learns from the same ones
     metrics.csv    a row per epoch, ``COLUMNS``; empty where there is no validation split
     curves.png, tensorboard/, evaluation.json, per_class.csv, per_class.png, submission texts: drawn or counted from those
 
@@ -36,7 +37,10 @@ COLUMNS = (
 )
 
 # What --force takes away, in this order: without last.pt nothing can be mistaken for a run that goes on.
-_OURS = ("last.pt", "best.pt", "config.json", "metrics.csv", "curves.png", "evaluation.json", "per_class.csv", "per_class.png", "tensorboard")
+_OURS = (
+    "last.pt", "best.pt", "config.json", "metrics.csv", "curves.png", "evaluation.json", "per_class.csv",
+    "per_class.png", "tensorboard", "teacher.npz",
+)
 
 
 @dataclasses.dataclass

@@ -39,6 +39,7 @@ from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.models.scorer import Scorer
 from egoaudio.system import lock, signals
 from egoaudio.training import run_folder
+from egoaudio.training.distillation import DistillationLoss, prepare_teacher
 from egoaudio.training.losses import Loss
 from egoaudio.training.messages import (
     RunProgress,
@@ -112,7 +113,7 @@ def train(
             return summarize(folder, state, file, path, already_finished=True)
 
         _leave_as_found(stack, chosen)
-        run = _prepare(stack, file, path, feature, folder, config, chosen, state)
+        run = _prepare(stack, file, path, feature, folder, config, chosen, state, resumes=earlier is not None)
         _open_folder(stack, run, earlier, board_class)
         while not state.finished:
             if not _train_epoch(run):
@@ -198,15 +199,17 @@ class _Run:
 # ----------------------------------------------------------------------------------------------------------- prepare
 
 
-def _prepare(stack, file, path, feature, folder, config, device, state):
+def _prepare(stack, file, path, feature, folder, config, device, state, *, resumes):
     """Make everything that the loop needs, from the file and the configuration; return the ``_Run``."""
     split = split_rows(file, config.data, config.optimization.seed)
     moments = normalization(file, feature, split.train, config.data.normalize)
-    loader, loss = _prepare_data(file, path, feature, split, moments, config, device)
+    teacher = prepare_teacher(file, path, split.train, folder, config, device, resumes=resumes)
+    loader, loss = _prepare_data(file, path, feature, split, moments, config, device, teacher)
     model, computed = _prepare_model(file, loader.dataset.feature_shape, config, device)
     left = (config.optimization.epochs - state.epoch) * len(loader.dataset) - state.num_clips
     progress = stack.enter_context(RunProgress(left, "training", unit="clips"))
-    stepper = _prepare_stepper(model, computed, loss, config.optimization, device, progress.write)
+    distilled = loss if teacher is None else DistillationLoss(loss, config.distillation)
+    stepper = _prepare_stepper(model, computed, distilled, config.optimization, device, progress.write)
     validator = None
     if len(split.validation):
         scorer = Scorer(computed, device=device, amp_dtype=stepper.amp_dtype, log=progress.write)
@@ -233,11 +236,12 @@ def _leave_as_found(stack, device):
         torch.set_float32_matmul_precision("high")  # TF32; on a CPU it could mean bfloat16
 
 
-def _prepare_data(file, path, feature, split: Split, moments, config, device):
-    """Return the loader of the training rows, and the loss."""
+def _prepare_data(file, path, feature, split: Split, moments, config, device, teacher):
+    """Return the loader of the training rows, and the labels' loss."""
     dataset = ClipDataset(path, feature, split.train, config.data.label_mode, moments)
     loader = Loader(
-        dataset, config.optimization.batch_size, config.data, config.optimization.seed, device, training=True
+        dataset, config.optimization.batch_size, config.data, config.optimization.seed, device, training=True,
+        teacher=teacher,
     )
     weights = class_weights(file, split.train, config.data.label_mode) if config.data.class_weights else None
     return loader, Loss(config.data.label_mode, weights, device)
@@ -277,6 +281,8 @@ def _open_folder(stack, run, earlier, board_class):
         batches = len(run.loader)
         place = f"batch {state.batch + 1} of {batches}" if state.batch < batches else "its validation"
         run.progress.write(f"going on with {run.folder} at epoch {state.epoch + 1}, {place}")
+    if run.loader.teacher is not None:
+        run.loader.teacher.save(run.folder)
     run_folder.write_config(run.folder, run.config, run.file, run.feature)
     run_folder.write_metrics(run.folder, state.history)
     if board_class is not None:

@@ -110,3 +110,9 @@ def test_what_is_not_given_is_the_models_default_and_what_is_given_stays(model):
     assert {name for name, value in to_flat(config).items() if value is None} <= {
         "feature", "pretrained", "micro_batch_size", "amp_dtype", "smooth_clips"
     }
+
+
+def test_published_weights_of_ast_are_trained_gently_unless_a_rate_is_given():
+    pretrained = {"model": "ast", "pretrained": "weights"}
+    assert from_flat(TrainConfig, pretrained).resolved().optimization.learning_rate == 5e-5
+    assert from_flat(TrainConfig, {**pretrained, "learning_rate": 1e-3}).resolved().optimization.learning_rate == 1e-3

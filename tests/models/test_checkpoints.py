@@ -97,7 +97,7 @@ def test_a_model_that_began_from_published_weights_is_loaded_without_them(tmp_pa
         max_length=64, num_mel_bins=32,
     )
     transformers.ASTModel(sizes).save_pretrained(folder)
-    config = from_flat(TrainConfig, {"model": "ast", "pretrained": str(folder), "dropout": 0.25})
+    config = from_flat(TrainConfig, {"model": "ast", "pretrained": str(folder), "dropout": 0.25, "patchout": 0.4})
     model = create_model("ast", 3, (40, 32), config.model).eval()
     checkpoints.save(tmp_path / "best.pt", make_contents(config, model, (40, 32), feature="logmel"))
     folder.rename(tmp_path / "gone")

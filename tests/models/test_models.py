@@ -11,7 +11,7 @@ from egoaudio.errors import CheckpointError, ConfigurationError
 from egoaudio.models import check_feature, check_sizes, create_model
 from egoaudio.models.dropout import ClipDropout, place_slice, replace_dropout
 
-SMALL_AST = ModelConfig(model="ast", hidden_size=24, num_layers=2, num_heads=2)
+SMALL_AST = ModelConfig(model="ast", hidden_size=24, num_layers=2, num_heads=2, dropout=0.0, patchout=0.0)
 
 
 def plain_cnn(num_frames, num_bins, num_classes):
@@ -119,6 +119,17 @@ def test_ast_is_made_for_the_clips_own_number_of_frames():
     positions = model.network.audio_spectrogram_transformer.embeddings.position_embeddings
     assert positions.shape == (1, 2 + 12 * 9, 24)
     assert model.network.config._attn_implementation == "sdpa"
+
+
+def test_ast_begins_with_gradients_of_a_size():
+    """Zeros, as transformers begins with, give the special tokens a gradient thousands of times the others'."""
+    torch.manual_seed(0)
+    model = create_model("ast", 4, (98, 128), SMALL_AST)
+    model(torch.randn(8, 98, 128)).square().mean().backward()
+    embeddings = model.network.audio_spectrogram_transformer.embeddings
+    special, patches = embeddings.cls_token, embeddings.patch_embeddings.projection.weight
+    assert special.grad.norm() < 100 * patches.grad.norm()
+    assert not torch.equal(special, embeddings.distillation_token)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -2,7 +2,7 @@
 
 In: an egoaudio file and a folder. Out: for every rival a function that writes the clips as it wants them, and one that opens
 them and returns ``epoch``: each call goes once over all clips, in batches of 256, as float32 tensors ``(features, labels)``.
-No rival normalises or changes anything, except the row that says so.
+No rival normalises, joins or changes anything, except the rows that say so.
 
 How random each order is: a permutation of all clips with h5py, datasets, ``numpy.take`` and ours. webdataset streams shard after
 shard and can only shuffle those and what its buffer of 1,000 clips holds. litdata puts chunks of 64 MB (500 clips) in a random
@@ -37,9 +37,10 @@ def write_nothing(path, folder):
 # ------------------------------------------------------------------------------------------------------------- ours
 
 
-def open_ours(path, folder, normalization=(0.0, 1.0)):
+def open_ours(path, folder, normalization=(0.0, 1.0), context_clips=0):
     """Read with the loader that the trainer uses."""
-    loader = Loader(ClipDataset(path, FEATURE, normalization=normalization), BATCH_SIZE, DataConfig(), seed=0, training=True)
+    dataset = ClipDataset(path, FEATURE, normalization=normalization, context_clips=context_clips)
+    loader = Loader(dataset, BATCH_SIZE, DataConfig(), seed=0, training=True)
     epochs = iter(range(1 << 30))
 
     def epoch():
@@ -51,6 +52,11 @@ def open_ours(path, folder, normalization=(0.0, 1.0)):
 
 def open_ours_normalized(path, folder):
     return open_ours(path, folder, (0.0, DEVIATION))  # subtracts the 0 all the same
+
+
+def open_ours_with_context(path, folder):
+    """Read each clip with one neighbour on each side: three times the bytes."""
+    return open_ours(path, folder, context_clips=1)
 
 
 # ------------------------------------------------------------------------------------------------------ from memory
@@ -237,12 +243,14 @@ FORMS = {
     "egoaudio": write_nothing, "webdataset": write_webdataset, "litdata": write_litdata,
     "datasets": write_datasets, "datasets-flat": write_datasets_flat,
 }
-OURS, NORMALIZED, MEMORY = "egoaudio", "egoaudio, normalised", "numpy.take from memory"
+OURS, NORMALIZED, CONTEXT = "egoaudio", "egoaudio, normalised", "egoaudio, context 1"
+MEMORY = "numpy.take from memory"
 BEYOND = "datasets, flat rows, NumPy's form, whole batches"
 # Name: the form it reads, and how it is opened.
 RIVALS = {
     OURS: ("egoaudio", open_ours),
     NORMALIZED: ("egoaudio", open_ours_normalized),
+    CONTEXT: ("egoaudio", open_ours_with_context),
     MEMORY: ("egoaudio", open_memory),
     "h5py, 0 workers": ("egoaudio", open_h5py),
     "h5py, 2 workers": ("egoaudio", _with_workers(open_h5py, 2)),

@@ -116,6 +116,8 @@ def check(name, epoch, path):
         seen = []
         for got, targets in epoch():
             got = got * batches.DEVIATION if name == batches.NORMALIZED else got
+            if name == batches.CONTEXT:  # the clip is the middle one of three
+                got = got[:, features.shape[1] : 2 * features.shape[1]]
             rows = [of_key[clip[0, :2].numpy().tobytes()] for clip in got]
             if not (np.array_equal(got, features[rows]) and np.array_equal(targets, labels[rows])):
                 raise ValueError(f"{name} gives other values than the file holds")

@@ -69,6 +69,11 @@ class DataConfig(Checked):
         super().__post_init__()
         if self.validation_fraction >= 1:
             raise ConfigurationError(f"--validation-fraction {self.validation_fraction:g}: expected less than 1, or nothing is left to train on")
+        if self.context_clips and self.split_unit == "clip":
+            raise ConfigurationError(
+                f"--context-clips {self.context_clips} (some models' default) with --split-unit clip: a training clip would be heard together "
+                "with its neighbours that are held out for validation: give --context-clips 0, or --split-unit video"
+            )
 
 
 @dataclass(frozen=True)

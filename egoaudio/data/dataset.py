@@ -4,7 +4,8 @@
 workers may fork or be spawned.
 
 Conventions: an *item* is a row of the file, or with ``label_mode="single"`` a pair of a row and one of its classes. Features
-are float32 (b, T, F), ``(x - mean) / std`` already. Labels are float32 (b, C): multi-hot, or one-hot of the pair's class
+are float32 (b, T, F), ``(x - mean) / std`` already; with context T frames of each of 2 * K + 1 clips, of which the labels are
+those of the middle one. Labels are float32 (b, C): multi-hot, or one-hot of the pair's class
 (``cross_entropy`` takes such rows, and mixup may blend them). Normalisation happens in ``ClipDataset.fetch``, while
 the rows are in the processor's cache.
 """
@@ -34,6 +35,8 @@ class ClipDataset(torch.utils.data.Dataset):
         One item a row, or one for each active class of each row (a row without one is left out). Nothing is copied.
     normalization : (float, float)
         ``(mean, std)`` of ``egoaudio.data.normalization``, or of the checkpoint.
+    context_clips : int
+        K: each clip comes joined in time with so many neighbours on each side, whatever split they are listed in (``data.context``).
 
     Attributes
     ----------
@@ -43,23 +46,24 @@ class ClipDataset(torch.utils.data.Dataset):
         Class of each item with ``label_mode="single"``.
     num_classes : int
     feature_shape : tuple
-        (T, F).
+        ((2 * K + 1) * T, F), where a row of the file is (T, F).
 
     Raises
     ------
     TrainingError
-        When the file lacks the array, there is no item, or a row holds no data.
+        When the file lacks the array, there is no item, a row holds no data, or neighbours do not follow each other in time.
 
     """
 
-    def __init__(self, path, feature, rows=None, label_mode="multi", normalization=(0.0, 1.0)):
+    def __init__(self, path, feature, rows=None, label_mode="multi", normalization=(0.0, 1.0), context_clips=0):
         self.path = os.path.abspath(os.fspath(path))
         self.feature = feature
         self.label_mode = label_mode
         self.normalization = tuple(normalization)
+        self.context_clips = context_clips
         if label_mode not in ("multi", "single"):
             raise ValueError(f"label_mode {label_mode!r}: expected 'multi' or 'single'")
-        source = RowSource(self.path, feature)
+        source = RowSource(self.path, feature, context_clips=context_clips)
         self._identity = source.identity
         self._source, self._process = source, os.getpid()
         rows = np.flatnonzero(source.file.trainable) if rows is None else np.asarray(rows, dtype=np.int64)
@@ -73,7 +77,7 @@ class ClipDataset(torch.utils.data.Dataset):
             active = " with an active class, as --label-mode single needs" if label_mode == "single" else ""
             raise TrainingError(f"{self.path}: there is no usable clip{active}: see egoaudio-inspect")
         self.num_classes = source.file.num_classes
-        self.feature_shape = tuple(source.shape[1:])
+        self.feature_shape = source.joined_shape
 
     def __len__(self):
         """Return the number of items."""
@@ -87,7 +91,7 @@ class ClipDataset(torch.utils.data.Dataset):
     def source(self):
         """The ``RowSource`` of this process; after a fork the child opens the file anew."""
         if self._source is None or self._process != os.getpid():
-            self._source, self._process = RowSource(self.path, self.feature, self._identity), os.getpid()
+            self._source, self._process = RowSource(self.path, self.feature, self._identity, self.context_clips), os.getpid()
         return self._source
 
     @property

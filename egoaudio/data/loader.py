@@ -23,8 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from egoaudio.data.augment import augment, level_change
+from egoaudio.data.augment import augment, level_change, shift_frames
 from egoaudio.data.balance import balanced_probabilities
+from egoaudio.data.context import row_seconds
 from egoaudio.data.seeds import AUGMENTATION, ORDER, generator
 from egoaudio.errors import ConfigurationError
 
@@ -41,7 +42,7 @@ class Batch:
     """What the loader hands over: a batch of the optimiser's."""
 
     features: torch.Tensor
-    """float32 (b, T, F), normalised, on the device."""
+    """float32 (b, T, F), normalised, on the device; with context the T of a clip and its neighbours."""
     labels: torch.Tensor
     """float32 (b, C), on the device; with a teacher its scores beside them, (b, 2 * C)."""
     rows: np.ndarray
@@ -77,7 +78,13 @@ class Loader:
         self.wait_seconds = 0.0
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         # Making a generator that nobody draws from takes 1 % of a batch.
-        self._augments = training and bool(config.gain_db or config.spec_augment or config.mixup)
+        self._augments = training and bool(
+            config.time_shift_seconds or config.gain_db or config.spec_augment or config.mixup
+        )
+        self._max_shift_frames = 0
+        if training and config.time_shift_seconds:
+            sound_seconds = (2 * dataset.context_clips + 1) * row_seconds(dataset.file, dataset.feature)
+            self._max_shift_frames = shift_frames(config.time_shift_seconds, dataset.feature_shape, sound_seconds)
         self._change = None
         if training and config.gain_db:
             self._change = level_change(dataset.feature, dataset.file.config["n_mels"], dataset.normalization[1])
@@ -184,7 +191,8 @@ class Loader:
         with contextlib.nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
             features, labels = (tensor.to(self.device, non_blocking=self._copies is not None) for tensor in (features, labels))
             if self._augments:
-                features, labels = augment(features, labels, generator(self.seed, AUGMENTATION, epoch, number), self.config, self._change)
+                rng = generator(self.seed, AUGMENTATION, epoch, number)
+                features, labels = augment(features, labels, rng, self.config, self._change, self._max_shift_frames)
         if self._copies is not None:
             # Waits in this thread only. Until then the pinned buffer is being read and must not be filled again.
             self._copies.synchronize()

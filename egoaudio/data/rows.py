@@ -1,7 +1,8 @@
 """Random rows of one feature array, out of the file and into a buffer, as fast as memory allows.
 
 In: the path of an egoaudio file, the name of an array, row numbers. Out: float32 rows, normalised if asked. A
-``RowSource`` belongs to one process, which maps the array once; it notices when the file changes under it.
+``RowSource`` belongs to one process, which maps the array once; it notices when the file changes under it. With context
+(``data.context``) each row comes joined in time with its neighbours.
 
 Measured with 131 KB rows in batches of 256, on one core of an AMD EPYC with Linux 6.18, as shares of ``numpy.take`` from memory into a
 ready buffer (170,000 clips/s of processor time):
@@ -14,6 +15,8 @@ ready buffer (170,000 clips/s of processor time):
   the neighbours want the memory, and in a full run of the benchmark the same as one thread. Not kept;
 - the same map holds the interpreter's lock, which matters where a page fault waits for a disk: rows that may not be in memory are read
   by ``os.preadv``, which does not;
+- with context the same ``numpy.take``, of each row of each window, and silence written over what is not there: every byte is copied
+  once. Taking whole windows out of an ``as_strided`` view copies the array first, 2 K + 1 times its bytes (``tracemalloc``);
 - cold, on an older machine where memory gave 90,000: 910 clips/s without announcement, 8,500 when each row is announced to the kernel first
   (``WILLNEED``: many reads under way at once, and 1.05 times the bytes read rather than 7.7 times). ``MADV_RANDOM`` instead is 390.
 """
@@ -24,6 +27,7 @@ import warnings
 
 import numpy as np
 
+from egoaudio.data.context import Context, joined_shape
 from egoaudio.errors import TrainingError
 from egoaudio.hdf5 import reader
 
@@ -49,17 +53,24 @@ class RowSource:
         The name of the array.
     identity : tuple, optional
         What ``identity`` of another process's source was: the file must still be that one.
+    context_clips : int
+        K: each row is joined with so many neighbours on each side.
+
+    Attributes
+    ----------
+    joined_shape : tuple
+        ((2 * K + 1) * T, F), of a row with its neighbours.
 
     Raises
     ------
     StoreError
         When the file cannot be opened.
     TrainingError
-        When it has no such array, or is not the file of ``identity`` any more.
+        When it has no such array, is not the file of ``identity`` any more, or its rows cannot be joined.
 
     """
 
-    def __init__(self, path, feature, identity=None):
+    def __init__(self, path, feature, identity=None, context_clips=0):
         self.path = path
         self._descriptor = -1
         self._warned = False
@@ -78,6 +89,10 @@ class RowSource:
         self._offset = self.file.extents[feature].offset if self.is_mapped else 0
         self._cold_batches = _COLD_BATCHES  # a file just opened is taken to be on disk
         self._byte = bytearray(1)
+        if context_clips < 0:
+            raise TrainingError(f"context_clips {context_clips}: expected at least 0")
+        self.joined_shape = joined_shape(self.shape[1:], context_clips)
+        self._context = Context(self.file, feature, context_clips) if context_clips else None
 
     def __del__(self):
         """Close the descriptor; the arrays close themselves."""
@@ -133,9 +148,9 @@ class RowSource:
         Parameters
         ----------
         rows : array of int, (b,)
-            Within the array; in any order, repeated or not.
+            Within the array; in any order, repeated or not. Neighbours are read beside them.
         out : float32 array, (b, ...)
-            C-contiguous.
+            C-contiguous; a clip is of ``joined_shape``.
         mean, std : float
             (0, 1) leaves the values as they are, bit for bit.
 
@@ -153,51 +168,67 @@ class RowSource:
         self.check_unchanged()
         plain = (mean, std) == (0.0, 1.0)
         mean, scale = np.float32(mean), np.float32(1.0 / std)
-        step = len(rows) if plain or not self.is_mapped else max(1, _CACHED_BYTES // self.row_bytes)
+        windows = self._windows(rows)  # (b, 2 * K + 1)
+        out = out.reshape(*windows.shape, *self.shape[1:])  # the same memory
+        step = len(rows) if plain or not self.is_mapped else max(1, _CACHED_BYTES // (self.row_bytes * windows.shape[1]))
         for start in range(0, len(rows), max(1, step)):
             part = out[start : start + step]
-            self._fill(rows[start : start + step], part)
+            self._fill(windows[start : start + step], part)
             if not plain:
                 part -= mean
                 part *= scale
 
-    def _fill(self, rows, out):
-        """Write the rows as they are stored into ``out``."""
+    def _windows(self, rows):
+        """Return the rows to join for each row, int64 (b, 2 * K + 1), -1 for silence."""
+        return rows[:, None] if self._context is None else self._context.windows(rows)
+
+    def _fill(self, windows, out):
+        """Write the rows (b, w) as they are stored into ``out`` (b, w, T, F), and silence."""
+        rows = windows
+        if self._context is not None:
+            silent = windows < 0
+            rows = np.where(silent, windows[:, windows.shape[1] // 2, None], windows)  # what is read anyway
         if self.is_mapped and self.dtype == out.dtype:
             if self._cold_batches == 0:
-                np.take(self._array, rows, axis=0, out=out, mode="clip")
+                np.take(self._array, rows.ravel(), axis=0, out=out.reshape(-1, *self.shape[1:]), mode="clip")
             else:
-                self._read(rows, out)
+                self._read(windows, out)
         else:  # float16, or repacked
             out[...] = self._array[rows]
+        if self._context is not None:
+            out[silent] = self._context.silence
 
-    def _read(self, rows, out):
+    def _read(self, windows, out):
         """Read rows that may have to come from disk: unlike a page fault this lets other threads run, and a cut file is no SIGBUS."""
-        for row, target in zip(rows.tolist(), out.reshape(len(rows), -1).view(np.uint8), strict=True):
-            offset, done = self._offset + row * self.row_bytes, 0
-            while done < self.row_bytes:
+        out = out.reshape(-1).view(np.uint8)
+        for place, first, num_rows in zip(*(found.tolist() for found in _stretches(windows)), strict=True):
+            target = out[place * self.row_bytes : (place + num_rows) * self.row_bytes]
+            offset, done = self._offset + first * self.row_bytes, 0
+            while done < len(target):
                 try:
                     count = os.preadv(self._descriptor, [target[done:]], offset + done)
                 except OSError as error:
                     raise TrainingError(f"{self.path} cannot be read any more ({error.strerror}): run the same command again when its disk is back") from error
                 if not count:
                     self.check_unchanged()
+                    row = first + done // self.row_bytes
                     raise TrainingError(f"{self.path} ends at byte {offset + done:,}, in the middle of row {row}: it was cut short. Build or copy it again")
                 done += count
 
     def announce(self, rows):
-        """Let the kernel start to read these rows from disk, unless they seem to be in memory; only a hint."""
+        """Let the kernel start to read these rows and their neighbours from disk, unless they seem to be in memory; only a hint."""
         if not self.is_mapped or not hasattr(os, "posix_fadvise"):
             return
-        offsets = self._offset + np.asarray(rows, dtype=np.int64) * self.row_bytes
+        _, first, num_rows = _stretches(self._windows(np.asarray(rows, dtype=np.int64)))
+        offsets, sizes = self._offset + first * self.row_bytes, num_rows * self.row_bytes
         if self._cold_batches == 0:
             if self._in_memory(offsets[:: max(1, len(offsets) // _PROBED_ROWS)].tolist()):
                 return
             self._cold_batches = _COLD_BATCHES
         self._cold_batches -= 1
-        for offset in offsets.tolist():
-            for start in range(offset, offset + self.row_bytes, _ANNOUNCED_BYTES):
-                os.posix_fadvise(self._descriptor, start, min(_ANNOUNCED_BYTES, offset + self.row_bytes - start), os.POSIX_FADV_WILLNEED)
+        for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
+            for start in range(offset, offset + size, _ANNOUNCED_BYTES):
+                os.posix_fadvise(self._descriptor, start, min(_ANNOUNCED_BYTES, offset + size - start), os.POSIX_FADV_WILLNEED)
 
     def _in_memory(self, offsets):
         """Return whether the byte at each offset can be had without waiting for a disk; False where nobody can tell."""
@@ -207,6 +238,18 @@ class RowSource:
             return all(os.preadv(self._descriptor, [self._byte], offset, os.RWF_NOWAIT) for offset in offsets)
         except OSError:  # EAGAIN: it would wait. EOPNOTSUPP: this file system cannot tell.
             return False
+
+
+def _stretches(windows):
+    """Return the stretches of each window (b, w) that lie back to back in the file; silence (-1) is left out.
+
+    Three int64 arrays: where a stretch begins in ``windows.ravel()``, its first row, and its number of rows.
+    """
+    present = windows >= 0
+    begins = present.copy()
+    begins[:, 1:] &= ~(present[:, :-1] & (windows[:, 1:] == windows[:, :-1] + 1))
+    places = np.flatnonzero(begins)
+    return places, windows.ravel()[places], np.add.reduceat(present.ravel(), places, dtype=np.int64)
 
 
 def _identity(status):

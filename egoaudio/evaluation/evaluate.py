@@ -88,7 +88,9 @@ def evaluate(
     folder = Path(checkpoint).parent if output is None else Path(output)
     results.prepare(folder, submission, frame_submission)
     normalization = contents["normalization"]["mean"], contents["normalization"]["std"]
-    dataset = ClipDataset(path, contents["feature"], rows, normalization=normalization)
+    dataset = ClipDataset(
+        path, contents["feature"], rows, normalization=normalization, context_clips=config.data.context_clips or 0
+    )
     loader = Loader(dataset, config.optimization.batch_size, config.data, device=chosen)
     slower = chosen.type == "cpu" and contents.get("amp_dtype", "unknown") is None  # the run found float32 to be faster
     amp_dtype, _ = mixed_precision(chosen, config.optimization.amp and not slower, config.optimization.amp_dtype)

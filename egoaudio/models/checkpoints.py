@@ -24,6 +24,7 @@ import torch
 
 from egoaudio.config.options import from_json
 from egoaudio.config.train import TrainConfig
+from egoaudio.data.context import joined_shape
 from egoaudio.errors import CheckpointError, EgoAudioError
 from egoaudio.models import create_model
 from egoaudio.system import files
@@ -42,7 +43,7 @@ FIELDS = {
     "class_ids": list,
     "class_names": list,
     "feature": str,
-    "feature_shape": list,  # of one clip: (num_frames, num_bins)
+    "feature_shape": list,  # of one clip in the file: (num_frames, num_bins); what the model sees depends on context_clips, too
     "feature_attributes": str,  # the parameters that made the array, JSON
     "sample_rate": int,  # Hz
     "normalization": dict,  # {"mean": float, "std": float}, of the feature's values
@@ -138,10 +139,12 @@ def describe_network(model):
 
 def _create(contents):
     """Return the network of a checkpoint with weights yet to be loaded; published ones are not needed again."""
-    config = from_json(TrainConfig, contents["config"]).model
+    stored = from_json(TrainConfig, contents["config"])
+    config, context_clips = stored.model, stored.data.context_clips or 0
     if config.pretrained is None or config.model == "yamnet":  # whose sizes are always the same
         config = replace(config, pretrained=None)
-        return create_model(config.model, len(contents["class_ids"]), tuple(contents["feature_shape"]), config)
+        shape = joined_shape(contents["feature_shape"], context_clips)
+        return create_model(config.model, len(contents["class_ids"]), shape, config, context_clips=context_clips)
     from egoaudio.models.transformer import ASTConfig, AudioTransformer
 
     sizes = ASTConfig(attn_implementation="sdpa", **json.loads(contents["network"]))

@@ -183,7 +183,7 @@ def _score(teacher, file, path, rows, config, device, progress):
     if contents["plan_sha256"] == file.plan_sha256:
         _warn_of_leaks(teacher, file, rows, its)
     normalization = contents["normalization"]["mean"], contents["normalization"]["std"]
-    dataset = ClipDataset(path, contents["feature"], rows, normalization=normalization)
+    dataset = ClipDataset(path, contents["feature"], rows, normalization=normalization, context_clips=its.data.context_clips or 0)
     loader = Loader(dataset, config.optimization.batch_size, config.data, device=device)
     scorer, temperature = Scorer(model, device=device, log=progress.write), config.distillation.teacher_temperature
     with dataset.file:

@@ -238,7 +238,7 @@ def _leave_as_found(stack, device):
 
 def _prepare_data(file, path, feature, split: Split, moments, config, device, teacher):
     """Return the loader of the training rows, and the labels' loss."""
-    dataset = ClipDataset(path, feature, split.train, config.data.label_mode, moments)
+    dataset = ClipDataset(path, feature, split.train, config.data.label_mode, moments, config.data.context_clips)
     loader = Loader(
         dataset, config.optimization.batch_size, config.data, config.optimization.seed, device, training=True,
         teacher=teacher,
@@ -252,7 +252,8 @@ def _prepare_model(file, feature_shape, config, device):
     options = config.optimization
     torch.manual_seed(options.seed)  # fresh weights now, and later a seed of dropout for each step
     model = create_model(
-        config.model.model, file.num_classes, feature_shape, config.model, options.activation_checkpointing
+        config.model.model, file.num_classes, feature_shape, config.model, options.activation_checkpointing,
+        context_clips=config.data.context_clips,
     ).to(device)
     return model, torch.compile(model) if options.compile else model
 

@@ -13,7 +13,9 @@ class Validator:
     def __init__(self, file, feature, rows, normalization, config, loss, scorer):
         self.truth = read_truth(file, rows)
         # Every clip once, with all its labels, whatever the model was trained on.
-        dataset = ClipDataset(file.path, feature, rows, normalization=normalization)
+        dataset = ClipDataset(
+            file.path, feature, rows, normalization=normalization, context_clips=config.data.context_clips
+        )
         self.loader = Loader(dataset, config.optimization.batch_size, config.data, device=scorer.device)
         self.label_mode, self.loss, self.scorer = config.data.label_mode, loss, scorer
 

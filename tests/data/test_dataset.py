@@ -76,7 +76,7 @@ def test_given_rows_and_normalisation_are_used(path, truth):
     ],
 )
 def test_what_cannot_be_read_is_refused(path, arguments, message):
-    with pytest.raises(TrainingError, match=message):
+    with pytest.raises((TrainingError, ValueError), match=message):
         ClipDataset(path, **{"feature": "spectrogram", **arguments})
 
 

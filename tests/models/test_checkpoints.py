@@ -26,7 +26,7 @@ NUM_MUTATIONS = 50
 
 
 def make_contents(options=None, model=None, shape=(8, 16), num_classes=3, **changes):
-    options = options or TrainConfig()
+    options = options or TrainConfig(model=ModelConfig(model="cnn"))
     torch.manual_seed(3)
     model = create_model(options.model.model, num_classes, shape, options.model) if model is None else model
     contents = {

@@ -98,9 +98,9 @@ def test_configurations_cannot_be_changed():
 
 
 def test_a_stored_configuration_without_a_later_option_means_what_it_meant_then():
-    stored = {name: value for name, value in to_flat(TrainConfig().resolved()).items() if name not in ("context_clips", "ema", "smooth_clips")}
+    stored = {name: value for name, value in to_flat(TrainConfig().resolved()).items() if name not in ("context_clips", "patchout")}
     config = from_json(TrainConfig, json.dumps(stored))
-    assert (config.data.context_clips, config.optimization.ema, config.optimization.smooth_clips) == (0, 0.0, 0)
+    assert (config.data.context_clips, config.model.patchout) == (0, 0.0)
 
 
 @pytest.mark.parametrize("model", MODEL_DEFAULTS)
@@ -108,7 +108,7 @@ def test_what_is_not_given_is_the_models_default_and_what_is_given_stays(model):
     config = from_flat(TrainConfig, {"model": model, "epochs": 7}).resolved()
     assert config.optimization.epochs == 7 and config.optimization.learning_rate == MODEL_DEFAULTS[model]["learning_rate"]
     assert {name for name, value in to_flat(config).items() if value is None} <= {
-        "feature", "pretrained", "micro_batch_size", "amp_dtype", "smooth_clips"
+        "feature", "pretrained", "micro_batch_size", "amp_dtype"
     }
 
 

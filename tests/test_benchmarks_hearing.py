@@ -1,0 +1,149 @@
+"""The development set of the hearing benchmark, made from generated sounds: no network, no packages."""
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+import egoaudio
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import hearing_set
+import hearing_sounds
+from hearing_sounds import Sound
+
+
+def write_wav(path, samples):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray((20000 * samples).astype(np.int16)[None], format="s16", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    """Two classes that are heard, of twelve groups with two takes each, and sixteen backgrounds."""
+    rng = np.random.default_rng(0)
+    found = []
+    for label, hz, seconds, num_groups in (("Low", 300, 0.5, 12), ("High", 3000, 0.5, 12), ("", 0, 5, 16)):
+        for group in range(num_groups):
+            for take in range(2):
+                path = tmp_path / f"{label}{group}-{take}.wav"
+                time = np.arange(round(seconds * 16000)) / 16000
+                noise = 0.1 * rng.standard_normal(len(time))
+                write_wav(path, np.sin(2 * np.pi * (hz + group) * time) if hz else noise)
+                found.append(Sound(path, "package", label, f"{label}{group}"))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("minetest-data/minetest/mods/doors/sounds/doors_door_open.ogg", "Opening or closing a door"),
+        ("minetest-data/minetest/mods/default/sounds/default_snow_footstep.3.ogg", "Walking"),
+        ("minetest-data/minetest/mods/default/sounds/default_water_footstep.1.ogg", None),  # two classes at once
+        ("tuxpaint-stamps-default/tuxpaint/stamps/animals/birds/crow.ogg", "Bird singing or calling"),
+        ("tuxpaint-stamps-default/tuxpaint/stamps/animals/birds/crow_desc_fr.ogg", "Talking"),
+        ("widelands-data/widelands/data/music/menu.ogg", "Music playing"),
+        ("supertux-data/supertux2/sounds/rain.wav", hearing_sounds.BACKGROUND),
+        ("supertux-data/supertux2/sounds/upgrade.wav", None),
+    ],
+)
+def test_a_files_class_follows_from_its_path(name, label):
+    assert hearing_sounds.label_of(name) == label
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("p/doors/door1_open.ogg", "p/doors/door1_close.ogg", True),
+        ("p/doors/door1-open.ogg", "p/doors/door2-open.ogg", False),
+        ("p/sounds/wood_footstep.1.ogg", "p/sounds/wood_footstep.2.ogg", True),
+        ("p/sounds/wood_footstep.1.ogg", "q/sounds/wood_footstep.1.ogg", False),
+    ],
+)
+def test_takes_of_one_sound_are_one_group(one, other, same):
+    groups = [hearing_sounds.group_of(name, "Opening or closing a door") for name in (one, other)]
+    assert (groups[0] == groups[1]) == same
+
+
+def test_a_recording_that_is_there_twice_is_found_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(hearing_sounds, "PACKAGES", ["one", "two"])
+    files = (("one", "door_open.ogg", b"a"), ("two", "door_slam.ogg", b"a"), ("two", "door1.ogg", b"b"))
+    for package, name, content in files:
+        path = tmp_path / package / "usr/share/sounds" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    found = hearing_sounds.find_sounds(tmp_path)
+    assert [sound.path.name for sound in found] == ["door_open.ogg", "door1.ogg"]
+    assert {sound.label for sound in found} == {"Opening or closing a door"}
+
+
+def test_no_group_of_sounds_is_in_two_places(sounds):
+    places = hearing_set.divide(np.random.default_rng(0), sounds)
+    where = defaultdict(set)
+    for place, labels in places.items():
+        for label, groups in labels.items():
+            for group in groups:
+                where[label, group].add(place)
+    assert len(where) == 40
+    assert all(len(found) == 1 for found in where.values())
+
+
+def test_too_few_backgrounds_are_refused(sounds):
+    few = [sound for sound in sounds if sound.label or sound.group in ("0", "1")]
+    with pytest.raises(ValueError, match="2 groups of steady backgrounds"):
+        hearing_set.divide(np.random.default_rng(0), few)
+
+
+def test_events_are_as_loud_as_they_say(sounds):
+    place = {"": {"b": [sounds[-1]]}, "Low": {"l": [sounds[0]]}}
+    loud = [hearing_set.Event(0, 10.0, 20.0, "l", 20.0)]
+    samples = hearing_set.mix(np.random.default_rng(0), loud, ["Low"], place)
+    power = [hearing_set.level(samples[16000 * first : 16000 * (first + 8)]) for first in (0, 11, 21)]
+    assert 20 * np.log10(power[1] / power[0]) == pytest.approx(20, abs=2)
+    assert power[2] == pytest.approx(power[0], rel=0.1)
+
+
+def test_annotations_of_tests_are_exact_and_those_of_training_err():
+    events = [hearing_set.Event(index % 3, 5.0, 10.0, "g", 0.0) for index in range(4000)]
+    exact = hearing_set.annotate(np.random.default_rng(0), events, 3, erring=False)
+    assert sorted(exact) == sorted((event.class_index, 5.0, 10.0) for event in events)
+    erring = hearing_set.annotate(np.random.default_rng(0), events, 3, erring=True)
+    assert len(erring) == pytest.approx(3600, abs=80)
+    assert np.mean([stop < start for _, start, stop in erring]) == pytest.approx(0.03, abs=0.01)
+    assert np.mean([stop > hearing_set.VIDEO_SECONDS for _, _, stop in erring]) == pytest.approx(0.08, abs=0.02)
+
+
+def test_the_set_is_built_by_the_product_and_the_seed_repeats_it(tmp_path, sounds):
+    for name in ("one", "two"):
+        assert hearing_set.make(tmp_path / name, sounds, num_train=3, num_test=2, seed=1) == ["High", "Low"]
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert len(files) == 9
+    assert all((tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes() for path in files)
+    truth = json.loads((tmp_path / "one" / "truth.json").read_text())
+    assert truth["audible_classes"] == {"c000": "High", "c001": "Low"}
+    groups = defaultdict(set)
+    for video, events in truth["videos"].items():
+        groups[video[0]] |= {event["group"] for event in events}
+    assert groups["V"] and groups["W"] and not groups["V"] & groups["W"]
+    assert len((tmp_path / "one" / "classes.txt").read_text().splitlines()) == 157
+    with av.open(str(tmp_path / "one" / "videos" / "V0000EGO.mp4")) as container:
+        stream = container.streams.audio[0]
+        assert (stream.codec_context.name, stream.rate) == ("aac", 44100)
+        assert float(stream.duration * stream.time_base) == pytest.approx(30, abs=0.1)
+    folder = tmp_path / "one"
+    command = [sys.executable, "-c", "from egoaudio.cli import build; build()", "--output", tmp_path / "set.h5"]
+    command += ["--annotations", folder / "train.csv", "--test-annotations", folder / "test.csv"]
+    command += ["--classes", folder / "classes.txt", "--videos", folder / "videos", "--workers", "1"]
+    command += ["--features", "logmel", "--denoise", "none"]
+    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    with egoaudio.open(tmp_path / "set.h5") as file:
+        assert (file.num_clips, int(file.usable.sum())) == (150, 150)

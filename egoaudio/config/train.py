@@ -71,8 +71,8 @@ class DataConfig(Checked):
             raise ConfigurationError(f"--validation-fraction {self.validation_fraction:g}: expected less than 1, or nothing is left to train on")
         if self.context_clips and self.split_unit == "clip":
             raise ConfigurationError(
-                f"--context-clips {self.context_clips} (some models' default) with --split-unit clip: a training clip would be heard together "
-                "with its neighbours that are held out for validation: give --context-clips 0, or --split-unit video"
+                f"--context-clips {self.context_clips} (the default of some models) with --split-unit clip: training clips "
+                "would be heard together with neighbours that are held out: give --context-clips 0, or --split-unit video"
             )
 
 

@@ -15,8 +15,8 @@ ready buffer (170,000 clips/s of processor time):
   the neighbours want the memory, and in a full run of the benchmark the same as one thread. Not kept;
 - the same map holds the interpreter's lock, which matters where a page fault waits for a disk: rows that may not be in memory are read
   by ``os.preadv``, which does not;
-- with context the same ``numpy.take``, of each row of each window, and silence written over what is not there: every byte is copied
-  once. Taking whole windows out of an ``as_strided`` view copies the array first, 2 K + 1 times its bytes (``tracemalloc``);
+- with context the same ``numpy.take``, of each row of each window, and silence written over what is not there: each byte is copied
+  once. Taking windows out of an ``as_strided`` view copies the whole array first, 2 K + 1 times its bytes;
 - cold, on an older machine where memory gave 90,000: 910 clips/s without announcement, 8,500 when each row is announced to the kernel first
   (``WILLNEED``: many reads under way at once, and 1.05 times the bytes read rather than 7.7 times). ``MADV_RANDOM`` instead is 390.
 """
@@ -90,7 +90,7 @@ class RowSource:
         self._cold_batches = _COLD_BATCHES  # a file just opened is taken to be on disk
         self._byte = bytearray(1)
         if context_clips < 0:
-            raise TrainingError(f"context_clips {context_clips}: expected at least 0")
+            raise ValueError(f"context_clips {context_clips}: expected at least 0")
         self.joined_shape = joined_shape(self.shape[1:], context_clips)
         self._context = Context(self.file, feature, context_clips) if context_clips else None
 
@@ -208,11 +208,16 @@ class RowSource:
                 try:
                     count = os.preadv(self._descriptor, [target[done:]], offset + done)
                 except OSError as error:
-                    raise TrainingError(f"{self.path} cannot be read any more ({error.strerror}): run the same command again when its disk is back") from error
+                    raise TrainingError(
+                        f"{self.path} cannot be read any more ({error.strerror}): run the same command again when its "
+                        "disk is back"
+                    ) from error
                 if not count:
                     self.check_unchanged()
-                    row = first + done // self.row_bytes
-                    raise TrainingError(f"{self.path} ends at byte {offset + done:,}, in the middle of row {row}: it was cut short. Build or copy it again")
+                    raise TrainingError(
+                        f"{self.path} ends at byte {offset + done:,}, in the middle of row "
+                        f"{first + done // self.row_bytes}: it was cut short. Build or copy it again"
+                    )
                 done += count
 
     def announce(self, rows):

@@ -50,7 +50,10 @@ def describe_bad_loss(value, batch, state, folder):
     """Return what is known about a batch whose loss is not finite."""
     bad = batch.rows[~torch.isfinite(batch.features).flatten(1).all(dim=1).cpu().numpy()]
     if len(bad):
-        cause = f"of these, {_list(bad)} hold values that are not finite: check the file with egoaudio-inspect --verify"
+        cause = (
+            f"of these, {_list(bad)} hold values that are not finite, themselves or in their context: "
+            "check the file with egoaudio-inspect --verify"
+        )
     else:
         cause = "their values are finite, so the training diverged: give a lower --learning-rate, --clip-gradient 1, or no --amp"
     return (

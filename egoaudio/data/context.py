@@ -1,11 +1,12 @@
 """A clip's neighbours in time: which rows of the file are joined with it, and what stands where there is none.
 
-In: an open file, the name of a feature array, K. Out: the window of each row, int64 (b, 2 * K + 1): the rows of the file that
-follow each other in time without gap or overlap, the clip's own in the middle, -1 for silence.
+In: an open file, the name of a feature array, K. Out: the window of each row, int64 (b, 2 * K + 1): the rows of the
+file that follow each other in time without gap or overlap, the clip's own in the middle, -1 for silence.
 
-Conventions: the rows of a video lie in order of time, ``hop_seconds`` apart, each with the sound of ``row_seconds`` around its
-clip. Silence stands before a video's first row, after its last one, and for a row without data. It is what the file's own
-parameters make of a clip of zeros. A row that nobody labelled has sound and counts.
+Conventions: the rows of a video lie in order of time, ``hop_seconds`` apart, each with the sound of ``row_seconds`` around
+its clip. Silence stands before a video's first row, after its last one, and for a row without data. It is what the file's
+own parameters make of a clip of zeros. A row that nobody labelled has sound and counts. Where rows overlap (``hop_seconds``
+shorter than a row), silence also stands for what a video's first hops hold before the first row that fits.
 """
 
 import json
@@ -74,10 +75,10 @@ def _rows_apart(file, feature, context_clips):
     length, hop = row_seconds(file, feature), file.hop_seconds
     apart = Fraction(str(length)) / Fraction(str(hop))
     if apart.denominator != 1:
-        what = "leave gaps between them" if length < hop else "overlap by no whole number of clips"
+        what = "leave gaps" if length < hop else "overlap, none beginning where another ends"
         raise TrainingError(
-            f"--context-clips {context_clips}: rows of {feature} with {length:g} s of sound every {hop:g} s {what}, so that no neighbours "
-            f"continue a clip in {file.path}: give --context-clips 0, or build with --hop-seconds {length:g} or a whole fraction of it"
+            f"--context-clips {context_clips}: rows of {feature} in {file.path} hold {length:g} s of sound every {hop:g} s and "
+            f"{what}: give --context-clips 0, or build with --hop-seconds {length:g} or a whole fraction of it"
         )
     return int(apart)
 
@@ -88,13 +89,14 @@ def _silent_row(file, feature):
     config = from_json(BuildConfig, json.dumps(file.config))
     config = replace(config, features=replace(config.features, features=(feature,), dtype="float32"))
     _, num_samples = clips.count_samples(config.clips, file.sample_rate)
-    silence = FeatureExtractor(config.features, file.sample_rate, num_samples)(np.zeros((1, num_samples), np.float32))[feature][0]
+    extractor = FeatureExtractor(config.features, file.sample_rate, num_samples)
+    silence = extractor(np.zeros((1, num_samples), np.float32))[feature][0]
     if silence.shape != array.shape[1:]:
         # Seen where a waveform is cut to its clip; one value in all frames and bins fits any shape.
         if silence.min() != silence.max():
             raise TrainingError(
-                f"{file.path}: rows of {feature} are {array.shape[1:]}, and its configuration makes {silence.shape}, so that what silence "
-                "is cannot be told: give --context-clips 0, or build again"
+                f"{file.path}: rows of {feature} are {array.shape[1:]}, and its configuration makes {silence.shape}, so that "
+                "what silence is cannot be told: give --context-clips 0, or build again"
             )
         silence = np.full(array.shape[1:], silence.min())
     return silence.astype(array.dtype).astype(np.float32)

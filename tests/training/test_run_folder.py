@@ -123,7 +123,8 @@ def test_the_scores_in_the_table_are_those_of_the_command(finished, data, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "stops"),
     [
-        ({}, [0, 3, 1, 3, 0]), (HARD, [2, 5, 0]), ({**HARD, "label_mode": "single", "shuffle": "block"}, [7]),
+        ({}, [0, 3, 1, 3, 0]), (HARD, [2, 5, 0]), ({**HARD, "context_clips": 1, "time_shift_seconds": 0.5}, [3, 6]),
+        ({**HARD, "label_mode": "single", "shuffle": "block"}, [7]),
         ({"amp": True, "amp_dtype": "float16"}, [4, 1]), ({"loader_workers": 1, "mixup": 0.4}, [4]), ({"patience": 1, "learning_rate": 1e-9}, [6]),
     ],
 )

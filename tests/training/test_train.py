@@ -116,6 +116,17 @@ def test_options_reach_the_loop(tmp_path, data, changes):
     assert int(rows[1]["micro_batch_size"]) == changes.get("micro_batch_size", 16)
 
 
+@pytest.mark.parametrize("model", ["cnn", "cnn-small"])
+def test_context_reaches_training_validation_evaluation_and_the_network_of_a_checkpoint(tmp_path, data, model):
+    config = make_config(model=model, feature="spectrogram", epochs=1, context_clips=2, time_shift_seconds=0.5)
+    train.train(data, tmp_path / "run", config)
+    network, contents = checkpoints.load_model(tmp_path / "run/best.pt")
+    assert contents["feature_shape"] == list(SHAPE)  # the file's, which another file must match
+    assert network(torch.zeros(3, 5 * SHAPE[0], SHAPE[1])).shape == (3, 5)
+    found = evaluate.evaluate(tmp_path / "run/best.pt", data, split="validation", num_resamples=0)
+    assert found.scores["map"].value == pytest.approx(float(table(tmp_path / "run")[0]["map"]), abs=1e-6)
+
+
 def test_a_compiled_model_is_saved_as_the_model_it_is(tmp_path, data, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or torch.nn.Sequential(model))

@@ -36,7 +36,7 @@ import whole_builds  # noqa: E402
 from egoaudio.builder import pool
 from egoaudio.builder.plan import Inputs  # noqa: E402
 from egoaudio.config.build import BuildConfig, DenoiseConfig, FeatureConfig  # noqa: E402
-from egoaudio.inputs import decoder
+from egoaudio.inputs.probe import probe  # noqa: E402
 from egoaudio.system import allocator  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bin"))
@@ -121,7 +121,7 @@ def measure_costs(scratch, inputs, short_inputs, seconds, short_seconds, repeats
         totals[which] = measuring.median(runs, "cpu") / len(laid[3])
         laid[0].unlink()
     paths = sorted(Path(inputs.videos).iterdir())
-    probing = measuring.median(measuring.interleave({"probe": lambda: [decoder.probe(path) for path in paths]}, repeats)["probe"], "cpu") / len(paths)
+    probing = measuring.median(measuring.interleave({"probe": lambda: [probe(path) for path in paths]}, repeats)["probe"], "cpu") / len(paths)
     clip = (totals["long"] - totals["short"]) / (seconds - short_seconds)
     return {"clip": clip, "video": max(0.0, totals["short"] - short_seconds * clip), "probe": probing}
 

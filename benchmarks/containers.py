@@ -18,7 +18,7 @@ import egoaudio
 from egoaudio.builder.build import build
 from egoaudio.builder.plan import Inputs
 from egoaudio.errors import Status
-from egoaudio.inputs.decoder import MEDIA_EXTENSIONS
+from egoaudio.inputs.find_media import MEDIA_EXTENSIONS
 
 
 def describe(path):

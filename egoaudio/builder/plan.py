@@ -17,8 +17,9 @@ from egoaudio.builder import pool
 from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import to_json
 from egoaudio.errors import BuildError, Status
-from egoaudio.inputs import decoder
 from egoaudio.inputs.annotations import NO_ACTION, Annotations, read_annotations
+from egoaudio.inputs.find_media import find_files
+from egoaudio.inputs.probe import Recording, probe
 from egoaudio.system.progress import Progress
 
 StrPath = str | os.PathLike[str]
@@ -67,8 +68,8 @@ class Plan:
     """A build, laid out: every video's sound and the clips it yields."""
 
     gathered: Gathered
-    recordings: tuple[decoder.Recording, ...]
-    """A ``media.Recording`` for each video; status MISSING where it has no file."""
+    recordings: tuple[Recording, ...]
+    """A ``Recording`` for each video; status MISSING where it has no file."""
     recording_samples: tuple[int, ...]
     """For each video, its samples at the file's sample rate; 0 where there is no sound."""
     first_clips: tuple[int, ...]
@@ -82,13 +83,13 @@ def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
     Raises
     ------
     AnnotationError, MediaError
-        As ``annotations.read_annotations`` and ``media.find_files``.
+        As ``annotations.read_annotations`` and ``find_media.find_files``.
     BuildError
         When none of the videos has a file.
     """
     annotations = read_annotations(inputs.annotations, inputs.test_annotations, inputs.classes)
     ids = [video.video_id for video in annotations.videos]
-    found = decoder.find_files(ids, inputs.videos, follow_links=inputs.follow_links)
+    found = find_files(ids, inputs.videos, follow_links=inputs.follow_links)
     if not found:
         raise BuildError(
             f"{inputs.videos}: none of the {len(ids):,} annotated videos is there; looked for {ids[0]}.mp4 and the like at any depth. "
@@ -117,18 +118,18 @@ def probe_recordings(
     -------
     Plan
     """
-    missing = decoder.Recording(Status.MISSING, "no media file of this name under --videos", 0, 0, 0.0)
+    missing = Recording(Status.MISSING, "no media file of this name under --videos", 0, 0, 0.0)
     recordings = [missing] * len(gathered.files)
     present = [(video, str(path)) for video, path in enumerate(gathered.files) if path is not None]
     for (video, _), result in pool.each(_probe, present, workers=num_workers, timeout_seconds=timeout_seconds):
         if isinstance(result, pool.Death):
-            result = decoder.Recording(Status.CRASHED, result.reason, 0, 0, 0.0)
+            result = Recording(Status.CRASHED, result.reason, 0, 0, 0.0)
         recordings[video] = result
         progress.advance(1, failures=result.status not in (Status.OK, Status.NO_AUDIO))
     return place(gathered, recordings, config)
 
 
-def place(gathered: Gathered, recordings: Sequence[decoder.Recording], config: BuildConfig) -> Plan:
+def place(gathered: Gathered, recordings: Sequence[Recording], config: BuildConfig) -> Plan:
     """Give every recording its rows."""
     samples, firsts, total = [], [], 0
     for recording in recordings:
@@ -138,6 +139,6 @@ def place(gathered: Gathered, recordings: Sequence[decoder.Recording], config: B
     return Plan(gathered, tuple(recordings), tuple(samples), tuple(firsts), total)
 
 
-def _probe(item: tuple[int, str]) -> decoder.Recording:
+def _probe(item: tuple[int, str]) -> Recording:
     """Probe one file; runs in a worker."""
-    return decoder.probe(item[1])
+    return probe(item[1])

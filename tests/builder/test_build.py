@@ -25,6 +25,7 @@ from egoaudio.hdf5 import integrity
 from egoaudio.hdf5.writer import RowWriter, offsets
 from egoaudio.inputs import decoder
 from egoaudio.inputs.annotations import read_annotations
+from egoaudio.inputs.probe import probe
 from egoaudio.system import lock
 
 sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("bin", "benchmarks")]
@@ -88,7 +89,7 @@ def test_the_file_holds_what_the_stages_compute_one_by_one(charades, built):
 def test_the_report_names_every_failed_video_and_its_reason(charades, built):
     output, report = built
     text = str(report)
-    unreadable = [path.stem for path in charades.glob("videos/*.mp4") if decoder.probe(path).status == Status.UNREADABLE]
+    unreadable = [path.stem for path in charades.glob("videos/*.mp4") if probe(path).status == Status.UNREADABLE]
     assert [video_id for video_id, _ in report.failures] == unreadable
     assert "1 without an audio stream" in text
     assert "1 unreadable" in text
@@ -199,7 +200,7 @@ def test_a_video_that_crashes_its_worker_costs_that_video_only(charades, built, 
 
 def test_a_recording_that_decodes_shorter_than_its_plan_leaves_clips_without_sound(charades, tmp_path, monkeypatch):
     def promise_five_seconds_more(gathered, config, *_):
-        recordings = [decoder.probe(path) for path in gathered.files]
+        recordings = [probe(path) for path in gathered.files]
         return place(gathered, [replace(one, duration_seconds=one.duration_seconds + 5) for one in recordings], config)
 
     monkeypatch.setattr(prepare, "probe_recordings", promise_five_seconds_more)
@@ -309,7 +310,7 @@ def test_a_signal_stops_the_build_soon_and_says_how_to_go_on(charades, tmp_path,
     folder = tmp_path / "many"
     (folder / "videos").mkdir(parents=True)
     lines = ["video,start,end,label"]
-    source = next(path for path in sorted((charades / "videos").iterdir()) if decoder.probe(path).status == Status.OK)
+    source = next(path for path in sorted((charades / "videos").iterdir()) if probe(path).status == Status.OK)
     for index in range(400):
         (folder / "videos" / f"v{index:03d}.mp4").symlink_to(source)
         lines.append(f"v{index:03d},0.0,1.0,sound")

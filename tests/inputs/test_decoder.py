@@ -10,6 +10,7 @@ from conftest import chirp, decode_whole, make_media, make_wav
 
 from egoaudio.errors import MediaError, Status
 from egoaudio.inputs import decoder as media
+from egoaudio.inputs.probe import Recording, probe
 
 RATE = 16000
 
@@ -56,7 +57,7 @@ def test_every_container_decodes_in_step_and_as_long_as_probed(tmp_path, extensi
     heard = samples[delay : delay + len(reference)]
     assert np.corrcoef(heard, reference[: len(heard)])[0, 1] > 0.9  # a delay of half a sample costs 5 %
     assert decoder.lost_samples == 0
-    recording = media.probe(path)
+    recording = probe(path)
     assert (recording.status, recording.error, recording.sample_rate, recording.channels) == (Status.OK, "", rate, 2)
     # A Matroska clock ticks in milliseconds, and does not say how much of Vorbis' last packet is padding.
     assert abs(recording.duration_seconds * RATE - len(samples)) <= (320 if codec == "vorbis" else 20)
@@ -134,7 +135,7 @@ def test_sound_that_starts_late_comes_after_silence(tmp_path):
 def test_a_file_cut_from_a_longer_one_starts_at_its_first_sample(tmp_path):
     path = make_media(tmp_path / "a.mkv", audio="flac", start_seconds=5000.0)
     assert len(decode_whole(path)[0]) == 2 * RATE
-    assert media.probe(path).duration_seconds == pytest.approx(2.0, abs=0.002)
+    assert probe(path).duration_seconds == pytest.approx(2.0, abs=0.002)
 
 
 @pytest.mark.parametrize(("extension", "codec"), [("mkv", "flac"), ("mp4", "aac"), ("ts", "mp2"), ("mkv", "libopus")])
@@ -154,7 +155,7 @@ def test_a_gap_in_the_timestamps_is_silence_of_its_length(tmp_path, extension, c
     after = start + length + 1600
     assert abs(_lag(samples[after : after + 6400], whole[after - 8000 : after - 1600])) <= 16
     assert abs(decoder.lost_samples - 8000) <= 60
-    assert abs(media.probe(path).duration_seconds * RATE - len(samples)) <= 20
+    assert abs(probe(path).duration_seconds * RATE - len(samples)) <= 20
 
 
 def test_sound_that_comes_twice_is_heard_once(tmp_path):
@@ -193,7 +194,7 @@ def test_an_absurd_timestamp_makes_no_hours_of_silence(tmp_path):
 
     path = make_media(tmp_path / "a.mkv", audio="flac", edit=lie)
     assert abs(len(decode_whole(path)[0]) - 2 * RATE) <= 20
-    assert media.probe(path).duration_seconds == pytest.approx(2.0, abs=0.01)
+    assert probe(path).duration_seconds == pytest.approx(2.0, abs=0.01)
 
 
 # --------------------------------------------------------------------------------------------------- faults
@@ -223,7 +224,7 @@ def test_a_bad_packet_costs_that_packet(tmp_path, extension, codec, slack, spoil
     for start, stop in edges.reshape(-1, 2):
         if stop - start > 3000:
             assert abs(_lag(samples[start + 100 : stop - 100], whole[start + 100 : stop - 100])) <= slack
-    assert abs(media.probe(path).duration_seconds * RATE - len(samples)) <= 20
+    assert abs(probe(path).duration_seconds * RATE - len(samples)) <= 20
 
 
 def test_bad_packets_at_the_end_are_silence_up_to_their_end(tmp_path):
@@ -243,7 +244,7 @@ def test_nine_bad_packets_in_ten_leave_the_tenth_in_its_place(tmp_path):
     samples, decoder = decode_whole(path)
     frame = 4608 * RATE // 44100
     assert abs(len(samples) - len(whole)) <= frame  # the last one does not say how long it is
-    assert abs(media.probe(path).duration_seconds * RATE - len(samples)) <= frame
+    assert abs(probe(path).duration_seconds * RATE - len(samples)) <= frame
     assert 0.85 < decoder.lost_samples / len(samples) < 0.95
     for index in (5, 95, 185):
         heard = slice(index * frame + 300, (index + 1) * frame)
@@ -267,7 +268,7 @@ def test_rate_and_channels_that_change_in_mid_stream_do_not_stop_the_sound(tmp_p
     # FFmpeg makes up the timestamps of a raw stream, and they overlap by a frame where the rate changes.
     assert abs(_lag(samples[length:], chirp(RATE, 1.0)) - 1024 * RATE / 22050) <= 400
     assert abs(len(samples) - length - len(decode_whole(second)[0])) <= 400
-    assert abs(media.probe(path).duration_seconds * RATE - len(samples)) <= 2
+    assert abs(probe(path).duration_seconds * RATE - len(samples)) <= 2
 
 
 def test_peaks_are_clipped_and_what_is_no_number_is_lost(tmp_path):
@@ -304,7 +305,7 @@ def _patched(path, old, new):
 
 def test_a_codec_without_a_decoder_is_named(tmp_path):
     path = _patched(make_media(tmp_path / "a.mp4", audio="alac"), b"alac", b"zzzz")
-    assert media.probe(path) == media.Recording(Status.UNREADABLE, "there is no decoder for its audio track")
+    assert probe(path) == Recording(Status.UNREADABLE, "there is no decoder for its audio track")
     with pytest.raises(MediaError, match="no decoder"):
         list(media.Decoder(path, RATE))
 
@@ -314,7 +315,7 @@ def test_a_codec_without_a_decoder_is_named(tmp_path):
 )
 def test_absurd_rates_and_channels_are_refused(tmp_path, field, value):
     path = make_wav(tmp_path / "a.wav", np.zeros(1000), RATE, claims={field: value})
-    assert media.probe(path).status == Status.UNREADABLE
+    assert probe(path).status == Status.UNREADABLE
     with pytest.raises(MediaError, match=r"a\.wav: "):
         list(media.Decoder(path, RATE))
 
@@ -322,7 +323,7 @@ def test_absurd_rates_and_channels_are_refused(tmp_path, field, value):
 @pytest.mark.parametrize("size", [2**32 - 1, 2**31, 0])
 def test_a_wav_is_as_long_as_its_bytes(tmp_path, size):
     path = make_wav(tmp_path / "a.wav", np.ones(RATE), RATE, claims={"bytes": size})
-    assert media.probe(path).duration_seconds == pytest.approx(1.0, abs=0.01)
+    assert probe(path).duration_seconds == pytest.approx(1.0, abs=0.01)
     assert abs(len(decode_whole(path)[0]) - RATE) <= 160
 
 
@@ -333,9 +334,9 @@ def test_a_header_that_claims_a_billion_seconds_is_not_believed(tmp_path):
         place = data.index(box)
         data[place + offset : place + offset + 4] = struct.pack(">I", 2**32 - 1)
     path.write_bytes(data)
-    assert media.probe(path).duration_seconds == pytest.approx(2.0, abs=0.03)
+    assert probe(path).duration_seconds == pytest.approx(2.0, abs=0.03)
     place = data.index(b"stts")  # and now each packet claims 13 hours
     data[place + 12 : place + 16] = struct.pack(">I", 2**31 - 1)
     path.write_bytes(data)
-    assert media.probe(path).duration_seconds < 70
+    assert probe(path).duration_seconds < 70
     assert len(decode_whole(path)[0]) < 70 * RATE

@@ -16,6 +16,7 @@ from mutations import KINDS, mutate
 
 from egoaudio.errors import MediaError, Status
 from egoaudio.inputs import decoder as media
+from egoaudio.inputs.probe import Recording, probe
 
 RATE = 16000
 
@@ -43,7 +44,7 @@ def test_what_is_no_media_file_is_refused_with_the_reason(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)  # the name of a socket must be short
     path = Path("a.mp4")
     make(path)
-    recording = media.probe(path)
+    recording = probe(path)
     assert recording.status == Status.UNREADABLE
     with pytest.raises(MediaError, match="a.mp4: .*" + reason) as caught:
         list(media.Decoder(path, RATE))
@@ -58,16 +59,16 @@ def test_a_picture_is_no_film_without_sound(tmp_path):
         for _ in range(3):
             container.mux(picture.encode(av.VideoFrame(16, 16, "rgb8")))
         container.mux(picture.encode(None))
-    assert media.probe(path.rename(tmp_path / "a.mp4")).status == Status.UNREADABLE
+    assert probe(path.rename(tmp_path / "a.mp4")).status == Status.UNREADABLE
 
 
 def test_a_path_with_nul_is_refused():
-    assert media.probe("a\0b.mp4").status == Status.UNREADABLE
+    assert probe("a\0b.mp4").status == Status.UNREADABLE
 
 
 def test_a_film_without_sound_says_so(tmp_path):
     path = make_media(tmp_path / "a.mp4", audio=None, video=True)
-    assert media.probe(path) == media.Recording(Status.NO_AUDIO, "it has no audio track")
+    assert probe(path) == Recording(Status.NO_AUDIO, "it has no audio track")
     with pytest.raises(MediaError, match="no audio track"):
         list(media.Decoder(path, RATE))
 
@@ -77,7 +78,7 @@ def test_an_mp4_cut_off_before_its_index_is_unreadable(good_files, tmp_path, sha
     data = good_files["mp4"].read_bytes()
     path = tmp_path / "a.mp4"
     path.write_bytes(data[: round(share * len(data))])
-    assert media.probe(path).status == Status.UNREADABLE
+    assert probe(path).status == Status.UNREADABLE
 
 
 def test_an_mp4_cut_off_after_its_index_gives_what_is_there(tmp_path):
@@ -87,7 +88,7 @@ def test_an_mp4_cut_off_after_its_index_gives_what_is_there(tmp_path):
     path.write_bytes(data[: round(0.6 * len(data))])
     samples, _ = decode_whole(path)
     assert 0.3 * RATE < len(samples) < 1.5 * RATE
-    assert abs(media.probe(path).duration_seconds * RATE - len(samples)) <= 20
+    assert abs(probe(path).duration_seconds * RATE - len(samples)) <= 20
     np.testing.assert_array_equal(samples[: len(samples) - 800], decode_whole(whole)[0][: len(samples) - 800])
 
 
@@ -100,13 +101,13 @@ def test_an_index_with_a_wrong_size_is_not_believed(tmp_path, size):
     path.write_bytes(data)
     samples, _ = decode_whole(path)
     assert len(samples) > 10_000  # the packets before it
-    assert abs(media.probe(path).duration_seconds * RATE - len(samples)) <= 2
+    assert abs(probe(path).duration_seconds * RATE - len(samples)) <= 2
 
 
 def test_a_fragmented_mp4_is_measured_whole(tmp_path):
     path = make_media(tmp_path / "a.mp4", video=True, options={"movflags": "frag_keyframe+empty_moov", "frag_duration": "200000"})
-    assert media.probe(path).duration_seconds * RATE == pytest.approx(len(decode_whole(path)[0]), abs=2)
-    assert media.probe(path).duration_seconds == pytest.approx(2.0, abs=0.1)
+    assert probe(path).duration_seconds * RATE == pytest.approx(len(decode_whole(path)[0]), abs=2)
+    assert probe(path).duration_seconds == pytest.approx(2.0, abs=0.1)
 
 
 PLAYLISTS = {
@@ -124,7 +125,7 @@ PLAYLISTS = {
 def test_playlists_are_not_followed(good_files, tmp_path, kind, extension):
     path = tmp_path / f"a.{extension}"
     path.write_text(PLAYLISTS[kind].format(other=good_files["ts"]))
-    assert media.probe(path).status == Status.UNREADABLE
+    assert probe(path).status == Status.UNREADABLE
     with pytest.raises(MediaError):
         list(media.Decoder(path, RATE))
 
@@ -133,7 +134,7 @@ def test_playlists_are_not_followed(good_files, tmp_path, kind, extension):
 def test_a_name_that_looks_like_a_protocol_is_a_file_name(good_files, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     Path(name).write_bytes(good_files["mp4"].read_bytes())
-    assert media.probe(name).status == Status.OK
+    assert probe(name).status == Status.OK
     assert len(decode_whole(name)[0]) == 2 * RATE
 
 
@@ -145,7 +146,7 @@ def test_broken_files_print_nothing(tmp_path, good_files, capfd):
         broken = tmp_path / f"a.{kind}"
         for seed in range(len(KINDS)):
             broken.write_bytes(mutate(path.read_bytes(), seed))
-            media.probe(broken)
+            probe(broken)
     assert capfd.readouterr() == ("", "")
 
 
@@ -153,7 +154,7 @@ def test_an_offset_that_no_file_has_prints_nothing(tmp_path, capfd):
     data = make_media(tmp_path / "a.w64", audio="pcm_s16le").read_bytes()
     path = tmp_path / "b.w64"
     path.write_bytes(data[:40] + 3 * (b"x" * 16 + struct.pack("<Q", 2**62)) + data[40:])  # chunks of four exabytes
-    media.probe(path)
+    probe(path)
     assert capfd.readouterr() == ("", "")
 
 
@@ -165,7 +166,7 @@ def test_files_are_closed_and_no_threads_are_started(good_files):
             next(blocks)
             assert len(os.listdir("/proc/self/task")) == threads
             blocks.close()
-            media.probe(path)
+            probe(path)
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
@@ -179,7 +180,8 @@ def test_a_decoder_can_be_run_again(good_files):
 _PEAK = """
 import sys
 from egoaudio.inputs import decoder as media
-recording = media.probe(sys.argv[1])
+from egoaudio.inputs.probe import probe
+recording = probe(sys.argv[1])
 total = sum(len(block) for block in media.Decoder(sys.argv[1], 16000))
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(recording.duration_seconds, total, peak.split()[1])
@@ -206,7 +208,7 @@ def test_damaged_files_end_in_sound_or_a_named_error(good_files, tmp_path):
         data, damaged = path.read_bytes(), tmp_path / f"a.{kind}"
         for seed in range(3 * len(KINDS)):
             damaged.write_bytes(mutate(data, 100 * number + seed))
-            recording = media.probe(damaged)
+            recording = probe(damaged)
             outcomes[recording.status] += 1
             assert (recording.status == Status.OK) == (recording.error == "")
             assert recording.duration_seconds < 75

@@ -1,0 +1,77 @@
+"""Decode packets to frames, and put each frame in its place on the recording's time line.
+
+In: an open container, its audio stream and a ``TimeLine``. Out: frames in the order of the file, each with the seconds of
+silence before it; in place of what did not decode, the exception. Timestamps here are seconds on the container's clock.
+"""
+
+import itertools
+
+import av
+
+from egoaudio.errors import MediaError
+from egoaudio.inputs.containers import FAULTS, SOURCE_RATES_HZ, packets
+
+RAW = ("aac", "latm", "ac3", "eac3", "dts", "truehd", "mp3")  # without timestamps: FFmpeg counts packets at the first one's rate
+_END = (None, None, 0.0)  # after the last sound
+_PACKET_SAMPLES = 65536  # no packet of a compressed codec holds more (FLAC's largest block)
+
+
+def placed(container, stream, line):
+    """Place all sounds on ``line``; yield ``(frame, seconds of silence before it, samples of padding at its end)``.
+
+    In place of a frame comes the exception where something did not decode. Only the last frame can have padding.
+    """
+    sounds = itertools.chain(_sounds(container, stream, line), [_END])
+    for (frame, timestamp, seconds), (after, following, _) in itertools.pairwise(sounds):
+        if isinstance(frame, Exception):
+            line.lose(timestamp, seconds, following)
+            yield frame, 0.0, 0
+        else:
+            padding = _padding(frame, stream) if after is None and container.format.name not in RAW else 0
+            yield frame, line.place(timestamp, seconds, following), padding
+
+
+def _sounds(container, stream, line):
+    """Yield ``(frame, timestamp, seconds)`` of all that decodes, with an exception for the frame where something did not."""
+    decode, tick, packet_seconds = stream.codec_context.decode, float(stream.time_base), packet_seconds_of(stream)
+    for packet in itertools.chain(packets(container, stream, line), [av.Packet()]):  # an empty one drains the decoder
+        try:
+            frames = decode(packet)
+        except FAULTS as error:
+            if packet.size:
+                yield error, in_seconds(packet.pts, tick), packet_seconds(packet.duration)
+            continue
+        for frame in frames:
+            timestamp, rate = frame.pts, frame.sample_rate
+            if rate not in SOURCE_RATES_HZ:
+                yield MediaError(f"a frame at {rate} Hz"), in_seconds(timestamp, tick), packet_seconds(packet.duration)
+            elif frame.samples:
+                yield frame, in_seconds(timestamp, tick), frame.samples / rate
+
+
+def packet_seconds_of(stream):
+    """Return the function that says how much sound a packet with a stated duration in ticks holds, in seconds.
+
+    It is no more than what a packet of its codec can hold, and free of rounding where that is a fixed length.
+    """
+    rate, tick = stream.codec_context.sample_rate, float(stream.time_base)
+    whole = stream.codec_context.frame_size / rate
+    most = 2 * whole or _PACKET_SAMPLES / rate  # twice: AAC's SBR doubles the rate
+
+    def seconds(ticks):
+        stated = (ticks or 0) * tick
+        return whole if whole and abs(stated - whole) <= tick else max(0.0, min(stated, most))
+
+    return seconds
+
+
+def _padding(frame, stream):
+    """Return how many samples at the end of a track's last frame are not part of the sound, as its container says."""
+    samples_per_tick = stream.time_base * frame.sample_rate
+    stated = (frame.duration or 0) * samples_per_tick
+    return max(0, frame.samples - round(stated)) if stated > 0 and samples_per_tick <= 1 else 0
+
+
+def in_seconds(timestamp, tick):
+    """Return a timestamp in seconds; None where there is none."""
+    return None if timestamp is None else timestamp * tick

@@ -1,0 +1,133 @@
+"""Measure how much sound a media file really holds, from its packets; nothing is decoded where they agree with the container.
+
+In: a path. Out: a ``Recording``. No length is believed that the packets do not bear out, and what is measured is what
+``Decoder`` yields, to a few samples. On 30 s of AAC beside 480p H.264: 1.2 ms.
+"""
+
+import itertools
+import operator
+from dataclasses import dataclass
+
+import av
+
+from egoaudio.errors import MediaError, Status
+from egoaudio.inputs.containers import FAULTS, begin_seconds, first_track, open_media, packets
+from egoaudio.inputs.frames import RAW, in_seconds, packet_seconds_of, placed
+from egoaudio.inputs.timestamps import JITTER_SECONDS, TimeLine
+
+_DISAGREEMENT_SECONDS = 0.1  # a container's claim and its packets may differ by less than this
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a media file's first audio track holds, as its packets say."""
+
+    status: Status
+    """OK, NO_AUDIO or UNREADABLE."""
+    error: str = ""
+    """Why the status is not OK."""
+    sample_rate: int = 0
+    """Of the source, in Hz."""
+    channels: int = 0
+    """Of the source."""
+    duration_seconds: float = 0.0
+    """From the recording's time zero to the end of its last packet; what ``Decoder`` yields, to a few samples."""
+
+
+def probe(path):
+    """Measure the first audio track of a media file; bad media give a status and its reason, never an exception.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+
+    Returns
+    -------
+    Recording
+    """
+    try:
+        with open_media(path) as container:
+            if not container.streams.audio:
+                return Recording(Status.NO_AUDIO, "it has no audio track")
+            stream = first_track(container, path)
+            context = stream.codec_context
+            seconds = _measure(container, stream)
+            if not _agrees(seconds, container, stream):  # rare: then only decoding tells
+                seconds = _measure_decoded(path)
+            return Recording(Status.OK, "", context.sample_rate, context.layout.nb_channels, seconds)
+    except MediaError as error:
+        return Recording(Status.UNREADABLE, str(error).removeprefix(f"{path}: "))
+
+
+def _measure(container, stream):
+    """Return the duration of ``stream`` in seconds, from its packets."""
+    # Packets of a fixed length need not be looked up on a coarse clock; of others only the timestamps are exact.
+    line = TimeLine(begin_seconds(container), JITTER_SECONDS if stream.codec_context.frame_size else 0.0)
+    tick, packet_seconds, seconds = float(stream.time_base), packet_seconds_of(stream), 0.0
+    stated = _from_index(container, stream) or _from_packets(container, stream, line)
+    for (timestamp, ticks), (following, _) in itertools.pairwise(itertools.chain(stated, [(None, 0)])):
+        if not ticks and None not in (timestamp, following):  # the container does not say
+            ticks = following - timestamp
+        seconds = packet_seconds(ticks) or seconds
+        line.place(in_seconds(timestamp, tick), seconds, in_seconds(following, tick))
+    return line.end
+
+
+def _agrees(seconds, container, stream):
+    """Return whether a measured duration is what the container claims, if it claims anything that is worth something."""
+    if not seconds > 0 or container.format.name in RAW:
+        return False
+    if stream.duration is not None:
+        return abs(seconds - stream.duration * stream.time_base) < _DISAGREEMENT_SECONDS
+    return container.duration is None or seconds < container.duration / av.time_base + _DISAGREEMENT_SECONDS  # the longest of its tracks
+
+
+def _measure_decoded(path):
+    """Return the duration of a file's first audio track in seconds, from what decodes."""
+    with open_media(path) as container:
+        stream, end = first_track(container, path), 0.0
+        line = TimeLine(begin_seconds(container))
+        for frame, _, padding in placed(container, stream, line):
+            if not isinstance(frame, Exception):
+                end = line.end - padding / frame.sample_rate
+    if not end > 0:
+        raise MediaError(f"{path}: its audio track holds no sound that can be decoded; was the file cut off?")
+    return max(end, line.lost_until)
+
+
+def _from_packets(container, stream, line):
+    """Yield ``(timestamp, duration)`` in ticks of every packet with sound."""
+    context = stream.codec_context
+    for packet in packets(container, stream, line):
+        if not packet.is_discard:
+            ticks = packet.duration
+            if context.frame_size and packet.has_sidedata("skip_samples"):
+                padding = int.from_bytes(bytes(packet.get_sidedata("skip_samples"))[4:8], "little")
+                if 0 < padding < context.frame_size:  # the last packet's
+                    ticks = (context.frame_size - padding) / context.sample_rate / stream.time_base
+            yield packet.pts, ticks
+
+
+def _from_index(container, stream):
+    """Return what ``_from_packets`` yields from a complete MP4 index, at a fifth of the time; None where there is none.
+
+    The index must not claim more than the file holds; the last packet is read for its duration.
+    """
+    index, size = stream.index_entries, container.size
+    if not container.format.name.startswith("mov,") or not 0 < len(index) == stream.frames <= size:
+        return None
+    starts, payload = [], 0
+    for entry in index:
+        payload += entry.size
+        if entry.pos + entry.size > size or payload > size:
+            return None
+        starts.append(entry.timestamp)
+    try:
+        container.seek(starts[-1], stream=stream, any_frame=True)
+        last = [packet for packet in itertools.islice(container.demux(stream), 8) if packet.size][-1:]
+        if last and last[0].pts == starts[-1]:
+            return zip(starts, itertools.chain(map(operator.sub, starts[1:], starts), [last[0].duration]), strict=True)
+        container.seek(starts[0], stream=stream, any_frame=True)
+    except FAULTS:
+        pass
+    return None

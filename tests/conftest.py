@@ -26,8 +26,9 @@ def chirp(sample_rate, seconds, low_hz=200.0, high_hz=3000.0, amplitude=0.5):
 
 
 def make_media(
-    path, seconds=2.0, audio="aac", video=False, sample_rate=44100, channels=2, tracks=1, sound=None, start_seconds=0.0, edit=None, options=None
-):
+    path, seconds=2.0, audio="aac", video=False, sample_rate=44100, channels=2, tracks=1, sound=None, start_seconds=0.0, edit=None, options=None,
+    video_seconds=None, video_start_seconds=0.0,
+):  # fmt: skip
     """Write a media file and return its path.
 
     Parameters
@@ -48,10 +49,16 @@ def make_media(
         Gets ``(index, packet)`` of the first audio track, and returns the packet to write, or None to leave it out.
     options : dict, optional
         For the muxer.
+    video_seconds : float, optional
+        Length of the video track; ``seconds`` if not given. It has 25 frames a second, 5 where it is longer than 10 s.
+    video_start_seconds : float
+        Timestamp of the first picture.
     """
     container = av.open(str(path), "w", options=options or {})
     if video:
-        picture = container.add_stream(VIDEO_CODECS.get(path.suffix, "libx264"), rate=25)
+        video_seconds = seconds if video_seconds is None else video_seconds
+        rate = 25 if video_seconds <= 10 or path.suffix == ".mpg" else 5
+        picture = container.add_stream(VIDEO_CODECS.get(path.suffix, "libx264"), rate=rate)
         picture.width, picture.height, picture.pix_fmt = 64, 64, "yuv420p"
     streams = [container.add_stream(audio, rate=sample_rate) for _ in range(tracks if audio else 0)]
     for stream in streams:
@@ -59,9 +66,9 @@ def make_media(
         if audio == "vorbis":
             stream.codec_context.options = {"strict": "experimental"}
     if video:
-        for index in range(round(25 * seconds)):
+        for index in range(round(rate * video_seconds)):
             frame = av.VideoFrame(64, 64, "yuv420p")
-            frame.pts, frame.time_base = index, Fraction(1, 25)
+            frame.pts, frame.time_base = index + round(rate * video_start_seconds), Fraction(1, rate)
             container.mux(picture.encode(frame))
         container.mux(picture.encode(None))
     for number, stream in enumerate(streams):

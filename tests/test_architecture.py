@@ -19,7 +19,8 @@ MODULES = """
     _version errors figures
     system/signals system/files system/allocator system/progress system/lock
     config/options config/build config/train
-    inputs/csv_rows inputs/annotations inputs/timestamps inputs/containers inputs/find_media inputs/frames inputs/decoder inputs/probe
+    inputs/csv_rows inputs/annotations inputs/timestamps inputs/containers inputs/tracks inputs/silence inputs/ogg
+    inputs/find_media inputs/frames inputs/decoder inputs/probe
     audio/clips audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/framing audio/yamnet_features audio/features
     hdf5/schema hdf5/create hdf5/safe_access hdf5/integrity hdf5/reader hdf5/writer hdf5/summary
     builder/pool builder/extract builder/plan builder/prepare builder/summary builder/build
@@ -37,7 +38,7 @@ MODULES = """
 FOLDERS = {"system", "config", "inputs", "audio", "hdf5", "builder", "data", "evaluation", "training"}  # with an empty __init__
 
 HOMES = {
-    "av": {"inputs/containers", "inputs/frames", "inputs/decoder", "inputs/probe"},
+    "av": {"inputs/containers", "inputs/tracks", "inputs/silence", "inputs/frames", "inputs/decoder", "inputs/probe"},
     "h5py": {"hdf5/create", "hdf5/safe_access"},
     "joblib": {"builder/pool"},
     "transformers": {"models/transformer"},

@@ -1,8 +1,8 @@
-"""Open media files safely, and read the packets of their first audio track.
+"""Open media files safely, and read the packets of one of their tracks.
 
-In: a path. Out: a PyAV container and stream, and packets. Files may be hostile. FFmpeg gets an open regular file and no
-protocol at all, so nothing inside a file can name another file or an address; only the containers listed here are recognised,
-and only audio decoders run. Read errors are passed over; what a header claims is checked.
+In: a path. Out: a PyAV container, and packets. Files may be hostile. FFmpeg gets an open regular file and no protocol at all,
+so nothing inside a file can name another file or an address; only the containers listed here are recognised, and only audio
+decoders run. Damage is passed over; what the disk cannot read is an error of the whole file, never its end.
 
 Reading through Python costs 0.4 ms for 30 s beside 18 MB of video. FFmpeg's own ``fd`` protocol reads whole files: it takes
 descriptors for a network and buffers up to 16 MB.
@@ -17,7 +17,6 @@ import stat
 import av
 
 from egoaudio.errors import MediaError
-from egoaudio.inputs.timestamps import time_zero
 
 # Containers of sound that need no second file. Left out on purpose: hls, dash, concat, image2, sdp, imf and the like, which
 # open what they name, and tty, which takes any text for a film.
@@ -26,10 +25,14 @@ _CONTAINERS = (
     "mp3,aac,latm,ac3,eac3,dts,truehd,flac,wav,w64,aiff,caf,au,amr,wv,tta,ape,mpc,mpc8,voc,oma"
 )
 FAULTS = (av.FFmpegError, OSError, EOFError, ValueError, LookupError, ArithmeticError, MemoryError)  # what PyAV raises for bad bytes
-
-SOURCE_RATES_HZ = range(1000, 768001)  # outside these a header lies, and resampling would cost memory
+_FURTHER = {"probesize": str(64_000_000), "analyzeduration": str(600_000_000)}  # bytes, which are held meanwhile, and microseconds
+_ADDS_TRACKS = ("mpeg", "flv", "nsv", "wtv")  # tracks appear in these with their first packet
 _READ_FAULTS = 100  # read errors in a row before the rest of a file is given up
 _PAYLOAD_FACTOR = 4  # packets that add up to more than this many times the file's size are read over and over: a bomb
+
+
+class ReadError(MediaError):
+    """The disk or the network did not give a file's bytes: what else is wrong with it cannot be known."""
 
 
 class _File(io.FileIO):
@@ -42,9 +45,54 @@ class _File(io.FileIO):
             return -1
 
 
+class _Reader:
+    """What FFmpeg reads a file, or a part of it, through; it keeps the first read error, which FFmpeg takes for the file's end."""
+
+    def __init__(self, file, start, stop):
+        self._read, self._seek, self._tell = file.read, file.seek, file.tell
+        self._start, self._stop = start, stop
+        self.fault = None
+        self.fault_at = 0
+        if start == 0 and stop is None:
+            self.seek, self.tell = file.seek, file.tell
+        else:
+            file.seek(start)
+
+    def read(self, size):
+        """Return up to ``size`` bytes."""
+        try:
+            return self._read(size if self._stop is None else max(0, min(size, self._stop - self._tell())))
+        except OSError as error:
+            if self.fault is None:
+                self.fault, self.fault_at = error, self._tell()
+            raise
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        """Go to a place in the part."""
+        base = {os.SEEK_SET: self._start, os.SEEK_CUR: self._tell(), os.SEEK_END: self._stop}[whence]
+        place = base + offset
+        return -1 if place < self._start else self._seek(place) - self._start
+
+    def tell(self):
+        """Return the place in the part."""
+        return self._tell() - self._start
+
+
 @contextlib.contextmanager
-def open_media(path):
-    """Open a media file for reading; yield its container and close it."""
+def open_media(path, part=None):
+    """Open a media file for reading; yield its container and close it.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+    part : tuple of int, optional
+        First byte, and the one after the last, of a part of the file that is a file by itself.
+
+    Raises
+    ------
+    MediaError
+        It cannot be opened; or, after all that was done with it, reading it failed.
+    """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise MediaError(f"{path}: not a regular file but a folder, pipe, socket or device")
@@ -54,16 +102,40 @@ def open_media(path):
         raise
     except (OSError, ValueError) as error:
         raise MediaError(f"{path}: cannot be opened: {reason(error)}") from error
-    options = {"protocol_whitelist": "none", "format_whitelist": _CONTAINERS, "codec_whitelist": _audio_decoders()}
     with file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise MediaError(f"{path}: the file is empty (0 bytes)")
+        reader = _Reader(file, *(part or (0, None)))
         try:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise MediaError(f"{path}: the file is empty (0 bytes)")
-            container = av.open(file, container_options=options, metadata_errors="replace")
-        except FAULTS as error:
-            raise MediaError(f"{path}: not a media file, or cut off before its index ({reason(error)})") from error
-        with container:
-            yield container
+            with _opened(path, reader) as container:
+                yield container
+        except MediaError as error:
+            if reader.fault is None:
+                raise
+            raise _unreadable(path, reader) from error
+        if reader.fault is not None:
+            raise _unreadable(path, reader)
+
+
+def _opened(path, reader):
+    """Return the container; where a track's first packet has not been seen, after reading further."""
+    options = {"protocol_whitelist": "none", "format_whitelist": _CONTAINERS, "codec_whitelist": _audio_decoders()}
+    try:
+        container = av.open(reader, container_options=options, metadata_errors="replace")
+        tracks = container.streams.audio
+        is_incomplete = any(track.codec_context is None or not track.codec_context.sample_rate for track in tracks)
+        if is_incomplete and container.format.flags & av.format.Flags.ts_discont.value or not tracks and container.format.name in _ADDS_TRACKS:
+            container.close()
+            reader.seek(0)
+            container = av.open(reader, container_options={**options, **_FURTHER}, metadata_errors="replace")
+        return container
+    except FAULTS as error:
+        raise MediaError(f"{path}: not a media file, or cut off before its index ({reason(error)})") from error
+
+
+def _unreadable(path, reader):
+    """Return the error for a file that could not be read to its end."""
+    return ReadError(f"{path}: reading it failed after {reader.fault_at:,} bytes: {reason(reader.fault)}; is the disk or the network sound?")
 
 
 @functools.cache
@@ -75,29 +147,6 @@ def _audio_decoders():
             if av.Codec(name, "r").type == "audio":
                 names.append(name)
     return ",".join(names)
-
-
-def first_track(container, path):
-    """Return the first audio stream, ready to decode, with all others switched off."""
-    stream = container.streams.audio[0]
-    for other in container.streams:
-        if other is not stream:
-            other.discard = av.stream.Discard.all  # not even read from disk
-    context = stream.codec_context
-    if context is None:
-        raise MediaError(f"{path}: there is no decoder for its audio track")
-    channels = context.layout.nb_channels
-    if context.sample_rate not in SOURCE_RATES_HZ or not channels or not stream.time_base:
-        raise MediaError(f"{path}: its audio track claims {channels} channels at {context.sample_rate} Hz, in units of {stream.time_base} s")
-    context.thread_count = 1
-    return stream
-
-
-def begin_seconds(container):
-    """Return the timestamp at which the recording begins, in seconds."""
-    # MP3 is no stream, but counts the encoder's delay, which is cut off, as time.
-    is_arbitrary = container.format.flags & av.format.Flags.ts_discont.value or container.format.name == "mp3"
-    return time_zero((container.start_time or 0) / av.time_base, is_arbitrary)
 
 
 def packets(container, stream, line):
@@ -121,6 +170,23 @@ def packets(container, stream, line):
                     break
         except FAULTS:
             found, faults = True, faults + 1
+    if found:
+        line.cut_off()
+
+
+def packets_of_others(container, index):
+    """Yield the timestamp, in seconds, of every packet of sound or picture that does not belong to the stream at ``index``."""
+    others = [stream for stream in container.streams if stream.index != index and stream.type in ("audio", "video") and stream.time_base]
+    container.streams[index].discard = av.stream.Discard.all
+    ticks = {stream.index: float(stream.time_base) for stream in others}
+    payload = _PAYLOAD_FACTOR * container.size
+    with contextlib.suppress(*FAULTS):
+        for packet in container.demux(others):
+            payload -= packet.size
+            if payload < 0:
+                return
+            if packet.size and packet.pts is not None:
+                yield packet.pts * ticks[packet.stream_index]
 
 
 def reason(error):

@@ -1,4 +1,4 @@
-"""Decode the first audio track of a media file to mono samples on the recording's time line.
+"""Decode an audio track of a media file to mono samples on the recording's time line.
 
 In: a path. Out: blocks of float32 samples in [-1, 1] at the asked rate. Sample n is what is heard n / sample_rate seconds into
 the video. Gaps are zeros, and a bad packet costs that packet.
@@ -8,14 +8,18 @@ resampling 20. Tried without gain: other block sizes, mixing in NumPy (2 ms more
 by frame costs 30 ms more.
 """
 
+import math
+
 import av
 import av.filter
 import numpy as np
 
 from egoaudio.errors import MediaError
-from egoaudio.inputs.containers import FAULTS, begin_seconds, first_track, open_media, reason
+from egoaudio.inputs.containers import FAULTS, ReadError, open_media, reason
 from egoaudio.inputs.frames import placed
-from egoaudio.inputs.timestamps import TimeLine
+from egoaudio.inputs.ogg import guessed_seconds, links
+from egoaudio.inputs.silence import time_line
+from egoaudio.inputs.tracks import choose_track
 
 BLOCK_SAMPLES = 65536
 """Most samples in a block."""
@@ -23,44 +27,97 @@ _PORTION_VALUES = 32768  # samples times channels that are resampled at a time: 
 
 
 class Decoder:
-    """Decode the first audio track of a file: iterating yields float32 blocks ``(n,)``, mono, n <= 65,536, in [-1, 1].
+    """Decode an audio track of a file: iterating yields float32 blocks ``(n,)``, mono, n <= 65,536, in [-1, 1].
 
     The blocks follow one another without a gap on the recording's time line. Memory is bounded for any length; leaving
-    the loop early closes the file. After the loop ``num_samples`` says how many samples came, and ``lost_samples`` how
-    many of them are zeros that stand for sound that could not be decoded (bad packets, gaps, NaN).
+    the loop early closes the file. The attributes below hold after the loop.
 
     Parameters
     ----------
     path : str or os.PathLike
     sample_rate : int
         Of the blocks, in Hz; the source is resampled with an anti-aliasing filter. Its channels are averaged.
+    audio_track : int, optional
+        Which track, counted from 0 among the audio tracks; if not given, the one marked as the default, else the first one,
+        passed over where it does not decode and another one does.
+    compensate_delay : bool
+        Whether to move the sound earlier by the delay of its codec where the container does not state it.
+
+    Attributes
+    ----------
+    num_samples : int
+        Samples that came.
+    lost_samples : int
+        How many of them are zeros that stand for sound that is not there or could not be decoded (bad packets, gaps, NaN),
+        or that would be such zeros if the clock could be believed.
+    gap_samples : int
+        How many of the lost ones lie where the track has no packets at all: a pause, or muted.
+    clock_jumps : int
+        Jumps of the timestamps that nothing bears out, so that the sound was joined there.
+    bad_parts : int
+        Parts of the file, such as links of a chained Ogg file, that could not be read.
+    peak, rms : float
+        Of all samples, in [0, 1].
 
     Raises
     ------
     MediaError
-        While iterating: the file cannot be opened, has no audio track, or not one packet of it decodes.
+        While iterating: the file cannot be opened or read, has no audio track, or not one packet of it decodes.
     """
 
-    def __init__(self, path, sample_rate):
+    def __init__(self, path, sample_rate, audio_track=None, compensate_delay=False):
         self.path = path
         self.sample_rate = sample_rate
-        self.num_samples = 0
-        self.lost_samples = 0
+        self._settings = audio_track, compensate_delay
+        self._reset()
+
+    def _reset(self):
+        self.num_samples = self.lost_samples = self.gap_samples = self.clock_jumps = self.bad_parts = 0
+        self.peak = self._energy = 0.0
+        self._first = 0  # sample of the part that is being decoded
+
+    @property
+    def rms(self):
+        """Root of the mean square of all samples."""
+        return math.sqrt(self._energy / self.num_samples) if self.num_samples else 0.0
 
     def __iter__(self):
-        self.num_samples = self.lost_samples = 0
-        with open_media(self.path) as container:
-            if not container.streams.audio:
-                raise MediaError(f"{self.path}: it has no audio track")
-            stream = first_track(container, self.path)
+        self._reset()
+        parts, failed, fault = links(self.path), 0, None
+        for number, part in enumerate(parts):
+            self._first = self.num_samples
             try:
-                yield from self._decode(container, stream)
+                yield from self._decode_part(part)
+            except ReadError:
+                raise
+            except MediaError as error:
+                fault = fault or error
+                failed += 1
+                if number:
+                    seconds = guessed_seconds(parts, number, self._first / self.sample_rate)
+                    yield from self._fill(seconds, lost=True)
+        if failed == len(parts):
+            raise fault
+        self.bad_parts += failed
+        self.lost_samples = min(self.lost_samples, self.num_samples)
+
+    def _decode_part(self, part):
+        """Yield the blocks of a file, or of a part of one that is a file by itself."""
+        audio_track, compensate_delay = self._settings
+        with open_media(self.path, part) as container:
+            stream = choose_track(container, self.path, audio_track, part)
+            line = time_line(container, stream, self.path, part, compensate_delay)
+            try:
+                yield from self._decode(container, stream, line)
             except FAULTS as error:
                 raise MediaError(f"{self.path}: its sound cannot be mixed or resampled ({reason(error)})") from error
+        self.clock_jumps += line.overruled
+        self.bad_parts += line.is_cut_off
+        self.lost_samples += round(line.closed_seconds * self.sample_rate)
 
-    def _decode(self, container, stream):
+    def _decode(self, container, stream, line):
         """Yield the blocks of ``stream``."""
-        line, run, fault, padding = TimeLine(begin_seconds(container)), None, None, 0
+        run, fault, padding = None, None, 0
         for frame, offset, at_end in placed(container, stream, line):
             padding = at_end
             if isinstance(frame, Exception):
@@ -72,7 +129,9 @@ class Decoder:
             if run is None or offset or not run.fits(frame):
                 if run is not None:
                     yield from self._emit(run.finish())
-                yield from self._fill(line.start, lost=fault is not None or self.num_samples > 0)
+                # Where packets did not decode, the gap is theirs; what is left of it holds no packets at all.
+                yield from self._fill(min(line.lost_until, line.start), lost=True)
+                yield from self._fill(line.start, lost=fault is not None or self.num_samples > self._first, is_gap=self.num_samples > self._first)
                 run = _Run(frame, self.sample_rate)
             run.write(frame, surplus)
             if run.is_full:
@@ -82,21 +141,27 @@ class Decoder:
         yield from self._emit(run.finish(padding))
         yield from self._fill(line.lost_until, lost=True)
 
-    def _fill(self, until_seconds, lost):
-        """Yield zeros up to a place on the time line."""
-        missing = max(0, round(until_seconds * self.sample_rate) - self.num_samples)
+    def _fill(self, until_seconds, lost, is_gap=False):
+        """Yield zeros up to a place on the time line of the part."""
+        missing = max(0, self._first + round(until_seconds * self.sample_rate) - self.num_samples)
         if lost:
             self.lost_samples += missing
+        if is_gap:
+            self.gap_samples += missing
         for start in range(0, missing, BLOCK_SAMPLES):
             yield from self._emit([np.zeros(min(BLOCK_SAMPLES, missing - start), np.float32)])
 
     def _emit(self, blocks):
-        """Yield the blocks, cut to size, clipped, with zeros for what is no number."""
+        """Yield the blocks, cut to size, clipped, with zeros for what is no number; take note of how loud they are."""
         for samples in blocks:
-            if not (samples.min(initial=0) >= -1 and samples.max(initial=0) <= 1):  # false for NaN
+            low, high = samples.min(initial=0), samples.max(initial=0)
+            if not (low >= -1 and high <= 1):  # false for NaN
                 wrong = ~np.isfinite(samples)
                 self.lost_samples += int(np.count_nonzero(wrong))
                 samples = np.where(wrong, np.float32(0), samples).clip(-1, 1)
+                low, high = samples.min(), samples.max()
+            self.peak = max(self.peak, -float(low), float(high))
+            self._energy += float(np.dot(samples, samples))
             for start in range(0, len(samples), BLOCK_SAMPLES):
                 block = samples[start : start + BLOCK_SAMPLES]
                 self.num_samples += len(block)

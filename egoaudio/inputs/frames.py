@@ -9,10 +9,12 @@ import itertools
 import av
 
 from egoaudio.errors import MediaError
-from egoaudio.inputs.containers import FAULTS, SOURCE_RATES_HZ, packets
+from egoaudio.inputs.containers import FAULTS, packets
+from egoaudio.inputs.timestamps import look_ahead
+from egoaudio.inputs.tracks import SOURCE_RATES_HZ
 
-RAW = ("aac", "latm", "ac3", "eac3", "dts", "truehd", "mp3")  # without timestamps: FFmpeg counts packets at the first one's rate
-_END = (None, None, 0.0)  # after the last sound
+RAW = ("aac", "latm", "ac3", "eac3", "dts", "truehd", "mp3")
+"""Formats without timestamps: FFmpeg makes them up, counting packets at the first one's rate."""
 _PACKET_SAMPLES = 65536  # no packet of a compressed codec holds more (FLAC's largest block)
 
 
@@ -21,19 +23,20 @@ def placed(container, stream, line):
 
     In place of a frame comes the exception where something did not decode. Only the last frame can have padding.
     """
-    sounds = itertools.chain(_sounds(container, stream, line), [_END])
-    for (frame, timestamp, seconds), (after, following, _) in itertools.pairwise(sounds):
+    states_padding = container.format.name not in RAW
+    for (frame, timestamp, seconds), upcoming in look_ahead(_sounds(container, stream, line)):
         if isinstance(frame, Exception):
-            line.lose(timestamp, seconds, following)
+            line.lose(timestamp, seconds, upcoming)
             yield frame, 0.0, 0
         else:
-            padding = _padding(frame, stream) if after is None and container.format.name not in RAW else 0
-            yield frame, line.place(timestamp, seconds, following), padding
+            padding = 0 if upcoming or not states_padding else _padding(frame, stream)
+            yield frame, line.place(timestamp, seconds, upcoming), padding
 
 
 def _sounds(container, stream, line):
     """Yield ``(frame, timestamp, seconds)`` of all that decodes, with an exception for the frame where something did not."""
-    decode, tick, packet_seconds = stream.codec_context.decode, float(stream.time_base), packet_seconds_of(stream)
+    decode, packet_seconds = stream.codec_context.decode, packet_seconds_of(stream)
+    tick = None if container.format.name in RAW else float(stream.time_base)
     for packet in itertools.chain(packets(container, stream, line), [av.Packet()]):  # an empty one drains the decoder
         try:
             frames = decode(packet)
@@ -73,5 +76,5 @@ def _padding(frame, stream):
 
 
 def in_seconds(timestamp, tick):
-    """Return a timestamp in seconds; None where there is none."""
-    return None if timestamp is None else timestamp * tick
+    """Return a timestamp in seconds; None where there is none, or no clock."""
+    return None if timestamp is None or tick is None else timestamp * tick

@@ -11,16 +11,19 @@ from dataclasses import dataclass
 import av
 
 from egoaudio.errors import MediaError, Status
-from egoaudio.inputs.containers import FAULTS, begin_seconds, first_track, open_media, packets
+from egoaudio.inputs.containers import FAULTS, ReadError, open_media, packets
 from egoaudio.inputs.frames import RAW, in_seconds, packet_seconds_of, placed
-from egoaudio.inputs.timestamps import JITTER_SECONDS, TimeLine
+from egoaudio.inputs.ogg import guessed_seconds, links
+from egoaudio.inputs.silence import time_line
+from egoaudio.inputs.timestamps import JITTER_SECONDS, look_ahead
+from egoaudio.inputs.tracks import choose_track
 
 _DISAGREEMENT_SECONDS = 0.1  # a container's claim and its packets may differ by less than this
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What a media file's first audio track holds, as its packets say."""
+    """What a media file's audio track holds, as its packets say."""
 
     status: Status
     """OK, NO_AUDIO or UNREADABLE."""
@@ -34,59 +37,95 @@ class Recording:
     """From the recording's time zero to the end of its last packet; what ``Decoder`` yields, to a few samples."""
 
 
-def probe(path):
-    """Measure the first audio track of a media file; bad media give a status and its reason, never an exception.
+def probe(path, audio_track=None, compensate_delay=False):
+    """Measure an audio track of a media file; bad media give a status and its reason, never an exception.
 
     Parameters
     ----------
     path : str or os.PathLike
+    audio_track, compensate_delay
+        As for ``Decoder``.
 
     Returns
     -------
     Recording
     """
-    try:
-        with open_media(path) as container:
-            if not container.streams.audio:
-                return Recording(Status.NO_AUDIO, "it has no audio track")
-            stream = first_track(container, path)
-            context = stream.codec_context
-            seconds = _measure(container, stream)
-            if not _agrees(seconds, container, stream):  # rare: then only decoding tells
-                seconds = _measure_decoded(path)
-            return Recording(Status.OK, "", context.sample_rate, context.layout.nb_channels, seconds)
-    except MediaError as error:
-        return Recording(Status.UNREADABLE, str(error).removeprefix(f"{path}: "))
+    found, fault, parts = [], None, []
+    for part in links(path):
+        try:
+            found.append(_probe_part(path, part, audio_track, compensate_delay))
+        except ReadError as error:
+            return Recording(Status.UNREADABLE, _reason(error, path))
+        except MediaError as error:
+            fault = fault or error
+            found.append(None)
+        parts.append(part)
+    good = [recording for recording in found if recording]
+    if not good:
+        return Recording(Status.UNREADABLE, _reason(fault, path))
+    if len(found) == 1 or good[0].status != Status.OK:
+        return good[0]
+    seconds = 0.0
+    for number, recording in enumerate(found):
+        seconds += recording.duration_seconds if recording else guessed_seconds(parts, number, seconds)
+    return Recording(Status.OK, "", good[0].sample_rate, good[0].channels, seconds)
 
 
-def _measure(container, stream):
+def _reason(error, path):
+    """Return an error's words without the path before them."""
+    return str(error).removeprefix(f"{path}: ")
+
+
+def _probe_part(path, part, audio_track, compensate_delay):
+    """Return the Recording of a file, or of one link of a chained one."""
+    with open_media(path, part) as container:
+        if not container.streams.audio:
+            return Recording(Status.NO_AUDIO, "it has no audio track")
+        stream = choose_track(container, path, audio_track, part)
+        context = stream.codec_context
+        # Packets of a fixed length need not be looked up on a coarse clock; of others only the timestamps are exact.
+        line = time_line(container, stream, path, part, compensate_delay, JITTER_SECONDS if context.frame_size else 0.0)
+        seconds = _measure(container, stream, line)
+        if not _agrees(seconds, container, stream, line):  # rare: then only decoding tells
+            seconds = _measure_decoded(path, part, audio_track, compensate_delay)
+        return Recording(Status.OK, "", context.sample_rate, context.layout.nb_channels, seconds)
+
+
+def _measure(container, stream, line):
     """Return the duration of ``stream`` in seconds, from its packets."""
-    # Packets of a fixed length need not be looked up on a coarse clock; of others only the timestamps are exact.
-    line = TimeLine(begin_seconds(container), JITTER_SECONDS if stream.codec_context.frame_size else 0.0)
-    tick, packet_seconds, seconds = float(stream.time_base), packet_seconds_of(stream), 0.0
+    tick, packet_seconds, place = float(stream.time_base), packet_seconds_of(stream), line.place
     stated = _from_index(container, stream) or _from_packets(container, stream, line)
+    for (timestamp, seconds), upcoming in look_ahead(_timed(stated, packet_seconds, tick)):
+        place(timestamp, seconds, upcoming)
+    return line.end
+
+
+def _timed(stated, packet_seconds, tick):
+    """Yield ``(timestamp, seconds)`` for packets ``(timestamp, duration)`` in ticks."""
+    seconds = 0.0
     for (timestamp, ticks), (following, _) in itertools.pairwise(itertools.chain(stated, [(None, 0)])):
         if not ticks and None not in (timestamp, following):  # the container does not say
             ticks = following - timestamp
         seconds = packet_seconds(ticks) or seconds
-        line.place(in_seconds(timestamp, tick), seconds, in_seconds(following, tick))
-    return line.end
+        yield in_seconds(timestamp, tick), seconds
 
 
-def _agrees(seconds, container, stream):
+def _agrees(seconds, container, stream, line):
     """Return whether a measured duration is what the container claims, if it claims anything that is worth something."""
-    if not seconds > 0 or container.format.name in RAW:
+    if not seconds > 0 or container.format.name in RAW or line.wander > JITTER_SECONDS:
         return False
     if stream.duration is not None:
-        return abs(seconds - stream.duration * stream.time_base) < _DISAGREEMENT_SECONDS
-    return container.duration is None or seconds < container.duration / av.time_base + _DISAGREEMENT_SECONDS  # the longest of its tracks
+        start = max(0.0, (stream.start_time or 0) * float(stream.time_base) - line.time_zero)
+        return abs(seconds - start - stream.duration * stream.time_base) < _DISAGREEMENT_SECONDS
+    # Of a container without lengths for its tracks: the longest one's.
+    return container.duration is None or seconds < container.duration / av.time_base + _DISAGREEMENT_SECONDS
 
 
-def _measure_decoded(path):
-    """Return the duration of a file's first audio track in seconds, from what decodes."""
-    with open_media(path) as container:
-        stream, end = first_track(container, path), 0.0
-        line = TimeLine(begin_seconds(container))
+def _measure_decoded(path, part, audio_track, compensate_delay):
+    """Return the duration of a file's audio track in seconds, from what decodes."""
+    with open_media(path, part) as container:
+        stream, end = choose_track(container, path, audio_track, part), 0.0
+        line = time_line(container, stream, path, part, compensate_delay)
         for frame, _, padding in placed(container, stream, line):
             if not isinstance(frame, Exception):
                 end = line.end - padding / frame.sample_rate

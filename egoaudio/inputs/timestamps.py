@@ -1,21 +1,44 @@
 """Where on a recording's time line sound belongs: timestamps, none of which is trusted alone.
 
-In: the timestamp and length of each piece of sound, in seconds, in the order of the file. Out: the silence before it, or how
-much of its head to drop. Small wandering is let be (a step of a sample is a click). Gaps and overlaps are obeyed when the
-next timestamp confirms them. A jump that cannot be (more silence than the packets bear out, or far back) moves the clock
-instead, and a clock that is often wrong is not asked any more; sound then simply goes on. So no timestamp can make hours
-of silence, and none can make sound disappear.
+In: the timestamp and length of each piece of sound, in seconds, in the order of the file, and what comes next. Out: the silence
+before it, or how much of its head to drop. Clocks wander, those of streams by the time a packet took to arrive, and a step of a
+sample is a click: nothing moves until the timestamps that follow have left the place that the sound so far gives them, by more
+than they wander. Then it moves to their median. Silence needs a witness where it is more than the packets bear out: the
+container's length, or another track (``silence``). A jump without one moves the clock instead, which is counted, and a clock
+that is often wrong is not asked any more; sound then simply goes on. So no timestamp can make hours of silence, and none can
+make sound disappear.
 
 Times are seconds after the recording's time zero. The limits were chosen on real files: an Ogg file of a phone whose
 timestamps jump back and forth at every frame, MPEG files with single slips of a frame, Vorbis with slips of 10 ms.
 """
 
+import operator
+import statistics
+from collections import deque
+
 JITTER_SECONDS = 0.02  # timestamps may wander by less than this before they are obeyed: less than a lost AAC or MP3 frame
 _EXACT_SECONDS = 1e-4  # at the start and after a fault they are obeyed to this
 _OVERLAP_SECONDS = 1.0  # a clock that jumps back further was reset; it does not mean that the sound comes twice
-_SILENCE_SECONDS = 60.0  # gaps may add up to this much more than the sound that packets hold
+_SILENCE_SECONDS = 60.0  # without a witness, gaps may add up to this much more than the sound that packets hold
 _PACKET_SECONDS = 1.0  # a lost packet of unknown length lasts until the next one, but no longer than this
 _SLIPS = 10  # wrong timestamps, beside a tenth of all, after which the clock is not asked any more
+_AHEAD = 16  # sounds that are looked ahead to; a hiccup of a network is over by then
+_AHEAD_SECONDS = 2.0  # no more sound than this is kept for that
+_WIDTH = 2.5  # how much wider a clock wanders than the third of 16 timestamps shows that it is out of order
+_STEPS = 8  # how much wider than its third step down: arrival times go down by a packet at a time
+_FORGET = 0.99  # each time that timestamps are looked at and do not wander, less is expected of them
+_WANDER_SECONDS = 0.5  # a clock that is off by more does not wander: it jumps
+
+
+def look_ahead(sounds):
+    """Yield ``(sound, upcoming)`` for tuples ``(..., timestamp, seconds)``: each one with the next few, which are a deque."""
+    upcoming = deque()
+    for sound in sounds:
+        upcoming.append(sound)
+        if len(upcoming) > _AHEAD or len(upcoming) * sound[-1] > _AHEAD_SECONDS:
+            yield upcoming.popleft(), upcoming
+    while upcoming:
+        yield upcoming.popleft(), upcoming
 
 
 class TimeLine:
@@ -27,22 +50,32 @@ class TimeLine:
         The timestamp at which the recording begins.
     jitter : float
         How far timestamps may wander before they are obeyed.
+    witness : object, optional
+        ``witness.bears_out(start, stop)`` says whether anything besides the timestamps themselves shows that the recording
+        lasts through that time; asked about silence that is longer than usual. A jump by more than ``witness.reset_seconds``
+        is a new clock unless it is borne out.
     """
 
-    def __init__(self, time_zero, jitter=JITTER_SECONDS):
+    def __init__(self, time_zero, jitter=JITTER_SECONDS, witness=None):
         self.start = 0.0  # of what was placed last
         self.end = 0.0  # of all that was placed
         self.lost_until = 0.0  # where packets that did not decode end
+        self.overruled = 0  # jumps of the clock that were not believed
+        self.wander = 0.0  # by how much the timestamps were seen to go up and down
+        self.is_cut_off = False  # whether the file holds more, which cannot be read
+        self.closed_seconds = 0.0  # silence that those jumps would have been
         self._held = self._silence = self._dropped = 0.0  # seconds in all packets so far, of gaps, of overlaps
         self._stamps = self._slips = 0  # timestamps so far, and those that were wrong
         self._shift = self._former_shift = -time_zero  # from clock to time line, now and before the last jump
         self._jitter = jitter
         self._exact = True
+        self._witness = witness
+        self.time_zero = time_zero
 
-    def place(self, timestamp, seconds, following):
+    def place(self, timestamp, seconds, upcoming=()):
         """Place a sound; return the seconds of silence before it, negative for how much of its head to drop.
 
-        ``timestamp`` and ``following``, the timestamp of what comes next, may be None.
+        ``timestamp`` may be None. ``upcoming`` are the next sounds, as ``look_ahead`` gives them.
         """
         if timestamp is not None and not self._exact and abs(timestamp + self._shift - self.end) < self._jitter:  # nearly always
             self._held += seconds
@@ -50,7 +83,7 @@ class TimeLine:
             self.start = self.end
             self.end += seconds
             return 0.0
-        offset = self._offset(timestamp, seconds, following)
+        offset = self._offset(timestamp, seconds, upcoming)
         self._held += seconds
         self._silence += max(0.0, offset)
         self._dropped += min(max(0.0, -offset), seconds)
@@ -59,20 +92,26 @@ class TimeLine:
         self.end += max(0.0, offset + seconds)
         return offset
 
-    def lose(self, timestamp, seconds, following):
+    def lose(self, timestamp, seconds, upcoming=()):
         """Place what could not be decoded: it stays silent, and the next timestamp is obeyed exactly."""
+        following = upcoming[0][-2] if upcoming else None
         if not seconds and timestamp is not None and following is not None:  # a damaged packet may not say
             seconds = min(max(0.0, following - timestamp), _PACKET_SECONDS)
-        offset = self._offset(timestamp, seconds, following)
+        offset = self._offset(timestamp, seconds, upcoming)
         self.lost_until = max(self.lost_until, self.end + offset + seconds)
         self._held += seconds
         self._exact = True
+
+    def cut_off(self):
+        """Take note that there is more in the file, which cannot be read."""
+        self.wander = 0.0  # by how much the timestamps were seen to go up and down
+        self.is_cut_off = True
 
     def slip(self):
         """Take note that the clock counts something as sound that is none."""
         self._slips += 1
 
-    def _offset(self, timestamp, seconds, following):
+    def _offset(self, timestamp, seconds, upcoming):
         """Return where a sound lies after the end so far, in seconds."""
         onward = max(0.0, self.lost_until - self.end)
         if timestamp is None or self._slips > _SLIPS + 0.1 * self._stamps:
@@ -80,29 +119,73 @@ class TimeLine:
         self._stamps += 1
         offset = timestamp + self._shift - self.end
         slack = _EXACT_SECONDS if self._exact else self._jitter
+        if not self._held:
+            drifts = self._drifts(timestamp + seconds, upcoming)
+            middle = statistics.median([0.0, *drifts])
+            if self.wander > JITTER_SECONDS < abs(middle) and offset >= 0:  # begin in the middle of where it will wander
+                return self._obey(max(0.0, offset + middle), timestamp, onward, len(drifts))
         if abs(offset) < slack:
             return 0.0
         if abs(timestamp + self._former_shift - self.end) < slack:  # the clock is back from an excursion
             self._shift, self._former_shift = self._former_shift, self._shift
             return 0.0
-        if following is not None and not self._confirms(offset, following - timestamp - seconds):
+        if abs(offset) < JITTER_SECONDS and self.wander < JITTER_SECONDS:
+            return offset
+        drifts = self._drifts(timestamp + seconds, upcoming)
+        if abs(offset - onward) < self.wander:
+            return onward
+        tolerance = max(JITTER_SECONDS, self.wander)
+        contrary = sum(drift < -tolerance if offset > 0 else abs(drift) > tolerance for drift in drifts)
+        if contrary > len(drifts) // 8:
             self._slips += 1
             return onward
-        if self._is_believable(offset):
+        if self.wander > JITTER_SECONDS:
+            offset += statistics.median([0.0, *drifts])
+        return self._obey(offset, timestamp, onward, len(drifts))
+
+    def _obey(self, offset, timestamp, onward, num_following):
+        """Return ``offset`` if it is believable; else move the clock, so that the sound goes on, and take note of it."""
+        if self._is_believable(offset, num_following):
             return offset
         self._slips += 1
+        self.overruled += 1
+        self.closed_seconds += max(0.0, offset - onward)
         self._shift, self._former_shift = self.end + onward - timestamp, self._shift
         return onward
 
-    def _confirms(self, offset, gap):
-        """Return whether a jump by ``offset`` goes on after it, with ``gap`` seconds until the next sound: a slip is taken back."""
-        return gap > -JITTER_SECONDS and (offset > 0 or gap < JITTER_SECONDS)
+    def _drifts(self, end, upcoming):
+        """Return by how much later each of the next sounds comes than if all followed one another from ``end``; learn the wander."""
+        drifts = []
+        for *_, timestamp, seconds in upcoming:
+            if timestamp is not None:
+                drifts.append(timestamp - end)
+            end += seconds
+        self.wander = max(_wander_of(drifts), self.wander if len(drifts) < _AHEAD // 2 else _FORGET * self.wander)
+        return drifts
 
-    def _is_believable(self, offset):
-        """Return whether what the packets hold bears out a jump by ``offset`` seconds."""
+    def _is_believable(self, offset, num_following):
+        """Return whether a jump by ``offset`` seconds is borne out by what the packets hold, or by a witness."""
         if offset < 0:
             return offset >= -_OVERLAP_SECONDS and self._dropped - offset <= _OVERLAP_SECONDS + 0.1 * self._held
-        return self._silence + offset <= self._held + _SILENCE_SECONDS
+        is_usual = self._silence + offset <= self._held + _SILENCE_SECONDS
+        if is_usual and (self._witness is None or offset <= self._witness.reset_seconds or not self._held):
+            return True
+        if self._witness is None or (offset > _PACKET_SECONDS and num_following < 2):  # one timestamp may be anything
+            return False
+        return self._witness.bears_out(self.end, self.end + offset)
+
+
+def _wander_of(drifts):
+    """Return by how much timestamps go up and down.
+
+    Gaps only make them later, so they stay in order; a clock that is set back makes one step down, a slip two. Of a wandering
+    clock, the third of them is out of order, and the third of the steps goes down.
+    """
+    if len(drifts) < 4:
+        return 0.0
+    out_of_order = sorted(map(abs, map(operator.sub, drifts, sorted(drifts))))[-3]
+    step_down = sorted(map(operator.sub, drifts[:-1], drifts[1:]))[-3]
+    return max(0.0, min(_WIDTH * out_of_order, _STEPS * step_down, _WANDER_SECONDS))
 
 
 def time_zero(start_time, is_arbitrary):
@@ -111,9 +194,9 @@ def time_zero(start_time, is_arbitrary):
     Parameters
     ----------
     start_time : float
-        The container's earliest timestamp, in seconds.
+        The container's earliest timestamp, in seconds, over all tracks: players begin there.
     is_arbitrary : bool
-        Whether its clock starts anywhere, as in MPEG streams. Others start at 0, where a later first timestamp is silence,
-        unless it is too late for that: then the file was cut out of a longer one.
+        Whether its clock starts anywhere, as in MPEG streams. Others start at 0, and what comes before that is an encoder's
+        delay, which is cut off.
     """
-    return start_time if is_arbitrary or start_time > _SILENCE_SECONDS else 0.0
+    return start_time if is_arbitrary else max(0.0, start_time)

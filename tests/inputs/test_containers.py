@@ -63,5 +63,5 @@ def test_the_time_line_is_told_of_empty_packets():
     line = TimeLine(0.0)
     assert _sizes([1] + [0] * 50 + [2, 0, None], line=line) == [1, 2]
     for index in range(100):
-        line.place(0.3 * index, 0.02, 0.3 * (index + 1))
+        line.place(0.3 * index, 0.02, [(0.3 * (index + 1), 0.02)])
     assert line.end == pytest.approx(2.0)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from egoaudio.inputs.timestamps import TimeLine, time_zero
+from egoaudio.inputs.timestamps import TimeLine, look_ahead, time_zero
 
 FRAME = 0.02
 
@@ -14,8 +14,8 @@ def _lay(timestamps, seconds=FRAME, line=None):
     """Place sounds of equal length; return where each starts, None where it is dropped whole, and the line."""
     line = line or TimeLine(0.0)
     starts = []
-    for timestamp, following in zip(timestamps, [*timestamps[1:], None], strict=True):
-        offset = line.place(timestamp, seconds, following)
+    for (timestamp, _), upcoming in look_ahead((timestamp, seconds) for timestamp in timestamps):
+        offset = line.place(timestamp, seconds, upcoming)
         starts.append(None if -offset >= seconds else line.start)
     return starts, line
 
@@ -59,7 +59,7 @@ def test_a_gap_is_silence_of_its_length(gap):
 def test_a_late_start_is_silence_and_an_early_one_is_dropped_to_the_sample():
     assert _lay(_clock(10, start=0.003))[0][0] == pytest.approx(0.003)
     line = TimeLine(0.0)
-    assert line.place(-0.013, 0.02, 0.007) == pytest.approx(-0.013)
+    assert line.place(-0.013, 0.02, [(0.007, 0.02)]) == pytest.approx(-0.013)
     assert (line.start, line.end) == (0.0, pytest.approx(0.007))
 
 
@@ -112,51 +112,50 @@ def test_no_timestamps_make_hours_of_silence_or_take_the_sound_away(seed):
     lengths = generator.uniform(0.001, 0.1, 500)
     stamps = np.cumsum(lengths) + np.cumsum(generator.standard_cauchy(500) * (generator.random(500) < 0.2) * 10.0 ** generator.integers(-3, 6))
     line, heard = TimeLine(0.0), 0.0
-    for index, seconds in enumerate(lengths):
-        following = stamps[index + 1] if index < 499 else None
+    for (stamp, seconds), upcoming in look_ahead(zip(stamps.tolist(), lengths.tolist(), strict=True)):
         if generator.random() < 0.1:
-            line.lose(stamps[index], seconds, following)
+            line.lose(stamp, seconds, upcoming)
         else:
-            heard += max(0.0, seconds + min(0.0, line.place(stamps[index], seconds, following)))
+            heard += max(0.0, seconds + min(0.0, line.place(stamp, seconds, upcoming)))
     assert line.end <= 2 * lengths.sum() + 60.0
     assert heard >= 0.5 * lengths.sum()
 
 
 def test_what_is_lost_is_silent_and_the_next_sound_exact():
     line = TimeLine(0.0)
-    line.place(0.0, 0.1, 0.1)
-    line.lose(0.1, 0.1, 0.205)
+    line.place(0.0, 0.1, [(0.1, 0.1)])
+    line.lose(0.1, 0.1, [(0.205, 0.1)])
     assert line.lost_until == pytest.approx(0.2)
-    assert line.place(0.205, 0.1, 0.305) == pytest.approx(0.105)
+    assert line.place(0.205, 0.1, [(0.305, 0.1)]) == pytest.approx(0.105)
     assert line.start == pytest.approx(0.205)
 
 
 def test_after_a_loss_even_a_small_step_is_obeyed():
     line = TimeLine(0.0)
-    line.place(0.0, 0.1, 0.1)
-    line.lose(0.1, 0.01, 0.112)
-    assert line.place(0.112, 0.1, 0.212) == pytest.approx(0.012)
+    line.place(0.0, 0.1, [(0.1, 0.1)])
+    line.lose(0.1, 0.01, [(0.112, 0.1)])
+    assert line.place(0.112, 0.1, [(0.212, 0.1)]) == pytest.approx(0.012)
 
 
 def test_what_is_lost_without_timestamps_keeps_its_length():
     line = TimeLine(0.0)
-    line.place(None, 0.1, None)
-    line.lose(None, 0.1, None)
-    line.lose(None, 0.1, None)
-    assert line.place(None, 0.1, None) == pytest.approx(0.2)
+    line.place(None, 0.1)
+    line.lose(None, 0.1)
+    line.lose(None, 0.1)
+    assert line.place(None, 0.1) == pytest.approx(0.2)
     assert line.end == pytest.approx(0.4)
 
 
 def test_a_lost_packet_of_unknown_length_lasts_until_the_next():
     line = TimeLine(0.0)
-    line.place(0.0, 0.1, 0.1)
-    line.lose(0.1, 0.0, 0.4)
+    line.place(0.0, 0.1, [(0.1, 0.1)])
+    line.lose(0.1, 0.0, [(0.4, 0.1)])
     assert line.lost_until == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(
     ("start", "is_arbitrary", "expected"),
-    [(0.0, False, 0.0), (1.4, False, 0.0), (1.4, True, 1.4), (-0.02, False, 0.0), (3600.0, False, 3600.0), (95443.7, True, 95443.7)],
+    [(0.0, False, 0.0), (1.4, False, 1.4), (1.4, True, 1.4), (-0.02, False, 0.0), (3600.0, False, 3600.0), (95443.7, True, 95443.7)],
 )
-def test_time_zero_is_the_clocks_own_unless_it_starts_anywhere(start, is_arbitrary, expected):
+def test_time_zero_is_where_the_container_starts_but_for_an_encoders_delay(start, is_arbitrary, expected):
     assert time_zero(start, is_arbitrary) == expected

@@ -123,14 +123,19 @@ def _opened(path, reader):
     try:
         container = av.open(reader, container_options=options, metadata_errors="replace")
         tracks = container.streams.audio
-        is_incomplete = any(track.codec_context is None or not track.codec_context.sample_rate for track in tracks)
-        if is_incomplete and container.format.flags & av.format.Flags.ts_discont.value or not tracks and container.format.name in _ADDS_TRACKS:
+        if not tracks and container.format.name in _ADDS_TRACKS or any(_is_unseen(track, container.format) for track in tracks):
             container.close()
             reader.seek(0)
             container = av.open(reader, container_options={**options, **_FURTHER}, metadata_errors="replace")
         return container
     except FAULTS as error:
         raise MediaError(f"{path}: not a media file, or cut off before its index ({reason(error)})") from error
+
+
+def _is_unseen(track, format):
+    """Return whether FFmpeg has not come to any packet of a track, so that its rate is unknown."""
+    context = track.codec_context
+    return bool(format.flags & av.format.Flags.ts_discont.value) and (context is None or not context.sample_rate)
 
 
 def _unreadable(path, reader):

@@ -23,6 +23,10 @@ from egoaudio.inputs.tracks import choose_track
 
 BLOCK_SAMPLES = 65536
 """Most samples in a block."""
+_SILENT_PEAK = 1e-4  # -80 dB: below the last bit of 16, dithered or not, but for its noise
+_FAINT_PEAK = 0.01  # -40 dB: a recording so quiet may be one whose channels cancel out
+_CANCELLED = 30  # by so many times the channels are louder than their mean, then
+_CHANNELS_SECONDS = 600.0  # of sound that are looked at for that
 _PORTION_VALUES = 32768  # samples times channels that are resampled at a time: they stay in the cache
 
 
@@ -58,6 +62,10 @@ class Decoder:
         Parts of the file, such as links of a chained Ogg file, that could not be read.
     peak, rms : float
         Of all samples, in [0, 1].
+    is_silent : bool
+        Whether nothing can be heard: a muted track, or digital silence.
+    cancels_out : bool
+        Whether that is for its channels, which are not silent, but each other's negatives, so that their mean is nothing.
 
     Raises
     ------
@@ -74,12 +82,18 @@ class Decoder:
     def _reset(self):
         self.num_samples = self.lost_samples = self.gap_samples = self.clock_jumps = self.bad_parts = 0
         self.peak = self._energy = 0.0
+        self.cancels_out = False
         self._first = 0  # sample of the part that is being decoded
 
     @property
     def rms(self):
         """Root of the mean square of all samples."""
         return math.sqrt(self._energy / self.num_samples) if self.num_samples else 0.0
+
+    @property
+    def is_silent(self):
+        """Whether nothing can be heard."""
+        return self.peak < _SILENT_PEAK
 
     def __iter__(self):
         self._reset()
@@ -100,6 +114,28 @@ class Decoder:
             raise fault
         self.bad_parts += failed
         self.lost_samples = min(self.lost_samples, self.num_samples)
+        if self.peak < _FAINT_PEAK:  # rare: then its channels are looked at
+            self.cancels_out = self._loudest_channel(parts[0]) > _CANCELLED * max(self.peak, _SILENT_PEAK)
+
+    def _loudest_channel(self, part):
+        """Return the peak of any channel at the beginning of the recording."""
+        audio_track, compensate_delay = self._settings
+        peak, seconds = 0.0, 0.0
+        with open_media(self.path, part) as container:
+            stream = choose_track(container, self.path, audio_track, part)
+            if stream.codec_context.layout.nb_channels < 2:
+                return 0.0
+            for frame, *_ in placed(container, stream, time_line(container, stream, self.path, part, compensate_delay)):
+                if isinstance(frame, Exception):
+                    continue
+                samples = frame.to_ndarray()
+                scale = 1.0 if samples.dtype.kind == "f" else 2.0 ** (8 * samples.dtype.itemsize - 1)
+                middle = scale if samples.dtype.kind == "u" else 0.0
+                peak = max(peak, float(np.abs(samples - middle).max(initial=0.0)) / scale)
+                seconds += frame.samples / frame.sample_rate
+                if seconds > _CHANNELS_SECONDS:
+                    break
+        return peak
 
     def _decode_part(self, part):
         """Yield the blocks of a file, or of a part of one that is a file by itself."""

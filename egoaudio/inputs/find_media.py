@@ -5,21 +5,25 @@ compared with the names of files that exist, so none reaches outside the folder,
 once; symbolic links may not lead out of it unless that is allowed, and loops of them end.
 """
 
+import itertools
 import os
 import pathlib
+import unicodedata
 import warnings
 
 from egoaudio.errors import MediaError
 
 MEDIA_EXTENSIONS = (
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".flv", ".wmv", ".asf",
+    ".mp4", ".m4v", ".mov", ".mkv", ".mka", ".m4b", ".weba", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".flv", ".wmv", ".asf",
     ".ogv", ".mxf", ".m4a", ".aac", ".mp3", ".mp2", ".wav", ".w64", ".flac", ".ogg", ".oga", ".opus", ".wma", ".ac3", ".aif", ".aiff", ".caf", ".au", ".amr",
-    ".wv", ".tta",
+    ".wv", ".tta", ".dts", ".eac3", ".spx", ".aifc",
 )  # fmt: skip
 
 
 def find_files(video_ids, root, follow_links=False):
     """Find each video's file: its id with a media extension, or the id itself where it has one, anywhere under ``root``.
+
+    Accented letters are the same however they are encoded: macOS takes names apart (NFD), spreadsheets keep them together (NFC).
 
     Parameters
     ----------
@@ -40,13 +44,16 @@ def find_files(video_ids, root, follow_links=False):
         ``root`` is no folder, a video has two files, or a link that is needed leaves ``root``.
     """
     video_ids = dict.fromkeys(video_ids)
+    spellings = {}  # {composed id: the ids as given}
+    for video_id in video_ids:
+        spellings.setdefault(_composed(video_id), []).append(video_id)
     if not os.path.isdir(root):
         raise MediaError(f"--videos {root}: there is no such folder")
     inside, refused = os.path.realpath(root), []
     files, others = {}, {}  # {video id: {real path: path}}, of regular files and of what only has such a name
     for entry in _walk(root, inside, follow_links, refused):
-        for video_id in _names(entry.name):
-            if video_id not in video_ids or not os.path.exists(entry.path):
+        for video_id in itertools.chain.from_iterable(spellings.get(_composed(name), ()) for name in _names(entry.name)):
+            if not os.path.exists(entry.path):
                 continue
             real = os.path.realpath(entry.path)
             if not follow_links and not _is_inside(real, inside):
@@ -64,6 +71,11 @@ def find_files(video_ids, root, follow_links=False):
             "allow such links with --follow-links, or remove it"
         )
     return {video_id: pathlib.Path(min(found[video_id].values())) for video_id in video_ids if video_id in found}
+
+
+def _composed(name):
+    """Return a name with its accented letters in one piece each."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _names(name):

@@ -36,7 +36,7 @@ def placed(container, stream, line):
 def _sounds(container, stream, line):
     """Yield ``(frame, timestamp, seconds)`` of all that decodes, with an exception for the frame where something did not."""
     decode, packet_seconds = stream.codec_context.decode, packet_seconds_of(stream)
-    tick = None if container.format.name in RAW else float(stream.time_base)
+    tick, is_raw = float(stream.time_base), container.format.name in RAW
     for packet in itertools.chain(packets(container, stream, line), [av.Packet()]):  # an empty one drains the decoder
         try:
             frames = decode(packet)
@@ -50,6 +50,8 @@ def _sounds(container, stream, line):
                 yield MediaError(f"a frame at {rate} Hz"), in_seconds(timestamp, tick), packet_seconds(packet.duration)
             elif frame.samples:
                 yield frame, in_seconds(timestamp, tick), frame.samples / rate
+                if is_raw:  # only where it begins is true
+                    tick = None
 
 
 def packet_seconds_of(stream):

@@ -39,6 +39,24 @@ def test_an_id_is_a_name_without_extension_or_with_it(tmp_path, video_id, name, 
     assert (video_id in find_files([video_id], tmp_path)) == is_found
 
 
+@pytest.mark.parametrize(("video_id", "name"), [("caf\u00e9", "cafe\u0301.mp4"), ("cafe\u0301", "caf\u00e9.MKV"), ("\u304c.mp4", "\u304b\u3099.mp4")])
+def test_accented_letters_are_found_however_they_are_encoded(tmp_path, video_id, name):
+    _touch(tmp_path / name)
+    assert find_files([video_id], tmp_path) == {video_id: tmp_path / name}
+
+
+def test_one_name_in_two_encodings_is_two_files(tmp_path):
+    _touch(tmp_path / "caf\u00e9.mp4", tmp_path / "cafe\u0301.mp4")
+    with pytest.raises(MediaError, match="has two files"):
+        find_files(["caf\u00e9"], tmp_path)
+
+
+@pytest.mark.parametrize("extension", [".mka", ".m4b", ".weba", ".dts", ".eac3", ".spx", ".aifc"])
+def test_rarer_extensions_are_media_too(tmp_path, extension):
+    _touch(tmp_path / f"A{extension}")
+    assert list(find_files(["A"], tmp_path)) == ["A"]
+
+
 @pytest.mark.parametrize("names", [("A.mp4", "A.wav"), ("1/A.mp4", "2/A.mp4"), ("A.mp4", "A.MP4")])
 def test_two_files_for_a_video_are_an_error_that_names_both(tmp_path, names):
     _touch(*(tmp_path / name for name in names), tmp_path / "B.mp4")

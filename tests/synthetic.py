@@ -82,6 +82,7 @@ def make_file(
             videos[v] = (
                 f"V{v:04d}EGO", f"V{v:04d}EGO.mp4", split, f"S{v // 4:02d}", schema.encode("Küche"), 1, clips_per_video * layout.hop_seconds, 44100, 2,
                 rows.start, clips_per_video, status, 0, "moov atom not found" if status == Status.UNREADABLE else "",
+                0, 0, 0, -3.0, -20.0, 0,
             )
             clips["video"][rows] = v
             clips["start_seconds"][rows] = np.arange(clips_per_video) * layout.hop_seconds

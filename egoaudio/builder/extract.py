@@ -84,32 +84,36 @@ def extract(path, extents, config, job):
     plan = clips.plan_clips(job.recording_samples, config.clips, config.sample_rate)
     clock = _Clock()
     with RowWriter(path, extents) as writer:
-        decoder = Decoder(job.path, config.sample_rate)
+        decoder = _decoder(config, job)
         try:
             arrived = _write_features(writer, decoder, job, plan, config, clock)
         except MediaError as error:
             fail(writer, job, plan.num_clips, Status.UNREADABLE, str(error))
             return Outcome(Status.UNREADABLE, str(error), stage_seconds=clock.seconds)
+        if config.sound.skip_silent and (decoder.is_silent or decoder.cancels_out):
+            reason = "nothing can be heard in it: " + ("its channels cancel out" if decoder.cancels_out else "muted, or digital silence")
+            fail(writer, job, plan.num_clips, Status.NO_AUDIO, reason, decoder)
+            return Outcome(Status.NO_AUDIO, reason, stage_seconds=clock.seconds)
         enough = _enough(arrived, plan)
         with clock("write"):
-            _finish(writer, job, arrived, np.where(enough, Status.OK, Status.NO_SOUND), Status.OK, decoder.lost_samples)
+            _finish(writer, job, arrived, np.where(enough, Status.OK, Status.NO_SOUND), Status.OK, decoder=decoder)
     return Outcome(Status.OK, "", int(enough.sum()), decoder.num_samples / config.sample_rate, decoder.lost_samples, clock.seconds)
 
 
-def fail(writer, job, num_clips, status, reason):
+def fail(writer, job, num_clips, status, reason, decoder=None):
     """Write that a video has no data: its rows become zeros, its clips and the video itself get ``status``."""
     for name in _feature_arrays(writer):
         writer.erase(name, job.first_clip, num_clips)
         writer.erase(f"checksums/{name}", job.video, 1)
         writer.erase(f"statistics/{name}", job.video, 1)
-    _finish(writer, job, np.zeros(num_clips, np.int32), np.full(num_clips, status), status, 0, reason)
+    _finish(writer, job, np.zeros(num_clips, np.int32), np.full(num_clips, status), status, reason, decoder)
 
 
 def rehearse(config, job):
     """Do all of a job but the writing, to see how long it takes; return its Outcome."""
     plan = clips.plan_clips(job.recording_samples, config.clips, config.sample_rate)
     clock = _Clock()
-    decoder = Decoder(job.path, config.sample_rate)
+    decoder = _decoder(config, job)
     try:
         _write_features(_Nowhere(), decoder, job, plan, config, clock)
     except MediaError as error:
@@ -167,13 +171,21 @@ def _enough(arrived, plan):
     return 2 * arrived >= plan.clip_samples
 
 
-def _finish(writer, job, num_samples, clip_status, video_status, lost_samples, reason=""):
-    """Write what became of the clips, then of the video."""
+def _decoder(config, job):
+    """Return the decoder of a job."""
+    return Decoder(job.path, config.sample_rate, config.sound.audio_track, config.sound.compensate_delay)
+
+
+def _finish(writer, job, num_samples, clip_status, video_status, reason="", decoder=None):
+    """Write what became of the clips, then of the video; of its sound, what the decoder that has run says."""
     rows = writer.read("clips", job.first_clip, len(num_samples))
     rows["num_samples"], rows["status"] = num_samples, clip_status
     writer.write("clips", job.first_clip, rows)
     row = writer.read("videos", job.video, 1)
-    row["status"], row["lost_samples"] = video_status, lost_samples
+    row["status"] = video_status
+    for name in ("lost_samples", "gap_samples", "clock_jumps", "bad_parts", "peak_db", "rms_db", "cancels_out"):
+        if name in row.dtype.names:  # a build may have been begun before the column was there
+            row[name] = 0 if decoder is None else getattr(decoder, name)
     row["error"] = encode(reason, row.dtype["error"].itemsize)
     writer.write("videos", job.video, row)
 

@@ -10,11 +10,12 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from egoaudio.audio import clips
 from egoaudio.builder import pool
-from egoaudio.config.build import BuildConfig
+from egoaudio.config.build import BuildConfig, SoundConfig
 from egoaudio.config.options import to_json
 from egoaudio.errors import BuildError, Status
 from egoaudio.inputs.annotations import NO_ACTION, Annotations, read_annotations
@@ -121,7 +122,7 @@ def probe_recordings(
     missing = Recording(Status.MISSING, "no media file of this name under --videos", 0, 0, 0.0)
     recordings = [missing] * len(gathered.files)
     present = [(video, str(path)) for video, path in enumerate(gathered.files) if path is not None]
-    for (video, _), result in pool.each(_probe, present, workers=num_workers, timeout_seconds=timeout_seconds):
+    for (video, _), result in pool.each(partial(_probe, config.sound), present, workers=num_workers, timeout_seconds=timeout_seconds):
         if isinstance(result, pool.Death):
             result = Recording(Status.CRASHED, result.reason, 0, 0, 0.0)
         recordings[video] = result
@@ -139,6 +140,6 @@ def place(gathered: Gathered, recordings: Sequence[Recording], config: BuildConf
     return Plan(gathered, tuple(recordings), tuple(samples), tuple(firsts), total)
 
 
-def _probe(item: tuple[int, str]) -> Recording:
+def _probe(sound: SoundConfig, item: tuple[int, str]) -> Recording:
     """Probe one file; runs in a worker."""
-    return probe(item[1])
+    return probe(item[1], sound.audio_track, sound.compensate_delay)

@@ -16,6 +16,7 @@ import numpy as np
 
 from egoaudio.builder.extract import STAGES, Outcome
 from egoaudio.builder.plan import Plan
+from egoaudio.builder.sound import describe_sound
 from egoaudio.config.build import BuildConfig
 from egoaudio.errors import Status
 from egoaudio.hdf5 import reader
@@ -119,11 +120,7 @@ def _describe_file(file: EgoAudioFile) -> list[str]:
         "arrays   " + ", ".join(f"{name} {'x'.join(map(str, file[name].shape))}" for name in file.features),
         f"size     {_bytes(file.num_bytes)}",
     ]
-    lost = videos["lost_samples"]
-    if lost.any():
-        worst = videos["video_id"][int(lost.argmax())].decode()
-        seconds = lost.sum() / file.sample_rate
-        lines.insert(2, f"lost     {seconds:.2f} s could not be decoded, in {(lost > 0).sum():,} videos; most in {worst}")
+    lines[2:2] = describe_sound(videos, file.sample_rate)
     return lines
 
 

@@ -104,10 +104,26 @@ class FeatureConfig(Checked):
 
 
 @dataclass(frozen=True)
+class SoundConfig(Checked):
+    """Which sound of a media file is taken, and where it is put."""
+
+    audio_track: int | None = option(
+        None, "Audio track to take, counted from 0; if not given, the one marked as the default, else the first, of those that decode.", minimum=0
+    )
+    compensate_delay: bool = option(
+        False,
+        "Move sound earlier by its codec's delay (5 to 46 ms) where the container does not state it. Players do not, nor did those "
+        "who annotated with one.",
+    )
+    skip_silent: bool = option(False, "Leave out recordings in which nothing can be heard: muted, digital silence, or channels that cancel out.")
+
+
+@dataclass(frozen=True)
 class BuildConfig(Checked):
     """Everything that decides the bytes of an egoaudio file, besides its inputs."""
 
     sample_rate: int = option(16000, "Samples a second after resampling.", minimum=1000)
+    sound: SoundConfig = field(default_factory=SoundConfig)
     clips: ClipConfig = field(default_factory=ClipConfig)
     denoise: DenoiseConfig = field(default_factory=DenoiseConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)

@@ -161,7 +161,9 @@ def _fits(dtype, types):
     """Return whether a type is one of those wanted, or has the columns wanted."""
     if isinstance(types, tuple):
         return dtype in types
-    return dtype.names == tuple(types) and all(dtype[name].kind == "S" if kind == "S" else dtype[name] == np.dtype(kind) for name, kind in types.items())
+    if dtype.names is None or dtype.names[: len(types)] != tuple(types) or any(dtype[name].kind not in "iufS" for name in dtype.names):
+        return False  # columns that came later stand at the end
+    return all(dtype[name].kind == "S" if kind == "S" else dtype[name] == np.dtype(kind) for name, kind in types.items())
 
 
 def find_extent(dataset, path, num_bytes):

@@ -24,6 +24,11 @@ VIDEO_COLUMNS = {
     "video_id": "S", "file": "S", "split": "S", "subject": "S", "scene": "S", "egocentric": "u1", "duration_seconds": "<f8",
     "sample_rate": "<i4", "channels": "<i2", "first_clip": "<i8", "num_clips": "<i4", "status": "u1", "lost_samples": "<i8", "error": "S",
 }
+# At the end of /videos since version 1 was first written: files without them, or with more, are read all the same.
+ADDED_VIDEO_COLUMNS = {
+    "gap_samples": "<i8", "clock_jumps": "<i4", "bad_parts": "<i4", "peak_db": "<f4", "rms_db": "<f4", "cancels_out": "u1",
+}
+SILENT_DB = -80.0  # a recording whose peak is below this is silent
 CLASS_COLUMNS = {"class_id": "S", "name": "S", "num_clips": "<i8"}
 ALIGNMENT = 4096  # a page: every array starts on one
 CHUNK_BYTES = 128 * 1024  # whole clips, as many as fit, at least one
@@ -107,7 +112,8 @@ class Layout:
 def video_dtype(*, video_id, file, split, subject, scene):
     """Return the row type of /videos in which every text of the given columns fits; ``error`` holds 240 bytes."""
     texts = {"video_id": video_id, "file": file, "split": split, "subject": subject, "scene": scene}
-    return np.dtype([(name, _string(texts[name]) if name in texts else f"S{ERROR_BYTES}" if kind == "S" else kind) for name, kind in VIDEO_COLUMNS.items()])
+    columns = (VIDEO_COLUMNS | ADDED_VIDEO_COLUMNS).items()
+    return np.dtype([(name, _string(texts[name]) if name in texts else f"S{ERROR_BYTES}" if kind == "S" else kind) for name, kind in columns])
 
 
 def class_dtype(*, class_id, name):

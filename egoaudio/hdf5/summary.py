@@ -61,7 +61,7 @@ def failed(file):
     lines = []
     for row in file.video_table:
         if row["status"] == Status.OK and row["lost_samples"] > 0:
-            lost = f"{row['lost_samples'] / file.sample_rate:.2f} s of {row['duration_seconds']:.2f} s could not be decoded and are silent"
+            lost = f"{row['lost_samples'] / file.sample_rate:.2f} s of {row['duration_seconds']:.2f} s are silent: paused, muted, or not to be decoded"
             lines.append(("sound lost", _text(row["video_id"]), _text(row["file"]), lost))
         elif row["status"] not in (Status.OK, Status.PLANNED):
             lines.append((words.get(row["status"], f"status {row['status']}"), _text(row["video_id"]), _text(row["file"]), _text(row["error"])))
@@ -176,7 +176,10 @@ def _by_status(status, nothing):
 def _lost(file):
     """Return how much sound could not be decoded, if any was lost."""
     lost = file.video_table["lost_samples"]
-    return f", of which {lost.sum() / file.sample_rate:,.1f} s in {np.count_nonzero(lost)} videos could not be decoded" if lost.any() else ""
+    if not lost.any():
+        return ""
+    seconds, videos = lost.sum() / file.sample_rate, np.count_nonzero(lost)
+    return f", of which {seconds:,.1f} s in {videos} videos are silent: paused, muted, or not to be decoded"
 
 
 # ------------------------------------------------------------------------------------------------------------- text

@@ -61,7 +61,7 @@ class Decoder:
     bad_parts : int
         Parts of the file, such as links of a chained Ogg file, that could not be read.
     peak, rms : float
-        Of all samples, in [0, 1].
+        Of all samples, in [0, 1]; ``peak_db`` and ``rms_db`` are the same in dB, -200 at least.
     is_silent : bool
         Whether nothing can be heard: a muted track, or digital silence.
     cancels_out : bool
@@ -89,6 +89,16 @@ class Decoder:
     def rms(self):
         """Root of the mean square of all samples."""
         return math.sqrt(self._energy / self.num_samples) if self.num_samples else 0.0
+
+    @property
+    def peak_db(self):
+        """The peak in dB below full scale, not below -200."""
+        return 20 * math.log10(max(self.peak, 1e-10))
+
+    @property
+    def rms_db(self):
+        """The root of the mean square in dB below full scale, not below -200."""
+        return 20 * math.log10(max(self.rms, 1e-10))
 
     @property
     def is_silent(self):

@@ -14,9 +14,10 @@ import warnings
 from egoaudio.errors import MediaError
 
 MEDIA_EXTENSIONS = (
-    ".mp4", ".m4v", ".mov", ".mkv", ".mka", ".m4b", ".weba", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".flv", ".wmv", ".asf",
-    ".ogv", ".mxf", ".m4a", ".aac", ".mp3", ".mp2", ".wav", ".w64", ".flac", ".ogg", ".oga", ".opus", ".wma", ".ac3", ".aif", ".aiff", ".caf", ".au", ".amr",
-    ".wv", ".tta", ".dts", ".eac3", ".spx", ".aifc",
+    ".mp4", ".m4v", ".mov", ".mkv", ".mka", ".m4b", ".weba", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts",
+    ".m2ts", ".3gp", ".3g2", ".flv", ".wmv", ".asf", ".ogv", ".mxf", ".m4a", ".aac", ".mp3", ".mp2", ".wav", ".w64",
+    ".flac", ".ogg", ".oga", ".opus", ".wma", ".ac3", ".aif", ".aiff", ".caf", ".au", ".amr", ".wv", ".tta", ".dts",
+    ".eac3", ".spx", ".aifc",
 )  # fmt: skip
 
 

@@ -102,8 +102,8 @@ def test_failed_lists_each_video_with_its_reason(file):
 
 def test_failed_lists_lost_sound(file):
     rewrite(file, "videos", 4, lost_samples=8000)
-    assert "sound lost   V0004EGO   V0004EGO.mp4   0.50 s of 10.00 s could not be decoded and are silent" in summary.failed(file)
-    assert "of which 0.5 s in 1 videos could not be decoded" in summary.summary(file)
+    assert "sound lost   V0004EGO   V0004EGO.mp4   0.50 s of 10.00 s are silent: paused, muted, or not to be decoded" in summary.failed(file)
+    assert "of which 0.5 s in 1 videos are silent: paused, muted, or not to be decoded" in summary.summary(file)
 
 
 def test_failed_without_failures_says_so(tmp_path):

@@ -1,0 +1,53 @@
+"""What was odd about the sound of a build's recordings, in lines for its report; nothing where nothing was.
+
+In: ``/videos`` of a finished file. A pause is not a fault of the file, so it is counted apart from what could not be decoded.
+"""
+
+import numpy as np
+
+from egoaudio.errors import Status
+from egoaudio.hdf5.schema import ADDED_VIDEO_COLUMNS, SILENT_DB
+
+
+def describe_sound(videos: np.ndarray, sample_rate: int) -> list[str]:
+    """Return lines about silence, losses and clocks.
+
+    Parameters
+    ----------
+    videos : ndarray
+        Rows of ``/videos``; of an older file, without the later columns.
+    sample_rate : int
+        Of the file, in Hz.
+    """
+    columns = {name: videos[name] if name in videos.dtype.names else np.zeros(len(videos)) for name in ADDED_VIDEO_COLUMNS}
+    sounding = (videos["status"] == Status.OK) & ("peak_db" in videos.dtype.names)
+    cancelling = sounding & (columns["cancels_out"] > 0)
+    silent = sounding & (columns["peak_db"] < SILENT_DB) & ~cancelling
+    gaps, lost = columns["gap_samples"], videos["lost_samples"] - columns["gap_samples"]
+    lines = []
+    if silent.any():
+        lines.append(f"silent   silent videos: {silent.sum():,}, such as {_first(videos, silent)}: muted, or digital silence; --skip-silent leaves them out")
+    if cancelling.any():
+        lines.append(
+            f"silent   videos whose channels cancel out: {cancelling.sum():,}, such as {_first(videos, cancelling)}: left is -right, and their mean nothing"
+        )
+    if gaps.any():
+        lines.append(f"pauses   {gaps.sum() / sample_rate:.2f} s without any packets (paused, or muted), {_where(videos, gaps)}")
+    if (lost > 0).any():
+        lines.append(f"lost     {lost.sum() / sample_rate:.2f} s could not be decoded or placed, {_where(videos, lost)}")
+    if columns["clock_jumps"].any():
+        jumps = columns["clock_jumps"]
+        lines.append(f"clock    {jumps.sum():,.0f} jumps of the timestamps that nothing bears out: sound was joined there, {_where(videos, jumps)}")
+    if columns["bad_parts"].any():
+        parts = columns["bad_parts"]
+        lines.append(f"parts    {parts.sum():,.0f} parts of files could not be read, {_where(videos, parts)}")
+    return lines
+
+
+def _first(videos, chosen):
+    return videos["video_id"][int(np.argmax(chosen))].decode()
+
+
+def _where(videos, amounts):
+    """Return in how many videos there is any, and where most."""
+    return f"in {(amounts > 0).sum():,} videos; most in {videos['video_id'][int(amounts.argmax())].decode()}"

@@ -123,7 +123,8 @@ def _opened(path, reader):
     try:
         container = av.open(reader, container_options=options, metadata_errors="replace")
         tracks = container.streams.audio
-        if not tracks and container.format.name in _ADDS_TRACKS or any(_is_unseen(track, container.format) for track in tracks):
+        is_nameless = container.format.name == "mpegts" and any(stream.type in ("data", "unknown") for stream in container.streams)
+        if not tracks and (is_nameless or container.format.name in _ADDS_TRACKS) or any(_is_unseen(track, container.format) for track in tracks):
             container.close()
             reader.seek(0)
             container = av.open(reader, container_options={**options, **_FURTHER}, metadata_errors="replace")

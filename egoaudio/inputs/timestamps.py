@@ -23,7 +23,8 @@ _SILENCE_SECONDS = 60.0  # without a witness, gaps may add up to this much more 
 _PACKET_SECONDS = 1.0  # a lost packet of unknown length lasts until the next one, but no longer than this
 _SLIPS = 10  # wrong timestamps, beside a tenth of all, after which the clock is not asked any more
 _AHEAD = 16  # sounds that are looked ahead to; a hiccup of a network is over by then
-_AHEAD_SECONDS = 2.0  # no more sound than this is kept for that
+_AHEAD_SECONDS = 2.0  # no more sound than this is kept for that, where it is more than
+_AT_LEAST = 3  # sounds
 _WIDTH = 2.5  # how much wider a clock wanders than the third of 16 timestamps shows that it is out of order
 _STEPS = 8  # how much wider than its third step down: arrival times go down by a packet at a time
 _FORGET = 0.99  # each time that timestamps are looked at and do not wander, less is expected of them
@@ -35,7 +36,7 @@ def look_ahead(sounds):
     upcoming = deque()
     for sound in sounds:
         upcoming.append(sound)
-        if len(upcoming) > _AHEAD or len(upcoming) * sound[-1] > _AHEAD_SECONDS:
+        if len(upcoming) > _AHEAD or len(upcoming) > _AT_LEAST and len(upcoming) * sound[-1] > _AHEAD_SECONDS:
             yield upcoming.popleft(), upcoming
     while upcoming:
         yield upcoming.popleft(), upcoming

@@ -17,7 +17,7 @@ from egoaudio.inputs.containers import FAULTS, open_media
 from egoaudio.inputs.timestamps import time_zero
 
 SOURCE_RATES_HZ = range(1000, 768001)  # outside these a header lies, and resampling would cost memory
-_WITHOUT_DECODING_TIMES = "matroska,webm"
+_WITH_DECODING_TIMES = ("mov,", "mpeg")  # formats that state in which order pictures are decoded
 _FIRST_PACKETS = 50  # among which the first of every track is found
 _TRIAL_PACKETS = 200  # one of so many decodes, or none does
 # Samples that come before the first one of the sound, where the container does not say so.
@@ -97,14 +97,16 @@ def _decodes(path, index, part):
 def begin_seconds(container, path, part=None):
     """Return the timestamp at which the recording begins, in seconds."""
     start = (container.start_time or 0) / av.time_base
-    if start > 0 and container.format.name == _WITHOUT_DECODING_TIMES and len(container.streams) > 1:
-        start = min([start, *_first_timestamps(path, part)])
+    is_doubtful = start > 0 and not container.format.name.startswith(_WITH_DECODING_TIMES) or container.format.name == "nut"
+    if is_doubtful and container.streams.video:
+        tracks = [float(track.start_time * track.time_base) for track in container.streams.audio if track.start_time is not None]
+        start = min([*tracks, *_first_pictures(path, part)], default=start)
     # MP3 is no stream, but counts the encoder's delay, which is cut off, as time.
     is_arbitrary = container.format.flags & av.format.Flags.ts_discont.value or container.format.name == "mp3"
     return time_zero(start, is_arbitrary)
 
 
-def _first_timestamps(path, part):
+def _first_pictures(path, part):
     """Yield the timestamps of the first pictures, in seconds: FFmpeg does not know where their track begins without its decoder."""
     with open_media(path, part) as container, contextlib.suppress(*FAULTS):
         for packet in itertools.islice(container.demux(), _FIRST_PACKETS):

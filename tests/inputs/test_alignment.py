@@ -61,6 +61,15 @@ def test_sound_that_starts_late_lands_beside_its_picture(tmp_path, extension, st
     assert decoder.lost_samples == decoder.clock_jumps == 0
 
 
+@pytest.mark.parametrize(("extension", "codec"), [("nut", "pcm_s16le"), ("mkv", "tta")])
+def test_rarer_codecs_that_start_late_land_beside_their_picture(tmp_path, extension, codec):
+    """Of NUT, FFmpeg misjudges the start without a decoder of pictures; TTA's packets last a second."""
+    path = make_media(tmp_path / f"a.{extension}", audio=codec, sample_rate=48000, seconds=8.0, start_seconds=61.0, video=True, video_seconds=69.0)
+    samples, _ = decode_whole(path)
+    assert abs(_onset(samples) - 61.0) < 0.015
+    assert abs(probe(path).duration_seconds - len(samples) / RATE) < 0.05
+
+
 @pytest.mark.parametrize("pauses", [[(2, 120.0)], [(1, 45.0), (2, 45.0)], [(1, 45.0), (2, 45.0), (3, 300.0)]])
 @pytest.mark.parametrize("extension", ["mp4", "mov", "m4a", "mkv", "webm", "flv"])
 def test_pauses_last_as_long_as_they_do(tmp_path, extension, pauses):

@@ -29,6 +29,7 @@ MODULES = """
     models/cnn models/small_cnn models/transformer models
     models/checkpoints models/device models/memory models/micro_batch models/scorer
     evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/ground_truth evaluation/results
+    evaluation/smoothing evaluation/audible
     evaluation/scores evaluation/evaluate
     training/losses training/distillation training/distributed training/step training/run_folder
     training/optimizer training/validation training/messages training/train

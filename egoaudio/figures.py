@@ -129,7 +129,8 @@ def curves_png(rows):
     figure = Figure(figsize=(10, 4), dpi=_DOTS_PER_INCH, layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
     epochs = _column(rows, "epoch")
-    panels = (losses, 1, {"train_loss": "training", "val_loss": "validation"}), (accuracies, 100, {"top1": "top-1", "top5": "top-5", "map": "mAP"})
+    shares = {"top1": "top-1", "top5": "top-5", "map": "mAP", "map_prior": "mAP of the prior"}
+    panels = (losses, 1, {"train_loss": "training", "val_loss": "validation"}), (accuracies, 100, shares)
     for axes, scale, names in panels:
         for name, title in names.items():
             values = _column(rows, name) * scale

@@ -45,6 +45,11 @@ def assert_same_run(folder, other):
         assert ours.keys() == theirs.keys()
         different = [key for key in ours if not torch.equal(ours[key], theirs[key])]
         assert not different, (name, different)
+    for name in ("last.pt", "best.pt"):
+        ours, theirs = (checkpoints.load(one / name) for one in (folder, other))
+        assert [ours[key] for key in ("thresholds", "smooth_clips", "epoch")] == [theirs[key] for key in ("thresholds", "smooth_clips", "epoch")]
+    ours, theirs = (checkpoints.load(one / "last.pt")["resume"].get("weights", {}) for one in (folder, other))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert checkpoints.load(folder / "last.pt")["resume"]["scaler"] == checkpoints.load(other / "last.pt")["resume"]["scaler"]
     rows, other_rows = ([{name: value for name, value in row.items() if name not in TIMES} for row in table(one)] for one in (folder, other))
     assert rows == other_rows

@@ -30,9 +30,10 @@ MODULES = """
     models/cnn models/small_cnn models/transformer models
     models/checkpoints models/device models/memory models/micro_batch models/scorer
     evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/ground_truth evaluation/results
+    evaluation/smoothing evaluation/audible
     evaluation/scores evaluation/evaluate
-    training/losses training/distillation training/distributed training/step training/run_folder
-    training/optimizer training/validation training/messages training/train
+    training/losses training/distillation training/ema training/distributed training/step training/run_folder
+    training/optimizer training/validation training/messages training/run training/train
     cli
 """.split()
 FOLDERS = {"system", "config", "inputs", "audio", "hdf5", "builder", "data", "evaluation", "training"}  # with an empty __init__

@@ -63,7 +63,7 @@ def test_the_splits_that_can_be_asked_for_are_those_there_are():
 def test_what_comes_next_can_be_pasted(trained):
     folder, result = trained
     assert result.exit_code == 0, result.output
-    assert re.search(r"^2 epochs; the best is \d: validation mAP 0\.\d{4}, top-1 0\.\d{3}$", result.stdout, re.MULTILINE)
+    assert re.search(r"^2 epochs; the best is \d: validation mAP \d+\.\d \(prior \d+\.\d\), top-1 \d+\.\d per cent$", result.stdout, re.MULTILINE)
     assert re.findall(r"^epoch (\d)/2: loss ", result.stderr, re.MULTILINE) == ["1", "2"]
     evaluated = run(result.stdout.split("next: ")[1])
     assert evaluated.exit_code == 0, evaluated.output

@@ -33,11 +33,11 @@ def pixels(png):
 
 
 def test_the_curves_are_the_columns_of_the_table(drawn_figures):
-    rows = [ROW, {**ROW, "epoch": 2, "train_loss": 0.25, "map": 0.0}]
+    rows = [ROW | {"map_prior": 0.0625}, {**ROW, "epoch": 2, "train_loss": 0.25, "map": 0.0, "map_prior": 0.0625}]
     assert pixels(figures.curves_png(rows)).shape[:2] == (400, 1000)
     losses, accuracies = drawn_figures[0].axes
     assert lines(losses) == {"training": [0.5, 0.25], "validation": [0.6, 0.6]}
-    assert lines(accuracies) == {"top-1": [25, 25], "top-5": [50, 50], "mAP": [12.5, 0]}
+    assert lines(accuracies) == {"top-1": [25, 25], "top-5": [50, 50], "mAP": [12.5, 0], "mAP of the prior": [6.25, 6.25]}
     assert losses.lines[0].get_xdata().tolist() == [1, 2]
 
 

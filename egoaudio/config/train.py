@@ -12,7 +12,7 @@ from egoaudio.errors import ConfigurationError
 # What an option that is not given means for each model: what was measured to hear best (benchmarks/hearing.py), and
 # the paper's own for its two.
 _PAPER = {
-    "epochs": 30, "optimizer": "adam", "learning_rate": 1e-3, "weight_decay": 0.0, "warmup_fraction": 0.05,
+    "epochs": 30, "optimizer": "adam", "learning_rate": 1e-3, "weight_decay": 0.0, "warmup_fraction": 0.05, "ema": 0.0,
     "context_clips": 0, "gain_db": 0.0, "time_shift_seconds": 0.0, "mixup": 0.0, "dropout": 0.0, "patchout": 0.0,
 }
 MODEL_DEFAULTS = {
@@ -116,7 +116,20 @@ class OptimizationConfig(Checked):
     weight_decay: float | None = option(None, "Weight decay.", minimum=0)
     schedule: str = option("cosine", "After the warm-up: down to zero along a cosine, or constant.", choices=("cosine", "constant"))
     warmup_fraction: float | None = option(None, "Share of all steps over which the learning rate rises.", minimum=0)
-    patience: int = option(0, "Stop after this many epochs without a better validation mAP; 0 never stops early.", minimum=0)
+    ema: float | None = option(
+        None, "Evaluate an average of the weights over the last steps, this share of it kept from step to step; 0 is off.",
+        minimum=0, before=0.0,
+    )
+    loss: str = option(
+        "bce", "bce, or asymmetric: negatives that the model is sure of count less, for annotations with gaps.",
+        choices=("bce", "asymmetric"), before="bce",
+    )
+    label_smoothing: float = option(0.0, "Train towards this much less than 1, and as much more than 0.", minimum=0, before=0.0)
+    smooth_clips: int | None = option(
+        None, "Average a clip's scores with those of so many neighbours on each side; chosen on the validation split if not given.",
+        minimum=0, before=0,
+    )
+    patience: int = option(0, "Stop after this many epochs without a better validation score; 0 never stops early.", minimum=0)
     clip_gradient: float = option(0.0, "Largest norm of the gradient; 0 does not clip.", minimum=0)
     amp: bool = option(False, "Mixed precision where it is faster: bfloat16 if the device computes it natively, else float16 on a GPU and float32 on a CPU.")
     amp_dtype: str | None = option(None, "The type for --amp, if the choice is to be yours.", choices=("bfloat16", "float16"))
@@ -130,6 +143,10 @@ class OptimizationConfig(Checked):
         super().__post_init__()
         if self.amp_dtype is not None and not self.amp:
             raise ConfigurationError(f"--amp-dtype {self.amp_dtype} has no effect without --amp: give both, or neither")
+        if self.ema is not None and self.ema >= 1:
+            raise ConfigurationError(f"--ema {self.ema:g}: expected less than 1, or the average never changes; 0.999 is usual")
+        if self.label_smoothing >= 0.5:
+            raise ConfigurationError(f"--label-smoothing {self.label_smoothing:g}: expected less than 0.5, from where labels say the opposite")
 
 
 @dataclass(frozen=True)
@@ -172,6 +189,8 @@ class TrainConfig(Checked):
                 f"--normalize paper: {self.model.model} hears its features as they are, and other numbers are another sound to it: "
                 "leave --normalize out"
             )
+        if self.optimization.loss == "asymmetric" and self.data.label_mode == "single":
+            raise ConfigurationError("--loss asymmetric weighs the classes of a clip one by one: give --label-mode multi, or --loss bce")
 
     def resolved(self) -> "TrainConfig":
         """Return the configuration with every option that was not given as its model's default."""
@@ -196,6 +215,6 @@ TRAIN_PRESETS = {
     # The student paper's protocol, for either of its models; its clip split leaks neighbouring clips into validation.
     "paper": {
         "model": "cnn", "normalize": "paper", "split_unit": "clip", "validation_fraction": 0.2, "class_weights": True, "label_mode": "multi",
-        "optimizer": "adam", "weight_decay": 0.0, "schedule": "constant", "warmup_fraction": 0.0,
+        "optimizer": "adam", "weight_decay": 0.0, "schedule": "constant", "warmup_fraction": 0.0, "smooth_clips": 0,
     },
 }

@@ -65,11 +65,11 @@ def resample_ratio(numerators, denominators, video, weights, needed=None):
 
     below = total(denominators)
     defined = below if needed is None else np.where(total(needed) > 0, below, 0)
-    return _mean_over_classes(ratio(total(numerators), defined))
+    return mean_over_classes(ratio(total(numerators), defined))
 
 
 def resample_ranking(scores, labels, video, weights):
-    """Return the mean average precision and the mean AUC (as ``metrics`` defines them) of each resample.
+    """Return the average precision and the AUC (as ``metrics`` defines them) of each class in each resample.
 
     Parameters
     ----------
@@ -80,7 +80,8 @@ def resample_ranking(scores, labels, video, weights):
 
     Returns
     -------
-    tuple of array (num_resamples,)
+    tuple of array (num_classes, num_resamples)
+        NaN where a resample has no clip of the class. ``mean_over_classes`` makes the resampled means of them.
     """
     scores, labels = check(scores, labels)
     total = np.bincount(video, minlength=len(weights)) @ weights.astype(np.float64)
@@ -99,7 +100,7 @@ def resample_ranking(scores, labels, video, weights):
                 lost += (own * (ranked_before - found)).sum(axis=0) / 2
         precisions.append(ratio(precision, positives))
         areas.append(1 - ratio(lost, positives * (total - positives)))
-    return _mean_over_classes(np.stack(precisions)), _mean_over_classes(np.stack(areas))
+    return np.stack(precisions), np.stack(areas)
 
 
 def resample_official(scores, labels, video, weights):
@@ -129,7 +130,7 @@ def resample_official(scores, labels, video, weights):
             positives += own.sum(axis=0)
             precision += (own - (above - found) * sums).sum(axis=0)
         precisions.append(ratio(precision, positives))
-    return _mean_over_classes(np.stack(precisions))
+    return mean_over_classes(np.stack(precisions))
 
 
 def _weight_above(videos, positive, num_above, weights):
@@ -169,7 +170,7 @@ def _weight_above(videos, positive, num_above, weights):
         yield own[block], up_to @ weights, found[found_above[block]]
 
 
-def _mean_over_classes(per_class):
-    """Return the mean of ``per_class`` (num_classes, num_resamples) over the classes that are not NaN."""
+def mean_over_classes(per_class):
+    """Return the mean of ``per_class`` (num_classes, num_resamples) over the classes that are not NaN in each resample."""
     defined = ~np.isnan(per_class)
     return ratio(np.where(defined, per_class, 0).sum(axis=0), defined.sum(axis=0))

@@ -99,15 +99,15 @@ def evaluate(
             allocator.reuse_blocks()  # the next slice takes the same blocks again
         scored = score(Scorer(model, device=chosen, amp_dtype=amp_dtype, log=progress.write), loader, config.data.label_mode, advance=progress.advance)
     evaluation = evaluate_scores(
-        scored.scores, truth, thresholds=contents["thresholds"], prior=prior, pool=pool, num_resamples=num_resamples, seed=config.optimization.seed
+        scored.scores, truth, thresholds=contents["thresholds"], prior=prior, pool=pool,
+        smooth_clips=contents["smooth_clips"], num_resamples=num_resamples, seed=config.optimization.seed,
     )
     about = {"checkpoint": str(checkpoint), "file": str(path), "split": split, "epoch": contents["epoch"], "plan_sha256": contents["plan_sha256"]}
     evaluation = replace(evaluation, about=about)
     results.write(evaluation, folder)
-    if submission is not None:
-        results.write_submission(evaluation, submission)
-    if frame_submission is not None:
-        results.write_submission(evaluation, frame_submission, frames=True)
+    for text, frames in ((submission, False), (frame_submission, True)):
+        if text is not None:
+            results.write_submission(evaluation, text, frames)
     return evaluation
 
 

@@ -29,6 +29,7 @@ TITLES = {
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
     "map": "mAP",
+    "audible_map": "mAP, audible classes",  # the table says how many
     "mean_class_accuracy": "mean class accuracy",
     "mauc": "mAUC",
     "macro_f1": "macro F1",
@@ -36,8 +37,8 @@ TITLES = {
     "localization_map": "frame mAP (Charades localization)",
 }
 PER_CLASS_COLUMNS = (
-    "class_id", "name", "num_clips", "prior", "average_precision", "auc", "class_accuracy", "f1", "threshold",
-    "num_videos", "video_average_precision", "localization_average_precision",
+    "class_id", "name", "num_clips", "prior", "average_precision", "low", "high", "audible", "auc", "class_accuracy", "f1",
+    "threshold", "num_videos", "video_average_precision", "localization_average_precision",
 )
 
 
@@ -51,6 +52,8 @@ class Score:
     high: float = math.nan
     prior: float = math.nan
     """The same metric of scores that say nothing but how frequent each class is in the training split."""
+    unsmoothed: float = math.nan
+    """The same metric of each clip's own scores, where ``value`` is of those averaged over neighbouring clips."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,27 +81,46 @@ class Evaluation:
     """Sentences that say what is missing and why."""
     about: dict[str, Any] = field(default_factory=dict)
     """What was evaluated: checkpoint, file, split."""
+    smooth_clips: int = 0
+    """Over how many neighbouring clips on each side the scores are averaged."""
 
     def __str__(self) -> str:
         return table(self)
 
 
 def table(evaluation: Evaluation) -> str:
-    """Return the scores as lines of text: value, 95 % interval, prior, in per cent."""
+    """Return the scores as lines of text, in per cent: value, 95 % interval, prior, and without smoothing where there is."""
     heading = f"{evaluation.about['split']} split: " if "split" in evaluation.about else ""
     silent = evaluation.num_videos - evaluation.num_videos_scored
     without = f" ({silent:,} of them without sound)" if silent else ""
     videos = f"{evaluation.num_videos:,} video{'s' * (evaluation.num_videos != 1)}{without}"
     lines = [f"{heading}{evaluation.num_clips:,} clips of {videos}, {len(evaluation.per_class['class_id'])} classes", ""]
     width = max(len(title) for title in TITLES.values())
-    lines.append(f"{'per cent':{width}}  {'score':>6}  {'95 % interval':>15}  {'prior':>6}")
+    smoothed = evaluation.smooth_clips > 0
+    unsmoothed = f"  {'unsmoothed':>10}" if smoothed else ""
+    lines.append(f"{'per cent':{width}}  {'score':>6}  {'95 % interval':>15}  {'prior':>6}{unsmoothed}")
     for name, title in TITLES.items():
         if name in evaluation.scores:
             score = evaluation.scores[name]
+            if name == "audible_map":
+                title = f"mAP, {_count(sum(evaluation.per_class['audible']), 'audible class', 'es')}"
             between = "-" if math.isnan(score.low) else f"{_percent(score.low)} to {_percent(score.high)}"
-            lines.append(f"{title:{width}}  {_percent(score.value):>6}  {between:>15}  {_percent(score.prior):>6}")
+            unsmoothed = f"  {_percent(score.unsmoothed):>10}" if smoothed else ""
+            lines.append(f"{title:{width}}  {_percent(score.value):>6}  {between:>15}  {_percent(score.prior):>6}{unsmoothed}")
     lines += ["", "prior: always guessing each class by its frequency in the training split"]
+    if smoothed:
+        neighbours = _count(evaluation.smooth_clips, "clip", "s")
+        lines.append(f"smoothed: each score is the mean over the clip and {neighbours} before and after it; unsmoothed: the clip's own")
+    if "audible_map" in evaluation.scores:
+        lines.append(
+            "audible: classes whose average precision clears the prior's by its interval, chosen on these same clips, which\n"
+            "flatters their mean; to compare models, take the classes of one of them (per_class.csv)"
+        )
     return "\n".join(lines + [f"note: {note}" for note in evaluation.notes])
+
+
+def _count(number: int, noun: str, plural: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else plural}"
 
 
 def _percent(fraction: float) -> str:
@@ -142,11 +164,17 @@ def write(evaluation: Evaluation, folder: str | os.PathLike[str]) -> None:
 
 def to_json(evaluation: Evaluation) -> str:
     """Return the evaluation as JSON text, without what is per class."""
-    scores = {name: {part: _defined(getattr(score, part)) for part in ("value", "low", "high", "prior")} for name, score in evaluation.scores.items()}
+    parts = ("value", "low", "high", "prior", "unsmoothed")
+    scores = {name: {part: _defined(getattr(score, part)) for part in parts} for name, score in evaluation.scores.items()}
+    audible = None
+    if "audible_map" in evaluation.scores:
+        each = zip(evaluation.per_class["class_id"], evaluation.per_class["audible"], strict=True)
+        audible = [class_id for class_id, heard in each if heard]
     contents = {
-        "egoaudio_version": __version__, **evaluation.about, "pool": evaluation.pool, "num_clips": evaluation.num_clips,
+        "egoaudio_version": __version__, **evaluation.about, "pool": evaluation.pool, "smooth_clips": evaluation.smooth_clips,
+        "num_clips": evaluation.num_clips,
         "num_videos": evaluation.num_videos, "num_videos_scored": evaluation.num_videos_scored, "num_resamples": evaluation.num_resamples,
-        "scores": scores, "notes": list(evaluation.notes),
+        "scores": scores, "audible_classes": audible, "notes": list(evaluation.notes),
     }
     return json.dumps(contents, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 

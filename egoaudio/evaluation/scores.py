@@ -5,25 +5,35 @@ makes the ``Evaluation``.
 
 Clip metrics (``metrics``) are over the clips that have sound and labels. Video metrics (``charades``, the official
 protocol) are over every video of the split, with sound or not, and use all clips that have sound. Thresholds for F1 come
-from the validation split (``choose_thresholds``), never from the rows that are reported. Each number stands beside that
-of the prior, the class frequencies of the training split, and in an interval over videos (``bootstrap``).
+from the validation split (``choose_thresholds``), never from the rows that are reported, and so does the number of
+neighbouring clips that scores are averaged over (``smoothing``). Each number stands beside that of the prior, the class
+frequencies of the training split, and in an interval over videos (``bootstrap``).
 """
+
+from dataclasses import replace
 
 import numpy as np
 
 from egoaudio.errors import EvaluationError
 from egoaudio.evaluation import bootstrap, charades, metrics
+from egoaudio.evaluation.audible import audible_classes
 from egoaudio.evaluation.results import Evaluation, Score
+from egoaudio.evaluation.smoothing import smooth
 
 NUM_RESAMPLES = 500  # ends of the interval good to a tenth of its width; 3 s for 21,150 frames, 157 classes, 846 videos
 
 
 def choose_thresholds(scores, truth):
-    """Return the threshold of each class with the best F1 on these clips, float64 (C,): the validation split's, for the checkpoint."""
+    """Return the threshold of each class with the best F1 on these clips, float64 (C,).
+
+    For the checkpoint, from the validation split's scores, averaged over neighbouring clips as all later ones will be.
+    """
     return metrics.best_thresholds(scores[truth.labelled], truth.labels[truth.labelled])
 
 
-def evaluate_scores(scores, truth, *, thresholds=None, prior=None, pool="max", num_resamples=0, seed=0):
+def evaluate_scores(
+    scores, truth, *, thresholds=None, prior=None, pool="max", smooth_clips=0, num_resamples=0, seed=0
+):
     """Return the ``Evaluation`` of scores.
 
     Parameters
@@ -37,6 +47,8 @@ def evaluate_scores(scores, truth, *, thresholds=None, prior=None, pool="max", n
         Class frequencies of the training split; without them nothing stands beside the scores.
     pool : str
         ``max`` or ``mean``: how a video's scores follow from its clips'.
+    smooth_clips : int
+        Average the scores over so many neighbouring clips on each side first; the numbers without that stand beside.
     num_resamples : int
         Of the bootstrap; 0 gives no intervals, nor does a single video.
     seed : int
@@ -47,31 +59,25 @@ def evaluate_scores(scores, truth, *, thresholds=None, prior=None, pool="max", n
     EvaluationError
         If the scores are not those of these clips, not numbers, or not between 0 and 1.
     """
-    scores = _check(scores, truth)
+    own_scores = _check(scores, truth)
+    scores = smooth(own_scores, truth.rows, truth.clip_video, smooth_clips)
     clips = truth.labelled
     thresholds = None if thresholds is None else np.asarray(thresholds, np.float64)
     num_resamples = num_resamples if len(truth.video_ids) > 1 else 0  # one video tells nothing about another
     weights = bootstrap.draw_weights(len(truth.video_ids), num_resamples, seed)
-    results_of_clips, per_class = _judge_clips(scores[clips], truth.labels[clips], truth.clip_video[clips], thresholds, prior, weights)
-    actions = scores[:, : truth.num_actions]
-    video_scores = charades.pool_videos(actions, truth.clip_video, len(truth.video_ids), pool)
-    judged = charades.drop_empty_videos(video_scores, truth.video_labels)
-    video_score, video_ap = _judge_official(judged, truth.video_labels, np.arange(len(judged)), weights, prior is not None)
-    all_scores = {**results_of_clips, "video_map": video_score}
-    notes = _notes(truth, thresholds, prior)
-    frame_scores, frame_ap = None, np.full(truth.num_actions, np.nan)
-    if truth.instances is not None:
-        frame_scores = charades.frame_scores(actions, truth.clip_video, truth.start_seconds, truth.stop_seconds, truth.video_seconds, pool)
-        on = charades.frame_labels(truth.video_seconds, truth.instances, truth.num_actions)
-        video = np.repeat(np.arange(len(judged)), charades.FRAMES_PER_VIDEO)
-        all_scores["localization_map"], frame_ap = _judge_official(frame_scores, on, video, weights, prior is not None)
-    per_class |= {
-        "class_id": truth.class_ids, "name": truth.class_names, "num_videos": _for_all(truth.video_labels.sum(axis=0), truth),
-        "video_average_precision": _for_all(video_ap, truth), "localization_average_precision": _for_all(frame_ap, truth),
-    }
+    all_scores, per_class = _judge_clips(
+        scores[clips], truth.labels[clips], truth.clip_video[clips], thresholds, prior, weights
+    )
+    official, video_scores, frame_scores, more_per_class = _judge_videos(scores, truth, pool, weights, prior is not None)
+    all_scores |= official
+    per_class |= {"class_id": truth.class_ids, "name": truth.class_names, **more_per_class}
+    per_class = {name: list(values) for name, values in per_class.items()}
+    if smooth_clips:
+        all_scores = _beside_unsmoothed(all_scores, per_class, evaluate_scores(own_scores, truth, pool=pool))
     return Evaluation(
-        all_scores, {name: list(values) for name, values in per_class.items()}, int(clips.sum()), len(truth.video_ids), len(np.unique(truth.clip_video)),
-        num_resamples, pool, truth.video_ids, video_scores, frame_scores, notes,
+        all_scores, per_class, int(clips.sum()), len(truth.video_ids), len(np.unique(truth.clip_video)),
+        num_resamples, pool, truth.video_ids, video_scores, frame_scores, _notes(truth, thresholds, prior),
+        smooth_clips=smooth_clips,
     )
 
 
@@ -103,25 +109,45 @@ def _judge_clips(scores, labels, video, thresholds, prior, weights):
     if prior is not None:
         guess = np.broadcast_to(np.asarray(prior, np.float64), labels.shape)
         priors = _clip_values(guess, labels, np.where(guess[0] > 0, guess[0], np.inf))[0]
-    intervals = {}
-    if weights.shape[1]:
-        resampled = dict(zip(("map", "mauc"), bootstrap.resample_ranking(scores, labels, video, weights), strict=True))
-        some = labels.any(axis=1, keepdims=True)
-        for name, k in (("top1", 1), ("top5", 5)):
-            hits = np.nan_to_num(metrics.top_k_hits(scores, labels, k))[:, None]
-            resampled[name] = bootstrap.resample_ratio(hits, some, video, weights)
-        resampled["mean_class_accuracy"] = bootstrap.resample_ratio(metrics.class_hits(scores, labels), labels, video, weights)
-        if thresholds is not None:
-            claimed = scores >= thresholds
-            both = claimed.astype(np.float32) + labels
-            resampled["macro_f1"] = bootstrap.resample_ratio(2 * (claimed & labels).astype(np.float32), both, video, weights, needed=labels)
+    per_class["prior"] = np.full(labels.shape[1], np.nan) if prior is None else prior
+    if not weights.shape[1]:
+        per_class |= {name: [np.nan] * labels.shape[1] for name in ("low", "high", "audible")}
+        intervals = {}
+    else:
+        precisions, areas = bootstrap.resample_ranking(scores, labels, video, weights)
+        ends = np.array([bootstrap.interval(*pair) for pair in zip(precisions, per_class["average_precision"], strict=True)])
+        audible = audible_classes(ends[:, 0], labels, video)
+        per_class |= {"low": ends[:, 0], "high": ends[:, 1], "audible": audible}
+        values["audible_map"] = metrics.mean_over_classes(per_class["average_precision"][audible])
+        if prior is not None:
+            priors["audible_map"] = metrics.mean_over_classes(labels.mean(axis=0)[audible])
+        resampled = _resample_accuracies(scores, labels, video, thresholds, weights)
+        resampled |= {
+            "map": bootstrap.mean_over_classes(precisions), "mauc": bootstrap.mean_over_classes(areas),
+            "audible_map": bootstrap.mean_over_classes(precisions[audible]),
+        }
         intervals = {name: bootstrap.interval(samples, values[name]) for name, samples in resampled.items()}
     found = {}
     for name, value in values.items():
         low, high = intervals.get(name, (np.nan, np.nan))
         found[name] = Score(value, low, high, priors.get(name, np.nan))
-    per_class["prior"] = np.full(labels.shape[1], np.nan) if prior is None else prior
     return found, {name: np.asarray(column).tolist() for name, column in per_class.items()}
+
+
+def _resample_accuracies(scores, labels, video, thresholds, weights):
+    """Return the accuracies, and the F1, of each resample, ``{name: array (num_resamples,)}``."""
+    resampled = {}
+    some = labels.any(axis=1, keepdims=True)
+    for name, k in (("top1", 1), ("top5", 5)):
+        hits = np.nan_to_num(metrics.top_k_hits(scores, labels, k))[:, None]
+        resampled[name] = bootstrap.resample_ratio(hits, some, video, weights)
+    hits = metrics.class_hits(scores, labels)
+    resampled["mean_class_accuracy"] = bootstrap.resample_ratio(hits, labels, video, weights)
+    if thresholds is not None:
+        claimed = scores >= thresholds
+        both, either = 2 * (claimed & labels).astype(np.float32), claimed.astype(np.float32) + labels
+        resampled["macro_f1"] = bootstrap.resample_ratio(both, either, video, weights, needed=labels)
+    return resampled
 
 
 def _clip_values(scores, labels, thresholds):
@@ -141,6 +167,28 @@ def _clip_values(scores, labels, thresholds):
     return values, per_class
 
 
+def _judge_videos(scores, truth, pool, weights, with_prior):
+    """Return the official metrics, ``{name: Score}``, the scores of videos and of frames, and ``{column: values}``."""
+    actions = scores[:, : truth.num_actions]
+    video_scores = charades.pool_videos(actions, truth.clip_video, len(truth.video_ids), pool)
+    judged = charades.drop_empty_videos(video_scores, truth.video_labels)
+    found, frame_scores, frame_ap = {}, None, np.full(truth.num_actions, np.nan)
+    found["video_map"], video_ap = _judge_official(
+        judged, truth.video_labels, np.arange(len(judged)), weights, with_prior
+    )
+    if truth.instances is not None:
+        frame_scores = charades.frame_scores(
+            actions, truth.clip_video, truth.start_seconds, truth.stop_seconds, truth.video_seconds, pool
+        )
+        on = charades.frame_labels(truth.video_seconds, truth.instances, truth.num_actions)
+        video = np.repeat(np.arange(len(judged)), charades.FRAMES_PER_VIDEO)
+        found["localization_map"], frame_ap = _judge_official(frame_scores, on, video, weights, with_prior)
+    return found, video_scores, frame_scores, {
+        "num_videos": _for_all(truth.video_labels.sum(axis=0), truth), "video_average_precision": _for_all(video_ap, truth),
+        "localization_average_precision": _for_all(frame_ap, truth),
+    }
+
+
 def _judge_official(scores, labels, video, weights, with_prior):
     """Return the official mAP with its interval and prior, and the AP of each action."""
     per_class = charades.average_precision(scores, labels)
@@ -150,6 +198,15 @@ def _judge_official(scores, labels, video, weights, with_prior):
     guess = np.where(np.isfinite(scores), 0, -np.inf)
     prior = metrics.mean_over_classes(charades.chance_average_precision(guess, labels)) if with_prior else np.nan
     return Score(value, low, high, prior), per_class
+
+
+def _beside_unsmoothed(all_scores, per_class, own):
+    """Return the scores with those of each clip alone, the evaluation ``own``, beside them."""
+    values = {name: score.value for name, score in own.scores.items()}
+    if "audible_map" in all_scores:  # over the same classes
+        audible = np.array(per_class["audible"])
+        values["audible_map"] = metrics.mean_over_classes(np.array(own.per_class["average_precision"])[audible])
+    return {name: replace(score, unsmoothed=values.get(name, np.nan)) for name, score in all_scores.items()}
 
 
 def _for_all(values, truth):

@@ -50,7 +50,10 @@ FIELDS = {
     "plan_sha256": str,  # of the file that was trained on
     "thresholds": (list, type(None)),  # a score per class, chosen on the validation split; None without one
     "metrics": dict,  # the epoch's row of metrics.csv
+    "smooth_clips": int,  # scores are averaged over so many neighbouring clips on each side
 }
+# What a checkpoint without a later field means: that of the versions before the field came.
+LATER_FIELDS = {"smooth_clips": 0}
 
 
 # ------------------------------------------------------------------------------------------------ save and load
@@ -110,6 +113,8 @@ def load(path):
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
         # Reached only by files with a right checksum: made by someone who knows the format, or by another torch.
         raise CheckpointError(f"{path}: refused, for it holds something other than tensors, numbers and strings, and could run code: {error}") from error
+    if isinstance(contents, dict):
+        contents = LATER_FIELDS | contents
     _check_fields(path, contents)
     return contents
 

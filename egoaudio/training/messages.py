@@ -27,7 +27,10 @@ class RunProgress(Progress):
 
 def describe_epoch(row, num_epochs, better):
     """Return an epoch's line."""
-    validation = "" if row["val_loss"] is None else f", val_loss {row['val_loss']:.4f}, top-1 {row['top1']:.3f}, top-5 {row['top5']:.3f}, mAP {row['map']:.4f}"
+    validation = ""
+    if row["val_loss"] is not None:
+        map_, prior, top1, top5 = (f"{100 * row[name]:.1f}" for name in ("map", "map_prior", "top1", "top5"))
+        validation = f", val_loss {row['val_loss']:.4f}; per cent: mAP {map_} (prior {prior}), top-1 {top1}, top-5 {top5}"
     return (
         f"epoch {row['epoch']}/{num_epochs}: loss {row['train_loss']:.4f}{validation}{' (best)' if better else ''}; "
         f"{rate(row['clips_per_second'], 1)} clips/s, {row['peak_memory_mb']:,.0f} MB, {row['seconds']:.1f} s"
@@ -80,4 +83,17 @@ def summarize(folder, state, file, path, already_finished=False):
     validated = state.history[state.best_epoch - 1]["map"] is not None
     split = "test" if (file.video_table["split"] == b"test").any() else "validation" if validated else "train"
     command = shlex.join(["egoaudio-evaluate", str(folder / "best.pt"), os.fspath(path), "--split", split])
-    return TrainingRun(folder, state.epoch, state.best_epoch, tuple(state.history), already_finished, command)
+    return TrainingRun(folder, state.epoch, state.best_epoch, tuple(state.history), already_finished, command, _warn(state))
+
+
+def _warn(state):
+    """Return what to try where nothing was learnt; empty where it was, or nobody knows."""
+    if state.best_bar is None or state.best_score > state.best_bar:
+        return ""
+    return (
+        f"this model does not beat the prior: its validation mAP over the classes with enough clips is "
+        f"{100 * state.best_score:.1f} per cent, and scores that say nothing about the clips reach "
+        f"{100 * state.best_bar:.1f}. Try more --epochs, --model cnn-small with its defaults, published weights "
+        "(--model yamnet --pretrained), or features built without denoising (egoaudio-build --denoise none); or else "
+        "these classes make no sound of their own"
+    )

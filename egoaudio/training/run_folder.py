@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas
 
 COLUMNS = (
-    "epoch", "train_loss", "val_loss", "top1", "top5", "map", "learning_rate",
+    "epoch", "train_loss", "val_loss", "top1", "top5", "map", "map_prior", "selection", "learning_rate",
     "clips_per_second", "data_wait_fraction", "micro_batch_size", "peak_memory_mb", "seconds",
 )
 
@@ -61,23 +61,29 @@ class State:
     best_epoch: int = 0
     """Counted from 1, as in the table; 0 before the first epoch is done."""
     best_score: float = -math.inf
-    """Validation mAP, or minus the training loss where there is no validation split."""
+    """The table's ``selection``, or minus the training loss where there is no validation split."""
+    best_bar: float | None = None
+    """What ``best_score`` is above where the model hears anything; None without a validation split."""
     thresholds: list | None = None
     """Of the newest epoch: a score per class."""
+    smooth_clips: int = 0
+    """Of the newest epoch: over how many neighbouring clips on each side scores are averaged."""
+    selection_maps: list = dataclasses.field(default_factory=list)
+    """Of every epoch: the validation mAP of the classes that choose the best epoch."""
     history: list = dataclasses.field(default_factory=list)
     """The rows of metrics.csv: ``{column: number or None}``."""
     finished: bool = False
 
-    def close_epoch(self, row: dict[str, Any]) -> bool:
+    def close_epoch(self, row: dict[str, Any], bar: float | None = None) -> bool:
         """Take in the finished epoch's row of the table and begin the next epoch; return whether it was the best so far."""
-        score = -row["train_loss"] if row["map"] is None else row["map"]
+        score = -row["train_loss"] if row["selection"] is None else row["selection"]
         score = -math.inf if math.isnan(score) else score  # no class has a positive clip in the validation split
         better = self.best_epoch == 0 or score > self.best_score
         self.history.append(row)
         self.epoch, self.batch = self.epoch + 1, 0
         self.loss_sum, self.num_clips, self.train_seconds, self.wait_seconds, self.peak_memory_mb = 0.0, 0, 0.0, 0.0, 0.0
         if better:
-            self.best_epoch, self.best_score = self.epoch, score
+            self.best_epoch, self.best_score, self.best_bar = self.epoch, score, bar
         return better
 
 
@@ -89,13 +95,15 @@ class TrainingRun:
     epochs: int
     """How many were trained."""
     best_epoch: int
-    """Of ``best.pt``, counted from 1: the best validation mAP, or the lowest training loss without a validation split."""
+    """Of ``best.pt``, counted from 1: the best ``selection``, or the lowest training loss without a validation split."""
     rows: tuple[dict[str, float | None], ...]
     """The rows of metrics.csv: ``{column of COLUMNS: number or None}``."""
     already_finished: bool
     """Whether there was nothing to do."""
     next_command: str
     """What evaluates it."""
+    warning: str = ""
+    """What to try where the model does not beat the prior on the validation split; else empty."""
 
     @property
     def history(self) -> "pandas.DataFrame":
@@ -124,9 +132,13 @@ class TrainingRun:
         best = self.rows[self.best_epoch - 1]
         score = f"training loss {best['train_loss']:.4f}, not validated"
         if best["map"] is not None:
-            score = f"validation mAP {best['map']:.4f}, top-1 {best['top1']:.3f}"
+            per_cent = {name: f"{100 * value:.1f}" for name, value in best.items() if value is not None}
+            prior = f" (prior {per_cent['map_prior']})" if "map_prior" in per_cent else ""  # an earlier version's row has none
+            score = f"validation mAP {per_cent['map']}{prior}, top-1 {per_cent['top1']} per cent"
         epochs = f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
-        return f"{done}{epochs}; the best is {self.best_epoch}: {score}\nnext: {self.next_command}"
+        return f"{done}{epochs}; the best is {self.best_epoch}: {score}\nnext: {self.next_command}" + (
+            f"\nwarning: {self.warning}" if self.warning else ""
+        )
 
 
 def clear(folder: pathlib.Path) -> None:
@@ -193,7 +205,8 @@ def write_metrics(folder: pathlib.Path, history: list[dict[str, float | None]]) 
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
     for row in history:
-        table.writerow("" if row[name] is None else f"{row[name]:.6g}" for name in COLUMNS)
+        # An earlier version's rows lack the later columns.
+        table.writerow("" if row.get(name) is None else f"{row[name]:.6g}" for name in COLUMNS)
     results.write_file(folder / "metrics.csv", text.getvalue().encode())
 
 

@@ -1,11 +1,11 @@
 """The one loop: from an egoaudio file to a trained model, in a folder from which a run that was stopped resumes.
 
-In: the file, a folder, a ``TrainConfig``. Out: ``best.pt`` (the weights with the best validation mAP), ``last.pt``,
+In: the file, a folder, a ``TrainConfig``. Out: ``best.pt`` (the weights that validate best), ``last.pt``,
 ``metrics.csv``, ``curves.png``, ``config.json`` (see ``run_folder``).
 
 A resumed run ends with the same weights, bit for bit on a CPU with the same number of threads, because everything that a
-step depends on is either in ``last.pt`` (weights, optimiser, scaler, torch's random state, the size of the micro-batch)
-or follows from numbers that are (the order and the augmentation of an epoch from seed, epoch and batch; the learning
+step depends on is either in ``last.pt`` (weights and their average, optimiser, scaler, torch's random state, the size of
+the micro-batch) or follows from numbers that are (the order and the augmentation of an epoch from seed, epoch and batch; the learning
 rate from the number of the step). What is written is whole at every instant, so ``kill -9`` is a way to stop.
 
 In a command, a signal is heard between two batches: ``last.pt`` is written first, then the signal does what it would have done.
@@ -15,9 +15,7 @@ import contextlib
 import math
 import os
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -34,24 +32,25 @@ from egoaudio.evaluation import results
 from egoaudio.figures import curves_png
 from egoaudio.hdf5 import reader
 from egoaudio.models import check_feature, check_pretrained, check_sizes, checkpoints, create_model
-from egoaudio.models.device import choose_device, mixed_precision, name_of
+from egoaudio.models.device import choose_device, mixed_precision
 from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.models.scorer import Scorer
 from egoaudio.system import lock, signals
 from egoaudio.training import run_folder
 from egoaudio.training.distillation import DistillationLoss, prepare_teacher
+from egoaudio.training.ema import WeightAverage
 from egoaudio.training.losses import Loss
 from egoaudio.training.messages import (
     RunProgress,
     describe_bad_loss,
-    describe_bad_weights,
     describe_epoch,
     describe_wait,
     summarize,
 )
-from egoaudio.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from egoaudio.training.optimizer import make_optimizer, set_learning_rate
+from egoaudio.training.run import Run
 from egoaudio.training.step import Stepper
-from egoaudio.training.validation import Validator
+from egoaudio.training.validation import Validation, Validator, selection_score
 
 # Above this share of the time spent waiting for data the loop says what to change.
 WAIT_WORTH_SAYING = 0.05
@@ -120,87 +119,16 @@ def train(
                 # The signal is ignored (nohup, & in a script), or its handler returned: the epoch goes on where it was.
                 continue
             started = time.monotonic()
-            scored = _validate(run)
-            _close_epoch(run, scored, time.monotonic() - started)
+            validation = _validate(run)
+            _close_epoch(run, validation, time.monotonic() - started)
         return summarize(folder, state, file, path)
-
-
-# ---------------------------------------------------------------------------------------------- what the stages share
-
-
-@dataclass
-class _Run:
-    """What the stages of a run share."""
-
-    file: Any
-    """The open ``EgoAudioFile``."""
-    feature: str
-    folder: Path
-    config: TrainConfig
-    device: torch.device
-    state: run_folder.State
-    """Where the run is; changed by every batch."""
-    loader: Loader
-    model: torch.nn.Module
-    """Not compiled; what ``stepper`` computes with has the same weights."""
-    stepper: Stepper
-    validator: Validator | None
-    progress: RunProgress
-    num_steps: int
-    """Of the optimiser, in the whole run."""
-    description: dict
-    """What every checkpoint says of the run: ``last.pt`` and ``best.pt``."""
-    board: Any = None
-    """TensorBoard's writer, if asked for."""
-    drawn_at: float = field(default_factory=time.monotonic)
-    """When ``curves.png`` was last drawn, on the monotonic clock."""
-
-    def learning_rate(self, batch):
-        """Return the learning rate of a batch of the present epoch, counted from 0."""
-        step = self.state.epoch * len(self.loader) + batch
-        return learning_rate(step, self.num_steps, self.config.optimization)
-
-    def checkpoint(self):
-        """Return the contents of ``best.pt``; ``last.pt`` has more."""
-        return {
-            **self.description, "epoch": self.state.epoch, "weights": dict(self.model.state_dict()),
-            "amp_dtype": name_of(self.stepper.amp_dtype), "thresholds": self.state.thresholds, "metrics": self.state.history[-1] if self.state.history else {},
-        }
-
-    def save_last(self):
-        """Write ``last.pt``: the checkpoint, and everything that the next batch depends on.
-
-        Raises
-        ------
-        TrainingError
-            When the weights are not finite: the gradient can be infinite where the loss is not.
-        """
-        if not all(torch.isfinite(value).all() for value in self.model.parameters()):
-            raise TrainingError(describe_bad_weights(self.state, self.folder))
-        scaler = self.stepper.scaler
-        resume = {
-            "state": dict(vars(self.state)), "optimizer": self.stepper.optimizer.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "stepper": self.stepper.state_dict(), "random_state": torch.get_rng_state(),
-        }
-        checkpoints.save(self.folder / "last.pt", {**self.checkpoint(), "resume": resume})
-
-    def restore(self, earlier):
-        """Put everything back to where ``last.pt`` was written."""
-        resume = earlier["resume"]
-        self.model.load_state_dict(earlier["weights"])
-        self.stepper.optimizer.load_state_dict(resume["optimizer"])
-        if self.stepper.scaler is not None:
-            self.stepper.scaler.load_state_dict(resume["scaler"])
-        self.stepper.load_state_dict(resume["stepper"])
-        torch.set_rng_state(resume["random_state"])
 
 
 # ----------------------------------------------------------------------------------------------------------- prepare
 
 
 def _prepare(stack, file, path, feature, folder, config, device, state, *, resumes):
-    """Make everything that the loop needs, from the file and the configuration; return the ``_Run``."""
+    """Make everything that the loop needs, from the file and the configuration; return the ``Run``."""
     split = split_rows(file, config.data, config.optimization.seed)
     moments = normalization(file, feature, split.train, config.data.normalize)
     teacher = prepare_teacher(file, path, split.train, folder, config, device, resumes=resumes)
@@ -222,9 +150,11 @@ def _prepare(stack, file, path, feature, folder, config, device, state, *, resum
         "egoaudio_version": __version__, "config": to_json(config), "network": checkpoints.describe_network(model),
         "normalization": {"mean": moments[0], "std": moments[1]}, **checkpoints.describe_data(file, feature),
     }
+    average = WeightAverage(model, config.optimization.ema) if config.optimization.ema else None
     num_steps = config.optimization.epochs * len(loader)
-    return _Run(
-        file, feature, folder, config, device, state, loader, model, stepper, validator, progress, num_steps, description
+    return Run(
+        file, feature, folder, config, device, state, loader, model, stepper, average, validator, progress, num_steps,
+        description,
     )
 
 
@@ -244,7 +174,8 @@ def _prepare_data(file, path, feature, split: Split, moments, config, device, te
         teacher=teacher,
     )
     weights = class_weights(file, split.train, config.data.label_mode) if config.data.class_weights else None
-    return loader, Loss(config.data.label_mode, weights, device)
+    options = config.optimization
+    return loader, Loss(config.data.label_mode, weights, device, options.loss, options.label_smoothing)
 
 
 def _prepare_model(file, feature_shape, config, device):
@@ -335,6 +266,8 @@ def _train_batch(run, batch):
     value = run.stepper.step(batch.features, batch.labels)  # (b, T, F), (b, C)
     if not math.isfinite(value):
         raise TrainingError(describe_bad_loss(value, batch, state, run.folder))
+    if run.average is not None:
+        run.average.update()
     state.batch += 1
     state.num_clips += len(batch.rows)
     state.loss_sum += value * len(batch.rows)
@@ -344,20 +277,24 @@ def _train_batch(run, batch):
 
 
 def _validate(run):
-    """Return what the validation split adds to the table, None where there is none; keep the thresholds."""
-    if run.validator:
-        run.validator.scorer.amp_dtype = run.stepper.amp_dtype  # the first step may have found float32 to be faster
-    scored = run.validator() if run.validator else dict.fromkeys(("val_loss", "top1", "top5", "map", "thresholds"))
+    """Return what the validation split says of the weights that ``best.pt`` would hold."""
+    if run.validator is None:
+        return Validation(smooth_clips=run.config.optimization.smooth_clips or 0)
+    run.validator.scorer.amp_dtype = run.stepper.amp_dtype  # the first step may have found float32 to be faster
+    with contextlib.nullcontext() if run.average is None else run.average.applied():
+        validation = run.validator()
     signals.check()  # the loader's finalisers may have swallowed one
-    run.state.thresholds = scored.pop("thresholds")
-    return scored
+    return validation
 
 
-def _close_epoch(run, scored, validation_seconds):
+def _close_epoch(run, validation, validation_seconds):
     """Write the epoch's row, the checkpoints and the picture; decide whether the run has finished."""
     state, options = run.state, run.config.optimization
+    state.thresholds, state.smooth_clips = validation.thresholds, validation.smooth_clips
+    state.selection_maps.append(validation.selection_map)
     row = {
-        "epoch": state.epoch + 1, "train_loss": state.loss_sum / state.num_clips, **scored,
+        "epoch": state.epoch + 1, "train_loss": state.loss_sum / state.num_clips, **validation.columns(),
+        "selection": selection_score(state.selection_maps),
         "learning_rate": run.learning_rate(len(run.loader) - 1),
         "clips_per_second": state.num_clips / state.train_seconds,
         "data_wait_fraction": state.wait_seconds / state.train_seconds,
@@ -365,7 +302,7 @@ def _close_epoch(run, scored, validation_seconds):
         "peak_memory_mb": max(state.peak_memory_mb, peak_memory_mb(run.device)),
         "seconds": state.train_seconds + validation_seconds,
     }
-    better = state.close_epoch(row)
+    better = state.close_epoch(row, validation.bar)
     if better:
         checkpoints.save(run.folder / "best.pt", run.checkpoint())
     _tell(run, row, better)

@@ -97,10 +97,15 @@ def test_configurations_cannot_be_changed():
         BuildConfig().sample_rate = 8000
 
 
+LATER = ("context_clips", "patchout", "ema", "smooth_clips", "loss", "label_smoothing")
+
+
 def test_a_stored_configuration_without_a_later_option_means_what_it_meant_then():
-    stored = {name: value for name, value in to_flat(TrainConfig().resolved()).items() if name not in ("context_clips", "patchout")}
+    stored = {name: value for name, value in to_flat(TrainConfig().resolved()).items() if name not in LATER}
     config = from_json(TrainConfig, json.dumps(stored))
     assert (config.data.context_clips, config.model.patchout) == (0, 0.0)
+    options = config.optimization
+    assert (options.ema, options.smooth_clips, options.loss, options.label_smoothing) == (0.0, 0, "bce", 0.0)
 
 
 @pytest.mark.parametrize("model", MODEL_DEFAULTS)
@@ -108,7 +113,7 @@ def test_what_is_not_given_is_the_models_default_and_what_is_given_stays(model):
     config = from_flat(TrainConfig, {"model": model, "epochs": 7}).resolved()
     assert config.optimization.epochs == 7 and config.optimization.learning_rate == MODEL_DEFAULTS[model]["learning_rate"]
     assert {name for name, value in to_flat(config).items() if value is None} <= {
-        "feature", "pretrained", "micro_batch_size", "amp_dtype"
+        "feature", "pretrained", "micro_batch_size", "amp_dtype", "smooth_clips"
     }
 
 
@@ -116,3 +121,16 @@ def test_published_weights_of_ast_are_trained_gently_unless_a_rate_is_given():
     pretrained = {"model": "ast", "pretrained": "weights"}
     assert from_flat(TrainConfig, pretrained).resolved().optimization.learning_rate == 5e-5
     assert from_flat(TrainConfig, {**pretrained, "learning_rate": 1e-3}).resolved().optimization.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"loss": "asymmetric", "label_mode": "single"}, "--loss asymmetric weighs the classes of a clip one by one: give --label-mode multi"),
+        ({"label_smoothing": 0.5}, "--label-smoothing 0.5: expected less than 0.5"),
+        ({"ema": 1.0}, "--ema 1: expected less than 1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, words):
+    with pytest.raises(ConfigurationError, match=words):
+        from_flat(TrainConfig, options)

@@ -28,10 +28,15 @@ def test_ranking_metrics_equal_those_of_repeated_rows(name, block, monkeypatch):
     monkeypatch.setattr(bootstrap, "_POSITIVES_AT_ONCE", block)
     scores, labels, video = CASES[name]
     precision, area = bootstrap.resample_ranking(scores, labels, video, WEIGHTS)
+    assert precision.shape == area.shape == (labels.shape[1], WEIGHTS.shape[1])
+    mean_precision, mean_area = bootstrap.mean_over_classes(precision), bootstrap.mean_over_classes(area)
     for resample in range(WEIGHTS.shape[1]):
         rows = repeated(video, WEIGHTS, resample)
-        np.testing.assert_allclose(precision[resample], metrics.mean_average_precision(scores[rows], labels[rows]), rtol=1e-5)
-        np.testing.assert_allclose(area[resample], metrics.mean_auc(scores[rows], labels[rows]), rtol=1e-5)
+        here = scores[rows], labels[rows]
+        np.testing.assert_allclose(precision[:, resample], metrics.average_precision(*here), rtol=1e-5)
+        np.testing.assert_allclose(area[:, resample], metrics.area_under_roc(*here), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(mean_precision[resample], metrics.mean_average_precision(*here), rtol=1e-5)
+        np.testing.assert_allclose(mean_area[resample], metrics.mean_auc(*here), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -19,6 +19,7 @@ from egoaudio.errors import CheckpointError, ConfigurationError, EvaluationError
 from egoaudio.evaluation import bootstrap, charades, evaluate, metrics
 from egoaudio.evaluation.ground_truth import class_frequencies, read_truth
 from egoaudio.evaluation.scores import choose_thresholds, evaluate_scores
+from egoaudio.evaluation.smoothing import smooth
 from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints, create_model
 from egoaudio.models.scorer import Scorer, score
@@ -174,10 +175,13 @@ def test_intervals_hold_their_scores_and_follow_from_the_seed(file):
     scores = np.clip(0.6 * truth.labels + 0.7 * random_scores(truth), 0, 1)
     settings = {"thresholds": np.full(10, 0.7), "num_resamples": 100}
     one, same, other = (evaluate_scores(scores, truth, **settings, seed=seed) for seed in (1, 1, 2))
-    assert one.scores == same.scores
-    assert one.scores != other.scores
+    assert str(one.scores) == str(same.scores)
+    assert str(one.scores) != str(other.scores)
     for name, found in one.scores.items():
-        assert 0 <= found.low <= found.value <= found.high <= 1, name
+        if name != "audible_map":  # of classes in 3 videos: there are none
+            assert 0 <= found.low <= found.value <= found.high <= 1, name
+    for value, low, high in zip(*(one.per_class[name] for name in ("average_precision", "low", "high")), strict=True):
+        assert np.isnan(value) and np.isnan(low) or 0 <= low <= value <= high <= 1
     assert np.isnan(evaluate_scores(scores, truth).scores["map"].low)
 
 
@@ -215,6 +219,44 @@ def test_thresholds_are_chosen_on_labelled_clips_and_none_means_no_f1(file):
     assert evaluate_scores(scores, truth, thresholds=list(chosen)).scores["macro_f1"].value > 0
     without = evaluate_scores(scores, truth)
     assert np.isnan(without.scores["macro_f1"].value) and any("macro F1" in note for note in without.notes)
+
+
+def test_smoothed_scores_are_judged_everywhere_and_each_clips_own_stand_beside(file):
+    truth = read_truth(file, *rows_of_test(file))
+    scores, thresholds = random_scores(truth), np.full(10, 0.6)
+    found = evaluate_scores(scores, truth, thresholds=thresholds, smooth_clips=2, num_resamples=20)
+    smoothed = smooth(scores, truth.rows, truth.clip_video, 2)
+    by_hand = evaluate_scores(smoothed, truth, thresholds=thresholds, num_resamples=20)
+    own = evaluate_scores(scores, truth)
+    assert found.smooth_clips == 2 and by_hand.smooth_clips == 0
+    for name, ours in found.scores.items():
+        theirs = by_hand.scores[name]
+        np.testing.assert_array_equal([ours.value, ours.low, ours.high], [theirs.value, theirs.low, theirs.high])
+        if name not in ("macro_f1", "audible_map"):
+            assert ours.unsmoothed == own.scores[name].value != ours.value, name
+    assert np.isnan(found.scores["macro_f1"].unsmoothed)  # thresholds are those of the smoothed scores
+    np.testing.assert_array_equal(found.video_scores, by_hand.video_scores)
+    np.testing.assert_array_equal(found.frame_scores, by_hand.frame_scores)
+    assert np.isnan(own.scores["map"].unsmoothed)
+
+
+def test_the_map_of_audible_classes_is_that_of_the_classes_that_clear_the_prior(tmp_path):
+    path = synthetic.make_file(tmp_path / "ego.h5", 40, 10, features={"spectrogram": (8, 16)}, num_classes=8, unlabelled=0.0, test_fraction=1.0)
+    with reader.open(path) as opened:
+        truth = read_truth(opened, np.arange(400))
+    scores = random_scores(truth)
+    scores[:, :3] = 0.5 * scores[:, :3] + 0.5 * truth.labels[:, :3]  # the others cannot be heard
+    found = evaluate_scores(scores, truth, prior=np.full(8, 0.1), num_resamples=200, smooth_clips=1)
+    assert found.per_class["audible"] == [True] * 3 + [False] * 5
+    precision = found.per_class["average_precision"]
+    heard = found.scores["audible_map"]
+    assert heard.value == pytest.approx(np.mean(precision[:3])) and heard.low < heard.value < heard.high
+    assert heard.prior == pytest.approx(truth.labels[:, :3].mean())
+    assert heard.unsmoothed == pytest.approx(metrics.mean_average_precision(scores[:, :3], truth.labels[:, :3]))
+    assert heard.value > 2 * np.mean(precision[3:])
+    for value, low, high in zip(precision, found.per_class["low"], found.per_class["high"], strict=True):
+        assert low < value < high
+    assert "audible_map" not in evaluate_scores(scores, truth).scores  # without intervals nobody knows
 
 
 BAD = {
@@ -287,12 +329,23 @@ def test_the_command_writes_everything_beside_the_checkpoint(file, path, tmp_pat
     contents = json.loads((run / "evaluation.json").read_text())
     assert contents["split"] == "test" and contents["epoch"] == 3 and contents["num_videos"] == 6
     assert contents["scores"]["map"]["value"] == found.scores["map"].value
+    heard = contents["scores"].pop("audible_map")
+    assert contents["audible_classes"] == [] and heard["value"] is None
     assert all(score["prior"] is not None and score["low"] is not None for score in contents["scores"].values())
     with open(run / "per_class.csv", newline="") as text:
         assert [row["class_id"] for row in csv.DictReader(text)] == list(found.per_class["class_id"])
     assert len((run / "submission.txt").read_text().splitlines()) == 5
     assert "scoring 100%" in capsys.readouterr().err
     assert "test split" in str(found) and "video mAP" in str(found)
+
+
+@pytest.mark.parametrize("smooth_clips", [None, 0, 2])
+def test_the_checkpoint_says_over_how_many_clips_scores_are_averaged(file, path, tmp_path, smooth_clips):
+    save_checkpoint(tmp_path / "best.pt", file, {} if smooth_clips is None else {"smooth_clips": smooth_clips})
+    found = evaluate.evaluate(tmp_path / "best.pt", path, device="cpu", num_resamples=0)
+    assert found.smooth_clips == (smooth_clips or 0)  # a checkpoint of before says nothing
+    assert ("unsmoothed" in str(found)) == bool(smooth_clips)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["smooth_clips"] == (smooth_clips or 0)
 
 
 @pytest.mark.parametrize("split", ["validation", "train"])

@@ -41,10 +41,39 @@ def test_the_table_shows_score_interval_and_prior_in_per_cent():
     assert lines[-1] == "note: no prior: none"
 
 
+def test_scores_of_clips_alone_stand_in_a_column_of_their_own_where_neighbours_are_averaged():
+    scores = {"top1": Score(0.5, 0.25, 0.75, 0.125, 0.375), "macro_f1": Score(0.25)}
+    lines = str(make_evaluation(scores=scores, smooth_clips=2)).splitlines()
+    assert lines[2].split() == ["per", "cent", "score", "95", "%", "interval", "prior", "unsmoothed"]
+    assert lines[3].split()[2:] == ["50.0", "25.0", "to", "75.0", "12.5", "37.5"]
+    assert lines[4].split()[2:] == ["25.0", "-", "-", "-"]
+    assert "smoothed: each score is the mean over the clip and 2 clips before and after it" in "\n".join(lines)
+    assert "smoothed" not in str(make_evaluation(scores=scores))
+
+
+@pytest.mark.parametrize(
+    ("audible", "title"),
+    [([True, True], "mAP, 2 audible classes"), ([True, False], "mAP, 1 audible class"), ([False] * 2, "mAP, 0 audible classes")],
+)
+def test_audible_classes_are_counted_in_the_table_and_named_in_json(audible, title):
+    evaluation = make_evaluation()
+    score = Score(0.5, 0.25, 0.75, 0.125) if any(audible) else Score(NAN)
+    evaluation.scores["audible_map"] = score
+    evaluation.per_class["audible"] = audible
+    lines = str(evaluation).splitlines()
+    line = next(line for line in lines if line.startswith(title + " "))
+    assert line[34:].split() == (["50.0", "25.0", "to", "75.0", "12.5"] if any(audible) else ["-", "-", "-"])
+    assert any(line.startswith("audible: classes whose average precision clears the prior's") for line in lines)
+    assert max(map(len, lines)) <= 120
+    named = json.loads(results.to_json(evaluation))["audible_classes"]
+    assert named == [name for name, heard in zip(["c000", "c001"], audible, strict=True) if heard]
+
+
 def test_json_is_valid_and_holds_null_for_what_is_not_defined():
     contents = json.loads(results.to_json(make_evaluation()), parse_constant=pytest.fail)
-    assert contents["scores"]["top1"] == {"value": 0.5, "low": 0.25, "high": 0.75, "prior": 0.125}
-    assert contents["scores"]["video_map"] == {"value": None, "low": None, "high": None, "prior": 0.5}
+    assert contents["scores"]["top1"] == {"value": 0.5, "low": 0.25, "high": 0.75, "prior": 0.125, "unsmoothed": None}
+    assert contents["scores"]["video_map"] == {"value": None, "low": None, "high": None, "prior": 0.5, "unsmoothed": None}
+    assert contents["audible_classes"] is None and contents["smooth_clips"] == 0
     assert (contents["split"], contents["num_clips"], contents["num_videos_scored"], contents["notes"]) == ("test", 1234, 2, ["no prior: none"])
 
 

@@ -35,6 +35,7 @@ def make_contents(options=None, model=None, shape=(8, 16), num_classes=3, **chan
         "class_ids": ["c000", "c001", "no_action"], "class_names": ["Holding", "Eating", "No action"], "feature": "spectrogram", "feature_shape": list(shape),
         "feature_attributes": json.dumps({"hop_length": 512, "n_fft": 2048}), "sample_rate": 16000, "normalization": {"mean": -4.5, "std": 2.25},
         "plan_sha256": "a" * 64, "thresholds": [0.5, 0.25, 0.125], "metrics": {"map": 0.5, "val_loss": None},
+        "smooth_clips": 2,
     }
     return {**contents, **changes}
 
@@ -70,6 +71,13 @@ def make_file(**changes):
 
 
 # ------------------------------------------------------------------------------------------------ there and back
+
+
+def test_a_checkpoint_from_before_scores_were_averaged_over_neighbours_says_that_they_are_not(tmp_path):
+    contents = make_contents()
+    del contents["smooth_clips"]
+    checkpoints.save(tmp_path / "best.pt", contents)
+    assert checkpoints.load(tmp_path / "best.pt")["smooth_clips"] == 0
 
 
 def test_what_is_saved_comes_back_equal(saved):

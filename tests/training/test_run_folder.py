@@ -1,5 +1,6 @@
 """A run's folder: what is left in it, and that a run stopped anywhere ends in the same weights when it is started again."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -57,7 +58,10 @@ def test_the_folder_holds_everything(finished):
 def test_the_table_has_a_row_per_epoch_and_the_columns_that_were_promised(finished):
     with open(finished.folder / "metrics.csv") as file:
         header = file.readline().strip()
-    assert header == "epoch,train_loss,val_loss,top1,top5,map,learning_rate,clips_per_second,data_wait_fraction,micro_batch_size,peak_memory_mb,seconds"
+    assert header == (
+        "epoch,train_loss,val_loss,top1,top5,map,map_prior,selection,learning_rate,clips_per_second,data_wait_fraction,"
+        "micro_batch_size,peak_memory_mb,seconds"
+    )
     rows = [{name: float(value) for name, value in row.items()} for row in table(finished.folder)]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert rows[0]["train_loss"] > rows[2]["train_loss"] > 0
@@ -81,13 +85,13 @@ def test_the_training_loss_of_an_epoch_is_the_mean_over_its_clips(tmp_path, data
     assert [float(row["train_loss"]) for row in table(tmp_path / "run")] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_best_checkpoint_is_of_the_epoch_with_the_best_validation_map(tmp_path, data, monkeypatch):
-    maps = iter([float("nan"), 0.7, float("nan"), 0.7, 0.2])
+def test_the_best_checkpoint_is_of_the_epoch_with_the_best_validation_score(tmp_path, data, monkeypatch):
+    maps = iter([0.2, 0.8, 0.3, 0.7, 0.2])  # with the epoch before: 0.2, 0.5, 0.55, 0.5, 0.45
     score = Validator.__call__
-    monkeypatch.setattr(Validator, "__call__", lambda self: {**score(self), "map": next(maps)})
+    monkeypatch.setattr(Validator, "__call__", lambda self: dataclasses.replace(score(self), selection_map=next(maps)))
     train.train(data, tmp_path / "run", make_config(epochs=5))
     best = checkpoints.load(tmp_path / "run/best.pt")
-    assert best["epoch"] == 2 and best["metrics"]["map"] == 0.7
+    assert best["epoch"] == 3 and best["metrics"]["selection"] == 0.55
 
 
 def test_the_checkpoint_holds_what_the_model_needs_to_be_used(finished, data):

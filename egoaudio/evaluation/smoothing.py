@@ -1,0 +1,79 @@
+"""Scores averaged over neighbouring clips. Numpy only.
+
+In: scores (num_clips, num_classes) of clips, their rows in the file and their videos. Out: for each clip the mean over
+itself and up to K clips before and after it, in the same video. What one hears goes on for longer than a clip, and the
+errors of neighbouring clips are not the same, so that the mean ranks better than each clip alone.
+
+Neighbours are rows beside each other in the file, as the file stores a video's clips in the order of time. A neighbour
+without a score (it has no sound, or lies in another split) is left out of the mean, and so is what would lie before
+the video's first clip and after its last.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from egoaudio.evaluation import metrics
+from egoaudio.evaluation.ground_truth import Truth
+
+CANDIDATES = (0, 1, 2, 3)  # numbers of neighbours on each side that are tried on the validation split
+
+
+def smooth(scores: np.ndarray, rows: np.ndarray, video: np.ndarray, num_neighbours: int) -> np.ndarray:
+    """Return the scores averaged over each clip and its neighbours.
+
+    Parameters
+    ----------
+    scores : float array (num_clips, num_classes)
+    rows : array of int (num_clips,)
+        Rows of the file, each once, in any order.
+    video : array of int (num_clips,)
+        Any number that is the same for the clips of a video.
+    num_neighbours : int
+        K, on each side; 0 returns ``scores`` itself.
+
+    Returns
+    -------
+    float32 array (num_clips, num_classes)
+    """
+    if num_neighbours == 0:
+        return scores
+    order = np.argsort(rows, kind="stable")
+    rows, video, values = rows[order], video[order], scores[order]
+    total, count = values.astype(np.float32, copy=True), np.ones(len(rows), np.float32)
+    for distance in range(1, num_neighbours + 1):
+        after = np.minimum(np.searchsorted(rows, rows + distance), len(rows) - 1)  # where that neighbour would stand
+        there = np.flatnonzero((rows[after] == rows + distance) & (video[after] == video))
+        after = after[there]
+        total[there] += values[after]  # no clip twice in either, as rows are distinct
+        total[after] += values[there]
+        count[there] += 1
+        count[after] += 1
+    result = np.empty_like(total)
+    result[order] = total / count[:, None]
+    return result
+
+
+def choose_neighbours(
+    scores: np.ndarray, truth: Truth, classes: np.ndarray, candidates: Sequence[int] = CANDIDATES
+) -> int:
+    """Return the number of neighbours with the best mean average precision on these clips; among equals the smallest.
+
+    Parameters
+    ----------
+    scores : float array (num_clips, num_classes)
+        Of ``truth.rows``, the validation split's.
+    truth : Truth
+    classes : array of bool (num_classes,)
+        Those to average over.
+    candidates : sequence of int
+        Ascending.
+    """
+    labels = truth.labels[truth.labelled][:, classes]
+    best, chosen = -np.inf, candidates[0]
+    for num_neighbours in candidates:
+        smoothed = smooth(scores[:, classes], truth.rows, truth.clip_video, num_neighbours)
+        found = metrics.mean_average_precision(smoothed[truth.labelled], labels)
+        if found > best:
+            best, chosen = found, num_neighbours
+    return chosen

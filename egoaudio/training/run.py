@@ -1,0 +1,96 @@
+"""What the stages of a training run share: the file, the model, where the run is; and the checkpoints made of it."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from egoaudio.config.train import TrainConfig
+from egoaudio.data.loader import Loader
+from egoaudio.errors import TrainingError
+from egoaudio.models import checkpoints
+from egoaudio.models.device import name_of
+from egoaudio.training import run_folder
+from egoaudio.training.ema import WeightAverage
+from egoaudio.training.messages import RunProgress, describe_bad_weights
+from egoaudio.training.optimizer import learning_rate
+from egoaudio.training.step import Stepper
+from egoaudio.training.validation import Validator
+
+
+@dataclass
+class Run:
+    """What the stages of a run share."""
+
+    file: Any
+    """The open ``EgoAudioFile``."""
+    feature: str
+    folder: Path
+    config: TrainConfig
+    device: torch.device
+    state: run_folder.State
+    """Where the run is; changed by every batch."""
+    loader: Loader
+    model: torch.nn.Module
+    """Not compiled; what ``stepper`` computes with has the same weights."""
+    stepper: Stepper
+    average: WeightAverage | None
+    """Of the model's weights, where it is what is evaluated and used (``ema``)."""
+    validator: Validator | None
+    progress: RunProgress
+    num_steps: int
+    """Of the optimiser, in the whole run."""
+    description: dict
+    """What every checkpoint says of the run: ``last.pt`` and ``best.pt``."""
+    board: Any = None
+    """TensorBoard's writer, if asked for."""
+    drawn_at: float = field(default_factory=time.monotonic)
+    """When ``curves.png`` was last drawn, on the monotonic clock."""
+
+    def learning_rate(self, batch):
+        """Return the learning rate of a batch of the present epoch, counted from 0."""
+        step = self.state.epoch * len(self.loader) + batch
+        return learning_rate(step, self.num_steps, self.config.optimization)
+
+    def checkpoint(self):
+        """Return the contents of ``best.pt``; ``last.pt`` has more."""
+        weights = self.model if self.average is None else self.average
+        return {
+            **self.description, "epoch": self.state.epoch, "weights": dict(weights.state_dict()),
+            "amp_dtype": name_of(self.stepper.amp_dtype), "thresholds": self.state.thresholds,
+            "smooth_clips": self.state.smooth_clips, "metrics": self.state.history[-1] if self.state.history else {},
+        }
+
+    def save_last(self):
+        """Write ``last.pt``: the checkpoint, and everything that the next batch depends on.
+
+        Raises
+        ------
+        TrainingError
+            When the weights are not finite: the gradient can be infinite where the loss is not.
+        """
+        if not all(torch.isfinite(value).all() for value in self.model.parameters()):
+            raise TrainingError(describe_bad_weights(self.state, self.folder))
+        scaler = self.stepper.scaler
+        resume = {
+            "state": dict(vars(self.state)), "optimizer": self.stepper.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "stepper": self.stepper.state_dict(), "random_state": torch.get_rng_state(),
+        }
+        if self.average is not None:  # "weights" are the averages
+            resume |= {"weights": dict(self.model.state_dict()), "num_averaged": self.average.num_updates}
+        checkpoints.save(self.folder / "last.pt", {**self.checkpoint(), "resume": resume})
+
+    def restore(self, earlier):
+        """Put everything back to where ``last.pt`` was written."""
+        resume = earlier["resume"]
+        self.model.load_state_dict(resume.get("weights", earlier["weights"]))
+        if self.average is not None:
+            self.average.load_state_dict(earlier["weights"], resume["num_averaged"])
+        self.stepper.optimizer.load_state_dict(resume["optimizer"])
+        if self.stepper.scaler is not None:
+            self.stepper.scaler.load_state_dict(resume["scaler"])
+        self.stepper.load_state_dict(resume["stepper"])
+        torch.set_rng_state(resume["random_state"])

@@ -19,8 +19,9 @@ def describe_sound(videos: np.ndarray, sample_rate: int) -> list[str]:
     sample_rate : int
         Of the file, in Hz.
     """
-    columns = {name: videos[name] if name in videos.dtype.names else np.zeros(len(videos)) for name in ADDED_VIDEO_COLUMNS}
-    sounding = (videos["status"] == Status.OK) & ("peak_db" in videos.dtype.names)
+    there = videos.dtype.names or ()
+    columns = {name: videos[name] if name in there else np.zeros(len(videos)) for name in ADDED_VIDEO_COLUMNS}
+    sounding = (videos["status"] == Status.OK) & ("peak_db" in there)
     cancelling = sounding & (columns["cancels_out"] > 0)
     silent = sounding & (columns["peak_db"] < SILENT_DB) & ~cancelling
     gaps, lost = columns["gap_samples"], videos["lost_samples"] - columns["gap_samples"]

@@ -1,0 +1,281 @@
+#!/usr/bin/env python3
+"""Who hears? Every model on the development set of ``hearing_set.py``, beside the prior, logistic regression and an MLP.
+
+The set is made and built into FOLDER first, unless it is there (2.3 GB of packages, half an hour); training needs no
+network. Validation hears other sounds than training: two of the ten subjects are held out (``--split-unit subject``, other two
+with each seed), and every choice of a default is made by the column ``validation``. Test is reported beside it and chose nothing.
+
+Columns, in per cent: mean average precision over the clips of the classes that can be heard, on validation and on
+test; of test also its 95 % interval over videos, mAP over all classes, top-1, video mAP, segment-based F1 of one second
+over the audible classes (thresholds from validation); then seconds of training and clips/s. Means over the seeds.
+
+    python benchmarks/hearing.py FOLDER [--quick] [--only NAME ...] [--output benchmarks/results/hearing.json]
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from measuring import machine
+
+import egoaudio
+from egoaudio.config.options import from_flat, from_json
+from egoaudio.config.train import TrainConfig
+from egoaudio.data.balance import class_counts
+from egoaudio.data.dataset import ClipDataset
+from egoaudio.data.loader import Loader
+from egoaudio.data.splits import split_rows
+from egoaudio.evaluation import bootstrap, metrics
+from egoaudio.evaluation.ground_truth import read_truth
+from egoaudio.evaluation.scores import evaluate_scores
+from egoaudio.evaluation.smoothing import smooth
+from egoaudio.models import checkpoints
+from egoaudio.models.scorer import Scorer, score
+
+SPLIT = {"split_unit": "subject", "validation_fraction": 0.2}
+NUM_RESAMPLES = 200
+DENOISING = {"none": ["--denoise", "none"], "clip": ["--denoise-scope", "clip"], "recording": ["--denoise-scope", "recording"]}
+COLUMNS = ("validation", "test", "low", "high", "all", "top1", "video_map", "segment_f1", "seconds", "clips_per_second")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One row: a model and its options, on a file with one kind of denoising."""
+
+    name: str
+    options: dict = field(default_factory=dict)
+    denoising: str = "none"
+    quick: bool = False
+    """Whether ``--quick`` trains it."""
+    most_seeds: int = 3
+
+
+def candidates(weights):
+    """Return what is trained; ``weights`` is a file of YAMNet's, or None."""
+    rows = [
+        Candidate("cnn-small, every default", quick=True),
+        Candidate("cnn-small, no context", {"context_clips": 0}, quick=True),
+        Candidate("cnn-small, context 2", {"context_clips": 2}),
+        Candidate("cnn-small, no change of level", {"gain_db": 0.0}),
+        Candidate("cnn-small, mixup 0.3", {"mixup": 0.3}),
+        Candidate("cnn-small, time shift 0.25 s", {"time_shift_seconds": 0.25}),
+        Candidate("cnn-small, spec-augment", {"spec_augment": True}),
+        Candidate("cnn-small, EMA 0.99", {"ema": 0.99}),
+        Candidate("cnn-small, asymmetric loss", {"loss": "asymmetric"}),
+        Candidate("cnn-small, label smoothing 0.05", {"label_smoothing": 0.05}),
+        Candidate("cnn-small, denoised per clip", denoising="clip", quick=True),
+        Candidate("cnn-small, denoised per recording", denoising="recording", quick=True),
+        Candidate("cnn (the paper's)", {"model": "cnn", "epochs": 10}, most_seeds=1),
+        Candidate("ast, from nothing", {"model": "ast"}, quick=True, most_seeds=2),
+    ]
+    if weights is not None:
+        rows += [
+            Candidate("yamnet, fine-tuned", {"model": "yamnet", "pretrained": str(weights)}, quick=True),
+            Candidate("yamnet, frozen", {"model": "yamnet", "pretrained": str(weights), "freeze": True}),
+            Candidate("cnn-small, taught by yamnet", {"teacher": "yamnet, fine-tuned"}, quick=True),
+        ]
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------ the set
+
+
+def prepare(folder):
+    """Make the set and its three files in ``folder``, unless they are there."""
+    if not (folder / "truth.json").exists():
+        subprocess.run([sys.executable, Path(__file__).with_name("hearing_set.py"), folder], check=True)
+    for name, options in DENOISING.items():
+        if not (folder / f"{name}.h5").exists():
+            features = "spectrogram,mfcc,logmel,yamnet" if name == "none" else "logmel"
+            arguments = [
+                "--annotations", folder / "train.csv", "--test-annotations", folder / "test.csv", "--classes", folder / "classes.txt",
+                "--videos", folder / "videos", "--output", folder / f"{name}.h5", "--features", features, *options,
+            ]
+            code = "import sys; from egoaudio.cli import build; sys.argv[0] = 'egoaudio-build'; build()"
+            subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True)
+
+
+def audible_columns(folder, file):
+    """Return the columns of the classes that sound in the set."""
+    ids = [name.decode() for name in file.class_table["class_id"]]
+    return np.array([ids.index(name) for name in json.loads((folder / "truth.json").read_text())["audible_classes"]])
+
+
+# ------------------------------------------------------------------------------------------------- scores -> numbers
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the scores of one split come to; fractions."""
+
+    values: dict
+    resampled: np.ndarray
+    """(num_resamples,) mAP over the audible classes."""
+
+
+def judge(scores, truth, audible, thresholds):
+    """Return the numbers of scores (num_clips, num_classes) on a split."""
+    clips = truth.labelled
+    scores, labels, video = scores[clips], truth.labels[clips] == 1, truth.clip_video[clips]
+    precision = metrics.average_precision(scores, labels)
+    weights = bootstrap.draw_weights(len(truth.video_ids), NUM_RESAMPLES, 0)
+    resampled = bootstrap.mean_over_classes(bootstrap.resample_ranking(scores[:, audible], labels[:, audible], video, weights)[0])
+    claimed = scores[:, audible] >= thresholds[audible]
+    hits = np.count_nonzero(claimed & labels[:, audible])
+    values = {
+        "audible": float(np.nanmean(precision[audible])), "all": float(np.nanmean(precision)),
+        "top1": float(metrics.top_k_accuracy(scores, labels, 1)),
+        "video_map": float(evaluate_scores(np.clip(scores_of(truth, scores, clips), 0, 1), truth).scores["video_map"].value),
+        "segment_f1": 2 * hits / max(np.count_nonzero(claimed) + np.count_nonzero(labels[:, audible]), 1),
+    }
+    return Judged(values, resampled)
+
+
+def scores_of(truth, scores, clips):
+    """Return the scores of all clips of a truth from those of the labelled ones."""
+    whole = np.zeros(truth.labels.shape, np.float32)
+    whole[clips] = scores
+    return whole
+
+
+def row_of(validation, tests, seconds, clips_per_second):
+    """Return the table's row: means over the seeds, the interval that of the mean over the seeds."""
+    mean = {name: float(np.mean([test.values[name] for test in tests])) for name in tests[0].values}
+    low, high = bootstrap.interval(np.mean([test.resampled for test in tests], axis=0), mean["audible"])
+    return {
+        "validation": float(np.mean([one.values["audible"] for one in validation])), "test": mean["audible"], "low": low, "high": high,
+        **{name: mean[name] for name in ("all", "top1", "video_map", "segment_f1")}, "seconds": seconds, "clips_per_second": clips_per_second,
+        "validation_by_seed": [one.values["audible"] for one in validation], "test_by_seed": [one.values["audible"] for one in tests],
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- baselines
+
+
+def statistics_of(file):
+    """Return mean, deviation and maximum over time of each log-mel band, float32 (num_clips, 3 * num_bands)."""
+    logmel = file["logmel"]
+    return np.concatenate([np.concatenate([part.mean(1), part.std(1), part.max(1)], axis=1) for part in np.array_split(logmel, 20)])
+
+
+def baselines(folder, seeds):
+    """Yield (name, row) of the prior, logistic regression and an MLP on log-mel statistics."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.preprocessing import StandardScaler
+
+    with egoaudio.open(folder / "none.h5") as file:
+        audible = audible_columns(folder, file)
+        split = split_rows(file, from_flat(TrainConfig, SPLIT).data, 0)
+        features, labels = StandardScaler().fit(statistics_of(file)[split.train]).transform(statistics_of(file)), file.labels
+        truths = [read_truth(file, split.validation), read_truth(file, split.test)]
+        frequencies = class_counts(labels, split.train) / len(split.train)
+
+    def judged(predict):
+        scored = [np.tile(frequencies, (len(truth.rows), 1)).astype(np.float32) for truth in truths]
+        for scores, truth in zip(scored, truths, strict=True):
+            predict(scores, features[truth.rows])
+        thresholds = metrics.best_thresholds(scored[0], truths[0].labels)
+        return [judge(scores, truth, audible, thresholds) for scores, truth in zip(scored, truths, strict=True)]
+
+    def regression(scores, of):
+        for column, model in models.items():
+            scores[:, column] = model.predict_proba(of)[:, 1]
+
+    prior = judged(lambda scores, of: None)
+    yield "prior", row_of(prior[:1], prior[1:], 0, 0)
+    started = time.perf_counter()
+    models = {column: LogisticRegression(C=0.01, max_iter=300).fit(features[split.train], labels[split.train, column]) for column in audible}
+    found = judged(regression)
+    yield "logistic regression on log-mel statistics", row_of(found[:1], found[1:], time.perf_counter() - started, 0)
+    started, found = time.perf_counter(), []
+    for seed in range(seeds):
+        mlp = MLPClassifier((128,), alpha=1.0, max_iter=20, random_state=seed).fit(features[split.train], labels[split.train])
+        found.append(judged(lambda scores, of, mlp=mlp: np.copyto(scores, mlp.predict_proba(of))))
+    yield "MLP on log-mel statistics", row_of(*zip(*found, strict=True), (time.perf_counter() - started) / seeds, 0)
+
+
+# ----------------------------------------------------------------------------------------------------------- models
+
+
+def train(candidate, folder, runs, seed):
+    """Train one model with one seed; return its judgement on validation and on test, its seconds and its clips/s."""
+    options = dict(candidate.options)
+    if "teacher" in options:
+        options["teacher"] = (str(runs / name_of(options["teacher"], seed) / "best.pt"),)
+    path, run = folder / f"{candidate.denoising}.h5", runs / name_of(candidate.name, seed)
+    shutil.rmtree(run, ignore_errors=True)
+    config = from_flat(TrainConfig, {**SPLIT, **options, "seed": seed})
+    started = time.perf_counter()
+    trained = egoaudio.train(path, run, config)
+    seconds = time.perf_counter() - started
+    model, contents = checkpoints.load_model(trained.best)
+    stored = from_json(TrainConfig, contents["config"])
+    found = []
+    with egoaudio.open(path) as file:
+        audible, split = audible_columns(folder, file), split_rows(file, stored.data, seed)
+        for rows in (split.validation, split.test):
+            truth = read_truth(file, rows)
+            moments = contents["normalization"]["mean"], contents["normalization"]["std"]
+            dataset = ClipDataset(path, contents["feature"], rows, normalization=moments, context_clips=stored.data.context_clips)
+            scored = score(Scorer(model, device="cpu"), Loader(dataset, 64, stored.data), "multi")
+            scores = smooth(scored.scores, rows, truth.clip_video, contents["smooth_clips"])
+            found.append(judge(scores, truth, audible, np.asarray(contents["thresholds"])))
+    return *found, seconds, float(trained.history["clips_per_second"].median())
+
+
+def name_of(name, seed):
+    """Return the folder of a run."""
+    return "".join(letter if letter.isalnum() else "-" for letter in name) + f"-{seed}"
+
+
+# ---------------------------------------------------------------------------------------------------------- the table
+
+
+def show(name, row):
+    """Print one row of the Markdown table."""
+    percent = {key: f"{100 * row[key]:.1f}" for key in COLUMNS[:-2]}
+    print(
+        f"| {name} | {percent['validation']} | {percent['test']} ({percent['low']} to {percent['high']}) | {percent['all']} | {percent['top1']} "
+        f"| {percent['video_map']} | {percent['segment_f1']} | {row['seconds']:.0f} | {row['clips_per_second']:,.0f} |", flush=True,
+    )
+
+
+def main(arguments=None):
+    """Make the set, train everything, print the table, keep the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--quick", action="store_true", help="one seed and the main rows: ten minutes")
+    parser.add_argument("--only", nargs="*", default=[], help="rows whose name contains one of these")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--yamnet", type=Path, help="a file of YAMNet's weights; its rows are left out without")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "hearing.json")
+    given = parser.parse_args(arguments)
+    seeds = 1 if given.quick else given.seeds
+    prepare(given.folder)
+    table = {}
+    print("| model | validation | test, audible classes | all | top-1 | video mAP | segment F1 | s | clips/s |\n" + "|---" * 9 + "|")
+
+    def keep(name, row):
+        table[name] = row
+        show(name, row)
+        given.output.write_text(json.dumps({"machine": machine(), "seeds": seeds, "rows": table}, indent=1) + "\n")
+
+    for name, row in baselines(given.folder, seeds):
+        keep(name, row)
+    for candidate in candidates(given.yamnet):
+        if given.quick and not candidate.quick or given.only and not any(part in candidate.name for part in given.only):
+            continue
+        results = [train(candidate, given.folder, given.folder / "runs", seed) for seed in range(min(seeds, candidate.most_seeds))]
+        validation, tests, seconds, speeds = zip(*results, strict=True)
+        keep(candidate.name, row_of(validation, tests, float(np.mean(seconds)), float(np.median(speeds))))
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,7 @@ import numpy as np
 from egoaudio.builder import pool
 from egoaudio.builder.extract import Job, Outcome, extract, fail, rehearse
 from egoaudio.builder.plan import Gathered, Inputs, Plan, gather, probe_recordings
-from egoaudio.builder.prepare import changes, check_folder, lay_out, layout, require_same
+from egoaudio.builder.prepare import changes, check_folder, check_outputs, lay_out, layout, require_same
 from egoaudio.builder.summary import BuildPlan, BuildReport, Tally, describe_plan
 from egoaudio.config.build import BuildConfig
 from egoaudio.errors import BuildError, Status, StoreError
@@ -63,11 +63,14 @@ def build(
     EgoAudioError
         For wrong input, an output that exists or is in use, changed inputs, or a full disk.
     """
-    output, config = Path(output), BuildConfig() if config is None else config
+    config = BuildConfig() if config is None else config
+    check_folder(Path(output))
+    output = Path(os.path.realpath(output))  # a link stays one, and all of the build happens beside its target
     partial_path = output.with_name(output.name + ".partial")
-    check_folder(output)
     with lock.held(output):
+        files.remove_leftovers(partial_path)
         gathered = gather(inputs, config)
+        check_outputs(output, partial_path, inputs, gathered)
         num_workers = _limit_workers(num_workers, gathered)
         if output.exists() and not force:
             return _existing(output, gathered, config)

@@ -5,6 +5,7 @@ In: a ``Plan``. Out: ``OUTPUT.partial`` with every row planned; it gets its name
 
 import datetime
 import os
+from pathlib import Path
 
 import numpy as np
 
@@ -23,13 +24,30 @@ from egoaudio.system.progress import Progress
 
 def check_folder(output):
     """Say before any work that the output cannot be written."""
-    folder = output.absolute().parent
+    if output.is_dir():
+        raise BuildError(f"--output {output} is a folder: name a file, such as {output / 'ego.h5'}")
+    folder = Path(os.path.realpath(output)).parent
     if not folder.is_dir():
         raise BuildError(f"--output {output}: the folder {folder} does not exist; make it first")
     if not os.access(folder, os.W_OK):
         raise BuildError(f"--output {output}: the folder {folder} cannot be written to")
-    if output.is_dir():
-        raise BuildError(f"--output {output} is a folder: name a file, such as {output / 'ego.h5'}")
+    try:
+        files.check_output(output)
+        files.check_output(f"{output}.partial")
+    except OSError as error:
+        raise BuildError(f"--output {output}: {error.strerror}") from error
+
+
+def check_outputs(output, partial_path, inputs, gathered):
+    """Refuse to replace what is read, or to follow a link that somebody laid under the name of the unfinished file."""
+    read = [*inputs.annotations, *inputs.test_annotations, inputs.classes, *gathered.files]
+    try:
+        files.check_output(output, read)
+        files.check_output(partial_path, read)
+    except OSError as error:
+        raise BuildError(f"--output {output}: {error.strerror}") from error
+    if partial_path.is_symlink():
+        raise BuildError(f"{partial_path} is a symbolic link, and nothing of ours: remove it, or give another --output")
 
 
 def require_same(partial_path, gathered, config):
@@ -60,15 +78,9 @@ def lay_out(partial_path, gathered, config, num_workers, timeout_seconds):
     """Probe the recordings and make the file with all its rows planned; it gets its name when that is on disk."""
     with Progress(len(gathered.files), "probe") as progress:
         plan = probe_recordings(gathered, config, num_workers, timeout_seconds, progress)
-    draft = partial_path.with_name(partial_path.name + ".layout")
-    try:
-        create.lay_out(draft, layout(plan, config))
+    with create.drafting(partial_path, layout(plan, config)) as draft:
         files.reserve(draft)
         _write_plan(draft, plan, config)
-        os.replace(draft, partial_path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def layout(plan, config):

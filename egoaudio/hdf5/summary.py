@@ -14,6 +14,7 @@ import numpy as np
 
 from egoaudio.errors import Status, StoreError
 from egoaudio.hdf5.integrity import verify
+from egoaudio.system import files
 
 __all__ = ["export_clip", "failed", "summary", "verify"]
 
@@ -87,6 +88,7 @@ def export_clip(file, number, path):
         raise StoreError(f"clip {number} of {file.path} has no data: {reason} (video {_text(video['video_id'])}). See egoaudio-inspect --failed")
     suffix = Path(path).suffix.lower()
     try:
+        files.check_output(path, [file.path])
         if suffix == ".wav":
             _write_wav(file, number, path)
         elif suffix == ".png":
@@ -105,7 +107,7 @@ def _write_wav(file, number, path):
     if "waveform" not in file.features:
         raise StoreError(f"{file.path} holds no waveform, only {', '.join(file.features)}: build it with --features waveform, or give a name ending in .png")
     samples = np.asarray(file["waveform"][number], np.float32)
-    with open(path, "wb") as target, wave.open(target, "wb") as sound:
+    with files.replacing(path) as target, wave.open(target, "wb") as sound:
         sound.setnchannels(1)
         sound.setsampwidth(2)
         sound.setframerate(file.sample_rate)

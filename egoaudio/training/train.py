@@ -106,6 +106,7 @@ def train(
         folder = Path(output)
         results.prepare(folder)
         stack.enter_context(lock.held(folder))
+        run_folder.prepare(folder, path, config)
         earlier = None if force else run_folder.find_earlier(folder, config, file)
         state = run_folder.State() if earlier is None else run_folder.State(**earlier["resume"]["state"])
         if state.finished:

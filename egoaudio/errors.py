@@ -58,6 +58,10 @@ class CheckpointError(EgoAudioError, OSError):
     """A checkpoint that is truncated, foreign, or does not fit the data."""
 
 
+class ResourceError(EgoAudioError):
+    """The machine lacks what a run needs: open files, memory, shared memory, a working folder, room on standard output."""
+
+
 class Status(IntEnum):
     """What became of a video or a clip; the values of ``status`` in ``/videos`` and ``/clips``."""
 

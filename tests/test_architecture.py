@@ -17,7 +17,7 @@ ROOT = Path(egoaudio.__file__).parent
 # The stages, in the order in which data passes them: a module may use only modules that stand before it.
 MODULES = """
     _version errors
-    system/signals system/files system/allocator system/progress system/lock figures
+    system/signals system/files system/allocator system/surroundings system/terminal system/progress system/lock figures
     config/options config/build config/train
     inputs/csv_rows inputs/annotations inputs/timestamps inputs/containers inputs/tracks inputs/silence inputs/ogg
     inputs/find_media inputs/frames inputs/decoder inputs/probe

@@ -177,7 +177,8 @@ def write(evaluation: Evaluation, folder: str | os.PathLike[str]) -> None:
     from egoaudio.figures import per_class_png  # matplotlib takes half a second
 
     folder = Path(folder)
-    for name, contents in zip(NAMES, (to_json(evaluation).encode(), to_csv(evaluation).encode(), per_class_png(evaluation)), strict=True):
+    text = to_json(evaluation).encode(errors="backslashreplace")  # names of files that are not UTF-8 become JSON's own escapes
+    for name, contents in zip(NAMES, (text, to_csv(evaluation).encode(), per_class_png(evaluation)), strict=True):
         write_file(folder / name, contents)
 
 
@@ -199,13 +200,18 @@ def to_json(evaluation: Evaluation) -> str:
 
 
 def to_csv(evaluation: Evaluation) -> str:
-    """Return the evaluation of each class as CSV text."""
+    """Return the evaluation of each class as CSV text; a text that a spreadsheet would take for a formula begins with an apostrophe."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(PER_CLASS_COLUMNS)
     for row in zip(*(evaluation.per_class[name] for name in PER_CLASS_COLUMNS), strict=True):
-        writer.writerow([_defined(value) for value in row])
+        writer.writerow([_harmless(value) if isinstance(value, str) else _defined(value) for value in row])
     return text.getvalue()
+
+
+def _harmless(text: str) -> str:
+    """Return a text that no spreadsheet runs: classes are called what somebody's CSV calls them."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _defined(value: Any) -> Any:

@@ -157,7 +157,7 @@ def prepare(folder: pathlib.Path, path: str | os.PathLike[str], config: TrainCon
     for name in _OURS:
         try:
             if name != "tensorboard":
-                files.check_output(folder / name, [path])
+                files.check_output(folder / name, [path, pretrained])
                 files.remove_leftovers(folder / name)
         except OSError as error:
             raise TrainingError(f"{folder / name}: {error.strerror or error}") from error

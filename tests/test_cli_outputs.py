@@ -26,7 +26,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     demo_data.make(folder, num_videos=6, shortest_seconds=1.2, longest_seconds=1.9)
     small_runs.make_file(folder / "ego.h5", features={"spectrogram": (8, 16), "waveform": (1600,)})
-    result = CliRunner().invoke(cli.train, [str(folder / "ego.h5"), "--output", str(folder / "run"), "--epochs", "1", "--batch-size", "16"])
+    result = CliRunner().invoke(cli.train, [str(folder / "ego.h5"), "--output", str(folder / "run"), "--epochs", "1", "--batch-size", "16", "--model", "cnn"])
     assert result.exit_code == 0, result.output
     return folder
 
@@ -66,8 +66,8 @@ def run(words):
         "evaluate run/best.pt run/per_class.csv",
         "evaluate run/evaluation.json ego.h5",
         "evaluate evaluation.json ego.h5 --output .",
-        "train run/metrics.csv --output run --force --epochs 1",
-        "train run/curves.png --output run --epochs 1",
+        "train run/metrics.csv --output run --force --epochs 1 --model cnn",
+        "train run/curves.png --output run --epochs 1 --model cnn",
     ],
 )
 def test_what_is_read_is_never_written_to(folder, words):

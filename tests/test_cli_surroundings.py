@@ -87,7 +87,7 @@ def test_shared_memory_that_does_not_suffice_is_told_at_once(folder, tmp_path, k
     if kind != "64k":
         status, said = _in_namespace(script, build(folder, tmp_path / "ego.h5"), tmp_path)
         assert status == 2 and "error: /dev/shm, the shared memory, " in said and "Traceback" not in said, said
-    words = command("train", folder / "small.h5", "--output", tmp_path / "run", "--epochs", 1)
+    words = command("train", folder / "small.h5", "--output", tmp_path / "run", "--epochs", 1, "--model", "cnn")
     status, said = _in_namespace(script, [*words, "--loader-workers", "2"], tmp_path)
     assert status == 2 and "--loader-workers 2 passes its batches through it" in said and "Traceback" not in said, said
     status, said = _in_namespace(script, words, tmp_path)
@@ -101,7 +101,7 @@ def _in_namespace(script, words, cwd):
 @pytest.mark.parametrize("limit", [12, 20])
 @pytest.mark.parametrize("name", ["build", "train"])
 def test_few_open_files_are_told(folder, tmp_path, limit, name):
-    words = build(folder, tmp_path / "ego.h5") if name == "build" else command("train", folder / "small.h5", "--output", tmp_path / "run", "--epochs", 1)
+    words = build(folder, tmp_path / "ego.h5") if name == "build" else command("train", folder / "small.h5", "--output", tmp_path / "run", "--epochs", 1, "--model", "cnn")
     status, said = shell(f'ulimit -n {limit}; exec "$@"', words, tmp_path)
     assert status == 2 and "open files" in said and "ulimit -n" in said and "Traceback" not in said, said
 
@@ -160,7 +160,7 @@ def test_names_that_are_not_utf8_will_do(folder, tmp_path):
     os.link(folder / "small.h5", path)
     words = {
         "inspect": command("inspect") + [path, "--plot", os.fsencode(tmp_path) + b"/p\xff.png"],
-        "train": command("train") + [path, "--output", run, "--epochs", "1"],
+        "train": command("train") + [path, "--output", run, "--epochs", "1", "--model", "cnn"],
         "evaluate": command("evaluate") + [run + b"/best.pt", path, "--submission", os.fsencode(tmp_path) + b"/s\xff.txt"],
         "build": build(folder, os.fsdecode(os.fsencode(tmp_path) + b"/b\xff.h5")),
     }

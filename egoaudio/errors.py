@@ -12,7 +12,8 @@ message and exit with its ``exit_code``. Anything else that escapes is a defect 
     ├── StoreError           an egoaudio file                     is an OSError, too
     ├── CheckpointError      a checkpoint                         is an OSError, too
     ├── BuildError           a build that had to stop
-    └── TrainingError        a training run or an evaluation that had to stop
+    ├── TrainingError        a training run or an evaluation that had to stop
+    └── ResourceError        what the machine lacks
 
 An ``except OSError`` around a call that may raise one of the three in the middle lets it pass first.
 """

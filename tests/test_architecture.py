@@ -19,7 +19,7 @@ MODULES = """
     _version errors
     system/signals system/files system/allocator system/surroundings system/terminal system/progress system/lock figures
     config/options config/build config/train
-    inputs/csv_rows inputs/annotations inputs/timestamps inputs/containers inputs/tracks inputs/silence inputs/ogg
+    inputs/csv_rows inputs/annotations inputs/fingerprint inputs/timestamps inputs/containers inputs/tracks inputs/silence inputs/ogg
     inputs/find_media inputs/frames inputs/decoder inputs/probe
     audio/clips audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/framing audio/yamnet_features audio/features
     hdf5/schema hdf5/create hdf5/safe_access hdf5/integrity hdf5/reader hdf5/writer hdf5/summary

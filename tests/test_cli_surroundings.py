@@ -101,7 +101,9 @@ def _in_namespace(script, words, cwd):
 @pytest.mark.parametrize("limit", [12, 20])
 @pytest.mark.parametrize("name", ["build", "train"])
 def test_few_open_files_are_told(folder, tmp_path, limit, name):
-    words = build(folder, tmp_path / "ego.h5") if name == "build" else command("train", folder / "small.h5", "--output", tmp_path / "run", "--epochs", 1, "--model", "cnn")
+    words = build(folder, tmp_path / "ego.h5")
+    if name == "train":
+        words = command("train", folder / "small.h5", "--output", tmp_path / "run", "--epochs", 1, "--model", "cnn")
     status, said = shell(f'ulimit -n {limit}; exec "$@"', words, tmp_path)
     assert status == 2 and "open files" in said and "ulimit -n" in said and "Traceback" not in said, said
 

@@ -19,13 +19,14 @@ import numpy as np
 from egoaudio.builder import pool
 from egoaudio.builder.extract import Job, Outcome, extract, fail, rehearse
 from egoaudio.builder.plan import Gathered, Inputs, Plan, gather, probe_recordings
-from egoaudio.builder.prepare import changes, check_folder, check_outputs, lay_out, layout, require_same
+from egoaudio.builder.prepare import changed_videos, changes, check_folder, check_outputs, lay_out, layout, require_same
 from egoaudio.builder.summary import BuildPlan, BuildReport, Tally, describe_plan
 from egoaudio.config.build import BuildConfig
 from egoaudio.errors import BuildError, Status, StoreError
 from egoaudio.hdf5 import create, integrity, reader
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.writer import RowWriter, offsets
+from egoaudio.inputs.fingerprint import UNKNOWN
 from egoaudio.system import files, lock
 from egoaudio.system.progress import Progress
 
@@ -117,7 +118,7 @@ def _rehearse(plan: Plan, config: BuildConfig, timeout_seconds: float) -> Outcom
 def _existing(output: Path, gathered: Gathered, config: BuildConfig) -> BuildReport:
     """Return the report of a complete file of the same plan; refuse any other."""
     with reader.open(output) as file:
-        found = changes(file, gathered, config)
+        found = changes(file, gathered, config) or changed_videos(file, gathered)
         if found:
             raise BuildError(f"{output} exists and is another build:\n{found}\nGive another --output, or --force to replace it")
     return Tally().report(output, gathered.annotations.irregularities, already_complete=True)
@@ -132,7 +133,8 @@ def _fill(
         _repeat_torn(file, writer)
         table = file.video_table
         tally = Tally(num_workers)
-        jobs = [plan_job(row, number, gathered, config) for number, row in enumerate(table) if row["status"] == Status.PLANNED]
+        planned = np.flatnonzero(table["status"] == Status.PLANNED).tolist()
+        jobs = [plan_job(table[number], number, gathered, config, file.fingerprints[number].tobytes()) for number in planned]
         jobs.sort(key=lambda job: -job.recording_samples)  # longest first: no straggler at the end
         todo = sum(int(table["num_clips"][job.video]) for job in jobs)
         call = partial(extract, str(partial_path), extents, config)
@@ -140,8 +142,10 @@ def _fill(
         with Progress(todo, "build") as progress:
             for job, outcome in pool.each(call, jobs, workers=num_workers, timeout_seconds=timeout_seconds):
                 if isinstance(outcome, pool.Death):
-                    outcome = Outcome(Status.CRASHED, outcome.reason)
-                    fail(writer, job, int(table["num_clips"][job.video]), Status.CRASHED, outcome.error)
+                    outcome = Outcome(Status.CRASHED, outcome.reason, written=False)
+                if not outcome.written:
+                    gathered.folder.require(job.path)  # it stays planned where this raises
+                    fail(writer, job, int(table["num_clips"][job.video]), outcome.status, outcome.error)
                 tally.add(outcome)
                 progress.advance(int(table["num_clips"][job.video]), outcome.sound_seconds, failures=outcome.status != Status.OK)
                 if time.monotonic() - last_sync >= _SYNC_SECONDS:
@@ -154,10 +158,10 @@ def _fill(
         return tally
 
 
-def plan_job(row: np.void, number: int, gathered: Gathered, config: BuildConfig) -> Job:
+def plan_job(row: np.void, number: int, gathered: Gathered, config: BuildConfig, fingerprint: bytes = UNKNOWN) -> Job:
     """Return the job of a planned video, from its row in the file."""
     samples = round(float(row["duration_seconds"]) * config.sample_rate)
-    return Job(number, str(gathered.files[number]), int(row["first_clip"]), samples)
+    return Job(number, str(gathered.files[number]), int(row["first_clip"]), samples, fingerprint)
 
 
 def _repeat_torn(file: EgoAudioFile, writer: RowWriter) -> None:

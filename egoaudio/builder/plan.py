@@ -20,6 +20,7 @@ from egoaudio.config.options import to_json
 from egoaudio.errors import BuildError, Status
 from egoaudio.inputs.annotations import NO_ACTION, Annotations, read_annotations
 from egoaudio.inputs.find_media import find_files
+from egoaudio.inputs.fingerprint import UNKNOWN, fingerprint
 from egoaudio.inputs.probe import Recording, probe
 from egoaudio.system.progress import Progress
 
@@ -49,6 +50,38 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class MediaFolder:
+    """The folder of videos as it was when the build began; a disk may be unmounted, or a network be away for a moment."""
+
+    path: str
+    identity: tuple[int, int]
+    """Device and inode."""
+
+    @classmethod
+    def of(cls, path: StrPath) -> "MediaFolder":
+        """Return the folder as it is now."""
+        info = os.stat(path)
+        return cls(os.fspath(path), (info.st_dev, info.st_ino))
+
+    def require(self, file: StrPath) -> None:
+        """Raise where the folder is gone, or the part of it that held ``file``: that says nothing about the video.
+
+        Raises
+        ------
+        BuildError
+        """
+        try:
+            gone = MediaFolder.of(self.path) != self or not os.path.isdir(os.path.dirname(file))
+        except OSError:
+            gone = True
+        if gone:
+            raise BuildError(
+                f"--videos {self.path}: the folder, or the part of it that held {os.path.basename(file)}, is gone or another one now: "
+                "mount it again and run the same command; what was done is kept"
+            )
+
+
+@dataclass(frozen=True)
 class Gathered:
     """The annotations, and the file of each video."""
 
@@ -62,6 +95,8 @@ class Gathered:
     """The same relative to the folder of videos, as text; empty where there is none."""
     sha256: str
     """Of the configuration, the annotations, and each video's file name and size."""
+    folder: MediaFolder
+    """Where the files are."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +111,8 @@ class Plan:
     first_clips: tuple[int, ...]
     """For each video, its first row in /clips."""
     num_clips: int
+    fingerprints: tuple[bytes, ...]
+    """For each video that of its file."""
 
 
 def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
@@ -96,6 +133,7 @@ def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
             f"{inputs.videos}: none of the {len(ids):,} annotated videos is there; looked for {ids[0]}.mp4 and the like at any depth. "
             "Is --videos the folder that holds the media files?"
         )
+    folder = MediaFolder.of(inputs.videos)
     root = Path(inputs.videos)
     files = tuple(found.get(video_id) for video_id in ids)
     file_names = tuple(str(path.relative_to(root)) if path else "" for path in files)
@@ -107,7 +145,7 @@ def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
         instances = [(instance.class_index, instance.start_seconds, instance.stop_seconds) for instance in video.instances]
         facts = [video.video_id, video.split, video.subject, video.scene, video.egocentric, instances, name, path.stat().st_size if path else -1]
         digest.update(json.dumps(facts).encode())
-    return Gathered(annotations, class_ids, annotations.class_names + extra, files, file_names, digest.hexdigest())
+    return Gathered(annotations, class_ids, annotations.class_names + extra, files, file_names, digest.hexdigest(), folder)
 
 
 def probe_recordings(
@@ -120,26 +158,30 @@ def probe_recordings(
     Plan
     """
     missing = Recording(Status.MISSING, "no media file of this name under --videos", 0, 0, 0.0)
-    recordings = [missing] * len(gathered.files)
+    recordings, fingerprints = [missing] * len(gathered.files), [UNKNOWN] * len(gathered.files)
     present = [(video, str(path)) for video, path in enumerate(gathered.files) if path is not None]
-    for (video, _), result in pool.each(partial(_probe, config.sound), present, workers=num_workers, timeout_seconds=timeout_seconds):
+    for (video, path), result in pool.each(partial(_probe, config.sound), present, workers=num_workers, timeout_seconds=timeout_seconds):
         if isinstance(result, pool.Death):
-            result = Recording(Status.CRASHED, result.reason, 0, 0, 0.0)
-        recordings[video] = result
-        progress.advance(1, failures=result.status not in (Status.OK, Status.NO_AUDIO))
-    return place(gathered, recordings, config)
+            result = Recording(Status.CRASHED, result.reason, 0, 0, 0.0), fingerprint(path)
+        recordings[video], fingerprints[video] = result
+        if result[0].status == Status.UNREADABLE:
+            gathered.folder.require(path)
+        progress.advance(1, failures=recordings[video].status not in (Status.OK, Status.NO_AUDIO))
+    return place(gathered, recordings, config, fingerprints)
 
 
-def place(gathered: Gathered, recordings: Sequence[Recording], config: BuildConfig) -> Plan:
+def place(
+    gathered: Gathered, recordings: Sequence[Recording], config: BuildConfig, fingerprints: Sequence[bytes] | None = None
+) -> Plan:
     """Give every recording its rows."""
     samples, firsts, total = [], [], 0
     for recording in recordings:
         samples.append(round(recording.duration_seconds * config.sample_rate) if recording.status == Status.OK else 0)
         firsts.append(total)
         total += clips.plan_clips(samples[-1], config.clips, config.sample_rate).num_clips
-    return Plan(gathered, tuple(recordings), tuple(samples), tuple(firsts), total)
+    return Plan(gathered, tuple(recordings), tuple(samples), tuple(firsts), total, tuple(fingerprints or [UNKNOWN] * len(recordings)))
 
 
-def _probe(sound: SoundConfig, item: tuple[int, str]) -> Recording:
-    """Probe one file; runs in a worker."""
-    return probe(item[1], sound.audio_track, sound.compensate_delay)
+def _probe(sound: SoundConfig, item: tuple[int, str]) -> tuple[Recording, bytes]:
+    """Probe one file and take its fingerprint; runs in a worker."""
+    return probe(item[1], sound.audio_track, sound.compensate_delay), fingerprint(item[1])

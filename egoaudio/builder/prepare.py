@@ -5,6 +5,7 @@ In: a ``Plan``. Out: ``OUTPUT.partial`` with every row planned; it gets its name
 
 import datetime
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,11 @@ from egoaudio.errors import BuildError, Status
 from egoaudio.hdf5 import create, schema
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.writer import RowWriter, offsets
+from egoaudio.inputs.fingerprint import fingerprint
 from egoaudio.system import files
 from egoaudio.system.progress import Progress
+
+_READERS = 8  # that wait for a network file system at once
 
 
 def check_folder(output):
@@ -53,7 +57,7 @@ def check_outputs(output, partial_path, inputs, gathered):
 def require_same(partial_path, gathered, config):
     """Refuse to go on with the unfinished build of something else."""
     with EgoAudioFile(partial_path) as file:
-        found = changes(file, gathered, config)
+        found = changes(file, gathered, config) or changed_videos(file, gathered)
     if found:
         raise BuildError(f"{partial_path} is an unfinished build of something else:\n{found}\nGive the same command to finish it, or --force to start anew")
 
@@ -72,6 +76,19 @@ def changes(file, gathered, config):
     if moved:
         lines.append(f"files found now and not before, or the other way round: {len(moved):,}, such as {min(moved)}")
     return "\n".join("  " + line for line in lines or ["the annotations, or the size of a media file, have changed"])
+
+
+def changed_videos(file, gathered):
+    """Return in a line which videos are other files than those the rows are planned for, or made from; empty where none is."""
+    planned = [(number, path) for number, path in enumerate(gathered.files) if path is not None and file.fingerprints[number].any()]
+    with ThreadPoolExecutor(_READERS) as threads:
+        found = list(threads.map(fingerprint, [path for _, path in planned]))
+    other = [number for (number, _), now in zip(planned, found, strict=True) if now != file.fingerprints[number].tobytes()]
+    if not other:
+        return ""
+    gathered.folder.require(gathered.files[other[0]])
+    words = f"  videos that were replaced by others of the same size: {len(other):,}, such as {gathered.annotations.videos[other[0]].video_id}"
+    return f"{words} (put them back, or start anew)"
 
 
 def lay_out(partial_path, gathered, config, num_workers, timeout_seconds):
@@ -148,6 +165,7 @@ def _write_planned_video(writer, extents, plan, number, config):
     row["status"] = Status.PLANNED if recording.status == Status.OK else recording.status
     row["error"] = schema.encode(recording.error, row.dtype["error"].itemsize)
     writer.write("videos", number, row)
+    writer.write("fingerprints", number, np.frombuffer(plan.fingerprints[number], "u1")[None])
     writer.write("video_labels", number, clips.label_video(video.instances, num_classes)[None])
     rows = np.zeros(placed.num_clips, schema.CLIP_DTYPE)
     rows["video"], rows["start_seconds"], rows["stop_seconds"] = number, placed.start_seconds, placed.stop_seconds

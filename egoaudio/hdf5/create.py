@@ -20,7 +20,7 @@ import numpy as np
 
 from egoaudio._version import __version__
 from egoaudio.errors import StoreError
-from egoaudio.hdf5.schema import ALIGNMENT, CLIP_DTYPE, FORMAT, FORMAT_VERSION, INSTANCE_DTYPE, encode
+from egoaudio.hdf5.schema import ALIGNMENT, CLIP_DTYPE, FINGERPRINT_BYTES, FORMAT, FORMAT_VERSION, INSTANCE_DTYPE, encode
 from egoaudio.system import files
 
 
@@ -88,7 +88,7 @@ def _create(path, layout):
         _dataset(file, "videos", (num_videos,), layout.video_dtype)
         _dataset(file, "video_labels", (num_videos, num_classes), "u1")
         _dataset(file, "classes", (num_classes,), layout.class_dtype)
-        _dataset(file, "instances", (layout.num_instances,), INSTANCE_DTYPE)
+        _set_attributes(_dataset(file, "instances", (layout.num_instances,), INSTANCE_DTYPE), layout.instance_attributes)
         _dataset(file, "synced", (num_videos,), "u1")
         groups = {name: h5py.Group(_group(file, name)) for name in ("checksums", "statistics", "axes")}
         for name, values in layout.axes.items():
@@ -105,6 +105,7 @@ def _create(path, layout):
                     dataset.dims[dimension].attach_scale(groups["axes"][name])
             _dataset(groups["checksums"], array.name, (num_videos,), "<u4")
             _dataset(groups["statistics"], array.name, (num_videos, 3), "<f8")
+        _dataset(file, "fingerprints", (num_videos, FINGERPRINT_BYTES), "u1")
 
 
 def _group(parent, name):

@@ -50,8 +50,7 @@ class _Command(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            error.message = terminal.printable(error.message)
-            raise
+            raise click.UsageError(terminal.printable(error.format_message()), error.ctx) from error
 
 
 def _kind(option, hint):
@@ -109,6 +108,7 @@ def _command(example, goes_on=False):
                 with terminal.streams(), warnings.catch_warnings(), allocator.owned(), signals.listening(), surroundings.lacking():
                     warnings.showwarning = lambda message, *_: terminal.say(f"warning: {message}", err=True)
                     warnings.filterwarnings("always", category=UserWarning, module="egoaudio")
+                    warnings.filterwarnings("ignore", category=UserWarning, module="joblib")  # about what we stop on purpose
                     surroundings.require_working_folder()
                     sys.exit(function(*args, **kwargs) or 0)
             except EgoAudioError as error:
@@ -155,9 +155,10 @@ _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
 @click.option("--video-timeout", type=click.FloatRange(min=0.01, max=1e6), default=600.0, show_default=True, help=_TIMEOUT)
 @click.option("--dry-run", is_flag=True, help="Stop after the plan: videos, clips, size, and an estimate of the time.")
 @click.option("--skip-failed", is_flag=True, help="Exit with 0 even if videos failed.")
+@click.option("--retry-failed", is_flag=True, help="Try failed videos of a complete or unfinished file again; the others are kept.")
 @click.option("--force", is_flag=True, help=_FORCE)
 @_configured(BuildConfig, BUILD_PRESETS)
-def build(config, annotations, test_annotations, classes, videos, follow_links, output, workers, video_timeout, dry_run, skip_failed, force):
+def build(config, annotations, test_annotations, classes, videos, follow_links, output, workers, video_timeout, dry_run, skip_failed, retry_failed, force):
     """Make one HDF5 file of clips, features and labels from videos and their annotations.
 
     Run the same command again to finish a build that was stopped. The exit status is 3 when a video that should have
@@ -170,7 +171,7 @@ def build(config, annotations, test_annotations, classes, videos, follow_links, 
     if dry_run:
         terminal.say(building.preview(inputs, output, config, num_workers=workers, timeout_seconds=video_timeout))
         return 0
-    report = building.build(inputs, output, config, num_workers=workers, timeout_seconds=video_timeout, force=force)
+    report = building.build(inputs, output, config, num_workers=workers, timeout_seconds=video_timeout, force=force, retry_failed=retry_failed)
     terminal.say(report)
     return 3 if report.failures and not skip_failed else 0
 

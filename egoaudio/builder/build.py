@@ -20,6 +20,7 @@ from egoaudio.builder import pool
 from egoaudio.builder.extract import Job, Outcome, extract, fail, rehearse
 from egoaudio.builder.plan import Gathered, Inputs, Plan, gather, probe_recordings
 from egoaudio.builder.prepare import changed_videos, changes, check_folder, check_outputs, lay_out, layout, require_same
+from egoaudio.builder.retry import retry
 from egoaudio.builder.summary import BuildPlan, BuildReport, Tally, describe_plan
 from egoaudio.config.build import BuildConfig
 from egoaudio.errors import BuildError, Status, StoreError
@@ -35,7 +36,7 @@ _SYNC_SECONDS = 30.0
 
 def build(
     inputs: Inputs, output: str | os.PathLike[str], config: BuildConfig | None = None, *,
-    num_workers: int = 1, timeout_seconds: float = 600.0, force: bool = False,
+    num_workers: int = 1, timeout_seconds: float = 600.0, force: bool = False, retry_failed: bool = False,
 ) -> BuildReport:
     """Build an egoaudio file, or finish one.
 
@@ -53,6 +54,8 @@ def build(
         A video that gets nowhere for so long is given up.
     force : bool
         Start anew and replace what is there.
+    retry_failed : bool
+        Try the videos again that failed in a complete or unfinished file, and keep the others.
 
     Returns
     -------
@@ -73,9 +76,12 @@ def build(
         gathered = gather(inputs, config)
         check_outputs(output, partial_path, inputs, gathered)
         num_workers = _limit_workers(num_workers, gathered)
-        if output.exists() and not force:
+        retry_failed = retry_failed and not force
+        if output.exists() and not (force or retry_failed):
             return _existing(output, gathered, config)
         with pool.kept():
+            if retry_failed and not _retry(output, partial_path, gathered, config, num_workers, timeout_seconds) and output.exists():
+                return _existing(output, gathered, config)
             if force or not partial_path.exists():
                 lay_out(partial_path, gathered, config, num_workers, timeout_seconds)
             else:
@@ -115,12 +121,25 @@ def _rehearse(plan: Plan, config: BuildConfig, timeout_seconds: float) -> Outcom
     return None if isinstance(outcome, pool.Death) else outcome
 
 
+def _retry(
+    output: Path, partial_path: Path, gathered: Gathered, config: BuildConfig, num_workers: int, timeout_seconds: float
+) -> bool:
+    """Return whether there is an unfinished file that has the failed videos planned again, made now or when this was stopped."""
+    if output.exists() and partial_path.exists():
+        with EgoAudioFile(partial_path) as file:
+            if file.plan_sha256 == gathered.sha256:
+                return True
+    source = output if output.exists() else partial_path
+    return source.exists() and retry(source, partial_path, gathered, config, num_workers, timeout_seconds)
+
+
 def _existing(output: Path, gathered: Gathered, config: BuildConfig) -> BuildReport:
     """Return the report of a complete file of the same plan; refuse any other."""
     with reader.open(output) as file:
         found = changes(file, gathered, config) or changed_videos(file, gathered)
         if found:
-            raise BuildError(f"{output} exists and is another build:\n{found}\nGive another --output, or --force to replace it")
+            ways = "Give another --output, --retry-failed if it is the files of failed videos that are others now, or --force to replace it"
+            raise BuildError(f"{output} exists and is another build:\n{found}\n{ways}")
     return Tally().report(output, gathered.annotations.irregularities, already_complete=True)
 
 

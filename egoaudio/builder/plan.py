@@ -8,7 +8,7 @@ build of the same inputs. ``probe_recordings`` then asks the worker processes ho
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -149,9 +149,10 @@ def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
 
 
 def probe_recordings(
-    gathered: Gathered, config: BuildConfig, num_workers: int, timeout_seconds: float, progress: Progress
+    gathered: Gathered, config: BuildConfig, num_workers: int, timeout_seconds: float, progress: Progress,
+    known: Mapping[int, tuple[Recording, bytes]] | None = None,
 ) -> Plan:
-    """Ask worker processes how much sound each file holds, and place the clips.
+    """Ask worker processes how much sound each file holds, and place the clips; what is ``known`` of a video is not asked.
 
     Returns
     -------
@@ -159,7 +160,9 @@ def probe_recordings(
     """
     missing = Recording(Status.MISSING, "no media file of this name under --videos", 0, 0, 0.0)
     recordings, fingerprints = [missing] * len(gathered.files), [UNKNOWN] * len(gathered.files)
-    present = [(video, str(path)) for video, path in enumerate(gathered.files) if path is not None]
+    for video, found in (known or {}).items():
+        recordings[video], fingerprints[video] = found
+    present = [(video, str(path)) for video, path in enumerate(gathered.files) if path is not None and video not in (known or {})]
     for (video, path), result in pool.each(partial(_probe, config.sound), present, workers=num_workers, timeout_seconds=timeout_seconds):
         if isinstance(result, pool.Death):
             result = Recording(Status.CRASHED, result.reason, 0, 0, 0.0), fingerprint(path)

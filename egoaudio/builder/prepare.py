@@ -78,9 +78,10 @@ def changes(file, gathered, config):
     return "\n".join("  " + line for line in lines or ["the annotations, or the size of a media file, have changed"])
 
 
-def changed_videos(file, gathered):
-    """Return in a line which videos are other files than those the rows are planned for, or made from; empty where none is."""
-    planned = [(number, path) for number, path in enumerate(gathered.files) if path is not None and file.fingerprints[number].any()]
+def changed_videos(file, gathered, which=None):
+    """Return in a line which videos, of all or of those that a mask chooses, are other files than their rows are of; empty where none is."""
+    known = file.fingerprints.any(axis=1) if which is None else file.fingerprints.any(axis=1) & which
+    planned = [(number, path) for number, path in enumerate(gathered.files) if path is not None and known[number]]
     with ThreadPoolExecutor(_READERS) as threads:
         found = list(threads.map(fingerprint, [path for _, path in planned]))
     other = [number for (number, _), now in zip(planned, found, strict=True) if now != file.fingerprints[number].tobytes()]
@@ -92,12 +93,19 @@ def changed_videos(file, gathered):
 
 
 def lay_out(partial_path, gathered, config, num_workers, timeout_seconds):
-    """Probe the recordings and make the file with all its rows planned; it gets its name when that is on disk."""
+    """Probe the recordings and make the file with all its rows planned."""
     with Progress(len(gathered.files), "probe") as progress:
         plan = probe_recordings(gathered, config, num_workers, timeout_seconds, progress)
+    lay_out_plan(partial_path, plan, config)
+
+
+def lay_out_plan(partial_path, plan, config, before_it_appears=None):
+    """Make the file with all its rows planned; it gets its name when that is on disk, and ``before_it_appears(path)`` is done."""
     with create.drafting(partial_path, layout(plan, config)) as draft:
         files.reserve(draft)
         _write_plan(draft, plan, config)
+        if before_it_appears is not None:
+            before_it_appears(draft)
 
 
 def layout(plan, config):

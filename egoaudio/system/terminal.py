@@ -7,24 +7,27 @@ standard error, and what a library says there lands in it), and a reader that is
 
 import contextlib
 import errno
+import io
 import os
 import sys
+from collections.abc import Iterator
+from typing import TextIO
 
 from egoaudio.errors import ResourceError
 
 
-def printable(text):
+def printable(text: str) -> str:
     """Return a text without what would drive a terminal, be invisible, or have no encoding: each such character becomes ``?``."""
     return text if text.isprintable() else "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
 
 
-def one_line(text):
+def one_line(text: str) -> str:
     """Return a text likewise, in one line: a name with a line feed would pass for two."""
     return printable(text).replace("\n", "?").replace("\t", "?")
 
 
 @contextlib.contextmanager
-def streams():
+def streams() -> Iterator[None]:
     """Make standard input, output and error usable while the block runs, and what was said there arrive.
 
     Raises
@@ -40,7 +43,7 @@ def streams():
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (open(os.devnull, "w") if stream is None else stream for stream in before)  # noqa: SIM115 - as long as the process
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError, OSError):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         yield
@@ -49,12 +52,12 @@ def streams():
             write(stream, "")
 
 
-def say(text="", err=False):
+def say(text: object = "", err: bool = False) -> None:
     """Print a line, or several, to standard output or error."""
     write(sys.stderr if err else sys.stdout, f"{text}\n")
 
 
-def write(stream, text):
+def write(stream: TextIO, text: str) -> None:
     """Write to a stream and see that it arrives, as long as somebody reads it.
 
     Raises
@@ -67,7 +70,7 @@ def write(stream, text):
         stream.flush()
     except (OSError, ValueError) as error:  # ValueError: it is closed
         _discard(stream)
-        if stream is sys.stdout and getattr(error, "errno", errno.EPIPE) != errno.EPIPE:
+        if stream is sys.stdout and isinstance(error, OSError) and error.errno != errno.EPIPE:
             raise ResourceError(f"standard output cannot be written: {error.strerror}") from error
 
 

@@ -196,3 +196,109 @@ def test_files_of_earlier_versions_without_fingerprints_resume(folder, monkeypat
     build.build(_inputs(folder), folder / "ego.h5", CONFIG)
     with egoaudio.open(folder / "ego.h5") as file:
         assert (file.video_table["status"] == Status.OK).sum() == 6
+
+
+# ------------------------------------------------------------------------------------------------------ --retry-failed
+
+
+def _break(folder, monkeypatch):
+    """Build with one video away, one that is no media file, and one that crashes; return these three with their true contents."""
+    away, broken, crashing = _videos(folder)[:3]
+    kept = {path: path.read_bytes() for path in (away, broken, crashing)}
+    away.unlink()
+    broken.write_bytes(b"x" * len(kept[broken]))
+
+    def process(path, extents, config, job):
+        if job.path == str(crashing):
+            os.kill(os.getpid(), 11)
+        return extract(path, extents, config, job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "extract", process)
+        report = build.build(_inputs(folder), folder / "ego.h5", CONFIG)
+    assert {video_id for video_id, _ in report.failures} >= {path.stem for path in kept}
+    return kept
+
+
+def test_failed_videos_of_a_complete_file_are_tried_again_and_only_those(folder, monkeypatch):
+    kept = _break(folder, monkeypatch)
+    for path, raw in kept.items():
+        path.write_bytes(raw)
+    decoded = folder / "decoded"
+
+    def noted(path, extents, config, job):
+        with open(decoded, "a") as log:
+            log.write(Path(job.path).name + "\n")
+        return extract(path, extents, config, job)
+
+    with pytest.raises(BuildError, match="--retry-failed"):
+        build.build(_inputs(folder), folder / "ego.h5", CONFIG)
+    monkeypatch.setattr(build, "extract", noted)
+    report = build.build(_inputs(folder), folder / "ego.h5", CONFIG, num_workers=2, retry_failed=True)
+    assert sorted(decoded.read_text().split()) == sorted(path.name for path in kept)
+    assert not report.already_complete and len(report.failures) == 1
+    assert content(folder / "ego.h5") == content(folder / "whole.h5")
+    assert sorted(path.name for path in folder.glob("*ego.h5*")) == ["ego.h5"]
+
+
+def test_a_retry_that_is_stopped_goes_on_and_leaves_the_old_file_until_then(folder, monkeypatch):
+    kept = _break(folder, monkeypatch)
+    before = (folder / "ego.h5").read_bytes()
+    for path, raw in kept.items():
+        path.write_bytes(raw)
+
+    def stop(path, extents, config, job):
+        raise BuildError("stop here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "extract", stop)
+        with pytest.raises(BuildError, match="stop here"):
+            build.build(_inputs(folder), folder / "ego.h5", CONFIG, retry_failed=True)
+    assert (folder / "ego.h5").read_bytes() == before
+    build.build(_inputs(folder), folder / "ego.h5", CONFIG, retry_failed=True)
+    assert content(folder / "ego.h5") == content(folder / "whole.h5")
+
+
+def test_videos_that_fail_again_cost_nothing_and_the_file_is_left_alone(folder, monkeypatch):
+    before = (folder / "whole.h5").read_bytes()
+    report = build.build(_inputs(folder), folder / "whole.h5", CONFIG, retry_failed=True)
+    assert report.already_complete and len(report.failures) == 1
+    assert (folder / "whole.h5").read_bytes() == before
+
+
+def test_failed_videos_of_an_unfinished_file_are_tried_again(folder, monkeypatch):
+    victim = _videos(folder)[0]
+    raw = victim.read_bytes()
+    victim.unlink()
+    with pytest.raises(BuildError, match="stop here"):
+        _stop(monkeypatch, folder, 2, _raise)
+    victim.write_bytes(raw)
+    with pytest.raises(BuildError, match="found now and not before"):
+        build.build(_inputs(folder), folder / "ego.h5", CONFIG)
+    build.build(_inputs(folder), folder / "ego.h5", CONFIG, retry_failed=True)
+    assert content(folder / "ego.h5") == content(folder / "whole.h5")
+
+
+def test_a_retry_of_something_else_is_refused(folder, monkeypatch):
+    kept = _break(folder, monkeypatch)
+    other = _videos(folder)[4]
+    before, raw = (folder / "ego.h5").read_bytes(), other.read_bytes()
+    for path, true in kept.items():
+        path.write_bytes(true)
+    _replace(other)
+    with pytest.raises(BuildError, match=r"(?s)tried again.*replaced by others of the same size: 1"):
+        build.build(_inputs(folder), folder / "ego.h5", CONFIG, retry_failed=True)
+    other.rename(folder / "elsewhere")
+    with pytest.raises(BuildError, match=r"(?s)tried again.*elsewhere, or gone: 1"):
+        build.build(_inputs(folder), folder / "ego.h5", CONFIG, retry_failed=True)
+    other.write_bytes(raw)
+    text = (folder / "train.csv").read_text()
+    for changed in (text.replace("door;keys,,,", "door;keys,,c001 0.00 1.00,", 1), text.replace("Hallway", "Attic")):
+        assert changed != text
+        (folder / "train.csv").write_text(changed)
+        with pytest.raises(BuildError, match=r"(?s)tried again.*the annotations have changed"):
+            build.build(_inputs(folder), folder / "ego.h5", CONFIG, retry_failed=True)
+    (folder / "train.csv").write_text(text)
+    with pytest.raises(BuildError, match=r"(?s)tried again.*--sample-rate: 16000, now 8000"):
+        build.build(_inputs(folder), folder / "ego.h5", BuildConfig(sample_rate=8000), retry_failed=True)
+    assert (folder / "ego.h5").read_bytes() == before

@@ -154,11 +154,14 @@ _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
 @click.option("--workers", type=click.IntRange(min=1, max=1024), default=_cores, show_default="one a core", help="Worker processes, one thread each.")
 @click.option("--video-timeout", type=click.FloatRange(min=0.01, max=1e6), default=600.0, show_default=True, help=_TIMEOUT)
 @click.option("--dry-run", is_flag=True, help="Stop after the plan: videos, clips, size, and an estimate of the time.")
+@click.option("--list", "list_all", is_flag=True, help="With --dry-run: name every video that would have no data.")
 @click.option("--skip-failed", is_flag=True, help="Exit with 0 even if videos failed.")
 @click.option("--retry-failed", is_flag=True, help="Try failed videos of a complete or unfinished file again; the others are kept.")
 @click.option("--force", is_flag=True, help=_FORCE)
 @_configured(BuildConfig, BUILD_PRESETS)
-def build(config, annotations, test_annotations, classes, videos, follow_links, output, workers, video_timeout, dry_run, skip_failed, retry_failed, force):
+def build(
+    config, annotations, test_annotations, classes, videos, follow_links, output, workers, video_timeout, dry_run, list_all, skip_failed, retry_failed, force
+):
     """Make one HDF5 file of clips, features and labels from videos and their annotations.
 
     Run the same command again to finish a build that was stopped. The exit status is 3 when a video that should have
@@ -168,8 +171,10 @@ def build(config, annotations, test_annotations, classes, videos, follow_links, 
     from egoaudio.builder.plan import Inputs
 
     inputs = Inputs(annotations, videos, test_annotations, classes, follow_links)
+    if list_all and not dry_run:
+        raise click.UsageError("--list has no effect without --dry-run: give both, or neither")
     if dry_run:
-        terminal.say(building.preview(inputs, output, config, num_workers=workers, timeout_seconds=video_timeout))
+        terminal.say(building.preview(inputs, output, config, num_workers=workers, timeout_seconds=video_timeout).describe(list_all))
         return 0
     report = building.build(inputs, output, config, num_workers=workers, timeout_seconds=video_timeout, force=force, retry_failed=retry_failed)
     terminal.say(report)

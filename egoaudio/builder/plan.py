@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from egoaudio.builder import pool
 from egoaudio.config.build import BuildConfig, SoundConfig
 from egoaudio.config.options import to_json
 from egoaudio.errors import BuildError, Status
-from egoaudio.inputs.annotations import NO_ACTION, Annotations, read_annotations
+from egoaudio.inputs.annotations import NO_ACTION, Annotations, Video, read_annotations
 from egoaudio.inputs.find_media import find_files
 from egoaudio.inputs.fingerprint import UNKNOWN, fingerprint
 from egoaudio.inputs.probe import Recording, probe
@@ -136,6 +136,7 @@ def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
     folder = MediaFolder.of(inputs.videos)
     root = Path(inputs.videos)
     files = tuple(found.get(video_id) for video_id in ids)
+    annotations = _count_twins(annotations, files)
     file_names = tuple(str(path.relative_to(root)) if path else "" for path in files)
     extra = () if config.clips.no_action == "none" else (NO_ACTION,)
     class_ids = annotations.class_ids + extra
@@ -146,6 +147,31 @@ def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
         facts = [video.video_id, video.split, video.subject, video.scene, video.egocentric, instances, name, path.stat().st_size if path else -1]
         digest.update(json.dumps(facts).encode())
     return Gathered(annotations, class_ids, annotations.class_names + extra, files, file_names, digest.hexdigest(), folder)
+
+
+def _count_twins(annotations: Annotations, files: Sequence[Path | None]) -> Annotations:
+    """Return the annotations with the count of videos whose file is another video's, too.
+
+    Raises
+    ------
+    BuildError
+        When such videos are in different splits: a model would be tested on what it was trained on.
+    """
+    first: dict[tuple[int, int], Video] = {}
+    twins = 0
+    for video, path in zip(annotations.videos, files, strict=True):
+        if path is None:
+            continue
+        info = path.stat()
+        other = first.setdefault((info.st_dev, info.st_ino), video)
+        if other is not video:
+            twins += 1
+            if other.split != video.split:
+                raise BuildError(
+                    f"videos {other.video_id!r} ({other.split}) and {video.video_id!r} ({video.split}) are one recording, {path}: "
+                    "a model would be tested on what it was trained on. Remove one of them, or give both one split"
+                )
+    return replace(annotations, irregularities={**annotations.irregularities, "videos with another's file": twins}) if twins else annotations
 
 
 def probe_recordings(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from egoaudio.audio import clips
+from egoaudio.builder.beyond import Beyond
 from egoaudio.builder.extract import feature_extractor
 from egoaudio.builder.plan import probe_recordings
 from egoaudio.config.build import BuildConfig
@@ -119,6 +120,7 @@ def layout(plan, config):
         num_videos=len(videos),
         num_classes=len(gathered.class_ids),
         num_instances=sum(len(video.instances) for video in videos),
+        instance_attributes=Beyond.of_plan(plan).attributes(),
         video_dtype=schema.video_dtype(
             video_id=[video.video_id for video in videos],
             file=gathered.file_names,

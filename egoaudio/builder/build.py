@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from egoaudio._version import __version__
 from egoaudio.builder import pool
 from egoaudio.builder.extract import Job, Outcome, extract, fail, rehearse
 from egoaudio.builder.plan import Gathered, Inputs, Plan, gather, probe_recordings
@@ -159,6 +160,11 @@ def _fill(
         call = partial(extract, str(partial_path), extents, config)
         last_sync = time.monotonic()
         with Progress(todo, "build") as progress:
+            if file.egoaudio_version != __version__:
+                progress.write(
+                    f"warning: {partial_path} was begun by egoaudio {file.egoaudio_version}, and this is {__version__}: what either makes is in one file; "
+                    "--force makes it all anew"
+                )
             for job, outcome in pool.each(call, jobs, workers=num_workers, timeout_seconds=timeout_seconds):
                 if isinstance(outcome, pool.Death):
                     outcome = Outcome(Status.CRASHED, outcome.reason, written=False)

@@ -57,6 +57,8 @@ def read_truth(file, rows, videos=None):
     ------
     TrainingError
         When a clip is of none of the videos.
+    StoreError
+        When a label is neither 0 nor 1.
     """
     rows = np.asarray(rows, dtype=np.int64)
     clips = file.clip_table[rows]
@@ -66,6 +68,8 @@ def read_truth(file, rows, videos=None):
     if (place[clips["video"]] < 0).any():
         stray = file.video_table["video_id"][clips["video"][place[clips["video"]] < 0][0]].decode()
         raise TrainingError(f"{file.path}: clips of {stray} are to be evaluated, but that video is not among the {len(videos)} videos to evaluate")
+    file.require_binary("labels", rows)
+    file.require_binary("video_labels", videos)
     class_ids, names = ([text.decode() for text in file.class_table[column].tolist()] for column in ("class_id", "name"))
     num_actions = len(class_ids) - (class_ids[-1] == NO_ACTION)
     table = file.video_table[videos]

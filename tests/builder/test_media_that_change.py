@@ -302,3 +302,11 @@ def test_a_retry_of_something_else_is_refused(folder, monkeypatch):
     with pytest.raises(BuildError, match=r"(?s)tried again.*--sample-rate: 16000, now 8000"):
         build.build(_inputs(folder), folder / "ego.h5", BuildConfig(sample_rate=8000), retry_failed=True)
     assert (folder / "ego.h5").read_bytes() == before
+
+
+def test_an_unfinished_file_of_another_version_is_told(folder, monkeypatch, capsys):
+    with pytest.raises(BuildError, match="stop here"):
+        _stop(monkeypatch, folder, 2, _raise)
+    monkeypatch.setattr(build, "__version__", "9.9.9")
+    build.build(_inputs(folder), folder / "ego.h5", CONFIG)
+    assert "was begun by egoaudio 0.1.0, and this is 9.9.9" in capsys.readouterr().err

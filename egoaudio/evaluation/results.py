@@ -24,6 +24,7 @@ from egoaudio._version import __version__
 from egoaudio.errors import TrainingError
 from egoaudio.evaluation.charades import FRAMES_PER_VIDEO
 from egoaudio.system import files
+from egoaudio.system.terminal import one_line
 
 # Name in evaluation.json, and what the table calls it.
 TITLES = {
@@ -211,7 +212,8 @@ def to_csv(evaluation: Evaluation) -> str:
 
 def _harmless(text: str) -> str:
     """Return a text that no spreadsheet runs: classes are called what somebody's CSV calls them."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    text = one_line(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _defined(value: Any) -> Any:

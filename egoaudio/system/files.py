@@ -21,7 +21,7 @@ LONGEST_NAME_BYTES = 255
 _TOKEN_BYTES = 8  # of chance in a temporary name
 _RESERVE_BYTES = 1 << 30  # a slice at a time, so that a signal is heard between two
 _KINDS = {
-    stat.S_IFDIR: "a folder", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
 }
 
 
@@ -108,6 +108,8 @@ def check_output(path, inputs=()):
         there = os.stat(path)
     except FileNotFoundError:
         return
+    if stat.S_ISDIR(there.st_mode):
+        raise OSError(errno.EISDIR, "it is a folder: give the name of a file")
     if not stat.S_ISREG(there.st_mode):
         kind = _KINDS.get(stat.S_IFMT(there.st_mode), "something else")
         raise OSError(errno.EEXIST, f"it is {kind}, and only a regular file is replaced: give another name")

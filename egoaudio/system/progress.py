@@ -21,7 +21,7 @@ class Progress:
 
     def __init__(self, total, what, stream=None, unit=""):
         self.total, self.what, self.unit = total, what, unit
-        self.stream = stream or sys.stderr or io.StringIO()  # None where standard error is closed
+        self.stream = terminal.Careful(stream or sys.stderr or io.StringIO())  # None where standard error is closed
         self.done, self.sound_seconds, self.failures = 0, 0.0, 0
         self._said = 0
         self.started = self._last_line = time.monotonic()
@@ -29,7 +29,7 @@ class Progress:
         if _is_terminal(self.stream):
             # The bar's own rate forgets; ours, in the postfix, is that of the whole run, as the summary's.
             form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-            self._bar = tqdm(total=total, desc=what, file=terminal.Careful(self.stream), bar_format=form, dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=what, file=self.stream, bar_format=form, dynamic_ncols=True)
 
     def __enter__(self):
         return self
@@ -54,7 +54,7 @@ class Progress:
     def write(self, line):
         """Show a line above the bar, or among the lines."""
         if self._bar is not None:
-            self._bar.write(terminal.printable(line), file=terminal.Careful(self.stream))
+            self._bar.write(terminal.printable(line), file=self.stream)
         else:
             terminal.write(self.stream, line + "\n")
 

@@ -203,7 +203,8 @@ def test_what_is_no_file_is_never_replaced(tmp_path, kind):
         else:
             path.symlink_to("/dev/null")
         before = os.stat(path)
-        with pytest.raises(Exception, match=f"{re.escape(name)}.*(it is a {kind}, and only a regular file is replaced)"):
+        words = "it is a folder: give the name of a file" if kind == "folder" else f"it is a {kind}, and only a regular file is replaced"
+        with pytest.raises(Exception, match=f"{re.escape(name)}.*{words}"):
             write(path)
         assert os.path.samestat(os.stat(path), before)
 

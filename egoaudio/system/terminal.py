@@ -57,7 +57,7 @@ def say(text: object = "", err: bool = False) -> None:
     write(sys.stderr if err else sys.stdout, f"{text}\n")
 
 
-def write(stream: TextIO, text: str) -> None:
+def write(stream: "TextIO | Careful", text: str) -> None:
     """Write to a stream and see that it arrives, as long as somebody reads it.
 
     Raises

@@ -74,7 +74,7 @@ def split_rows(file, config, seed):
     test = rows[(splits == b"test")[video]]
     if len(train) == 0 and len(rows) == 0 and file.usable.any():
         raise TrainingError(
-            f"{file.path} has no clip to train on: {np.count_nonzero(file.usable)} of its {file.num_clips} clips have sound, but none is labelled: "
+            f"{file.path} has no clip to train on: of {file.num_clips} clips {np.count_nonzero(file.usable)} have sound and 0 of those have labels: "
             "the annotations say nothing about them. Build with --no-action all, or with the annotations of these videos"
         )
     if len(train) == 0:

@@ -34,7 +34,7 @@ def run(path, folder, **changes):
 
 def test_clips_that_are_all_unlabelled_are_named_as_such(tmp_path):
     path = small_runs.make_file(tmp_path / "ego.h5", unlabelled=1.0)
-    with pytest.raises(TrainingError, match="100 of its 100 clips have sound, but none is labelled: the annotations say nothing about them"):
+    with pytest.raises(TrainingError, match="of 100 clips 100 have sound and 0 of those have labels: the annotations say nothing about them"):
         run(path, tmp_path / "run")
 
 

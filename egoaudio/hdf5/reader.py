@@ -344,22 +344,6 @@ class EgoAudioFile:
         """Bool (N,): usable, and the annotation says something about the clip."""
         return self.usable & (self.clip_table["labelled"] == 1)
 
-    def require_binary(self, name: str, rows: np.ndarray) -> None:
-        """Raise a ``StoreError`` unless these rows of ``labels`` or ``video_labels`` hold nothing but 0 and 1.
-
-        Anything else would be learnt as it stands: a loss that falls below zero, and a score that says nothing.
-        """
-        labels = self._whole(name)
-        for start in range(0, len(rows), 65536):
-            some = rows[start : start + 65536]
-            if labels[some].max(initial=0) > 1:
-                place, column = np.argwhere(labels[some] > 1)[0]
-                row, class_id = some[place], self.class_table["class_id"][column].decode(errors="replace")
-                raise StoreError(
-                    f"{self.path}: /{name} holds {labels[row, column]} in row {row}, class {class_id}: expected 0 or 1. The file is damaged, "
-                    "or another program wrote it: egoaudio-inspect --verify, and build it again"
-                )
-
     def count_classes(self) -> np.ndarray:
         """Return int64 (C,): in how many trainable clips each class is on; what /classes holds once the file is complete."""
         counts, trainable = np.zeros(self.num_classes, np.int64), self.trainable

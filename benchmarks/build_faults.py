@@ -118,20 +118,64 @@ def kill_replacements(sample, folder, num_faults, seed=0):
 
 
 def build_twice_at_once(sample, folder, num_faults, seed=0):
-    """Start two builds of one output: one makes it, the other says who holds it, or finds it made."""
+    """Start two builds of one output, the second by itself, through a link of the folder, or in a network of its own (a container).
+
+    One makes it, the other says who holds it, or finds it made.
+    """
 
     def trial(place, seed):
-        results, command = [], sample.command(place / "ego.h5")
-        threads = [threading.Thread(target=lambda: results.append(run(command))) for _ in range(2)]
+        results, link = [], folder / f"link{seed}"
+        link.symlink_to(place)
+        second = sample.command((link if seed % 3 == 1 else place) / "ego.h5")
+        if seed % 3 == 2:
+            if os.getuid() != 0:
+                return NOT_TRIED
+            second = ["unshare", "--net", *second]
+        threads = [threading.Thread(target=lambda words=words: results.append(run(words))) for words in (sample.command(place / "ego.h5"), second)]
         for thread in threads:
             thread.start()
             time.sleep(random.Random(seed).uniform(0, sample.seconds / 2))
         for thread in threads:
             thread.join()
+        link.unlink()
         (status, _), (second, said) = sorted(results, key=lambda result: (result[0] != 0, "complete already" in result[1]))
         require(status == 0, f"neither makes it: {results}")
         require("complete already" in said if second == 0 else second == 2 and "in use by another process (process " in said, f"status {second}: {said}")
         sample.finish(place)
+
+    return each(trial, folder, range(seed, seed + num_faults))
+
+
+def replace_videos(sample, folder, num_faults, seed=0):
+    """Stop a build, put another video of the same size and time in one's place: told; with the video back, finished to the same bytes."""
+
+    def trial(place, seed):
+        generator = random.Random(seed)
+        shutil.copytree(sample.folder / "videos", place.parent / f"videos{seed}")
+        videos = place.parent / f"videos{seed}"
+        command = [str(videos) if word == str(sample.inputs.videos) else word for word in map(str, sample.command(place / "ego.h5"))]
+        with started(command, place) as process:
+            while process.poll() is None and not (place / "ego.h5.partial").exists():
+                time.sleep(0.005)
+            time.sleep(generator.uniform(0, sample.seconds / 4))
+            if process.poll() is not None or (place / "ego.h5").exists():
+                return NOT_TRIED
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(HANG_SECONDS)
+        (place / "said").unlink()
+        victim = generator.choice(sorted(videos.iterdir()))
+        info, raw = victim.stat(), victim.read_bytes()
+        end = generator.choice((0, max(0, len(raw) - 1000)))  # where players and people would see nothing
+        other = bytearray(raw)
+        other[end : end + 1000] = bytes(byte ^ 85 for byte in raw[end : end + 1000])
+        victim.write_bytes(other)
+        os.utime(victim, ns=(info.st_atime_ns, info.st_mtime_ns))
+        status, said = run(command)
+        require(status == 2 and "replaced by others of the same size: 1, such as" in said and "Traceback" not in said, f"status {status}: {said}")
+        victim.write_bytes(raw)
+        status, said = run(command)
+        require(status == 0, f"with the video back it is not finished: {said}")
+        require(content(place / "ego.h5") == sample.content, "it is not finished to the same bytes")
 
     return each(trial, folder, range(seed, seed + num_faults))
 

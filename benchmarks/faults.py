@@ -1,6 +1,7 @@
 """Faults, counted: builds and runs that are killed, broken and hostile input, full disks, and how many of them cost anything.
 
-Each row of ``FAULTS`` names a fault and the function that tries it (``build_faults`` has those of a build, ``trials`` what they are
+Lost is what crashed, hung, or was *wrong*: other bytes than without the fault, other data than the right ones, or no word where something
+is missing. Each row of ``FAULTS`` names a fault and the function that tries it (``build_faults`` has those of a build, ``trials`` what they are
 tried with). What a fault has cost is printed with the seed that repeats it. Rows made by ``_in_tests`` count tests of the suite
 that show the fault already; ``tests/test_faults.py`` runs the share called ``fast`` of the others.
 
@@ -156,6 +157,7 @@ FAULTS = (
     Fault("build: SIGTERM; stops within 5 s, resumed to the same bytes", partial(build_faults.interrupt_builds, signal.SIGTERM), 0, 24),
     Fault("build --force: kill -9; the old file is whole, its reader undisturbed", build_faults.kill_replacements, 1, 10),
     Fault("build: two at once of one output; the second says who holds it", build_faults.build_twice_at_once, 1, 10),
+    Fault("build: a video replaced by one of equal size while it is stopped; told", build_faults.replace_videos, 1, 20),
     Fault("build: power lost, what was written since the last sync torn; made again", build_faults.lose_power, 1, 30),
     Fault("build: a decoder crashes or hangs; costs that video only", build_faults.kill_decoders, 0, 10),
     Fault("build: disk full, read-only or limited, told before or in the middle; resumed", build_faults.fill_disks, 2, 28),
@@ -192,6 +194,69 @@ FAULTS = (
             "what_is_no_file_is_refused", "what_is_not_hdf5_is_refused", "foreign_hdf5_is_refused", "what_is_not_as_the_format_says_is_refused",
             "a_few_bytes_that_claim_to_be_terabytes_are_not_read", "truncated_file_is_refused",
             "array_beyond_the_end_of_the_file_is_refused_before_it_is_mapped", "array_at_an_absurd_place_never_crashes",
+        )),
+    ),
+    _in_tests(
+        "outputs that are inputs, devices, FIFOs, folders; refused, nothing replaced",
+        "test_cli_outputs.py::test_what_is_read_is_never_written_to", "test_cli_outputs.py::test_only_a_regular_file_is_replaced",
+        "test_cli_outputs.py::test_two_results_are_not_written_to_one_file", "system/test_files.py::test_what_is_no_file_is_never_replaced",
+        "system/test_files.py::test_an_input_is_no_output_under_any_name",
+    ),
+    _in_tests(
+        "links and FIFOs in wait under names of ours; not followed, no victim overwritten",
+        "system/test_files.py::test_no_link_that_lies_in_wait_under_a_temporary_name_is_followed",
+        "system/test_lock.py::test_what_lies_there_is_neither_followed_nor_overwritten",
+        "test_cli_outputs.py::test_a_link_under_the_name_of_the_unfinished_file_is_refused",
+        "test_cli_outputs.py::test_a_fifo_under_a_name_of_ours_is_not_waited_for",
+    ),
+    _in_tests(
+        "locks: network namespaces, links, kills, races; one holder, who is named",
+        *(f"system/test_lock.py::test_{name}" for name in (
+            "it_holds_between_network_namespaces", "it_holds_through_symbolic_links_of_the_folder_and_of_the_file", "a_folder_is_held_whatever_it_is_called",
+            "it_goes_with_its_process_and_leaves_nothing", "a_lock_that_its_holder_removed_just_now_is_not_taken",
+        )),
+        "hdf5/test_writer.py::test_rows_are_written_into_the_file_that_was_laid_out_and_no_other",
+    ),
+    _in_tests(
+        "videos and their folder: changed, vanished, away for a moment; told, resumed, tried again",
+        *(f"builder/test_media_that_change.py::test_{name}" for name in (
+            "a_video_replaced_by_one_of_equal_size_while_a_build_is_stopped_is_told", "a_complete_file_is_of_the_videos_that_are_there_or_says_so",
+            "a_video_replaced_while_the_build_runs_costs_that_video", "a_video_that_vanishes_costs_that_video",
+            "a_folder_that_goes_away_stops_the_build_which_then_goes_on", "a_folder_that_goes_away_while_it_is_probed_stops_the_build",
+            "failed_videos_of_a_complete_file_are_tried_again_and_only_those", "a_retry_that_is_stopped_goes_on_and_leaves_the_old_file_until_then",
+            "a_retry_of_something_else_is_refused", "an_unfinished_file_of_another_version_is_told",
+        )),
+    ),
+    _in_tests(
+        "annotations beyond the sound, one recording twice; counted and told, or refused",
+        *(f"builder/test_beyond.py::test_{name}" for name in (
+            "annotations_beyond_the_sound_are_counted_in_the_report_the_preview_and_the_file",
+            "a_charades_video_that_is_longer_in_the_table_than_its_sound_is_told", "one_recording_in_train_and_test_is_refused",
+            "copies_of_one_recording_are_told",
+        )),
+    ),
+    _in_tests(
+        "closed streams, gone readers, little shared memory, few open files, no folder; done, or told",
+        *(f"test_cli_surroundings.py::test_{name}" for name in (
+            "a_build_ends_whoever_reads", "a_page_that_nobody_reads_is_no_error", "a_page_that_finds_no_room_is_one",
+            "shared_memory_that_does_not_suffice_is_told_at_once", "few_open_files_are_told", "a_working_folder_that_is_gone_is_told",
+        )),
+    ),
+    _in_tests(
+        "absurd numbers, names not UTF-8, too long, or with escapes; told, nothing reaches the terminal",
+        *(f"test_cli_surroundings.py::test_{name}" for name in (
+            "absurd_numbers_of_a_build_are_refused", "absurd_numbers_of_a_run_are_refused", "names_that_are_not_utf8_will_do",
+            "names_that_are_too_long_are_told", "no_name_reaches_the_terminal_raw",
+        )),
+    ),
+    _in_tests(
+        "nothing to learn, labels that are none, values that are no numbers; told in the right words",
+        *(f"training/test_nothing_to_learn.py::test_{name}" for name in (
+            "clips_that_are_all_unlabelled_are_named_as_such", "no_action_alone_is_nothing_to_tell_apart",
+            "no_positives_at_all_are_told_and_no_epoch_is_called_the_best", "no_positives_to_validate_on_are_told",
+            "labels_other_than_0_and_1_are_not_learnt", "labels_other_than_0_and_1_are_not_evaluated",
+            "a_test_clip_that_holds_no_numbers_is_named_and_not_the_model", "an_evaluation_without_positives_says_so",
+            "a_run_that_guesses_nothing_right_does_not_end_like_a_success", "a_run_begun_by_another_version_is_told",
         )),
     ),
     _in_tests("checkpoints mutated; refused", "models/test_checkpoints.py::test_a_mutated_checkpoint_is_refused"),

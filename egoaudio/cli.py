@@ -23,7 +23,7 @@ from egoaudio.config.build import BUILD_PRESETS, BuildConfig
 from egoaudio.config.options import flag_of, flags, from_flat
 from egoaudio.config.train import MODEL_DEFAULTS, TRAIN_PRESETS, TrainConfig, describe_defaults
 from egoaudio.errors import EgoAudioError
-from egoaudio.system import allocator, signals
+from egoaudio.system import allocator, signals, surroundings, terminal
 
 
 class _CommaSeparated(click.ParamType):
@@ -40,6 +40,17 @@ class _SizeOrAuto(click.ParamType):
     def convert(self, value, param, ctx):
         """Return an int, or None for ``auto``."""
         return None if value == "auto" else click.INT.convert(value, param, ctx)
+
+
+class _Command(click.Command):
+    """A command that shows what was typed, or what ``*`` stood for, without what drives a terminal."""
+
+    def parse_args(self, ctx, args):
+        """Read the arguments."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(terminal.printable(error.format_message()), error.ctx) from error
 
 
 def _kind(option, hint):
@@ -94,20 +105,22 @@ def _command(example, goes_on=False):
         @functools.wraps(function)
         def run(*args, **kwargs):
             try:
-                with warnings.catch_warnings(), allocator.owned(), signals.listening():
-                    warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
+                with terminal.streams(), warnings.catch_warnings(), allocator.owned(), signals.listening(), surroundings.lacking():
+                    warnings.showwarning = lambda message, *_: terminal.say(f"warning: {message}", err=True)
                     warnings.filterwarnings("always", category=UserWarning, module="egoaudio")
+                    warnings.filterwarnings("ignore", category=UserWarning, module="joblib")  # about what we stop on purpose
+                    surroundings.require_working_folder()
                     sys.exit(function(*args, **kwargs) or 0)
             except EgoAudioError as error:
-                click.echo(f"error: {error}", err=True)
+                terminal.say(f"error: {error}", err=True)
                 sys.exit(error.exit_code)
             except signals.Interrupted as interrupted:
-                click.echo("interrupted" + ("; what was done is kept, the same command goes on from there" if goes_on else ""), err=True)
+                terminal.say("interrupted" + ("; what was done is kept, the same command goes on from there" if goes_on else ""), err=True)
                 sys.exit(interrupted.exit_code)
 
         epilog = "\b\nExample:\n" + example
         settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-        return click.command(context_settings=settings, epilog=epilog)(click.version_option(__version__, prog_name="egoaudio")(run))
+        return click.command(cls=_Command, context_settings=settings, epilog=epilog)(click.version_option(__version__, prog_name="egoaudio")(run))
 
     return decorate
 
@@ -121,6 +134,7 @@ _SPLITS = ["test", "validation", "train"]  # evaluation's own list would load to
 _THERE = click.Path(exists=True)  # said at once, where torch would be loaded first
 _FORCE = "Start anew, and replace what is there."
 _ANNOTATIONS = "CSV of training videos; repeatable. Charades, Charades-Ego, EPIC-SOUNDS, or video,start,end,label[,split]."
+_OUTPUT = "The HDF5 file to make; OUTPUT.partial until it is complete. A symbolic link stays one: its target is written."
 _TIMEOUT = "Give a video up when it gets nowhere for so many seconds."
 _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
 
@@ -136,14 +150,18 @@ _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
 @click.option("--classes", type=click.Path(), help="Class list, a line each: c000 Holding some clothes.")
 @click.option("--videos", required=True, type=click.Path(), help="Folder that holds the videos, at any depth.")
 @click.option("--follow-links", is_flag=True, help="Follow symbolic links that lead out of --videos.")
-@click.option("--output", required=True, type=click.Path(), help="The HDF5 file to make; OUTPUT.partial until it is complete.")
-@click.option("--workers", type=click.IntRange(min=1), default=_cores, show_default="one a core", help="Worker processes, one thread each.")
-@click.option("--video-timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, show_default=True, help=_TIMEOUT)
+@click.option("--output", required=True, type=click.Path(), help=_OUTPUT)
+@click.option("--workers", type=click.IntRange(min=1, max=1024), default=_cores, show_default="one a core", help="Worker processes, one thread each.")
+@click.option("--video-timeout", type=click.FloatRange(min=0.01, max=1e6), default=600.0, show_default=True, help=_TIMEOUT)
 @click.option("--dry-run", is_flag=True, help="Stop after the plan: videos, clips, size, and an estimate of the time.")
+@click.option("--list", "list_all", is_flag=True, help="With --dry-run: name every video that would have no data.")
 @click.option("--skip-failed", is_flag=True, help="Exit with 0 even if videos failed.")
+@click.option("--retry-failed", is_flag=True, help="Try failed videos of a complete or unfinished file again; the others are kept.")
 @click.option("--force", is_flag=True, help=_FORCE)
 @_configured(BuildConfig, BUILD_PRESETS)
-def build(config, annotations, test_annotations, classes, videos, follow_links, output, workers, video_timeout, dry_run, skip_failed, force):
+def build(
+    config, annotations, test_annotations, classes, videos, follow_links, output, workers, video_timeout, dry_run, list_all, skip_failed, retry_failed, force
+):
     """Make one HDF5 file of clips, features and labels from videos and their annotations.
 
     Run the same command again to finish a build that was stopped. The exit status is 3 when a video that should have
@@ -153,11 +171,13 @@ def build(config, annotations, test_annotations, classes, videos, follow_links, 
     from egoaudio.builder.plan import Inputs
 
     inputs = Inputs(annotations, videos, test_annotations, classes, follow_links)
+    if list_all and not dry_run:
+        raise click.UsageError("--list has no effect without --dry-run: give both, or neither")
     if dry_run:
-        click.echo(building.preview(inputs, output, config, num_workers=workers, timeout_seconds=video_timeout))
+        terminal.say(building.preview(inputs, output, config, num_workers=workers, timeout_seconds=video_timeout).describe(list_all))
         return 0
-    report = building.build(inputs, output, config, num_workers=workers, timeout_seconds=video_timeout, force=force)
-    click.echo(report)
+    report = building.build(inputs, output, config, num_workers=workers, timeout_seconds=video_timeout, force=force, retry_failed=retry_failed)
+    terminal.say(report)
     return 3 if report.failures and not skip_failed else 0
 
 
@@ -173,23 +193,23 @@ def inspect(file, failed, verify, plot, export_clip):
 
     with reader.open(file) as opened:
         if not (failed or verify or plot or export_clip):
-            click.echo(summary.summary(opened))
+            terminal.say(summary.summary(opened))
         if failed:
-            click.echo(summary.failed(opened))
+            terminal.say(summary.failed(opened))
         if plot:
             from egoaudio import figures
 
             figures.plot_classes(opened, plot)
-            click.echo(f"wrote {plot}")
+            terminal.say(f"wrote {plot}")
         if export_clip:
             summary.export_clip(opened, *export_clip)
-            click.echo(f"wrote {export_clip[1]}")
+            terminal.say(f"wrote {export_clip[1]}")
         if verify:
             from egoaudio.system.progress import Progress
 
             with Progress(opened.num_videos, "verify") as progress:
                 problems = summary.verify(opened, progress=progress.advance)
-            click.echo("\n".join(problems) or f"{file}: all {opened.num_videos:,} videos are as they were written")
+            terminal.say("\n".join(problems) or f"{file}: all {opened.num_videos:,} videos are as they were written")
             return 1 if problems else 0
     return 0
 
@@ -209,7 +229,7 @@ def train(config, file, output, device, tensorboard, force):
     """
     from egoaudio.training.train import train as run
 
-    click.echo(run(file, output, config, device=device, tensorboard=tensorboard, force=force))
+    terminal.say(run(file, output, config, device=device, tensorboard=tensorboard, force=force))
     return 0
 
 
@@ -226,5 +246,5 @@ def evaluate(checkpoint, file, split, pool, output, submission, frame_submission
     """Evaluate a trained model on a split of an egoaudio file, beside the score of the classes' frequencies."""
     from egoaudio.evaluation.evaluate import evaluate as run
 
-    click.echo(run(checkpoint, file, split=split, pool=pool, output=output, submission=submission, frame_submission=frame_submission, device=device))
+    terminal.say(run(checkpoint, file, split=split, pool=pool, output=output, submission=submission, frame_submission=frame_submission, device=device))
     return 0

@@ -12,7 +12,8 @@ message and exit with its ``exit_code``. Anything else that escapes is a defect 
     ├── StoreError           an egoaudio file                     is an OSError, too
     ├── CheckpointError      a checkpoint                         is an OSError, too
     ├── BuildError           a build that had to stop
-    └── TrainingError        a training run or an evaluation that had to stop
+    ├── TrainingError        a training run or an evaluation that had to stop
+    └── ResourceError        what the machine lacks
 
 An ``except OSError`` around a call that may raise one of the three in the middle lets it pass first.
 """
@@ -56,6 +57,10 @@ class TrainingError(EgoAudioError):
 
 class CheckpointError(EgoAudioError, OSError):
     """A checkpoint that is truncated, foreign, or does not fit the data."""
+
+
+class ResourceError(EgoAudioError):
+    """The machine lacks what a run needs: open files, memory, shared memory, a working folder, room on standard output."""
 
 
 class Status(IntEnum):

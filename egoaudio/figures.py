@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from egoaudio.errors import StoreError, TrainingError
+from egoaudio.system import files
 
 _BLUE, _GREY = "#33658a", "#9a9a9a"
 _DPI = 120
@@ -51,7 +52,7 @@ def plot_classes(file, path):
         axes.text(float(place), max(height, 0.7) * 1.12, f"{height:,}", rotation=90, ha="center", va="bottom", fontsize=size, color="#444444")
     axes.set_ylabel("clips (log scale)")
     axes.set_title(f"{counts.sum():,} labels on {np.count_nonzero(file.trainable):,} clips, {len(order)} classes", loc="left")
-    _finish(figure, axes, path)
+    _finish(figure, axes, path, file)
 
 
 def plot_clip(file, number, path):
@@ -68,7 +69,7 @@ def plot_clip(file, number, path):
     on = [_class_name(file, k) for k in np.flatnonzero(file.labels[number])]
     what = "; ".join(on) if clip["labelled"] else "not labelled"
     figure.suptitle(f"clip {number}: {video}, {clip['start_seconds']:.2f} to {clip['stop_seconds']:.2f} s\n{what or 'no class'}", fontsize=9, wrap=True)
-    _finish(figure, None, path)
+    _finish(figure, None, path, file)
 
 
 def _draw_feature(figure, axes, file, name, number, clip_seconds):
@@ -98,14 +99,16 @@ def _class_name(file, k):
     return text.replace("$", r"\$")  # matplotlib would read a formula
 
 
-def _finish(figure, axes, path):
-    """Write the picture; no date inside, so that the same file gives the same picture."""
+def _finish(figure, axes, path, file):
+    """Write the picture, never over the file it is of; no date inside, so that the same file gives the same picture."""
     if axes is not None:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     FigureCanvasAgg(figure)
     try:
-        figure.savefig(path, dpi=_DPI, format="png", metadata={"Software": None})
+        files.check_output(path, [file.path])
+        with files.replacing(path) as target:
+            figure.savefig(target, dpi=_DPI, format="png", metadata={"Software": None})
     except OSError as error:
         raise StoreError(f"{path}: the picture cannot be written: {error.strerror or error}") from error
 

@@ -16,14 +16,14 @@ ROOT = Path(egoaudio.__file__).parent
 
 # The stages, in the order in which data passes them: a module may use only modules that stand before it.
 MODULES = """
-    _version errors figures
-    system/signals system/files system/allocator system/progress system/lock
+    _version errors
+    system/signals system/files system/allocator system/surroundings system/terminal system/progress system/lock figures
     config/options config/build config/train
-    inputs/csv_rows inputs/annotations inputs/timestamps inputs/containers inputs/tracks inputs/silence inputs/ogg
+    inputs/csv_rows inputs/annotations inputs/fingerprint inputs/timestamps inputs/containers inputs/tracks inputs/silence inputs/ogg
     inputs/find_media inputs/frames inputs/decoder inputs/probe
     audio/clips audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/framing audio/yamnet_features audio/features
     hdf5/schema hdf5/create hdf5/safe_access hdf5/integrity hdf5/reader hdf5/writer hdf5/summary
-    builder/pool builder/extract builder/plan builder/prepare builder/sound builder/summary builder/build
+    builder/pool builder/extract builder/plan builder/beyond builder/prepare builder/sound builder/summary builder/retry builder/build
     data/context data/rows data/balance data/dataset data/seeds data/splits data/normalization data/augment data/loader
     models/crc32c models/published_files models/tensorflow_bundle models/onnx_graph
     models/dropout models/yamnet models/yamnet_conversion models/yamnet_weights

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def configured(monkeypatch):
 
     def run(*arguments):
         got = []
-        monkeypatch.setattr(build, "preview", lambda inputs, output, config, **_: got.append(config) or "")
+        monkeypatch.setattr(build, "preview", lambda inputs, output, config, **_: got.append(config) or types.SimpleNamespace(describe=lambda *_: ""))
         required = ["--annotations", "a.csv", "--videos", "v", "--output", "o.h5", "--dry-run"]
         result = CliRunner().invoke(cli.build, [*required, *arguments])
         assert result.exit_code == 0, result.output

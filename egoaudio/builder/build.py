@@ -16,16 +16,19 @@ from pathlib import Path
 
 import numpy as np
 
+from egoaudio._version import __version__
 from egoaudio.builder import pool
 from egoaudio.builder.extract import Job, Outcome, extract, fail, rehearse
 from egoaudio.builder.plan import Gathered, Inputs, Plan, gather, probe_recordings
-from egoaudio.builder.prepare import changes, check_folder, lay_out, layout, require_same
+from egoaudio.builder.prepare import changed_videos, changes, check_folder, check_outputs, lay_out, layout, require_same
+from egoaudio.builder.retry import retry
 from egoaudio.builder.summary import BuildPlan, BuildReport, Tally, describe_plan
 from egoaudio.config.build import BuildConfig
 from egoaudio.errors import BuildError, Status, StoreError
 from egoaudio.hdf5 import create, integrity, reader
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.writer import RowWriter, offsets
+from egoaudio.inputs.fingerprint import UNKNOWN
 from egoaudio.system import files, lock
 from egoaudio.system.progress import Progress
 
@@ -34,7 +37,7 @@ _SYNC_SECONDS = 30.0
 
 def build(
     inputs: Inputs, output: str | os.PathLike[str], config: BuildConfig | None = None, *,
-    num_workers: int = 1, timeout_seconds: float = 600.0, force: bool = False,
+    num_workers: int = 1, timeout_seconds: float = 600.0, force: bool = False, retry_failed: bool = False,
 ) -> BuildReport:
     """Build an egoaudio file, or finish one.
 
@@ -52,6 +55,8 @@ def build(
         A video that gets nowhere for so long is given up.
     force : bool
         Start anew and replace what is there.
+    retry_failed : bool
+        Try the videos again that failed in a complete or unfinished file, and keep the others.
 
     Returns
     -------
@@ -63,15 +68,21 @@ def build(
     EgoAudioError
         For wrong input, an output that exists or is in use, changed inputs, or a full disk.
     """
-    output, config = Path(output), BuildConfig() if config is None else config
+    config = BuildConfig() if config is None else config
+    check_folder(Path(output))
+    output = Path(os.path.realpath(output))  # a link stays one, and all of the build happens beside its target
     partial_path = output.with_name(output.name + ".partial")
-    check_folder(output)
     with lock.held(output):
+        files.remove_leftovers(partial_path)
         gathered = gather(inputs, config)
+        check_outputs(output, partial_path, inputs, gathered)
         num_workers = _limit_workers(num_workers, gathered)
-        if output.exists() and not force:
+        retry_failed = retry_failed and not force
+        if output.exists() and not (force or retry_failed):
             return _existing(output, gathered, config)
         with pool.kept():
+            if retry_failed and not _retry(output, partial_path, gathered, config, num_workers, timeout_seconds) and output.exists():
+                return _existing(output, gathered, config)
             if force or not partial_path.exists():
                 lay_out(partial_path, gathered, config, num_workers, timeout_seconds)
             else:
@@ -111,12 +122,25 @@ def _rehearse(plan: Plan, config: BuildConfig, timeout_seconds: float) -> Outcom
     return None if isinstance(outcome, pool.Death) else outcome
 
 
+def _retry(
+    output: Path, partial_path: Path, gathered: Gathered, config: BuildConfig, num_workers: int, timeout_seconds: float
+) -> bool:
+    """Return whether there is an unfinished file that has the failed videos planned again, made now or when this was stopped."""
+    if output.exists() and partial_path.exists():
+        with EgoAudioFile(partial_path) as file:
+            if file.plan_sha256 == gathered.sha256:
+                return True
+    source = output if output.exists() else partial_path
+    return source.exists() and retry(source, partial_path, gathered, config, num_workers, timeout_seconds)
+
+
 def _existing(output: Path, gathered: Gathered, config: BuildConfig) -> BuildReport:
     """Return the report of a complete file of the same plan; refuse any other."""
     with reader.open(output) as file:
-        found = changes(file, gathered, config)
+        found = changes(file, gathered, config) or changed_videos(file, gathered)
         if found:
-            raise BuildError(f"{output} exists and is another build:\n{found}\nGive another --output, or --force to replace it")
+            ways = "Give another --output, --retry-failed if it is the files of failed videos that are others now, or --force to replace it"
+            raise BuildError(f"{output} exists and is another build:\n{found}\n{ways}")
     return Tally().report(output, gathered.annotations.irregularities, already_complete=True)
 
 
@@ -129,16 +153,24 @@ def _fill(
         _repeat_torn(file, writer)
         table = file.video_table
         tally = Tally(num_workers)
-        jobs = [plan_job(row, number, gathered, config) for number, row in enumerate(table) if row["status"] == Status.PLANNED]
+        planned = np.flatnonzero(table["status"] == Status.PLANNED).tolist()
+        jobs = [plan_job(table[number], number, gathered, config, file.fingerprints[number].tobytes()) for number in planned]
         jobs.sort(key=lambda job: -job.recording_samples)  # longest first: no straggler at the end
         todo = sum(int(table["num_clips"][job.video]) for job in jobs)
         call = partial(extract, str(partial_path), extents, config)
         last_sync = time.monotonic()
         with Progress(todo, "build") as progress:
+            if file.egoaudio_version != __version__:
+                progress.write(
+                    f"warning: {partial_path} was begun by egoaudio {file.egoaudio_version}, and this is {__version__}: what either makes is in one file; "
+                    "--force makes it all anew"
+                )
             for job, outcome in pool.each(call, jobs, workers=num_workers, timeout_seconds=timeout_seconds):
                 if isinstance(outcome, pool.Death):
-                    outcome = Outcome(Status.CRASHED, outcome.reason)
-                    fail(writer, job, int(table["num_clips"][job.video]), Status.CRASHED, outcome.error)
+                    outcome = Outcome(Status.CRASHED, outcome.reason, written=False)
+                if not outcome.written:
+                    gathered.folder.require(job.path)  # it stays planned where this raises
+                    fail(writer, job, int(table["num_clips"][job.video]), outcome.status, outcome.error)
                 tally.add(outcome)
                 progress.advance(int(table["num_clips"][job.video]), outcome.sound_seconds, failures=outcome.status != Status.OK)
                 if time.monotonic() - last_sync >= _SYNC_SECONDS:
@@ -151,10 +183,10 @@ def _fill(
         return tally
 
 
-def plan_job(row: np.void, number: int, gathered: Gathered, config: BuildConfig) -> Job:
+def plan_job(row: np.void, number: int, gathered: Gathered, config: BuildConfig, fingerprint: bytes = UNKNOWN) -> Job:
     """Return the job of a planned video, from its row in the file."""
     samples = round(float(row["duration_seconds"]) * config.sample_rate)
-    return Job(number, str(gathered.files[number]), int(row["first_clip"]), samples)
+    return Job(number, str(gathered.files[number]), int(row["first_clip"]), samples, fingerprint)
 
 
 def _repeat_torn(file: EgoAudioFile, writer: RowWriter) -> None:

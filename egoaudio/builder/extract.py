@@ -10,6 +10,7 @@ took 0.65, gating 0.34, features 0.15, checksums, statistics and writing 0.07. T
 garbage collector, or none.
 """
 
+import os
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from egoaudio.hdf5.integrity import checksum, statistics
 from egoaudio.hdf5.schema import encode
 from egoaudio.hdf5.writer import RowWriter
 from egoaudio.inputs.decoder import Decoder
+from egoaudio.inputs.fingerprint import UNKNOWN, fingerprint
 
 STAGES = ("decode", "denoise", "features", "write")
 
@@ -41,6 +43,8 @@ class Job:
     """Its first row in /clips."""
     recording_samples: int
     """Samples at the file's sample rate that the probe found."""
+    fingerprint: bytes = UNKNOWN
+    """Of the file that was probed; another one is not decoded in its place."""
 
 
 @dataclass
@@ -57,6 +61,8 @@ class Outcome:
     """Samples that could not be decoded, at the file's sample rate."""
     stage_seconds: dict = field(default_factory=dict)
     """Time spent in each of ``STAGES``."""
+    written: bool = True
+    """Whether the video's rows say so too; where the file could not be read any more, the parent asks first whether its folder is there."""
 
 
 def extract(path, extents, config, job):
@@ -74,7 +80,8 @@ def extract(path, extents, config, job):
     Returns
     -------
     Outcome
-        With ``Status.UNREADABLE`` when nothing could be decoded: the rows then hold zeros and /videos the reason.
+        With ``Status.UNREADABLE`` when nothing could be decoded: the rows then hold zeros and /videos the reason. With
+        ``written=False`` where the file cannot be opened any more: nothing is written.
 
     Raises
     ------
@@ -84,12 +91,18 @@ def extract(path, extents, config, job):
     plan = clips.plan_clips(job.recording_samples, config.clips, config.sample_rate)
     clock = _Clock()
     with RowWriter(path, extents) as writer:
+        found = fingerprint(job.path)
+        if found == UNKNOWN:
+            return _gone(job)
+        if job.fingerprint not in (UNKNOWN, found):
+            return _give_up(writer, job, plan, "its file was changed since the build began", clock)
         decoder = _decoder(config, job)
         try:
             arrived = _write_features(writer, decoder, job, plan, config, clock)
         except MediaError as error:
-            fail(writer, job, plan.num_clips, Status.UNREADABLE, str(error))
-            return Outcome(Status.UNREADABLE, str(error), stage_seconds=clock.seconds)
+            if fingerprint(job.path) == UNKNOWN:
+                return _gone(job)
+            return _give_up(writer, job, plan, str(error), clock)
         if config.sound.skip_silent and (decoder.is_silent or decoder.cancels_out):
             reason = "nothing can be heard in it: " + ("its channels cancel out" if decoder.cancels_out else "muted, or digital silence")
             fail(writer, job, plan.num_clips, Status.NO_AUDIO, reason, decoder)
@@ -98,6 +111,19 @@ def extract(path, extents, config, job):
         with clock("write"):
             _finish(writer, job, arrived, np.where(enough, Status.OK, Status.NO_SOUND), Status.OK, decoder=decoder)
     return Outcome(Status.OK, "", int(enough.sum()), decoder.num_samples / config.sample_rate, decoder.lost_samples, clock.seconds)
+
+
+def _gone(job):
+    """Return the outcome of a video whose file cannot be opened any more."""
+    if os.path.exists(job.path):
+        return Outcome(Status.UNREADABLE, "its file cannot be read any more, since the build began", written=False)
+    return Outcome(Status.MISSING, "its file was there when the build began, and is gone", written=False)
+
+
+def _give_up(writer, job, plan, reason, clock):
+    """Write that a video cannot be read; return its outcome."""
+    fail(writer, job, plan.num_clips, Status.UNREADABLE, reason)
+    return Outcome(Status.UNREADABLE, reason, stage_seconds=clock.seconds)
 
 
 def fail(writer, job, num_clips, status, reason, decoder=None):

@@ -8,8 +8,8 @@ build of the same inputs. ``probe_recordings`` then asks the worker processes ho
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from egoaudio.builder import pool
 from egoaudio.config.build import BuildConfig, SoundConfig
 from egoaudio.config.options import to_json
 from egoaudio.errors import BuildError, Status
-from egoaudio.inputs.annotations import NO_ACTION, Annotations, read_annotations
+from egoaudio.inputs.annotations import NO_ACTION, Annotations, Video, read_annotations
 from egoaudio.inputs.find_media import find_files
+from egoaudio.inputs.fingerprint import UNKNOWN, fingerprint
 from egoaudio.inputs.probe import Recording, probe
 from egoaudio.system.progress import Progress
 
@@ -49,6 +50,38 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class MediaFolder:
+    """The folder of videos as it was when the build began; a disk may be unmounted, or a network be away for a moment."""
+
+    path: str
+    identity: tuple[int, int]
+    """Device and inode."""
+
+    @classmethod
+    def of(cls, path: StrPath) -> "MediaFolder":
+        """Return the folder as it is now."""
+        info = os.stat(path)
+        return cls(os.fspath(path), (info.st_dev, info.st_ino))
+
+    def require(self, file: StrPath) -> None:
+        """Raise where the folder is gone, or the part of it that held ``file``: that says nothing about the video.
+
+        Raises
+        ------
+        BuildError
+        """
+        try:
+            gone = MediaFolder.of(self.path) != self or not os.path.isdir(os.path.dirname(file))
+        except OSError:
+            gone = True
+        if gone:
+            raise BuildError(
+                f"--videos {self.path}: the folder, or the part of it that held {os.path.basename(file)}, is gone or another one now: "
+                "mount it again and run the same command; what was done is kept"
+            )
+
+
+@dataclass(frozen=True)
 class Gathered:
     """The annotations, and the file of each video."""
 
@@ -62,6 +95,8 @@ class Gathered:
     """The same relative to the folder of videos, as text; empty where there is none."""
     sha256: str
     """Of the configuration, the annotations, and each video's file name and size."""
+    folder: MediaFolder
+    """Where the files are."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +111,8 @@ class Plan:
     first_clips: tuple[int, ...]
     """For each video, its first row in /clips."""
     num_clips: int
+    fingerprints: tuple[bytes, ...]
+    """For each video that of its file."""
 
 
 def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
@@ -96,8 +133,10 @@ def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
             f"{inputs.videos}: none of the {len(ids):,} annotated videos is there; looked for {ids[0]}.mp4 and the like at any depth. "
             "Is --videos the folder that holds the media files?"
         )
+    folder = MediaFolder.of(inputs.videos)
     root = Path(inputs.videos)
     files = tuple(found.get(video_id) for video_id in ids)
+    annotations = _count_twins(annotations, files)
     file_names = tuple(str(path.relative_to(root)) if path else "" for path in files)
     extra = () if config.clips.no_action == "none" else (NO_ACTION,)
     class_ids = annotations.class_ids + extra
@@ -107,39 +146,71 @@ def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
         instances = [(instance.class_index, instance.start_seconds, instance.stop_seconds) for instance in video.instances]
         facts = [video.video_id, video.split, video.subject, video.scene, video.egocentric, instances, name, path.stat().st_size if path else -1]
         digest.update(json.dumps(facts).encode())
-    return Gathered(annotations, class_ids, annotations.class_names + extra, files, file_names, digest.hexdigest())
+    return Gathered(annotations, class_ids, annotations.class_names + extra, files, file_names, digest.hexdigest(), folder)
+
+
+def _count_twins(annotations: Annotations, files: Sequence[Path | None]) -> Annotations:
+    """Return the annotations with the count of videos whose file is another video's, too.
+
+    Raises
+    ------
+    BuildError
+        When such videos are in different splits: a model would be tested on what it was trained on.
+    """
+    first: dict[tuple[int, int], Video] = {}
+    twins = 0
+    for video, path in zip(annotations.videos, files, strict=True):
+        if path is None:
+            continue
+        info = path.stat()
+        other = first.setdefault((info.st_dev, info.st_ino), video)
+        if other is not video:
+            twins += 1
+            if other.split != video.split:
+                raise BuildError(
+                    f"videos {other.video_id!r} ({other.split}) and {video.video_id!r} ({video.split}) are one recording, {path}: "
+                    "a model would be tested on what it was trained on. Remove one of them, or give both one split"
+                )
+    return replace(annotations, irregularities={**annotations.irregularities, "videos with another's file": twins}) if twins else annotations
 
 
 def probe_recordings(
-    gathered: Gathered, config: BuildConfig, num_workers: int, timeout_seconds: float, progress: Progress
+    gathered: Gathered, config: BuildConfig, num_workers: int, timeout_seconds: float, progress: Progress,
+    known: Mapping[int, tuple[Recording, bytes]] | None = None,
 ) -> Plan:
-    """Ask worker processes how much sound each file holds, and place the clips.
+    """Ask worker processes how much sound each file holds, and place the clips; what is ``known`` of a video is not asked.
 
     Returns
     -------
     Plan
     """
     missing = Recording(Status.MISSING, "no media file of this name under --videos", 0, 0, 0.0)
-    recordings = [missing] * len(gathered.files)
-    present = [(video, str(path)) for video, path in enumerate(gathered.files) if path is not None]
-    for (video, _), result in pool.each(partial(_probe, config.sound), present, workers=num_workers, timeout_seconds=timeout_seconds):
+    recordings, fingerprints = [missing] * len(gathered.files), [UNKNOWN] * len(gathered.files)
+    for video, found in (known or {}).items():
+        recordings[video], fingerprints[video] = found
+    present = [(video, str(path)) for video, path in enumerate(gathered.files) if path is not None and video not in (known or {})]
+    for (video, path), result in pool.each(partial(_probe, config.sound), present, workers=num_workers, timeout_seconds=timeout_seconds):
         if isinstance(result, pool.Death):
-            result = Recording(Status.CRASHED, result.reason, 0, 0, 0.0)
-        recordings[video] = result
-        progress.advance(1, failures=result.status not in (Status.OK, Status.NO_AUDIO))
-    return place(gathered, recordings, config)
+            result = Recording(Status.CRASHED, result.reason, 0, 0, 0.0), fingerprint(path)
+        recordings[video], fingerprints[video] = result
+        if result[0].status == Status.UNREADABLE:
+            gathered.folder.require(path)
+        progress.advance(1, failures=recordings[video].status not in (Status.OK, Status.NO_AUDIO))
+    return place(gathered, recordings, config, fingerprints)
 
 
-def place(gathered: Gathered, recordings: Sequence[Recording], config: BuildConfig) -> Plan:
+def place(
+    gathered: Gathered, recordings: Sequence[Recording], config: BuildConfig, fingerprints: Sequence[bytes] | None = None
+) -> Plan:
     """Give every recording its rows."""
     samples, firsts, total = [], [], 0
     for recording in recordings:
         samples.append(round(recording.duration_seconds * config.sample_rate) if recording.status == Status.OK else 0)
         firsts.append(total)
         total += clips.plan_clips(samples[-1], config.clips, config.sample_rate).num_clips
-    return Plan(gathered, tuple(recordings), tuple(samples), tuple(firsts), total)
+    return Plan(gathered, tuple(recordings), tuple(samples), tuple(firsts), total, tuple(fingerprints or [UNKNOWN] * len(recordings)))
 
 
-def _probe(sound: SoundConfig, item: tuple[int, str]) -> Recording:
-    """Probe one file; runs in a worker."""
-    return probe(item[1], sound.audio_track, sound.compensate_delay)
+def _probe(sound: SoundConfig, item: tuple[int, str]) -> tuple[Recording, bytes]:
+    """Probe one file and take its fingerprint; runs in a worker."""
+    return probe(item[1], sound.audio_track, sound.compensate_delay), fingerprint(item[1])

@@ -28,11 +28,12 @@ import joblib
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from egoaudio.system import allocator, signals
+from egoaudio.system import allocator, signals, surroundings
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 KEPT_BYTES = 64 << 20  # far more than a worker frees between two blocks
 _keepers: list[bool] = []  # one entry while ``kept`` keeps the workers of this process
+_SHARED_BYTES = 48 << 10  # a page for each of loky's semaphores
 _ALONE = 2  # joblib runs n_jobs=1 in the calling process, where a crash is ours; with one call in flight, 2 is 1
 
 
@@ -64,6 +65,7 @@ def each(function, items, *, workers, timeout_seconds):
         In the order of completion. ``result`` is a ``Death`` where the worker died on the item twice.
         An exception that ``function`` raises is raised here.
     """
+    surroundings.require_open_files(32 + 4 * workers)
     call = partial(_guarded, function, timeout_seconds)
     remaining = list(items)
     with kept():
@@ -89,6 +91,7 @@ def kept():
     if _keepers:
         yield
         return
+    surroundings.require_shared_memory(_SHARED_BYTES, "The processes that decode keep their locks in it")
     _keepers.append(True)
     try:
         with _sweeper(), _no_workers_left():

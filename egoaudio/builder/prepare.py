@@ -5,10 +5,13 @@ In: a ``Plan``. Out: ``OUTPUT.partial`` with every row planned; it gets its name
 
 import datetime
 import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
 from egoaudio.audio import clips
+from egoaudio.builder.beyond import Beyond
 from egoaudio.builder.extract import feature_extractor
 from egoaudio.builder.plan import probe_recordings
 from egoaudio.config.build import BuildConfig
@@ -17,25 +20,45 @@ from egoaudio.errors import BuildError, Status
 from egoaudio.hdf5 import create, schema
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.writer import RowWriter, offsets
+from egoaudio.inputs.fingerprint import fingerprint
 from egoaudio.system import files
 from egoaudio.system.progress import Progress
+
+_READERS = 8  # that wait for a network file system at once
 
 
 def check_folder(output):
     """Say before any work that the output cannot be written."""
-    folder = output.absolute().parent
+    if output.is_dir():
+        raise BuildError(f"--output {output} is a folder: name a file, such as {output / 'ego.h5'}")
+    folder = Path(os.path.realpath(output)).parent
     if not folder.is_dir():
         raise BuildError(f"--output {output}: the folder {folder} does not exist; make it first")
     if not os.access(folder, os.W_OK):
         raise BuildError(f"--output {output}: the folder {folder} cannot be written to")
-    if output.is_dir():
-        raise BuildError(f"--output {output} is a folder: name a file, such as {output / 'ego.h5'}")
+    try:
+        files.check_output(output)
+        files.check_output(f"{output}.partial")
+    except OSError as error:
+        raise BuildError(f"--output {output}: {error.strerror}") from error
+
+
+def check_outputs(output, partial_path, inputs, gathered):
+    """Refuse to replace what is read, or to follow a link that somebody laid under the name of the unfinished file."""
+    read = [*inputs.annotations, *inputs.test_annotations, inputs.classes, *gathered.files]
+    try:
+        files.check_output(output, read)
+        files.check_output(partial_path, read)
+    except OSError as error:
+        raise BuildError(f"--output {output}: {error.strerror}") from error
+    if partial_path.is_symlink():
+        raise BuildError(f"{partial_path} is a symbolic link, and nothing of ours: remove it, or give another --output")
 
 
 def require_same(partial_path, gathered, config):
     """Refuse to go on with the unfinished build of something else."""
     with EgoAudioFile(partial_path) as file:
-        found = changes(file, gathered, config)
+        found = changes(file, gathered, config) or changed_videos(file, gathered)
     if found:
         raise BuildError(f"{partial_path} is an unfinished build of something else:\n{found}\nGive the same command to finish it, or --force to start anew")
 
@@ -56,19 +79,34 @@ def changes(file, gathered, config):
     return "\n".join("  " + line for line in lines or ["the annotations, or the size of a media file, have changed"])
 
 
+def changed_videos(file, gathered, which=None):
+    """Return in a line which videos, of all or of those that a mask chooses, are other files than their rows are of; empty where none is."""
+    known = file.fingerprints.any(axis=1) if which is None else file.fingerprints.any(axis=1) & which
+    planned = [(number, path) for number, path in enumerate(gathered.files) if path is not None and known[number]]
+    with ThreadPoolExecutor(_READERS) as threads:
+        found = list(threads.map(fingerprint, [path for _, path in planned]))
+    other = [number for (number, _), now in zip(planned, found, strict=True) if now != file.fingerprints[number].tobytes()]
+    if not other:
+        return ""
+    gathered.folder.require(gathered.files[other[0]])
+    words = f"  videos that were replaced by others of the same size: {len(other):,}, such as {gathered.annotations.videos[other[0]].video_id}"
+    return f"{words} (put them back, or start anew)"
+
+
 def lay_out(partial_path, gathered, config, num_workers, timeout_seconds):
-    """Probe the recordings and make the file with all its rows planned; it gets its name when that is on disk."""
+    """Probe the recordings and make the file with all its rows planned."""
     with Progress(len(gathered.files), "probe") as progress:
         plan = probe_recordings(gathered, config, num_workers, timeout_seconds, progress)
-    draft = partial_path.with_name(partial_path.name + ".layout")
-    try:
-        create.lay_out(draft, layout(plan, config))
+    lay_out_plan(partial_path, plan, config)
+
+
+def lay_out_plan(partial_path, plan, config, before_it_appears=None):
+    """Make the file with all its rows planned; it gets its name when that is on disk, and ``before_it_appears(path)`` is done."""
+    with create.drafting(partial_path, layout(plan, config)) as draft:
         files.reserve(draft)
         _write_plan(draft, plan, config)
-        os.replace(draft, partial_path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+        if before_it_appears is not None:
+            before_it_appears(draft)
 
 
 def layout(plan, config):
@@ -82,6 +120,7 @@ def layout(plan, config):
         num_videos=len(videos),
         num_classes=len(gathered.class_ids),
         num_instances=sum(len(video.instances) for video in videos),
+        instance_attributes=Beyond.of_plan(plan).attributes(),
         video_dtype=schema.video_dtype(
             video_id=[video.video_id for video in videos],
             file=gathered.file_names,
@@ -136,6 +175,7 @@ def _write_planned_video(writer, extents, plan, number, config):
     row["status"] = Status.PLANNED if recording.status == Status.OK else recording.status
     row["error"] = schema.encode(recording.error, row.dtype["error"].itemsize)
     writer.write("videos", number, row)
+    writer.write("fingerprints", number, np.frombuffer(plan.fingerprints[number], "u1")[None])
     writer.write("video_labels", number, clips.label_video(video.instances, num_classes)[None])
     rows = np.zeros(placed.num_clips, schema.CLIP_DTYPE)
     rows["video"], rows["start_seconds"], rows["stop_seconds"] = number, placed.start_seconds, placed.stop_seconds

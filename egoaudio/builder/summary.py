@@ -8,12 +8,13 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from egoaudio.builder.beyond import Beyond
 from egoaudio.builder.extract import STAGES, Outcome
 from egoaudio.builder.plan import Plan
 from egoaudio.builder.sound import describe_sound
@@ -22,6 +23,7 @@ from egoaudio.errors import Status
 from egoaudio.hdf5 import reader
 from egoaudio.hdf5.reader import EgoAudioFile
 
+_MOST_NAMES = 3  # of the videos that failed for one reason
 FAILED = (Status.UNREADABLE, Status.MISSING, Status.CRASHED)
 """Statuses of videos that should have given data and gave none; a video without sound is none of them."""
 _MEANING = {
@@ -69,7 +71,8 @@ class BuildReport:
             lines.append(f"  spent    {shares}")
         if self.failures:
             lines.append(f"{len(self.failures):,} video{'s' if len(self.failures) > 1 else ''} failed:")
-            lines += [f"  {video_id}: {reason}" for video_id, reason in self.failures]
+            lines += _by_reason(self.failures)
+            lines.append("  (egoaudio-inspect --failed lists all; once the cause is mended, the same command with --retry-failed tries them again)")
         return "\n".join(lines)
 
 
@@ -113,15 +116,18 @@ def _describe_file(file: EgoAudioFile) -> list[str]:
     without = f"; {(~usable).sum():,} without data" if not usable.all() else ""
     labels = int(file.class_table["num_clips"].sum())
     seen = int((file.class_table["num_clips"] > 0).sum())
-    lines = [
-        f"videos   {len(videos):,}: {_counted({_MEANING[status]: count for status, count in sorted(statuses.items())})}",
-        f"clips    {usable.sum():,} of {file.clip_seconds:g} s, {hours:.2f} h{without}",
-        f"labels   {labels:,} in {seen} of {file.num_classes} classes",
-        "arrays   " + ", ".join(f"{name} {'x'.join(map(str, file[name].shape))}" for name in file.features),
-        f"size     {_bytes(file.num_bytes)}",
-    ]
-    lines[2:2] = describe_sound(videos, file.sample_rate)
-    return lines
+    facts = {
+        "videos": f"{len(videos):,}: {_counted({_MEANING[status]: count for status, count in sorted(statuses.items())})}",
+        "twice": _describe_twins(file),
+        "clips": f"{usable.sum():,} of {file.clip_seconds:g} s, {hours:.2f} h{without}",
+        "labels": f"{labels:,} in {seen} of {file.num_classes} classes",
+        "beyond": str(Beyond.of_file(file)),
+        "arrays": ", ".join(f"{name} {'x'.join(map(str, file[name].shape))}" for name in file.features),
+        "size": _bytes(file.num_bytes),
+    }
+    lines = [f"{name:<9}{words}" for name, words in facts.items() if words]
+    place = next(number for number, line in enumerate(lines) if line.startswith("labels"))
+    return lines[:place] + describe_sound(videos, file.sample_rate) + lines[place:]
 
 
 @dataclass(frozen=True)
@@ -146,11 +152,17 @@ class BuildPlan:
     """``(video_id, reason)`` of every video that would have no data."""
     irregularities: Mapping[str, int]
     """What the annotations had that was tolerated, and how often."""
+    notes: tuple[str, ...]
+    """Lines about what is worth a look."""
     num_workers: int
     estimated_seconds: float | None
     """Wall time, judging by one video; None where none could be made."""
 
     def __str__(self) -> str:
+        return self.describe()
+
+    def describe(self, list_all: bool = False) -> str:
+        """Return the page, with every video that would have no data or with a few of each kind."""
         enough = "" if self.free_bytes > self.num_bytes else ": NOT ENOUGH"
         statuses = _counted({_MEANING[status]: count for status, count in sorted(self.statuses.items())})
         lines = [
@@ -162,12 +174,13 @@ class BuildPlan:
         ]
         if self.irregularities:
             lines.append("  csv      " + _counted(self.irregularities))
+        lines += ["  " + note for note in self.notes]
         if self.estimated_seconds is not None:
             time_needed = _duration(self.estimated_seconds)
             lines.append(f"  time     about {time_needed} with {self.num_workers} workers, judging by one video")
         if self.failures:
             lines.append(f"{len(self.failures):,} videos would have no data:")
-            lines += [f"  {video_id}: {reason}" for video_id, reason in self.failures]
+            lines += [f"  {video_id}: {reason}" for video_id, reason in self.failures] if list_all else _by_reason(self.failures)
         return "\n".join(lines)
 
 
@@ -202,8 +215,36 @@ def describe_plan(
         num_classes=len(plan.gathered.class_ids), clip_seconds=config.clips.clip_seconds, sound_seconds=sound_seconds,
         num_bytes=num_bytes, free_bytes=shutil.disk_usage(output.absolute().parent).free,
         statuses=Counter(recording.status for recording in plan.recordings), failures=failures,
-        irregularities=dict(plan.gathered.annotations.irregularities), num_workers=num_workers, estimated_seconds=estimate,
+        irregularities=dict(plan.gathered.annotations.irregularities),
+        notes=tuple(f"beyond   {words}" for words in [str(Beyond.of_plan(plan))] if words), num_workers=num_workers, estimated_seconds=estimate,
     )
+
+
+def _describe_twins(file: EgoAudioFile) -> str:
+    """Return which videos hold the same recording as another one, by the fingerprints of their files."""
+    videos = file.video_table
+    known = np.flatnonzero((videos["status"] == Status.OK) & file.fingerprints.any(axis=1)).tolist()
+    first: dict[bytes, int] = {}
+    twins = [(first.setdefault(file.fingerprints[number].tobytes(), number), number) for number in known]
+    twins = [(one, other) for one, other in twins if one != other]
+    if not twins:
+        return ""
+    apart = [pair for pair in twins if videos["split"][pair[0]] != videos["split"][pair[1]]]
+    one, other = (videos["video_id"][number].decode(errors="replace") for number in (apart or twins)[0])
+    words = f"{len(twins):,} video{'s' * (len(twins) > 1)} with the same recording as another, {len(apart):,} of them in another split"
+    return f"{words}, such as {one} and {other}"
+
+
+def _by_reason(failures: Sequence[tuple[str, str]]) -> list[str]:
+    """Return a line for each reason, with its count and a few names."""
+    groups: dict[str, list[str]] = {}
+    for video_id, reason in failures:
+        groups.setdefault(reason, []).append(video_id)
+    lines = []
+    for reason, ids in groups.items():
+        more = f" and {len(ids) - _MOST_NAMES:,} more" if len(ids) > _MOST_NAMES else ""
+        lines.append(f"  {', '.join(ids[:_MOST_NAMES])}{more}: {reason}")
+    return lines
 
 
 def _counted(counts: Mapping[str, int]) -> str:

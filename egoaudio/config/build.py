@@ -84,10 +84,10 @@ class FeatureConfig(Checked):
         "model yamnet.",
         choices=FEATURES,
     )
-    n_fft: int = option(2048, "Samples in a frame of spectrogram and mfcc.", minimum=2)
+    n_fft: int = option(2048, "Samples in a frame of spectrogram and mfcc.", minimum=2, most=1 << 18)
     hop_length: int = option(512, "Samples from one frame to the next.", minimum=1)
     window: str = option("hann", "Window of a frame.", choices=("hann", "hamming", "blackman", "boxcar"))
-    n_mels: int = option(128, "Mel bands behind the mfcc.", minimum=1)
+    n_mels: int = option(128, "Mel bands behind the mfcc.", minimum=1, most=4096)
     n_mfcc: int = option(20, "Coefficients of the mfcc.", minimum=1)
     f_min_hz: float = option(0.0, "Lowest frequency of the mel bands behind the mfcc.", flag="--f-min", minimum=0)
     f_max_hz: float | None = option(None, "Highest frequency of those bands; half the sample rate if not given.", flag="--f-max", above=0)
@@ -122,7 +122,7 @@ class SoundConfig(Checked):
 class BuildConfig(Checked):
     """Everything that decides the bytes of an egoaudio file, besides its inputs."""
 
-    sample_rate: int = option(16000, "Samples a second after resampling.", minimum=1000)
+    sample_rate: int = option(16000, "Samples a second after resampling.", minimum=1000, most=1_000_000)
     sound: SoundConfig = field(default_factory=SoundConfig)
     clips: ClipConfig = field(default_factory=ClipConfig)
     denoise: DenoiseConfig = field(default_factory=DenoiseConfig)

@@ -17,20 +17,21 @@ from typing import Any, TypeVar
 
 from egoaudio.errors import ConfigurationError
 
+LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 1e9  # of an option without a limit of its own: nothing overflows on the way
 _ALWAYS_STORED = object()
 Config = TypeVar("Config", bound="Checked")
 
 
 def option(
     default: Any, help: str, choices: Sequence[str] | None = None, flag: str | None = None,
-    minimum: float | None = None, above: float | None = None, before: Any = _ALWAYS_STORED,
+    minimum: float | None = None, above: float | None = None, most: float | None = None, before: Any = _ALWAYS_STORED,
 ) -> Any:
     """Return a dataclass field that also carries its flag's name, help and limits.
 
     ``before`` is the value that a stored configuration without this option was run with: that of the versions before
     the option came.
     """
-    metadata = {"help": help, "choices": choices, "flag": flag, "minimum": minimum, "above": above, "before": before}
+    metadata = {"help": help, "choices": choices, "flag": flag, "minimum": minimum, "above": above, "most": most, "before": before}
     return field(default=default, metadata=metadata)
 
 
@@ -74,6 +75,9 @@ def _check(setting: dataclasses.Field[Any], hint: Any, value: Any) -> None:
         raise ConfigurationError(f"{flag_of(setting)} {value!r}: expected at least {minimum}")
     if number and above is not None and value <= above:
         raise ConfigurationError(f"{flag_of(setting)} {value!r}: expected more than {above}")
+    most = setting.metadata["most"] or (LARGEST_INT if isinstance(value, int) else LARGEST_FLOAT)
+    if number and value > most:
+        raise ConfigurationError(f"{flag_of(setting)} {value!r}: expected at most {most}")
 
 
 def flags(config_class: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:

@@ -53,13 +53,13 @@ class DataConfig(Checked):
     class_weights: bool = option(False, "Weight the loss by total / (num_classes * count).")
     balanced_sampling: bool = option(False, "Draw clips so that rare classes come as often as common ones.")
     shuffle: str = option("full", "A full permutation, or one of blocks of rows (spinning disks, network file systems).", choices=("full", "block"))
-    loader_workers: int = option(0, "Processes that read; 0 reads in a thread of this one, which is fastest.", minimum=0)
+    loader_workers: int = option(0, "Processes that read; 0 reads in a thread of this one, which is fastest.", minimum=0, most=512)
     spec_augment: bool = option(False, "Mask bands of frequency and spans of time while training.")
     context_clips: int | None = option(
-        None, "The model also sees so many neighbouring clips on each side; labels stay the clip's.", minimum=0, before=0
+        None, "The model also sees so many neighbouring clips on each side; labels stay the clip's.", minimum=0, most=1000, before=0
     )
     mixup: float | None = option(None, "Mix pairs of clips, with this Beta parameter; 0 is off.", minimum=0)
-    gain_db: float | None = option(None, "Change the level of a clip at random by up to this many dB; 0 is off.", minimum=0)
+    gain_db: float | None = option(None, "Change the level of a clip at random by up to this many dB; 0 is off.", minimum=0, most=100)
     time_shift_seconds: float | None = option(
         None, "Shift a clip in time at random by up to this many seconds; 0 is off.", flag="--time-shift", minimum=0, before=0.0
     )
@@ -92,8 +92,8 @@ class ModelConfig(Checked):
         "--learning-rate is 5e-5 if not given); for yamnet a file of YAMNet's."
     )
     freeze: bool = option(False, "Keep the published weights of yamnet as they are and train its last layer alone.", before=False)
-    hidden_size: int = option(192, "Width of ast.", minimum=1)
-    num_layers: int = option(4, "Layers of ast.", minimum=1)
+    hidden_size: int = option(192, "Width of ast.", minimum=1, most=1 << 16)
+    num_layers: int = option(4, "Layers of ast.", minimum=1, most=1 << 10)
     num_heads: int = option(3, "Attention heads of ast.", minimum=1)
     patch_size: int = option(16, "Side of a patch of ast, in frames and bins.", minimum=1)
     stride: int = option(10, "Step between the patches of ast, in frames and bins.", minimum=1)
@@ -136,7 +136,7 @@ class OptimizationConfig(Checked):
     activation_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, about a third more time.")
     compile: bool = option(False, "Compile the model first (torch.compile).")
     checkpoint_minutes: float = option(10.0, "Write last.pt this often within an epoch too.", above=0)
-    seed: int = option(0, "All randomness follows from it.", minimum=0)
+    seed: int = option(0, "All randomness follows from it.", minimum=0, most=2**63 - 1)
 
     def __post_init__(self) -> None:
         """Check that no option would be without effect."""

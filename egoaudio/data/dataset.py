@@ -18,6 +18,7 @@ import torch
 from egoaudio.data.balance import expand_single
 from egoaudio.data.rows import RowSource
 from egoaudio.errors import TrainingError
+from egoaudio.hdf5 import integrity
 
 
 class ClipDataset(torch.utils.data.Dataset):
@@ -70,6 +71,7 @@ class ClipDataset(torch.utils.data.Dataset):
         without_data = rows[~source.file.usable[rows]]
         if len(without_data):
             raise TrainingError(f"{self.path}: {len(without_data)} of the rows to read hold no data (status is not 1), the first is row {without_data[0]}")
+        integrity.require_binary(source.file, "labels", rows)
         self.rows, self.classes = rows, None
         if label_mode == "single":
             self.rows, self.classes = expand_single(source.file.labels, rows)

@@ -13,6 +13,7 @@ processes copy every batch once more and pay only where decompressing a repacked
 
 import contextlib
 import itertools
+import math
 import time
 import traceback
 import weakref
@@ -27,10 +28,14 @@ from egoaudio.data.augment import augment, level_change, shift_frames
 from egoaudio.data.balance import balanced_probabilities
 from egoaudio.data.context import row_seconds
 from egoaudio.data.seeds import AUGMENTATION, ORDER, generator
-from egoaudio.errors import ConfigurationError
+from egoaudio.errors import ConfigurationError, TrainingError
+from egoaudio.system import surroundings
 
 # Batches that are ready or being made while the consumer works on one. Two ride out one slow batch; more only cost memory.
 READ_AHEAD = 2
+# Of worker processes: batches that each has ready or makes, and how long the next one may take. Workers whose batch found no shared memory
+# say nothing, and torch would wait for ever.
+_WORKER_BATCHES, _WORKER_SECONDS = 2, 600
 
 # --shuffle block: neighbouring items that stay together. 16 rows of 131 KB are 2 MB, of which a spinning disk reads 60 %
 # of its speed; a batch of 64 still comes from four places.
@@ -97,10 +102,20 @@ class Loader:
         self._batches: list[np.ndarray] = []
         self._workers = None
         if config.loader_workers:
+            self._require_shared_memory()
             self._workers = torch.utils.data.DataLoader(
                 dataset, batch_size=None, sampler=self._batches, num_workers=config.loader_workers,
                 persistent_workers=True, pin_memory=self._copies is not None,
+                prefetch_factor=_WORKER_BATCHES, timeout=_WORKER_SECONDS,
             )
+
+    def _require_shared_memory(self):
+        """Refuse to start processes whose batches would not find room: torch then waits for them for ever."""
+        num_clips = min(self.batch_size, len(self.dataset))
+        batch_bytes = num_clips * (4 * math.prod(self.dataset.feature_shape) + 4 * self.dataset.num_classes)
+        workers = self.config.loader_workers
+        words = f"--loader-workers {workers} passes its batches through it; --loader-workers 0 needs none, and is as fast"
+        surroundings.require_shared_memory((_WORKER_BATCHES * workers + 1) * batch_bytes + (64 << 10), words)
 
     def __len__(self):
         """Return the number of batches in an epoch; the last one may be smaller."""
@@ -169,6 +184,9 @@ class Loader:
                     # torch's frames and its error hold each other and the workers, which would take 10 s to end.
                     traceback.clear_frames(error.__traceback__)
                     self.dataset.source.check_unchanged()  # names the file, where the worker's death by SIGBUS would not
+                    if isinstance(error, RuntimeError):  # torch's, of a worker that died or says nothing
+                        reason = str(error).splitlines()[0]
+                        raise TrainingError(f"the processes of --loader-workers failed ({reason}): give --loader-workers 0, which needs none") from error
                     raise
                 return self._finish(features, labels, epoch, number, items[number - start_batch])
 

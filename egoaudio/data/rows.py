@@ -96,8 +96,10 @@ class RowSource:
 
     def __del__(self):
         """Close the descriptor; the arrays close themselves."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        # At the interpreter's exit modules may be gone already, and the descriptor goes with the process.
+        close = getattr(os, "close", None)
+        if close is not None and self._descriptor >= 0:
+            close(self._descriptor)
 
     def check_unchanged(self):
         """Raise unless the file is still what it was when it was opened.

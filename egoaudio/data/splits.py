@@ -17,6 +17,7 @@ import numpy as np
 
 from egoaudio.data.seeds import SPLIT, generator
 from egoaudio.errors import TrainingError
+from egoaudio.inputs.annotations import NO_ACTION
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,11 @@ def split_rows(file, config, seed):
     video = file.clip_table["video"][rows]
     train = rows[(splits == b"train")[video]]
     test = rows[(splits == b"test")[video]]
+    if len(train) == 0 and len(rows) == 0 and file.usable.any():
+        raise TrainingError(
+            f"{file.path} has no clip to train on: of {file.num_clips} clips {np.count_nonzero(file.usable)} have sound and 0 of those have labels: "
+            "the annotations say nothing about them. Build with --no-action all, or with the annotations of these videos"
+        )
     if len(train) == 0:
         names = ", ".join(sorted({name.decode() or "(none)" for name in splits.tolist()})) or "none"
         raise TrainingError(
@@ -83,6 +89,29 @@ def split_rows(file, config, seed):
         warnings.warn(f"{file.path}: videos of the splits {', '.join(others)} are left out; only 'train' and 'test' are used", stacklevel=2)
     held_out = _hold_out(_units(file, config.split_unit, train), config, generator(seed, SPLIT))
     return Split(train[~held_out], train[held_out], test)
+
+
+def require_learnable(file, split):
+    """Refuse a division in which there is nothing to learn, or nothing to tell a good epoch by.
+
+    Raises
+    ------
+    TrainingError
+        When the file has no class but ``no_action``, or no class is on in any clip of the train or validation split.
+    """
+    class_ids = file.class_table["class_id"].tolist()
+    if class_ids == [NO_ACTION.encode()]:
+        raise TrainingError(f"{file.path}: its only class is {NO_ACTION}, so there is nothing to tell apart: build with annotations that have actions")
+    if not file.labels[split.train].any():
+        raise TrainingError(
+            f"{file.path}: no class is on in any of the {len(split.train):,} clips to train on: do the annotations belong to these videos, and are their "
+            "times in seconds? See egoaudio-inspect"
+        )
+    if len(split.validation) and not file.labels[split.validation].any():
+        raise TrainingError(
+            f"{file.path}: no class is on in any of the {len(split.validation):,} clips of the validation split, so no epoch could be told from another: "
+            "give another --validation-fraction, or 0 (then the epoch with the lowest training loss is the best)"
+        )
 
 
 def _units(file, split_unit, rows):

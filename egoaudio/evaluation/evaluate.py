@@ -86,7 +86,7 @@ def evaluate(
         truth = read_truth(file, rows, videos)
         prior = class_frequencies(file.labels, train) if len(train) else None
     folder = Path(checkpoint).parent if output is None else Path(output)
-    results.prepare(folder, submission, frame_submission)
+    results.prepare(folder, (submission, frame_submission), (checkpoint, path))
     normalization = contents["normalization"]["mean"], contents["normalization"]["std"]
     dataset = ClipDataset(
         path, contents["feature"], rows, normalization=normalization, context_clips=config.data.context_clips or 0

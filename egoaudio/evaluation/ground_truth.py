@@ -11,6 +11,7 @@ import numpy as np
 
 from egoaudio.data.balance import class_counts
 from egoaudio.errors import StoreError, TrainingError
+from egoaudio.hdf5 import integrity
 from egoaudio.inputs.annotations import NO_ACTION
 
 
@@ -57,6 +58,8 @@ def read_truth(file, rows, videos=None):
     ------
     TrainingError
         When a clip is of none of the videos.
+    StoreError
+        When a label is neither 0 nor 1.
     """
     rows = np.asarray(rows, dtype=np.int64)
     clips = file.clip_table[rows]
@@ -66,6 +69,8 @@ def read_truth(file, rows, videos=None):
     if (place[clips["video"]] < 0).any():
         stray = file.video_table["video_id"][clips["video"][place[clips["video"]] < 0][0]].decode()
         raise TrainingError(f"{file.path}: clips of {stray} are to be evaluated, but that video is not among the {len(videos)} videos to evaluate")
+    integrity.require_binary(file, "labels", rows)
+    integrity.require_binary(file, "video_labels", videos)
     class_ids, names = ([text.decode() for text in file.class_table[column].tolist()] for column in ("class_id", "name"))
     num_actions = len(class_ids) - (class_ids[-1] == NO_ACTION)
     table = file.video_table[videos]

@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from egoaudio._version import __version__
 from egoaudio.errors import TrainingError
 from egoaudio.evaluation.charades import FRAMES_PER_VIDEO
 from egoaudio.system import files
+from egoaudio.system.terminal import one_line
 
 # Name in evaluation.json, and what the table calls it.
 TITLES = {
@@ -36,6 +38,7 @@ TITLES = {
     "video_map": "video mAP (Charades classification)",
     "localization_map": "frame mAP (Charades localization)",
 }
+NAMES = ("evaluation.json", "per_class.csv", "per_class.png")  # of what ``write`` writes
 PER_CLASS_COLUMNS = (
     "class_id", "name", "num_clips", "prior", "average_precision", "low", "high", "audible", "auc", "class_accuracy", "f1",
     "threshold", "num_videos", "video_average_precision", "localization_average_precision",
@@ -127,23 +130,41 @@ def _percent(fraction: float) -> str:
     return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
-def prepare(folder: str | os.PathLike[str], *submissions: str | os.PathLike[str] | None) -> None:
-    """Make the folder, and refuse what could not be written to, before hours of scoring rather than after them.
+def prepare(
+    folder: str | os.PathLike[str], submissions: Iterable[str | os.PathLike[str] | None] = (), inputs: Iterable[str | os.PathLike[str] | None] = ()
+) -> None:
+    """Make the folder, and refuse what could not or must not be written to, before hours of scoring rather than after them.
 
-    Of ``submissions``, paths or None, none may be a folder.
+    Parameters
+    ----------
+    folder : pathlib.Path
+        For the files of ``write``.
+    submissions : iterable of path or None
+        Other files that will be written.
+    inputs : iterable of path
+        What is read, and may not be replaced.
 
     Raises
     ------
     TrainingError
-        If the folder cannot be made, or a submission's name is that of a folder.
+        The folder cannot be made; or a file is an input, no regular file, or wanted twice.
     """
+    folder = Path(folder)
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"--output {folder}: cannot be made a folder ({error.strerror}): give the name of a folder that can be written to") from error
-    for path in submissions:
-        if path is not None and Path(path).is_dir():
-            raise TrainingError(f"{path}: no submission can be written there, for it is a folder: give the name of a file")
+    taken = set()
+    for path in (*(folder / name for name in NAMES), *submissions):
+        if path is None:
+            continue
+        try:
+            files.check_output(path, inputs)
+        except OSError as error:
+            raise TrainingError(f"{path}: cannot be written: {error.strerror}") from error
+        if os.path.realpath(path) in taken:
+            raise TrainingError(f"{path}: two results would be written there: give each a name of its own")
+        taken.add(os.path.realpath(path))
 
 
 def write(evaluation: Evaluation, folder: str | os.PathLike[str]) -> None:
@@ -157,9 +178,9 @@ def write(evaluation: Evaluation, folder: str | os.PathLike[str]) -> None:
     from egoaudio.figures import per_class_png  # matplotlib takes half a second
 
     folder = Path(folder)
-    write_file(folder / "evaluation.json", to_json(evaluation).encode())
-    write_file(folder / "per_class.csv", to_csv(evaluation).encode())
-    write_file(folder / "per_class.png", per_class_png(evaluation))
+    text = to_json(evaluation).encode(errors="backslashreplace")  # names of files that are not UTF-8 become JSON's own escapes
+    for name, contents in zip(NAMES, (text, to_csv(evaluation).encode(), per_class_png(evaluation)), strict=True):
+        write_file(folder / name, contents)
 
 
 def to_json(evaluation: Evaluation) -> str:
@@ -180,13 +201,19 @@ def to_json(evaluation: Evaluation) -> str:
 
 
 def to_csv(evaluation: Evaluation) -> str:
-    """Return the evaluation of each class as CSV text."""
+    """Return the evaluation of each class as CSV text; a text that a spreadsheet would take for a formula begins with an apostrophe."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(PER_CLASS_COLUMNS)
     for row in zip(*(evaluation.per_class[name] for name in PER_CLASS_COLUMNS), strict=True):
-        writer.writerow([_defined(value) for value in row])
+        writer.writerow([_harmless(value) if isinstance(value, str) else _defined(value) for value in row])
     return text.getvalue()
+
+
+def _harmless(text: str) -> str:
+    """Return a text that no spreadsheet runs: classes are called what somebody's CSV calls them."""
+    text = one_line(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _defined(value: Any) -> Any:
@@ -233,19 +260,7 @@ def write_file(path: str | os.PathLike[str], contents: bytes) -> None:
     TrainingError
         If it cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(contents)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        files.sync_folder(path)
+        files.write_file(path, contents)
     except OSError as error:
         raise TrainingError(f"{path}: could not be written ({error.strerror}): give another place, or make room") from error

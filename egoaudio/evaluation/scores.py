@@ -217,6 +217,8 @@ def _for_all(values, truth):
 def _notes(truth, thresholds, prior):
     """Return what is missing, and why."""
     notes = []
+    if not truth.labels[truth.labelled].any():
+        notes.append("no class is on in any of these clips, so the clip metrics are not defined: do the annotations belong to these videos?")
     if thresholds is None:
         notes.append("no macro F1: its thresholds are chosen on a validation split, and the checkpoint comes from a run without one")
     if prior is None:

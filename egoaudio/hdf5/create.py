@@ -10,6 +10,7 @@ and never filled: HDF5 then puts the chunks of an array back to back. Fixed-leng
 Source: the format's description in the README, with the reasons and the measurements. With ``safe_access``, the only user of h5py.
 """
 
+import contextlib
 import errno
 import io
 import os
@@ -19,7 +20,7 @@ import numpy as np
 
 from egoaudio._version import __version__
 from egoaudio.errors import StoreError
-from egoaudio.hdf5.schema import ALIGNMENT, CLIP_DTYPE, FORMAT, FORMAT_VERSION, INSTANCE_DTYPE, encode
+from egoaudio.hdf5.schema import ALIGNMENT, CLIP_DTYPE, FINGERPRINT_BYTES, FORMAT, FORMAT_VERSION, INSTANCE_DTYPE, encode
 from egoaudio.system import files
 
 
@@ -31,7 +32,7 @@ def lay_out(path, layout):
     Parameters
     ----------
     path : str or os.PathLike
-        Replaced if it exists. ``path + ".layout"`` is used on the way.
+        Replaced if it exists.
     layout : Layout
 
     Raises
@@ -39,22 +40,31 @@ def lay_out(path, layout):
     StoreError
         The file cannot be created, or would be larger than the file system or a limit allows.
     """
+    with drafting(path, layout):
+        pass
+
+
+@contextlib.contextmanager
+def drafting(path, layout):
+    """Lay the file out as ``lay_out`` does, but yield it under a name of its own, for the rows that are known beforehand.
+
+    Yields
+    ------
+    str
+        Where the draft is; it appears under ``path`` when the block ends, and is gone when the block is left by an error.
+    """
     path = os.fspath(path)
-    temporary = path + ".layout"
     try:
-        descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-        try:
-            os.ftruncate(descriptor, layout.num_bytes)  # too large is said here, with an errno, rather than by HDF5
-            os.ftruncate(descriptor, 0)
-            _create(temporary, layout)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-        files.sync_folder(path)
+        with files.replacing(path) as draft:
+            os.ftruncate(draft.fileno(), layout.num_bytes)  # too large is said here, with an errno, rather than by HDF5
+            os.ftruncate(draft.fileno(), 0)
+            _create(draft.name, layout)
+            if not os.path.samestat(os.stat(draft.name, follow_symlinks=False), os.fstat(draft.fileno())):
+                raise OSError(errno.EEXIST, "its draft was replaced by another file while it was made")
+            yield draft.name
+    except StoreError:
+        raise
     except (OSError, RuntimeError) as error:  # HDF5 raises either
-        if os.path.exists(temporary):
-            os.unlink(temporary)
         raise StoreError(files.explain(path, error, layout.num_bytes)) from error
 
 
@@ -78,7 +88,7 @@ def _create(path, layout):
         _dataset(file, "videos", (num_videos,), layout.video_dtype)
         _dataset(file, "video_labels", (num_videos, num_classes), "u1")
         _dataset(file, "classes", (num_classes,), layout.class_dtype)
-        _dataset(file, "instances", (layout.num_instances,), INSTANCE_DTYPE)
+        _set_attributes(_dataset(file, "instances", (layout.num_instances,), INSTANCE_DTYPE), layout.instance_attributes)
         _dataset(file, "synced", (num_videos,), "u1")
         groups = {name: h5py.Group(_group(file, name)) for name in ("checksums", "statistics", "axes")}
         for name, values in layout.axes.items():
@@ -95,6 +105,7 @@ def _create(path, layout):
                     dataset.dims[dimension].attach_scale(groups["axes"][name])
             _dataset(groups["checksums"], array.name, (num_videos,), "<u4")
             _dataset(groups["statistics"], array.name, (num_videos, 3), "<f8")
+        _dataset(file, "fingerprints", (num_videos, FINGERPRINT_BYTES), "u1")
 
 
 def _group(parent, name):

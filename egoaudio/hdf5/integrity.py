@@ -161,3 +161,24 @@ def _verify_rows(file, name, video, rows, usable):
     if not (np.abs(sums - file.statistics(name)[video]) <= 1e-9 * scale).all():
         problems.append(f"has statistics {file.statistics(name)[video].tolist()}, but its rows give {sums.tolist()}")
     return problems
+
+
+def require_binary(file, name, rows):
+    """Raise unless these rows of ``labels`` or ``video_labels`` hold nothing but 0 and 1.
+
+    Anything else would be learnt as it stands: a loss that falls below zero, and a score that says nothing.
+
+    Raises
+    ------
+    StoreError
+    """
+    labels = getattr(file, name)
+    for start in range(0, len(rows), 65536):
+        some = rows[start : start + 65536]
+        if labels[some].max(initial=0) > 1:
+            place, column = np.argwhere(labels[some] > 1)[0]
+            row, class_id = some[place], file.class_table["class_id"][column].decode(errors="replace")
+            raise StoreError(
+                f"{file.path}: /{name} holds {labels[row, column]} in row {row}, class {class_id}: expected 0 or 1. The file is damaged, "
+                "or another program wrote it: egoaudio-inspect --verify, and build it again"
+            )

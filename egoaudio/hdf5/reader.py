@@ -24,7 +24,7 @@ import numpy as np
 from egoaudio.config.build import FEATURES
 from egoaudio.errors import Status, StoreError
 from egoaudio.hdf5.safe_access import Extent, RepackedArray, find_extent, hard_links, open_hdf5, open_regular, reading, take_dataset
-from egoaudio.hdf5.schema import CLASS_COLUMNS, CLIP_DTYPE, FORMAT, FORMAT_VERSION, INSTANCE_DTYPE, VIDEO_COLUMNS
+from egoaudio.hdf5.schema import CLASS_COLUMNS, CLIP_DTYPE, FINGERPRINT_BYTES, FORMAT, FORMAT_VERSION, INSTANCE_DTYPE, VIDEO_COLUMNS
 
 if TYPE_CHECKING:
     import pandas
@@ -85,6 +85,8 @@ class EgoAudioFile:
     num_clips, num_videos, num_classes : int
     num_bytes : int
         Size of the file.
+    identity : tuple of int
+        Device and inode.
     """
 
     path: str
@@ -107,7 +109,8 @@ class EgoAudioFile:
         self._arrays: dict[str, Any] = {}
         self._raw = open_regular(self.path)
         try:
-            self.num_bytes = os.fstat(self._raw.fileno()).st_size
+            info = os.fstat(self._raw.fileno())
+            self.num_bytes, self.identity = info.st_size, (info.st_dev, info.st_ino)
             self._h5 = open_hdf5(self.path, self._raw)
             try:
                 with reading(self.path, "its structure"):
@@ -185,6 +188,8 @@ class EgoAudioFile:
             self._add("instances", (INSTANCE_DTYPE,), (None,))
         if "synced" in links[""]:
             self._add("synced", (np.dtype("u1"),), (self.num_videos,))
+        if "fingerprints" in links[""]:
+            self._add("fingerprints", (np.dtype("u1"),), (self.num_videos, FINGERPRINT_BYTES))
         self._axes = sorted(links.get("axes", ()))
         for name in self._axes:
             self._add(f"axes/{name}", (np.dtype("<f8"),), (None,))
@@ -308,6 +313,11 @@ class EgoAudioFile:
     def synced(self) -> np.ndarray:
         """uint8 (V,): 1 where a video's rows were on disk for certain when the build last wrote."""
         return self._whole("synced") if "synced" in self._datasets else np.ones(self.num_videos, "u1")
+
+    @property
+    def fingerprints(self) -> np.ndarray:
+        """uint8 (V, 32): which media file each video was made from; zeros where that is not known, as in files of earlier versions."""
+        return self._whole("fingerprints") if "fingerprints" in self._datasets else np.zeros((self.num_videos, FINGERPRINT_BYTES), "u1")
 
     @property
     def axes(self) -> dict[str, np.ndarray]:

@@ -29,6 +29,7 @@ ADDED_VIDEO_COLUMNS = {
     "gap_samples": "<i8", "clock_jumps": "<i4", "bad_parts": "<i4", "peak_db": "<f4", "rms_db": "<f4", "cancels_out": "u1",
 }
 SILENT_DB = -80.0  # a recording whose peak is below this is silent
+FINGERPRINT_BYTES = 32
 CLASS_COLUMNS = {"class_id": "S", "name": "S", "num_clips": "<i8"}
 ALIGNMENT = 4096  # a page: every array starts on one
 CHUNK_BYTES = 128 * 1024  # whole clips, as many as fit, at least one
@@ -88,6 +89,8 @@ class Layout:
     """``{name: float64 values}`` under /axes."""
     num_instances: int = 0
     """Rows of /instances, the annotated actions with their times."""
+    instance_attributes: Mapping[str, int] = field(default_factory=dict)
+    """Attributes of /instances: how many lie beyond the sound."""
 
     def __post_init__(self):
         """Check that each named axis is as long as the dimension it describes."""
@@ -101,12 +104,12 @@ class Layout:
         """Size of the file, to a page for each array and a little for the structure."""
         tables = self.num_clips * (CLIP_DTYPE.itemsize + self.num_classes) + self.num_classes * self.class_dtype.itemsize
         tables += self.num_instances * INSTANCE_DTYPE.itemsize
-        tables += self.num_videos * (self.video_dtype.itemsize + self.num_classes + 1 + len(self.arrays) * (4 + 3 * 8))
+        tables += self.num_videos * (self.video_dtype.itemsize + self.num_classes + 1 + FINGERPRINT_BYTES + len(self.arrays) * (4 + 3 * 8))
         data = 0
         for array in self.arrays:
             rows = array.chunk_rows(self.num_clips)
             data += -(-self.num_clips // rows) * rows * array.row_bytes
-        return tables + data + ALIGNMENT * (13 + 8 * len(self.arrays) + len(self.axes))
+        return tables + data + ALIGNMENT * (14 + 8 * len(self.arrays) + len(self.axes))
 
 
 def video_dtype(*, video_id, file, split, subject, scene):

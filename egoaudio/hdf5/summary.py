@@ -14,6 +14,8 @@ import numpy as np
 
 from egoaudio.errors import Status, StoreError
 from egoaudio.hdf5.integrity import verify
+from egoaudio.system import files
+from egoaudio.system.terminal import one_line
 
 __all__ = ["export_clip", "failed", "summary", "verify"]
 
@@ -87,6 +89,7 @@ def export_clip(file, number, path):
         raise StoreError(f"clip {number} of {file.path} has no data: {reason} (video {_text(video['video_id'])}). See egoaudio-inspect --failed")
     suffix = Path(path).suffix.lower()
     try:
+        files.check_output(path, [file.path])
         if suffix == ".wav":
             _write_wav(file, number, path)
         elif suffix == ".png":
@@ -105,7 +108,7 @@ def _write_wav(file, number, path):
     if "waveform" not in file.features:
         raise StoreError(f"{file.path} holds no waveform, only {', '.join(file.features)}: build it with --features waveform, or give a name ending in .png")
     samples = np.asarray(file["waveform"][number], np.float32)
-    with open(path, "wb") as target, wave.open(target, "wb") as sound:
+    with files.replacing(path) as target, wave.open(target, "wb") as sound:
         sound.setnchannels(1)
         sound.setsampwidth(2)
         sound.setframerate(file.sample_rate)
@@ -189,13 +192,13 @@ def _facts(facts):
     """Return ``{name: text}`` as lines with the texts below each other, wrapped."""
     lines = []
     for name, text in facts.items():
-        lines += textwrap.wrap(_printable(text), _COLUMNS, initial_indent=f"{name:<13}", subsequent_indent=" " * 13)
+        lines += textwrap.wrap(one_line(text), _COLUMNS, initial_indent=f"{name:<13}", subsequent_indent=" " * 13)
     return "\n".join(lines)
 
 
 def _table(rows, alignment, gap="  "):
     """Return rows of texts as lines of equal columns."""
-    rows = [[_printable(text) for text in row] for row in rows]
+    rows = [[one_line(text) for text in row] for row in rows]
     widths = [max(len(row[k]) for row in rows) for k in range(len(alignment))]
     return [gap.join(f"{text:{side}{width}}" for text, side, width in zip(row, alignment, widths, strict=True)).rstrip() for row in rows]
 
@@ -216,9 +219,4 @@ def _size(num_bytes):
 
 def _text(raw):
     """Return a string of the file."""
-    return _printable(raw.decode("utf-8", errors="replace"))
-
-
-def _printable(text):
-    """Return a text without what would drive a terminal: the file may come from anywhere."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return one_line(raw.decode("utf-8", errors="replace"))

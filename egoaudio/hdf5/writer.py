@@ -15,7 +15,17 @@ import numpy as np
 
 from egoaudio.errors import StoreError
 from egoaudio.hdf5.reader import EgoAudioFile
+from egoaudio.hdf5.safe_access import Extent
 from egoaudio.system import files
+
+
+class Extents(dict[str, Extent]):
+    """Where every array of one file lies: rows are written into this very file, whatever takes its name meanwhile."""
+
+    def __init__(self, extents: dict[str, Extent] | None = None, identity: tuple[int, int] | None = None) -> None:
+        super().__init__(extents or {})
+        self.identity = identity
+        """Device and inode; None where that does not matter."""
 
 
 def offsets(path):
@@ -23,7 +33,7 @@ def offsets(path):
 
     Returns
     -------
-    dict of str to Extent
+    Extents
         ``"spectrogram"``, ``"checksums/spectrogram"``, ``"clips"``, ...; small, and can be pickled to the workers.
 
     Raises
@@ -35,7 +45,7 @@ def offsets(path):
         repacked = [name for name in file.features if not file.is_mapped(name)]
         if repacked or "clips" not in file.extents:
             raise StoreError(f"{path}: /{(repacked or ['clips'])[0]} was repacked by another tool, so no rows can be written: build the file anew")
-        return file.extents
+        return Extents(file.extents, file.identity)
 
 
 class RowWriter:
@@ -54,6 +64,10 @@ class RowWriter:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise StoreError(files.explain(self._path, error)) from error
+        identity, info = getattr(extents, "identity", None), os.fstat(self._descriptor)
+        if identity is not None and identity != (info.st_dev, info.st_ino):
+            os.close(self._descriptor)
+            raise StoreError(f"{self._path} was replaced by another file while it was being written: another program, or another build, writes there")
 
     def __enter__(self):
         return self

@@ -69,26 +69,17 @@ def save(path, contents):
     """
     path = Path(path)
     _require_plain(contents, "checkpoint")
-    temporary = path.with_name(path.name + ".partial")  # a fixed name: what a kill leaves is overwritten by the next one
     try:
-        with open(temporary, "w+b") as file:
+        with files.replacing(path) as file:
             torch.save(contents, file)
             _seal(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        files.sync_folder(path)
     except (OSError, RuntimeError) as error:
         # torch's zip writer turns the OSError of a short write into a RuntimeError about positions.
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        temporary.unlink(missing_ok=True)
         kept = "the checkpoint before it is kept as it was" if path.exists() else "there is no checkpoint before it"
         raise CheckpointError(f"{files.explain(path, cause)}; {kept}: mend that and run the same command again") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def load(path):

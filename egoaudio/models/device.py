@@ -17,9 +17,10 @@ def choose_device(name):
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # a device of nothing but shapes (meta) has no values to give
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA fails an assertion
-        raise ConfigurationError(f"--device {name}: cannot be used here ({str(error).splitlines()[0]}): expected cpu, or cuda where there is a GPU") from error
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise ConfigurationError(f"--device {name}: cannot be used here ({reason}): expected cpu, or cuda where there is a GPU") from error
     return device
 
 

@@ -97,6 +97,16 @@ class Scored:
     """Mean over the clips as the training loss has it; NaN if none was given."""
 
 
+def _require_finite(batch):
+    """Raise unless all features of a batch are numbers."""
+    bad = batch.rows[~torch.isfinite(batch.features).flatten(1).all(dim=1).cpu().numpy()]
+    if len(bad):
+        rows = ", ".join(str(row) for row in bad[:5].tolist())
+        raise TrainingError(
+            f"{len(bad)} clips of a batch hold values that are not finite (rows of the file: {rows}): check it with egoaudio-inspect --verify"
+        )
+
+
 def score(scorer, loader, label_mode, loss=None, advance=None):
     """Run a model over all batches of a loader.
 
@@ -121,6 +131,8 @@ def score(scorer, loader, label_mode, loss=None, advance=None):
     scores, rows, total, count = [], [], 0.0, 0.0
     for batch in loader.epoch(0):
         logits = scorer(batch.features)
+        if not torch.isfinite(logits).all():
+            _require_finite(batch)  # else it is the model, as whoever looks at the scores says
         if loss is not None:
             total += float(loss.sum(logits, batch.labels))
             count += loss.normaliser(batch.labels)

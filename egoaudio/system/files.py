@@ -1,15 +1,121 @@
-"""Write to a disk that may be full, limited, read-only or gone: reserve, write all, wait, and say in words what went wrong.
+"""Write files that are whole or not there, on disks that may be full, limited, read-only or gone.
 
-In: descriptors and paths. Out: nothing, or a ``StoreError`` whose message holds the bytes needed and available.
-Conventions: what was written is on disk only after a sync, of the file and, for a new or changed name, of its folder.
+``replacing`` is the one atomic write of the package: builds, checkpoints, tables, pictures and submissions use it. In: paths and
+descriptors. Out: nothing, or an ``OSError`` that ``explain`` puts into words, with the bytes needed and available.
+
+Conventions: what was written is on disk only after a sync, of the file and, for a new or changed name, of its folder. An output
+that is a symbolic link stays one: its target is replaced. Only regular files are replaced, never a device, a pipe or a folder.
 """
 
+import contextlib
 import errno
 import os
+import secrets
+import stat
+from pathlib import Path
 
 from egoaudio.errors import StoreError
 
+LONGEST_NAME_BYTES = 255
+"""Of a file's name, on every file system in use."""
+_TOKEN_BYTES = 8  # of chance in a temporary name
 _RESERVE_BYTES = 1 << 30  # a slice at a time, so that a signal is heard between two
+_KINDS = {
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
+}
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a new file that takes the place of ``path``, whole and on disk, when the block ends; else nothing changes.
+
+    The file is made beside the one it replaces, under a random name that did not exist, so nothing that lies there is followed
+    or overwritten. Its ``name`` is its path until then.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Where it is a symbolic link, its target is replaced.
+
+    Yields
+    ------
+    binary file
+        Empty, open for writing and reading.
+
+    Raises
+    ------
+    OSError
+        It cannot be written, or ``path`` is something other than a regular file.
+    """
+    target = os.path.realpath(path)
+    check_output(target)
+    temporary = _beside(target, secrets.token_hex(_TOKEN_BYTES))
+    file = open(temporary, "x+b")  # O_EXCL: the name is new, and no link is followed
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_folder(target)
+
+
+def write_file(path, contents):
+    """Write bytes to ``path`` as ``replacing`` does; its folder is made if it is not there."""
+    Path(os.path.realpath(path)).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(contents)
+
+
+def remove_leftovers(path):
+    """Remove what writers of ``path`` that were killed have left beside it; the caller knows that none is at work."""
+    target = os.path.realpath(path)
+    with os.scandir(os.path.dirname(target)) as entries:
+        for entry in entries:
+            token = entry.name.removesuffix(".partial")[-2 * _TOKEN_BYTES :]
+            if entry.path == _beside(target, token) and entry.is_file(follow_symlinks=False):
+                os.unlink(entry.path)
+
+
+def _beside(target, token):
+    """Return the temporary name of a file; a long one is shortened."""
+    folder, name = os.path.split(target)
+    return os.path.join(folder, f".{os.fsdecode(os.fsencode(name)[:200])}.{token}.partial")
+
+
+def check_output(path, inputs=()):
+    """Refuse an output that could not be replaced, or must not be.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+    inputs : iterable of path
+        Files that are read: none of them, under whatever name, may be the output. None is passed over.
+
+    Raises
+    ------
+    OSError
+        ``path`` is a device, a pipe, a folder, one of the inputs, or has an impossible name.
+    """
+    name = os.path.basename(os.fspath(path))
+    if len(os.fsencode(name)) > LONGEST_NAME_BYTES:
+        raise OSError(errno.ENAMETOOLONG, f"its name has {len(os.fsencode(name))} bytes, and {LONGEST_NAME_BYTES} are the most: give a shorter one")
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(there.st_mode):
+        raise OSError(errno.EISDIR, "it is a folder: give the name of a file")
+    if not stat.S_ISREG(there.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(there.st_mode), "something else")
+        raise OSError(errno.EEXIST, f"it is {kind}, and only a regular file is replaced: give another name")
+    for given in inputs:
+        if given is not None and os.path.exists(given) and os.path.samestat(there, os.stat(given)):
+            raise OSError(errno.EEXIST, f"it is an input of this command, {given}: give another name")
 
 
 def reserve(path):

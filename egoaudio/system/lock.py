@@ -1,49 +1,124 @@
-"""One run on an output at a time.
+"""One run on an output at a time, wherever the runs are.
 
-The lock is a name in Linux' abstract socket namespace, made from the output's folder and name: it leaves no file
-behind, goes with the process however that dies, does not disturb HDF5's own file locks, and the kernel says who holds
-it. It holds between processes of one machine.
+The lock is ``flock`` on a file beside the output (``ego.h5.lock``), or in the folder that is the output (``run.lock``). The kernel
+releases it with the process, however that dies, and knows it by the file, not by its name: it holds between containers, through
+symbolic links and other mounts of the folder, and, on NFS, between hosts. The file says who holds it; it is removed in the end, and
+one that was left behind by a kill is taken over.
+
+Source: flock(2); NFS has it since Linux 2.6.12.
 """
 
 import contextlib
-import hashlib
+import datetime
+import errno
+import fcntl
 import os
+import shlex
 import socket
-import struct
-from pathlib import Path
+import stat
+import sys
+import time
+import warnings
 
 from egoaudio.errors import BuildError
+
+_FIRST_LINE = "egoaudio lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_HOLDER_SECONDS = 1.0  # within which a holder has written who it is
 
 
 @contextlib.contextmanager
 def held(output):
-    """Hold ``output`` for this process while the block runs.
+    """Hold ``output``, a file or a folder, for this process while the block runs.
 
     Raises
     ------
     BuildError
-        When another process holds it; says which.
+        Another process holds it (says which, on which host and since when), or the lock's file cannot be made.
     """
-    folder = os.stat(Path(output).absolute().parent)
-    key = hashlib.sha256(f"{folder.st_dev}:{folder.st_ino}:{Path(output).name}".encode()).hexdigest()
-    address = f"\0egoaudio-build:{key}"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lock:
-        try:
-            lock.bind(address)
-        except OSError as error:
-            raise BuildError(f"{output} is in use by another process ({_holder(address)}): wait for it, stop it, or give another --output") from error
-        lock.listen(128)  # only a listening socket tells its owner
+    target = os.path.realpath(output)
+    path = os.path.join(target, "run.lock") if os.path.isdir(target) else f"{target}.lock"
+    try:
+        descriptor = _acquire(path, output)
+    except OSError as error:
+        raise BuildError(f"{path}: no lock can be made there: {error.strerror}") from error
+    try:
         yield
+    finally:
+        with contextlib.suppress(OSError):
+            if _names(path, descriptor):
+                os.unlink(path)
+        os.close(descriptor)
 
 
-def _holder(address):
-    """Return who listens at ``address``: process number and command."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
-        caller.setblocking(False)
+def _acquire(path, output):
+    """Return the descriptor of the locked file."""
+    while True:
+        # A name that anyone can foresee: nothing else that lies there may be followed, waited for, or overwritten.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
         try:
-            caller.connect(address)
-            pid, _, _ = struct.unpack("3i", caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        except OSError:
-            return "it cannot be seen from here"
-    return f"process {pid}: {command[:200]}"
+            _require_ours(descriptor, path)
+            locked = _flock(descriptor, path)
+            if _names(path, descriptor):  # else its holder removed it between our calls: once more
+                if not locked:
+                    raise BuildError(f"{output} is in use by another process ({_holder(descriptor)}): wait for it, stop it, or give another --output")
+                _say_who(descriptor)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _flock(descriptor, path):
+    """Take the lock and return whether that worked; where the file system has no locks, warn."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(f"{path}: this file system has no locks ({error.strerror}): make sure that no other run writes there", stacklevel=5)
+    return True
+
+
+def _require_ours(descriptor, path):
+    """Refuse to take what is no lock of ours for one."""
+    there = os.fstat(descriptor)
+    if not stat.S_ISREG(there.st_mode) or there.st_nlink > 1 or (there.st_size and not _read(descriptor).startswith(_FIRST_LINE)):
+        raise OSError(errno.EEXIST, "what lies there is no lock of egoaudio: move it away")
+
+
+def _names(path, descriptor):
+    """Return whether the path still leads to the file that was opened."""
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _say_who(descriptor):
+    """Write into the lock's file who holds it; it holds without, on a disk that is full."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(sep=" ", timespec="seconds")
+    facts = {"process": os.getpid(), "host": socket.gethostname(), "since": now, "command": shlex.join(sys.argv)}
+    text = "\n".join([_FIRST_LINE, *(f"{name}: {value}" for name, value in facts.items())]) + "\n"
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, os.fsencode(text), 0)
+        os.fsync(descriptor)  # NFS: another host sees it now
+
+
+def _holder(descriptor):
+    """Return who holds the lock, from its file."""
+    until = time.monotonic() + _HOLDER_SECONDS
+    while "\ncommand: " not in (text := _read(descriptor)) and time.monotonic() < until:
+        time.sleep(0.02)  # it has the lock, and writes
+    facts = dict(line.split(": ", 1) for line in text.splitlines()[1:] if ": " in line)
+    if "command" not in facts:
+        return "it does not say which"
+    return f"process {facts.get('process')} on {facts.get('host')}, since {facts.get('since')}: {facts['command'][:200]}"
+
+
+def _read(descriptor):
+    return os.pread(descriptor, 4096, 0).decode(errors="replace")

@@ -5,10 +5,13 @@ come clips a second, times real time and what is left. Everything goes to standa
 output can be piped.
 """
 
+import io
 import sys
 import time
 
 from tqdm import tqdm
+
+from egoaudio.system import terminal
 
 _LINE_SECONDS = 10.0
 
@@ -18,12 +21,12 @@ class Progress:
 
     def __init__(self, total, what, stream=None, unit=""):
         self.total, self.what, self.unit = total, what, unit
-        self.stream = stream or sys.stderr
+        self.stream = terminal.Careful(stream or sys.stderr or io.StringIO())  # None where standard error is closed
         self.done, self.sound_seconds, self.failures = 0, 0.0, 0
         self._said = 0
         self.started = self._last_line = time.monotonic()
         self._bar = None
-        if self.stream.isatty():
+        if _is_terminal(self.stream):
             # The bar's own rate forgets; ours, in the postfix, is that of the whole run, as the summary's.
             form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
             self._bar = tqdm(total=total, desc=what, file=self.stream, bar_format=form, dynamic_ncols=True)
@@ -51,10 +54,9 @@ class Progress:
     def write(self, line):
         """Show a line above the bar, or among the lines."""
         if self._bar is not None:
-            self._bar.write(line, file=self.stream)
+            self._bar.write(terminal.printable(line), file=self.stream)
         else:
-            self.stream.write(line + "\n")
-            self.stream.flush()
+            terminal.write(self.stream, line + "\n")
 
     def _line(self):
         self._last_line, self._said = time.monotonic(), self.done
@@ -69,6 +71,13 @@ class Progress:
         real_time = f", {self.sound_seconds / elapsed:,.0f}x real time" if self.sound_seconds else ""
         failures = f", {self.failures} failed" if self.failures else ""
         return f"{rate(self.done, elapsed)} {self.unit}".rstrip() + f"/s{real_time}{failures}"
+
+
+def _is_terminal(stream):
+    try:
+        return stream.isatty()
+    except ValueError:  # it is closed
+        return False
 
 
 def rate(count, seconds):

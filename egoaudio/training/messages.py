@@ -6,6 +6,7 @@ import shlex
 import numpy as np
 import torch
 
+from egoaudio._version import __version__
 from egoaudio.system.progress import Progress, rate
 from egoaudio.training.run_folder import TrainingRun
 
@@ -34,6 +35,18 @@ def describe_epoch(row, num_epochs, better):
     return (
         f"epoch {row['epoch']}/{num_epochs}: loss {row['train_loss']:.4f}{validation}{' (best)' if better else ''}; "
         f"{rate(row['clips_per_second'], 1)} clips/s, {row['peak_memory_mb']:,.0f} MB, {row['seconds']:.1f} s"
+    )
+
+
+def describe_resume(folder, state, num_batches, begun_by):
+    """Return where a run that was stopped goes on, and that another version began it."""
+    place = f"batch {state.batch + 1} of {num_batches}" if state.batch < num_batches else "its validation"
+    line = f"going on with {folder} at epoch {state.epoch + 1}, {place}"
+    if begun_by == __version__:
+        return line
+    return (
+        f"{line}\nwarning: the run was begun by egoaudio {begun_by}, and this is {__version__}: "
+        "it may not end in the weights that either would come to alone"
     )
 
 
@@ -88,6 +101,11 @@ def summarize(folder, state, file, path, already_finished=False):
 
 def _warn(state):
     """Return what to try where nothing was learnt; empty where it was, or nobody knows."""
+    if state.history[state.best_epoch - 1]["top1"] == 0:
+        return (
+            "not one clip of the validation split was guessed right: do the annotations belong to these videos (egoaudio-inspect), "
+            "is the learning rate too high, or are there too few epochs?"
+        )
     if state.best_bar is None or state.best_score > state.best_bar:
         return ""
     return (

@@ -16,6 +16,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import pathlib
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from egoaudio.errors import CheckpointError, ConfigurationError, TrainingError
 from egoaudio.evaluation import results
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.models import checkpoints
+from egoaudio.system import files
 
 if TYPE_CHECKING:
     import pandas
@@ -139,6 +141,26 @@ class TrainingRun:
         return f"{done}{epochs}; the best is {self.best_epoch}: {score}\nnext: {self.next_command}" + (
             f"\nwarning: {self.warning}" if self.warning else ""
         )
+
+
+def prepare(folder: pathlib.Path, path: str | os.PathLike[str], config: TrainConfig) -> None:
+    """Refuse a folder in which the run would replace what it reads; remove what a run that was killed left half written.
+
+    Raises
+    ------
+    TrainingError
+        When the file, or the published weights, would be replaced.
+    """
+    pretrained = config.model.pretrained
+    if pretrained is not None and folder.exists() and os.path.exists(pretrained) and os.path.samefile(folder, pretrained):
+        raise TrainingError(f"{folder} holds the weights of --pretrained: give another --output")
+    for name in _OURS:
+        try:
+            if name != "tensorboard":
+                files.check_output(folder / name, [path, pretrained])
+                files.remove_leftovers(folder / name)
+        except OSError as error:
+            raise TrainingError(f"{folder / name}: {error.strerror or error}") from error
 
 
 def clear(folder: pathlib.Path) -> None:

@@ -26,7 +26,7 @@ from egoaudio.data.balance import class_weights
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
 from egoaudio.data.normalization import normalization
-from egoaudio.data.splits import Split, split_rows
+from egoaudio.data.splits import Split, require_learnable, split_rows
 from egoaudio.errors import TrainingError
 from egoaudio.evaluation import results
 from egoaudio.figures import curves_png
@@ -44,6 +44,7 @@ from egoaudio.training.messages import (
     RunProgress,
     describe_bad_loss,
     describe_epoch,
+    describe_resume,
     describe_wait,
     summarize,
 )
@@ -106,6 +107,7 @@ def train(
         folder = Path(output)
         results.prepare(folder)
         stack.enter_context(lock.held(folder))
+        run_folder.prepare(folder, path, config)
         earlier = None if force else run_folder.find_earlier(folder, config, file)
         state = run_folder.State() if earlier is None else run_folder.State(**earlier["resume"]["state"])
         if state.finished:
@@ -130,6 +132,7 @@ def train(
 def _prepare(stack, file, path, feature, folder, config, device, state, *, resumes):
     """Make everything that the loop needs, from the file and the configuration; return the ``Run``."""
     split = split_rows(file, config.data, config.optimization.seed)
+    require_learnable(file, split)
     moments = normalization(file, feature, split.train, config.data.normalize)
     teacher = prepare_teacher(file, path, split.train, folder, config, device, resumes=resumes)
     loader, loss = _prepare_data(file, path, feature, split, moments, config, device, teacher)
@@ -210,9 +213,7 @@ def _open_folder(stack, run, earlier, board_class):
         run.save_last()
     else:
         run.restore(earlier)
-        batches = len(run.loader)
-        place = f"batch {state.batch + 1} of {batches}" if state.batch < batches else "its validation"
-        run.progress.write(f"going on with {run.folder} at epoch {state.epoch + 1}, {place}")
+        run.progress.write(describe_resume(run.folder, state, len(run.loader), earlier["egoaudio_version"]))
     if run.loader.teacher is not None:
         run.loader.teacher.save(run.folder)
     run_folder.write_config(run.folder, run.config, run.file, run.feature)

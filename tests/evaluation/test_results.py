@@ -156,3 +156,16 @@ def test_a_folder_that_is_a_file_is_named(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(TrainingError, match="out.*could not be written"):
         results.write(make_evaluation(), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [("=HYPERLINK(1)", "'=HYPERLINK(1)"), ("+1", "'+1"), ("-2+3", "'-2+3"), ("@SUM(A1)", "'@SUM(A1)"), ("\t=1", "?=1"), ("a\r=1", "a?=1"), ("a-b", "a-b")],
+)
+def test_no_cell_is_a_formula(text, cell):
+    evaluation = make_evaluation()
+    names = [text, *evaluation.per_class["name"][1:]]
+    evaluation.per_class["name"] = names
+    rows = list(csv.reader(io.StringIO(results.to_csv(evaluation))))
+    assert rows[1][1] == cell
+    assert all(cell[:1] not in "=+@" or cell == "" for row in rows for cell in row)

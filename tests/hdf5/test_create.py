@@ -146,7 +146,8 @@ def test_root_says_what_the_format_says(tmp_path):
     with h5py.File(path) as file:
         root = {name: value.decode() if isinstance(value, bytes) else value for name, value in file.attrs.items()}
         assert set(file) == {
-            "spectrogram", "labels", "clips", "videos", "video_labels", "classes", "checksums", "statistics", "axes", "instances", "synced"
+            "spectrogram", "labels", "clips", "videos", "video_labels", "classes", "checksums", "statistics", "axes", "instances", "synced",
+            "fingerprints",
         }
     assert (root["format"], root["format_version"], root["complete"], root["sample_rate"], root["clip_seconds"]) == ("egoaudio", 1, 1, 16000, 1.0)
     assert set(root) == {

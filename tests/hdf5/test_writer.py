@@ -179,3 +179,19 @@ with RowWriter(path, extents) as writer:
         with reader.EgoAudioFile(path) as file:
             assert set(file.video_table["status"].tolist()) <= {0, 1}
     assert {p.suffix for p in tmp_path.iterdir()} == {".h5"}
+
+
+def test_rows_are_written_into_the_file_that_was_laid_out_and_no_other(tmp_path):
+    path = tmp_path / "a.h5"
+    create.lay_out(path, synthetic.make_layout(6, 2, features={"mfcc": (32, 20)}))
+    extents = pickle.loads(pickle.dumps(offsets(path)))
+    with RowWriter(path, extents) as writer:
+        writer.write("mfcc", 0, np.ones((1, 32, 20), "f4"))
+    os.replace(path, tmp_path / "moved.h5")
+    create.lay_out(path, synthetic.make_layout(6, 2, features={"mfcc": (32, 20)}))
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="was replaced by another file while it was being written"):
+        RowWriter(path, extents)
+    assert path.read_bytes() == before
+    with RowWriter(tmp_path / "moved.h5", extents) as writer:  # it is the same file
+        writer.write("mfcc", 1, np.ones((1, 32, 20), "f4"))

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, found out when damaged, refused when foreign, unable to run code."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -289,8 +290,11 @@ def test_a_full_disk_without_a_checkpoint_before_says_so(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_full_device_is_named(tmp_path):
-    (tmp_path / "last.pt.partial").symlink_to("/dev/full")  # every write there is refused for want of space
+def test_a_full_device_is_named(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
     with pytest.raises(CheckpointError, match="no space left"):
         checkpoints.save(tmp_path / "last.pt", make_contents())
     assert os.listdir(tmp_path) == []

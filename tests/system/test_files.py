@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import stat
 import sys
 from pathlib import Path
 
@@ -122,3 +123,115 @@ def test_short_writes_are_continued(tmp_path, monkeypatch):
 def test_reserving_what_is_not_there_says_so(tmp_path):
     with pytest.raises(StoreError, match="a.h5: cannot be written: No such file"):
         files.reserve(tmp_path / "a.h5")
+
+
+# --------------------------------------------------------------------------------------------- the one atomic write
+
+
+def test_a_file_is_there_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "a"
+    files.write_file(path, b"first")
+    with pytest.raises(KeyboardInterrupt), files.replacing(path) as file:
+        file.write(b"second")
+        assert path.read_bytes() == b"first"
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"first"
+    with files.replacing(path) as file:
+        file.write(b"second")
+    assert path.read_bytes() == b"second"
+    assert os.listdir(tmp_path) == ["a"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~_umask()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _writers(tmp_path):
+    """Yield ``(name of the output, function that writes it)`` for everything that writes files."""
+    from egoaudio import figures
+    from egoaudio.evaluation import results
+    from egoaudio.hdf5 import summary
+    from egoaudio.models import checkpoints
+
+    made = synthetic.make_file(tmp_path.parent / f"{tmp_path.name}.h5", features={"mfcc": (32, 20), "waveform": (16000,)})
+    with reader.open(made) as file:
+        yield "ego.h5", lambda path: create.lay_out(path, synthetic.make_layout(3, 1))
+        yield "last.pt", lambda path: checkpoints.save(path, {"epoch": 1})
+        yield "metrics.csv", lambda path: results.write_file(path, b"epoch")
+        yield "classes.png", lambda path: figures.plot_classes(file, path)
+        yield "clip.wav", lambda path: summary.export_clip(file, int(np.flatnonzero(file.usable)[0]), path)
+
+
+def test_no_link_that_lies_in_wait_under_a_temporary_name_is_followed(tmp_path, monkeypatch):
+    victim = tmp_path / "victim"
+    for name, write in _writers(tmp_path):
+        for suffix in (".partial", ".layout", ".partial.layout", ".partial.layout.layout", ".tmp"):
+            victim.write_text("mine")
+            (tmp_path / f"{name}{suffix}").symlink_to(victim)
+        write(tmp_path / name)
+        assert victim.read_text() == "mine", name
+        monkeypatch.setattr(files.secrets, "token_hex", lambda _: "0" * 16)  # and if somebody foresees the name
+        (tmp_path / f".{name}.{'0' * 16}.partial").symlink_to(victim)
+        with pytest.raises(Exception, match="File exists"):
+            write(tmp_path / name)
+        assert victim.read_text() == "mine", name
+        monkeypatch.undo()
+
+
+def test_an_output_that_is_a_link_stays_one_and_its_target_is_written(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name, write in _writers(tmp_path):
+        (tmp_path / name).symlink_to(f"there/{name}")
+        for _ in range(2):  # the target is not there, and is there
+            write(tmp_path / name)
+            assert (tmp_path / name).is_symlink()
+            assert (tmp_path / "there" / name).stat().st_size > 0
+    assert len(os.listdir(tmp_path / "there")) == 5
+
+
+@pytest.mark.parametrize("kind", ["folder", "FIFO", "device"])
+def test_what_is_no_file_is_never_replaced(tmp_path, kind):
+    for name, write in _writers(tmp_path):
+        path = tmp_path / name
+        if kind == "folder":
+            path.mkdir()
+        elif kind == "FIFO":
+            os.mkfifo(path)
+        else:
+            path.symlink_to("/dev/null")
+        before = os.stat(path)
+        words = "it is a folder: give the name of a file" if kind == "folder" else f"it is a {kind}, and only a regular file is replaced"
+        with pytest.raises(Exception, match=f"{re.escape(name)}.*{words}"):
+            write(path)
+        assert os.path.samestat(os.stat(path), before)
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\udcff\udcfe", "\u00e9" * 127])
+def test_any_name_that_a_file_can_have_will_do(tmp_path, name):
+    files.write_file(tmp_path / name, b"1")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_name_that_is_too_long_is_told(tmp_path):
+    with pytest.raises(OSError, match="its name has 256 bytes, and 255 are the most: give a shorter one"):
+        files.write_file(tmp_path / ("x" * 256), b"1")
+
+
+def test_an_input_is_no_output_under_any_name(tmp_path):
+    (tmp_path / "train.csv").write_text("mine")
+    (tmp_path / "link.csv").symlink_to("train.csv")
+    os.link(tmp_path / "train.csv", tmp_path / "hard.csv")
+    for name in ("train.csv", "link.csv", "hard.csv"):
+        with pytest.raises(OSError, match=r"it is an input of this command, .*train\.csv: give another name"):
+            files.check_output(tmp_path / name, [None, tmp_path / "gone.csv", tmp_path / "train.csv"])
+    files.check_output(tmp_path / "other.csv", [tmp_path / "train.csv"])
+
+
+def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path):
+    for name in (f".a.{'1' * 16}.partial", "a", "a.partial", ".a.1.partial", f".b.{'1' * 16}.partial", f"c.a.{'1' * 16}.partial"):
+        (tmp_path / name).touch()
+    files.remove_leftovers(tmp_path / "a")
+    assert sorted(os.listdir(tmp_path)) == sorted(["a", "a.partial", ".a.1.partial", f".b.{'1' * 16}.partial", f"c.a.{'1' * 16}.partial"])

@@ -1,0 +1,78 @@
+"""Annotations that lie beyond the sound: their clips do not exist, so without a word they would just be missing.
+
+In: the instances and how long each recording is. Out: counts, and a line for people. Times in milliseconds, the annotations of another
+cut, and recordings that were cut off all look like this.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from egoaudio.builder.plan import Plan
+from egoaudio.errors import Status
+from egoaudio.hdf5.reader import EgoAudioFile
+
+LATE_SECONDS = 1.0
+"""An instance that ends later than the sound by more than this ends beyond it; annotators' clocks and codecs differ by less."""
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """How many instances lie beyond the sound, in videos that have some."""
+
+    num_instances: int
+    """Of all videos with sound."""
+    starting: int
+    """Start at the end of the sound or later: nothing of them is in the file."""
+    ending: int
+    """Start within it, and end more than ``LATE_SECONDS`` after it: a part of them is."""
+    num_videos: int
+    """Videos with an instance of either kind."""
+    example: str
+    """Id of one of them, with the most."""
+
+    @classmethod
+    def of_file(cls, file: EgoAudioFile) -> "Beyond":
+        """Count those of a finished or unfinished file."""
+        videos, table = file.video_table, file.instances
+        inside = (table["video"] >= 0) & (table["video"] < file.num_videos)
+        ids = [raw.decode(errors="replace") for raw in videos["video_id"].tolist()]
+        return cls._count(table[inside], videos["duration_seconds"], videos["status"] == Status.OK, ids)
+
+    @classmethod
+    def of_plan(cls, plan: Plan) -> "Beyond":
+        """Count those of a plan."""
+        videos = plan.gathered.annotations.videos
+        rows = [(number, one.start_seconds, one.stop_seconds) for number, video in enumerate(videos) for one in video.instances]
+        table = np.array(rows, [("video", "i8"), ("start_seconds", "f8"), ("stop_seconds", "f8")])
+        durations = np.array([recording.duration_seconds for recording in plan.recordings])
+        sounding = np.array([recording.status == Status.OK for recording in plan.recordings])
+        return cls._count(table, durations, sounding, [video.video_id for video in videos])
+
+    @classmethod
+    def _count(cls, table: np.ndarray, durations: np.ndarray, sounding: np.ndarray, ids: list[str]) -> "Beyond":
+        table = table[sounding[table["video"]]]
+        end = durations[table["video"]]
+        starting = table["start_seconds"] >= end
+        ending = ~starting & (table["stop_seconds"] > end + LATE_SECONDS)
+        counts = np.bincount(table["video"][starting | ending], minlength=len(ids))
+        example = ids[int(counts.argmax())] if counts.any() else ""
+        return cls(len(table), int(starting.sum()), int(ending.sum()), int(np.count_nonzero(counts)), example)
+
+    def attributes(self) -> dict[str, int]:
+        """Return what /instances says of itself; nothing where nothing lies beyond."""
+        return {"starting_beyond_sound": self.starting, "ending_beyond_sound": self.ending} if self.num_videos else {}
+
+    def __str__(self) -> str:
+        if not self.num_videos:
+            return ""
+        kinds = [f"{self.starting:,} of {self.num_instances:,} instances start after the sound's end"] if self.starting else []
+        if self.ending:
+            which = f"{self.ending:,}" if self.starting else f"{self.ending:,} of {self.num_instances:,} instances"
+            kinds.append(f"{which} end more than {LATE_SECONDS:g} s after it")
+        where = f"in {self.num_videos:,} video{'s' * (self.num_videos > 1)}, such as {self.example}"
+        hint = ""
+        if self.starting:
+            most = 2 * self.starting >= self.num_instances
+            hint = "; are the times in milliseconds?" if most else "; are these the recordings that were annotated, and whole?"
+        return f"{', '.join(kinds)}, {where}{hint}"

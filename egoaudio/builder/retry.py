@@ -1,0 +1,138 @@
+"""Try failed videos again, and keep what is done: a new file takes over the rows of the videos that are well.
+
+In: a complete or unfinished file, and the same inputs. Out: ``OUTPUT.partial`` with those rows in it and the failed videos planned, which
+``build`` then fills as any other. The old file is read only, and stays as it is until the new one takes its name. It has to be a new
+file: a video that failed may have no rows in the old one, and every row after it moves.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from egoaudio.builder.plan import Gathered, Plan, probe_recordings
+from egoaudio.builder.prepare import changed_videos, lay_out_plan
+from egoaudio.builder.summary import FAILED
+from egoaudio.config.build import BuildConfig
+from egoaudio.config.options import differences, from_flat
+from egoaudio.errors import BuildError, Status
+from egoaudio.hdf5.reader import EgoAudioFile
+from egoaudio.hdf5.schema import encode
+from egoaudio.hdf5.writer import RowWriter, offsets
+from egoaudio.inputs.probe import Recording
+from egoaudio.system.progress import Progress
+
+_BLOCK_BYTES = 16 << 20
+_OF_THE_PLAN = ("first_clip", "num_clips")  # columns of /videos that the new file has its own of
+
+
+def retry(
+    source: Path, partial_path: Path, gathered: Gathered, config: BuildConfig, num_workers: int, timeout_seconds: float
+) -> bool:
+    """Lay out ``partial_path`` with the done videos of ``source``, and its failed ones planned.
+
+    Returns
+    -------
+    bool
+        False, and nothing is made, where no video has failed, or every one of them would again.
+
+    Raises
+    ------
+    BuildError
+        ``source`` is a build of something else, besides the files of the videos that failed.
+    """
+    with EgoAudioFile(source) as file:
+        failed = np.isin(file.video_table["status"], FAILED)
+        if not failed.any():
+            return False
+        _require_same_but(failed, file, source, gathered, config)
+        with Progress(int(failed.sum()), "probe") as progress:
+            plan = probe_recordings(gathered, config, num_workers, timeout_seconds, progress, known=_known(file, failed))
+        if not any(_is_worth_it(file, plan, number) for number in np.flatnonzero(failed).tolist()):
+            return False
+        lay_out_plan(partial_path, plan, config, before_it_appears=lambda draft: _take_over(file, draft, plan))
+    return True
+
+
+def _require_same_but(failed: np.ndarray, file: EgoAudioFile, source: Path, gathered: Gathered, config: BuildConfig) -> None:
+    """Raise unless all is as it was but the files of the failed videos."""
+    found = differences(from_flat(BuildConfig, file.config), config)
+    if not found and not _same_annotations(file, gathered):
+        found = ["the annotations have changed"]
+    names = [raw.decode(errors="replace") for raw in file.video_table["file"].tolist()]
+    moved = [number for number in np.flatnonzero(~failed) if not found and encode(gathered.file_names[number]) != encode(names[number])]
+    if moved:
+        found = [f"files of videos that had not failed are elsewhere, or gone: {len(moved):,}, such as {names[moved[0]]}"]
+    if not found and (other := changed_videos(file, gathered, ~failed)):
+        found = [other.strip()]
+    if found:
+        lines = "\n".join("  " + line for line in found)
+        raise BuildError(f"{source} is a build of something else, so its failed videos cannot be tried again:\n{lines}\nGive --force to start anew")
+
+
+def _same_annotations(file: EgoAudioFile, gathered: Gathered) -> bool:
+    """Return whether classes, videos and instances are those of the file."""
+    videos = gathered.annotations.videos
+    table, classes = file.video_table, file.class_table
+    if len(videos) != file.num_videos or classes["class_id"].tolist() != [encode(text) for text in gathered.class_ids]:
+        return False
+    for name in ("video_id", "split", "subject", "scene"):
+        if table[name].tolist() != [encode(getattr(video, name)) for video in videos]:
+            return False
+    instances = [
+        (number, instance.class_index, instance.start_seconds, instance.stop_seconds)
+        for number, video in enumerate(videos) for instance in video.instances
+    ]  # fmt: skip
+    names = [encode(text) for text in gathered.class_names]
+    return file.instances.tolist() == instances and classes["name"].tolist() == names
+
+
+def _is_worth_it(file: EgoAudioFile, plan: Plan, number: int) -> bool:
+    """Return whether a failed video can be read now, or has another file than when it failed."""
+    before = file.fingerprints[number].tobytes(), file.video_table["file"][number]
+    now = plan.fingerprints[number], encode(plan.gathered.file_names[number])
+    return plan.recordings[number].status in (Status.OK, Status.NO_AUDIO) or before != now
+
+
+def _known(file: EgoAudioFile, failed: np.ndarray) -> dict[int, tuple[Recording, bytes]]:
+    """Return what the file says about the sound of each video that has not failed."""
+    known = {}
+    for number in np.flatnonzero(~failed).tolist():
+        row = file.video_table[number]
+        # A planned video was probed, too; one that --skip-silent took has rows, and is heard once more.
+        status = Status.NO_AUDIO if row["status"] == Status.NO_AUDIO and not row["num_clips"] else Status.OK
+        facts = int(row["sample_rate"]), int(row["channels"]), float(row["duration_seconds"])
+        known[number] = Recording(status, row["error"].decode(errors="replace"), *facts), file.fingerprints[number].tobytes()
+    return known
+
+
+def _take_over(file: EgoAudioFile, draft: str, plan: Plan) -> None:
+    """Copy the rows of every video that is done into the draft."""
+    done = np.flatnonzero(file.video_table["status"] == Status.OK).tolist()
+    with Progress(len(done), "copy", unit="videos") as progress, RowWriter(draft, offsets(draft)) as writer:
+        for number in done:
+            _copy_video(file, writer, number, plan.first_clips[number])
+            progress.advance(1)
+        writer.sync()
+
+
+def _copy_video(file: EgoAudioFile, writer: RowWriter, number: int, first_clip: int) -> None:
+    """Copy one video's rows to where the new plan has them; the row in /videos, which says that they are there, last."""
+    old = file.video_table[number]
+    before, count = int(old["first_clip"]), int(old["num_clips"])
+    for name in file.features:
+        array = file[name]
+        step = max(1, _BLOCK_BYTES // max(1, array.dtype.itemsize * int(np.prod(array.shape[1:]))))
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            writer.write(name, first_clip + start, np.asarray(array[before + start : before + stop]))
+        writer.write(f"checksums/{name}", number, file.checksums(name)[number : number + 1])
+        writer.write(f"statistics/{name}", number, file.statistics(name)[number : number + 1])
+    clips = writer.read("clips", first_clip, count)
+    for column in ("num_samples", "status"):
+        clips[column] = file.clip_table[column][before : before + count]
+    writer.write("clips", first_clip, clips)
+    row = writer.read("videos", number, 1)
+    for column in old.dtype.names:
+        if column in row.dtype.names and column not in _OF_THE_PLAN:
+            row[column] = old[column]
+    writer.write("videos", number, row)

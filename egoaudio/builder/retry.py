@@ -16,7 +16,7 @@ from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import differences, from_flat
 from egoaudio.errors import BuildError, Status
 from egoaudio.hdf5.reader import EgoAudioFile
-from egoaudio.hdf5.schema import encode
+from egoaudio.hdf5.schema import ADDED_VIDEO_COLUMNS, encode
 from egoaudio.hdf5.writer import RowWriter, offsets
 from egoaudio.inputs.probe import Recording
 from egoaudio.system.progress import Progress
@@ -56,6 +56,9 @@ def retry(
 def _require_same_but(failed: np.ndarray, file: EgoAudioFile, source: Path, gathered: Gathered, config: BuildConfig) -> None:
     """Raise unless all is as it was but the files of the failed videos."""
     found = differences(from_flat(BuildConfig, file.config), config)
+    lacking = [name for name in ADDED_VIDEO_COLUMNS if name not in file.video_table.dtype.names]
+    if not found and lacking:
+        found = [f"egoaudio {file.egoaudio_version} made it, and did not note {', '.join(lacking)} of a video"]
     if not found and not _same_annotations(file, gathered):
         found = ["the annotations have changed"]
     names = [raw.decode(errors="replace") for raw in file.video_table["file"].tolist()]

@@ -14,7 +14,7 @@ from egoaudio.hdf5.writer import RowWriter, offsets
 @pytest.mark.parametrize(("num_classes", "narrowest"), [(2, 900), (60, 900), (158, 2400)])
 def test_every_class_has_a_bar_sorted_by_its_count(tmp_path, monkeypatch, num_classes, narrowest):
     drawn = []
-    monkeypatch.setattr(figures, "_finish", lambda figure, axes, path, real=figures._finish: (drawn.append(axes), real(figure, axes, path)))
+    monkeypatch.setattr(figures, "_finish", lambda figure, axes, *rest, real=figures._finish: (drawn.append(axes), real(figure, axes, *rest)))
     with reader.open(synthetic.make_file(tmp_path / "a.h5", features={"mfcc": (2, 3)}, num_classes=num_classes, num_videos=20)) as file:
         figures.plot_classes(file, tmp_path / "a.png")
         heights = [round(bar.get_height()) for bar in drawn[0].patches]

@@ -56,7 +56,7 @@ def retry(
 def _require_same_but(failed: np.ndarray, file: EgoAudioFile, source: Path, gathered: Gathered, config: BuildConfig) -> None:
     """Raise unless all is as it was but the files of the failed videos."""
     found = differences(from_flat(BuildConfig, file.config), config)
-    lacking = [name for name in ADDED_VIDEO_COLUMNS if name not in file.video_table.dtype.names]
+    lacking = [name for name in ADDED_VIDEO_COLUMNS if name not in (file.video_table.dtype.names or ())]
     if not found and lacking:
         found = [f"egoaudio {file.egoaudio_version} made it, and did not note {', '.join(lacking)} of a video"]
     if not found and not _same_annotations(file, gathered):

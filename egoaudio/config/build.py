@@ -65,7 +65,7 @@ class DenoiseConfig(Checked):
         choices=("nonstationary", "stationary", "none"), flag="--denoise",
     )
     scope: str = option(
-        "recording", "Learn the noise floor from the whole recording, or from each clip alone (as the paper).",
+        "clip", "Learn the noise floor from each clip alone (as the paper; hears best), or from the whole recording.",
         choices=("recording", "clip"), flag="--denoise-scope",
     )
     engine: str = option(

@@ -97,7 +97,9 @@ def test_trim_gives_back_once_and_what_is_freed_after_it_is_kept():
 
 
 def test_a_step_on_a_cpu_takes_the_memory_of_the_step_before():
-    (found,) = run("""
+    # In float32, which every processor computes natively; and against the same step whose memory goes back each time, as how
+    # much one takes depends on the processor.
+    kept, returned = run("""
         import torch
         from egoaudio.training.losses import Loss
         from egoaudio.training.step import Stepper
@@ -105,14 +107,17 @@ def test_a_step_on_a_cpu_takes_the_memory_of_the_step_before():
 
         model = create_model("cnn", 5, (32, 1025))
         optimizer = torch.optim.Adam(model.parameters(), fused=True)
-        stepper = Stepper(model, optimizer, Loss("multi"), device="cpu", amp_dtype=torch.bfloat16)
+        stepper = Stepper(model, optimizer, Loss("multi"), device="cpu")
         features, labels = torch.rand(16, 32, 1025), torch.zeros(16, 5)
         with heap.owned():
             for _ in range(3):
                 stepper.step(features, labels)
             print(faults(lambda: stepper.step(features, labels)))
+            heap.return_freed_memory()
+            stepper.step(features, labels)
+            print(faults(lambda: stepper.step(features, labels)))
     """)
-    assert found < 1000  # 17,000 where it does not
+    assert kept < returned / 5
 
 
 def test_the_library_keeps_the_settings_of_a_process_that_is_not_ours(monkeypatch):

@@ -1,5 +1,6 @@
 """The commands: every option is there and explained, errors are a line, exit states say what happened."""
 
+import configparser
 import re
 import subprocess
 import sys
@@ -38,9 +39,19 @@ def test_the_readme_shows_every_command(name):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_commands_run_from_a_checkout(name, tmp_path):
-    done = subprocess.run([ROOT / "bin" / name, "--version"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout.startswith("egoaudio"), done.stderr
+def test_commands_run_from_a_checkout_and_through_a_link_from_elsewhere(name, tmp_path):
+    (tmp_path / name).symlink_to(ROOT / "bin" / name)
+    for path in (ROOT / "bin" / name, tmp_path / name):
+        done = subprocess.run([path, "--help"], capture_output=True, text=True, cwd=tmp_path)
+        assert done.stdout.startswith(f"Usage: {name} ["), done.stderr
+
+
+def test_every_command_has_its_link_in_bin_and_its_entry_point():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    entries = dict(line.split(" = ") for line in setup["options.entry_points"]["console_scripts"].strip().splitlines())
+    assert entries == {name: f"egoaudio.cli:{command.callback.__name__}" for name, command in COMMANDS.items()}
+    assert {path.name: path.readlink() for path in (ROOT / "bin").glob("egoaudio-*")} == {name: Path(".command") for name in COMMANDS}
 
 
 @pytest.mark.parametrize("command, config_class", [(cli.build, BuildConfig), (cli.train, TrainConfig)])

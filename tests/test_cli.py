@@ -7,6 +7,7 @@ import sys
 import types
 from pathlib import Path
 
+import click
 import pytest
 import synthetic
 from click.testing import CliRunner
@@ -31,6 +32,24 @@ def test_help_is_enough_every_option_explained_and_an_example_to_paste(name):
         if option.param_type_name == "option":
             assert option.help, option.name
             assert option.opts[0] in text
+
+
+@pytest.mark.parametrize("name", ["egoaudio-build", "egoaudio-train"])
+def test_every_option_stands_in_one_group_of_the_help(name):
+    command = COMMANDS[name]
+    grouped = [flag for flags in command.groups.values() for flag in flags]
+    known = [option.opts[-1] for option in command.get_params(click.Context(command)) if isinstance(option, click.Option)]
+    assert sorted(grouped) == sorted(known)
+    text = CliRunner(env={"COLUMNS": "100"}).invoke(command, ["--help"]).output
+    headings = re.findall(r"^([A-Z][a-z ]+):$", text, re.MULTILINE)
+    assert headings == list(command.groups)
+    assert re.findall(r"^  (?:-h, )?(--[a-z-]+)", text, re.MULTILINE) == grouped
+    assert max(len(line) for line in text.split("Example:")[0].splitlines()) <= 100
+
+
+def test_an_option_without_a_group_is_shown_under_a_heading_of_its_own(monkeypatch):
+    monkeypatch.setitem(cli.train.groups, "Model", [flag for flag in cli.train.groups["Model"] if flag != "--stride"])
+    assert re.search(r"\n\nOther options:\n  --stride ", CliRunner().invoke(cli.train, ["--help"]).output)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -25,6 +25,30 @@ from egoaudio.config.train import MODEL_DEFAULTS, TRAIN_PRESETS, TrainConfig, de
 from egoaudio.errors import EgoAudioError
 from egoaudio.system import allocator, signals, surroundings, terminal
 
+_TERM_COLUMNS = 30  # of help for an option and its type; longer ones have their explanation on the next line
+
+# Help by stage, the options that people need first at the top; tests/test_cli.py sees that each has a place.
+_BUILD_GROUPS = {
+    "Inputs and output": "--annotations --test-annotations --classes --videos --output --follow-links",
+    "Run": "--workers --preset --dry-run --list --skip-failed --retry-failed --force --video-timeout",
+    "Sound": "--sample-rate --audio-track --skip-silent --compensate-delay",
+    "Denoising": "--denoise --denoise-scope --denoise-engine",
+    "Clips and labels": "--clip-seconds --hop-seconds --context-seconds --min-overlap --no-action",
+    "Features": "--features --dtype --n-fft --hop-length --window --n-mfcc --n-mels --f-min --f-max",
+    "About": "--version --help",
+}
+_TRAIN_GROUPS = {
+    "Most used": "--output --model --pretrained --preset --epochs --device",
+    "Data": "--feature --context-clips --validation-fraction --split-unit --normalize --label-mode --class-weights "
+    "--balanced-sampling --shuffle --loader-workers",
+    "Augmentation": "--gain-db --time-shift --mixup --spec-augment",
+    "Model": "--freeze --dropout --patchout --hidden-size --num-layers --num-heads --patch-size --stride",
+    "Optimisation": "--batch-size --learning-rate --optimizer --weight-decay --schedule --warmup-fraction --ema "
+    "--clip-gradient --loss --label-smoothing --patience --smooth-clips --teacher --teacher-weight --teacher-temperature",
+    "Memory and speed": "--amp --amp-dtype --activation-checkpointing --micro-batch-size --compile",
+    "Run": "--seed --force --checkpoint-minutes --tensorboard --version --help",
+}
+
 
 class _CommaSeparated(click.ParamType):
     name = "names"
@@ -43,7 +67,14 @@ class _SizeOrAuto(click.ParamType):
 
 
 class _Command(click.Command):
-    """A command that shows what was typed, or what ``*`` stood for, without what drives a terminal."""
+    """A command that shows what was typed, or what ``*`` stood for, without what drives a terminal.
+
+    ``groups`` puts the options in its help under headings: ``{heading: flags}``, in the order in which they are shown.
+    """
+
+    def __init__(self, *args, groups=None, **settings):
+        super().__init__(*args, **settings)
+        self.groups = {heading: names.split() for heading, names in (groups or {}).items()}
 
     def parse_args(self, ctx, args):
         """Read the arguments."""
@@ -51,6 +82,19 @@ class _Command(click.Command):
             return super().parse_args(ctx, args)
         except click.UsageError as error:
             raise click.UsageError(terminal.printable(error.format_message()), error.ctx) from error
+
+    def format_options(self, ctx, formatter):
+        """Write the options under their groups' headings, all explanations in one column."""
+        options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
+        records = {option.opts[-1]: record for option in options if (record := option.get_help_record(ctx))}
+        grouped = {flag for names in self.groups.values() for flag in names}
+        groups = self.groups | {"Other options" if grouped else "Options": [flag for flag in records if flag not in grouped]}
+        width = min(max(len(term) for term, _ in records.values()), _TERM_COLUMNS)
+        for heading, names in groups.items():
+            if names:
+                rows = [records[flag] for flag in names]
+                with formatter.section(heading):
+                    formatter.write_dl([(f"{term:<{width}}", explanation) for term, explanation in rows], col_max=_TERM_COLUMNS)
 
 
 def _kind(option, hint):
@@ -88,17 +132,18 @@ def _configured(config_class, presets):
                 configured = click.option(f"{flag}/--no-{flag[2:]}", option.name, default=default, show_default=True, help=text)(configured)
             else:
                 default = "auto" if option.name == "micro_batch_size" else default
-                configured = click.option(flag, option.name, type=_kind(option, hint), default=default, show_default=default is not None, help=text)(configured)
+                shown = "none" if default == "" else default is not None
+                configured = click.option(flag, option.name, type=_kind(option, hint), default=default, show_default=shown, help=text)(configured)
         text = "Start from a named configuration; flags that are given win. paper: what the student paper did."
         return click.option("--preset", type=click.Choice(sorted(presets)), help=text)(configured)
 
     return decorate
 
 
-def _command(example, goes_on=False):
+def _command(example, goes_on=False, groups=None):
     """Make a command of a function: its errors become messages, signals an exit status, ``example`` ends its help.
 
-    With ``goes_on`` the same command, given again, goes on from where it was interrupted.
+    With ``goes_on`` the same command, given again, goes on from where it was interrupted. ``groups`` are those of its help.
     """
 
     def decorate(function):
@@ -120,7 +165,8 @@ def _command(example, goes_on=False):
 
         epilog = "\b\nExample:\n" + example
         settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-        return click.command(cls=_Command, context_settings=settings, epilog=epilog)(click.version_option(__version__, prog_name="egoaudio")(run))
+        made = click.command(cls=_Command, groups=groups, context_settings=settings, epilog=epilog)
+        return made(click.version_option(__version__, prog_name="egoaudio")(run))
 
     return decorate
 
@@ -144,6 +190,7 @@ _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
     "      --test-annotations CharadesEgo_v1_test_only1st.csv --videos CharadesEgo_v1_480 \\\n"
     "      --output ego.h5 --workers 32",
     goes_on=True,
+    groups=_BUILD_GROUPS,
 )
 @click.option("--annotations", multiple=True, required=True, type=click.Path(), help=_ANNOTATIONS)
 @click.option("--test-annotations", multiple=True, type=click.Path(), help="CSV of test videos; repeatable.")
@@ -214,7 +261,7 @@ def inspect(file, failed, verify, plot, export_clip):
     return 0
 
 
-@_command("  egoaudio-train ego.h5 --output runs/cnn --model cnn --amp", goes_on=True)
+@_command("  egoaudio-train ego.h5 --output runs/cnn --model cnn --amp", goes_on=True, groups=_TRAIN_GROUPS)
 @click.argument("file", type=_THERE)
 @click.option("--output", required=True, type=click.Path(), help="Folder of the run: checkpoints, metrics.csv, curves.png, evaluation.json.")
 @click.option("--device", help="cpu, cuda, cuda:1; the GPU if there is one.")

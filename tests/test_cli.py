@@ -1,11 +1,13 @@
 """The commands: every option is there and explained, errors are a line, exit states say what happened."""
 
+import configparser
 import re
 import subprocess
 import sys
 import types
 from pathlib import Path
 
+import click
 import pytest
 import synthetic
 from click.testing import CliRunner
@@ -32,15 +34,43 @@ def test_help_is_enough_every_option_explained_and_an_example_to_paste(name):
             assert option.opts[0] in text
 
 
+@pytest.mark.parametrize("name", ["egoaudio-build", "egoaudio-train"])
+def test_every_option_stands_in_one_group_of_the_help(name):
+    command = COMMANDS[name]
+    grouped = [flag for flags in command.groups.values() for flag in flags]
+    known = [option.opts[-1] for option in command.get_params(click.Context(command)) if isinstance(option, click.Option)]
+    assert sorted(grouped) == sorted(known)
+    text = CliRunner(env={"COLUMNS": "100"}).invoke(command, ["--help"]).output
+    headings = re.findall(r"^([A-Z][a-z ]+):$", text, re.MULTILINE)
+    assert headings == list(command.groups)
+    assert re.findall(r"^  (?:-h, )?(--[a-z-]+)", text, re.MULTILINE) == grouped
+    assert max(len(line) for line in text.split("Example:")[0].splitlines()) <= 100
+
+
+def test_an_option_without_a_group_is_shown_under_a_heading_of_its_own(monkeypatch):
+    monkeypatch.setitem(cli.train.groups, "Model", [flag for flag in cli.train.groups["Model"] if flag != "--stride"])
+    assert re.search(r"\n\nOther options:\n  --stride ", CliRunner().invoke(cli.train, ["--help"]).output)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_readme_shows_every_command(name):
     assert name in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_commands_run_from_a_checkout(name, tmp_path):
-    done = subprocess.run([ROOT / "bin" / name, "--version"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout.startswith("egoaudio"), done.stderr
+def test_commands_run_from_a_checkout_and_through_a_link_from_elsewhere(name, tmp_path):
+    (tmp_path / name).symlink_to(ROOT / "bin" / name)
+    for path in (ROOT / "bin" / name, tmp_path / name):
+        done = subprocess.run([path, "--help"], capture_output=True, text=True, cwd=tmp_path)
+        assert done.stdout.startswith(f"Usage: {name} ["), done.stderr
+
+
+def test_every_command_has_its_link_in_bin_and_its_entry_point():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    entries = dict(line.split(" = ") for line in setup["options.entry_points"]["console_scripts"].strip().splitlines())
+    assert entries == {name: f"egoaudio.cli:{command.callback.__name__}" for name, command in COMMANDS.items()}
+    assert {path.name: path.readlink() for path in (ROOT / "bin").glob("egoaudio-*")} == {name: Path(".command") for name in COMMANDS}
 
 
 @pytest.mark.parametrize("command, config_class", [(cli.build, BuildConfig), (cli.train, TrainConfig)])

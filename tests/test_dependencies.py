@@ -1,0 +1,48 @@
+"""setup.cfg names what is imported, and nothing else: an import that nobody named fails elsewhere, a name that nobody imports costs everyone."""
+
+import ast
+import configparser
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = {"kaldi-native-fbank": "kaldi_native_fbank", "scikit-learn": "sklearn"}  # where a module has another name than its package
+
+# Required without being imported: torchaudio is to make features on a GPU in builds to come, and is what the tests hold ours to.
+NOT_IMPORTED = {"torchaudio"}
+# Imported without being named: parts of moviepy and librosa, and what is measured only where somebody has it.
+NOT_NAMED = {"audioread", "imageio_ffmpeg", "torchcodec"}
+
+
+def _named(*extras):
+    """Return the modules that setup.cfg installs: those that are required, and those of the extras."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    texts = [setup["options"]["install_requires"], *(setup["options.extras_require"][extra] for extra in extras)]
+    names = [re.match(r"[\w.-]+", line)[0] for text in texts for line in text.strip().splitlines()]
+    return {MODULES.get(name, name) for name in names}
+
+
+def _imported(*folders):
+    """Return the modules that the Python files of some folders import, besides the standard library's and our own."""
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    found = set()
+    for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    scripts = {path.stem for folder in ("tests", "benchmarks", "bin") for path in (ROOT / folder).rglob("*.py")}
+    return found - set(sys.stdlib_module_names) - scripts - {"egoaudio"}
+
+
+def test_the_package_requires_what_it_imports_and_nothing_else():
+    assert _named() - NOT_IMPORTED == _imported("egoaudio")
+
+
+@pytest.mark.parametrize("folders, extras", [(["tests"], ["test"]), (["benchmarks", "bin"], ["test", "bench"])])
+def test_what_tests_and_benchmarks_import_is_in_their_extras(folders, extras):
+    assert _imported(*folders) - NOT_NAMED <= _named(*extras)

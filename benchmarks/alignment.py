@@ -50,10 +50,40 @@ PAIRS = [
     ("flac", "flac", False), ("mp3", "libmp3lame", False), ("mp2", "mp2", False), ("aac", "aac", False), ("ac3", "ac3", False), ("eac3", "eac3", False),
     ("dts", "dca", False), ("wv", "wavpack", False), ("tta", "tta", False),
 ]  # fmt: skip
-_FORMATS = {"weba": "webm", "aifc": "aiff", "wmv": "asf", "wma": "asf", "m4b": "mp4", "m4a": "mp4", "vob": "vob", "mka": "matroska", "spx": "ogg"}
-_PICTURES = {"webm": "libvpx", "mpg": "mpeg2video", "vob": "mpeg2video", "mxf": "mpeg2video", "avi": "mpeg4", "wmv": "wmv2", "flv": "flv", "3gp": "mpeg4"}
+_FORMATS = {
+    "weba": "webm",
+    "aifc": "aiff",
+    "wmv": "asf",
+    "wma": "asf",
+    "m4b": "mp4",
+    "m4a": "mp4",
+    "vob": "vob",
+    "mka": "matroska",
+    "spx": "ogg",
+}
+_PICTURES = {
+    "webm": "libvpx",
+    "mpg": "mpeg2video",
+    "vob": "mpeg2video",
+    "mxf": "mpeg2video",
+    "avi": "mpeg4",
+    "wmv": "wmv2",
+    "flv": "flv",
+    "3gp": "mpeg4",
+}
 _KEEP_TIMES = ("mp4", "mov", "m4a", "mkv", "webm", "flv", "ts")  # containers in which packets can have any time
-CONDITIONS = ("as made", "late 0.75 s", "late 61 s", "pause", "two pauses", "start 5 s", "start 61 s", "wander 30 ms", "wander 60 ms", "wander 120 ms")
+CONDITIONS = (
+    "as made",
+    "late 0.75 s",
+    "late 61 s",
+    "pause",
+    "two pauses",
+    "start 5 s",
+    "start 61 s",
+    "wander 30 ms",
+    "wander 60 ms",
+    "wander 120 ms",
+)
 
 
 @dataclass
@@ -76,7 +106,9 @@ class Comparison:
 
 def ffmpeg(*arguments):
     """Run ffmpeg; return its standard output, or raise RuntimeError with its last words."""
-    done = subprocess.run(["ffmpeg", "-v", "error", "-nostdin", "-y", *map(str, arguments)], capture_output=True, check=False)
+    done = subprocess.run(
+        ["ffmpeg", "-v", "error", "-nostdin", "-y", *map(str, arguments)], capture_output=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(done.stderr.decode(errors="replace").strip().splitlines()[-1][:200])
     return done.stdout
@@ -84,13 +116,21 @@ def ffmpeg(*arguments):
 
 def make(folder, container, codec, picture, condition):
     """Write the file of a pair in a condition; return its path, None where the container cannot hold it."""
-    if condition != "as made" and (not picture or (condition[:4] not in ("late", "star") and container not in _KEEP_TIMES)):
+    if condition != "as made" and (
+        not picture or (condition[:4] not in ("late", "star") and container not in _KEEP_TIMES)
+    ):
         return None
     if condition[:4] == "star" and container not in (*_KEEP_TIMES, "mpg"):
         return None
     path = folder / f"{container}_{codec}_{condition.replace(' ', '_')}.{container}"
     late = float(condition.split()[1]) if condition.startswith("late") else 0.0
-    rate = 44100 if codec in ("libmp3lame", "wmav1", "wmav2") or container == "flv" else 16000 if codec == "libspeex" else 48000
+    rate = (
+        44100
+        if codec in ("libmp3lame", "wmav1", "wmav2") or container == "flv"
+        else 16000
+        if codec == "libspeex"
+        else 48000
+    )
     sound = ["-c:a", codec, "-ar", rate, "-ac", 1 if codec == "libspeex" else 2, "-strict", "-2"]
     inputs, maps = ["-itsoffset", late, "-i", folder / "sound.wav"], ["-map", "0:a"]
     if picture:
@@ -108,7 +148,9 @@ def make(folder, container, codec, picture, condition):
             ffmpeg(*inputs, *maps, *sound, *options, path)
         else:  # in two steps: the filter of packets must see the clock of the container
             plain = make(folder, container, codec, picture, "as made")
-            ffmpeg("-i", plain, "-map", 0, "-c", "copy", "-bsf:a", "setts=ts=" + edit.replace(",", "\\,"), *options, path)
+            ffmpeg(
+                "-i", plain, "-map", 0, "-c", "copy", "-bsf:a", "setts=ts=" + edit.replace(",", "\\,"), *options, path
+            )
     except RuntimeError as error:
         print(f"{path.name}: not made: {error}", file=sys.stderr)
         return None
@@ -118,7 +160,9 @@ def make(folder, container, codec, picture, condition):
 def by_ffmpeg(path):
     """Return the samples of a file as ffmpeg puts them; all tracks are read, so that the container's start is that of all."""
     chain = ["-map", "0:a:0", "-af", "aresample=async=1:first_pts=0", "-ac", 1, "-ar", RATE, "-f", "f32le", "pipe:1"]
-    out = ffmpeg("-analyzeduration", "100M", "-probesize", "100M", "-i", path, *chain, "-map", "0:v?", "-f", "null", "-")
+    out = ffmpeg(
+        "-analyzeduration", "100M", "-probesize", "100M", "-i", path, *chain, "-map", "0:v?", "-f", "null", "-"
+    )
     return np.frombuffer(out[: len(out) // 4 * 4], np.float32)
 
 
@@ -144,7 +188,9 @@ def _lag(around, window, expected):
     if len(around) < len(window):
         return np.nan
     size = 1 << (len(around) + len(window)).bit_length()
-    product = np.fft.irfft(np.fft.rfft(around, size) * np.conj(np.fft.rfft(window, size)), size)[: len(around) - len(window) + 1]
+    product = np.fft.irfft(np.fft.rfft(around, size) * np.conj(np.fft.rfft(window, size)), size)[
+        : len(around) - len(window) + 1
+    ]
     energy = np.cumsum(np.concatenate([[0.0], around.astype(float) ** 2]))
     norm = np.sqrt(np.maximum(energy[len(window) :] - energy[: -len(window)], 1e-9) * np.sum(window.astype(float) ** 2))
     match = product / norm
@@ -167,7 +213,15 @@ def compare(path, container, codec, condition, source):
     difference = lags(ours, theirs)
     worst = difference[np.argmax(np.abs(np.nan_to_num(difference, nan=np.inf)))] if len(difference) else np.nan
     expected = _expected(source, condition)
-    result = Comparison(container, codec, condition, float(worst), _median(lags(ours, expected)), _median(lags(theirs, expected)), np.nan)
+    result = Comparison(
+        container,
+        codec,
+        condition,
+        float(worst),
+        _median(lags(ours, expected)),
+        _median(lags(theirs, expected)),
+        np.nan,
+    )
     if condition == "as made":
         result.compensated_ms = _median(lags(by_us(path, compensate_delay=True), expected))
     if not abs(worst) <= LIMIT_MS:
@@ -197,7 +251,11 @@ def _reason(result, errors, container, condition):
     """Return why ours differs from ffmpeg by more than a millisecond."""
     if condition.startswith("wander"):
         width = float(condition.split()[1])
-        if np.all(np.abs(errors[np.isfinite(errors)] - _median(errors)) < 1) and np.all(np.isfinite(errors)) and abs(_median(errors)) < width + 30:
+        if (
+            np.all(np.abs(errors[np.isfinite(errors)] - _median(errors)) < 1)
+            and np.all(np.isfinite(errors))
+            and abs(_median(errors)) < width + 30
+        ):
             return "ffmpeg follows the arrival times, by cuts, silence and stretching; ours is whole, in the middle of them"
         if result.codec == "tta" and np.all(np.abs(errors) < width):
             return "ten packets of a second each: too few to tell a wandering clock from gaps; none is off by more than it wanders"
@@ -218,9 +276,16 @@ def table(results):
     ]
     for result in results:
         if result.condition == "as made":
-            figures = [f"{value:+.2f}" for value in (result.ours_ms, result.ffmpeg_ms, result.compensated_ms, result.difference_ms)]
+            figures = [
+                f"{value:+.2f}"
+                for value in (result.ours_ms, result.ffmpeg_ms, result.compensated_ms, result.difference_ms)
+            ]
             lines.append("| " + " | ".join([result.container, result.codec, *figures, result.reason]) + " |")
-    lines += ["", "| condition | files | at most 1 ms apart | explained | unexplained | largest unexplained difference, ms |", "|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| condition | files | at most 1 ms apart | explained | unexplained | largest unexplained difference, ms |",
+        "|---|---|---|---|---|---|",
+    ]
     for condition in CONDITIONS:
         chosen = [result for result in results if result.condition == condition]
         if not chosen:
@@ -231,11 +296,17 @@ def table(results):
         lines.append(
             f"| {condition} | {len(chosen)} | {len(chosen) - len(explained) - len(unexplained)} | {len(explained)} | {len(unexplained)} | {worst:.2f} |"
         )
-    lines += ["", "| container | codec | condition | difference, ms | ours, ms | ffmpeg, ms | why |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| container | codec | condition | difference, ms | ours, ms | ffmpeg, ms | why |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for result in results:
         if result.reason:
             figures = [f"{value:+.2f}" for value in (result.difference_ms, result.ours_ms, result.ffmpeg_ms)]
-            lines.append("| " + " | ".join([result.container, result.codec, result.condition, *figures, result.reason]) + " |")
+            lines.append(
+                "| " + " | ".join([result.container, result.codec, result.condition, *figures, result.reason]) + " |"
+            )
     return "\n".join(lines)
 
 
@@ -248,7 +319,11 @@ def main(arguments=None):
     if shutil.which("ffmpeg") is None:
         print("ffmpeg is not installed: nothing to compare with")
         return 2
-    pairs = [pair for pair in PAIRS if pair[:2] in (("mp4", "aac"), ("mkv", "flac"), ("ts", "aac"), ("wav", "pcm_s16le"))] if arguments.tiny else PAIRS
+    pairs = (
+        [pair for pair in PAIRS if pair[:2] in (("mp4", "aac"), ("mkv", "flac"), ("ts", "aac"), ("wav", "pcm_s16le"))]
+        if arguments.tiny
+        else PAIRS
+    )
     conditions = ("as made", "late 0.75 s", "pause") if arguments.tiny else CONDITIONS
     noise = np.random.default_rng(0).standard_normal(SECONDS * RATE)
     source = (0.1 * sosfilt(butter(4, [200, 3000], "bandpass", fs=RATE, output="sos"), noise)).astype(np.float32)
@@ -265,7 +340,9 @@ def main(arguments=None):
     print(table(results))
     version = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
     rows = [[result.container, result.codec, result.condition] for result in results]
-    measuring.write_json(arguments.output, ffmpeg=version, limit_ms=LIMIT_MS, rows=rows, runs=[vars(result) for result in results])
+    measuring.write_json(
+        arguments.output, ffmpeg=version, limit_ms=LIMIT_MS, rows=rows, runs=[vars(result) for result in results]
+    )
     return int(any("UNEXPLAINED" in result.reason for result in results))
 
 

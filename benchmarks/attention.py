@@ -37,12 +37,23 @@ def eager(feature_shape, num_clips, num_classes, config, amp=False):
 
     features, labels = make_batch(num_clips, feature_shape, num_classes)
     num_frames, num_bins = feature_shape
-    model = ASTForAudioClassification(ASTConfig(
-        hidden_size=config.hidden_size, num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
-        intermediate_size=4 * config.hidden_size, hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=0.0,
-        patch_size=config.patch_size, frequency_stride=config.stride, time_stride=config.stride,
-        max_length=num_frames, num_mel_bins=num_bins, num_labels=num_classes, attn_implementation="eager",
-    ))
+    model = ASTForAudioClassification(
+        ASTConfig(
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=4 * config.hidden_size,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=0.0,
+            patch_size=config.patch_size,
+            frequency_stride=config.stride,
+            time_stride=config.stride,
+            max_length=num_frames,
+            num_mel_bins=num_bins,
+            num_labels=num_classes,
+            attn_implementation="eager",
+        )
+    )
     optimizer, loss = torch.optim.Adam(model.parameters(), lr=1e-4), nn.BCEWithLogitsLoss()
 
     def run():
@@ -67,7 +78,14 @@ def ours(feature_shape, num_clips, num_classes, config, amp=False):
 def _stepper(model, num_clips, amp=False):
     """Return our step, the batch in one slice."""
     optimizer = make_optimizer(model, OptimizationConfig(optimizer="adam", learning_rate=1e-4, weight_decay=0.0))
-    return Stepper(model, optimizer, Loss("multi"), device=CPU, micro_batch_size=num_clips, amp_dtype=torch.bfloat16 if amp else None)
+    return Stepper(
+        model,
+        optimizer,
+        Loss("multi"),
+        device=CPU,
+        micro_batch_size=num_clips,
+        amp_dtype=torch.bfloat16 if amp else None,
+    )
 
 
 WAYS = {"transformers, eager attention": (eager, False), "egoaudio": (ours, False), "egoaudio, --amp": (ours, True)}

@@ -71,7 +71,9 @@ def open_memory(path, folder):
         order = generator.permutation(len(features))
         for start in range(0, len(order), BATCH_SIZE):
             rows = order[start : start + BATCH_SIZE]
-            np.take(features, rows, axis=0, out=buffer[: len(rows)], mode="clip")  # the default mode takes twice the time
+            np.take(
+                features, rows, axis=0, out=buffer[: len(rows)], mode="clip"
+            )  # the default mode takes twice the time
             yield torch.from_numpy(buffer[: len(rows)]), torch.from_numpy(np.take(labels, rows, axis=0))
 
     return epoch
@@ -104,7 +106,9 @@ class H5pyDataset(torch.utils.data.Dataset):
 
 
 def open_h5py(path, folder, workers=0):
-    loader = torch.utils.data.DataLoader(H5pyDataset(path), BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    loader = torch.utils.data.DataLoader(
+        H5pyDataset(path), BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
     return lambda: loader
 
 
@@ -115,7 +119,10 @@ def write_webdataset(path, folder):
     """Write shards of tensors in its own binary form, ``.ten``."""
     import webdataset
 
-    with h5py.File(path) as file, webdataset.ShardWriter(str(folder / "%04d.tar"), maxcount=SHARD_CLIPS, verbose=0) as writer:
+    with (
+        h5py.File(path) as file,
+        webdataset.ShardWriter(str(folder / "%04d.tar"), maxcount=SHARD_CLIPS, verbose=0) as writer,
+    ):
         labels = file["labels"][:].astype(np.float32)
         for row in range(len(labels)):
             writer.write({"__key__": f"{row:08d}", "features.ten": [file[FEATURE][row]], "labels.ten": [labels[row]]})
@@ -126,7 +133,12 @@ def open_webdataset(path, folder, workers=0):
     import webdataset
 
     shards = [str(shard) for shard in sorted(folder.glob("*.tar"))]
-    dataset = webdataset.WebDataset(shards, shardshuffle=len(shards)).shuffle(SHUFFLE_BUFFER).decode().to_tuple("features.ten", "labels.ten")
+    dataset = (
+        webdataset.WebDataset(shards, shardshuffle=len(shards))
+        .shuffle(SHUFFLE_BUFFER)
+        .decode()
+        .to_tuple("features.ten", "labels.ten")
+    )
     dataset = dataset.map(_first_of_each).batched(BATCH_SIZE)
     loader = webdataset.WebLoader(dataset, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
     return lambda: loader
@@ -146,8 +158,18 @@ def write_litdata(path, folder):
     with h5py.File(path) as file:
         num_clips = len(file["labels"])
     method = multiprocessing.get_start_method(allow_none=True)
-    litdata.optimize(_LitdataClip(path), list(range(num_clips)), str(folder), num_workers=1, chunk_bytes="64MB", start_method="fork", verbose=False)
-    multiprocessing.set_start_method(method, force=True)  # optimize sets it for the whole process, and so for everybody's workers
+    litdata.optimize(
+        _LitdataClip(path),
+        list(range(num_clips)),
+        str(folder),
+        num_workers=1,
+        chunk_bytes="64MB",
+        start_method="fork",
+        verbose=False,
+    )
+    multiprocessing.set_start_method(
+        method, force=True
+    )  # optimize sets it for the whole process, and so for everybody's workers
 
 
 class _LitdataClip:
@@ -159,7 +181,10 @@ class _LitdataClip:
     def __call__(self, row):
         if self.file is None:
             self.file = h5py.File(self.path)
-        return {"features": torch.from_numpy(self.file[FEATURE][row]), "labels": torch.from_numpy(self.file["labels"][row].astype(np.float32))}
+        return {
+            "features": torch.from_numpy(self.file[FEATURE][row]),
+            "labels": torch.from_numpy(self.file["labels"][row].astype(np.float32)),
+        }
 
 
 def open_litdata(path, folder, workers=0):
@@ -167,7 +192,9 @@ def open_litdata(path, folder, workers=0):
     import litdata
 
     dataset = litdata.StreamingDataset(str(folder), shuffle=True, batch_decode=0)
-    return _dictionaries(litdata.StreamingDataLoader(dataset, batch_size=BATCH_SIZE, num_workers=workers, persistent_workers=workers > 0))
+    return _dictionaries(
+        litdata.StreamingDataLoader(dataset, batch_size=BATCH_SIZE, num_workers=workers, persistent_workers=workers > 0)
+    )
 
 
 def _dictionaries(loader):
@@ -202,7 +229,9 @@ def _save_datasets(folder, features, labels, kind):
     import datasets
 
     datasets.disable_progress_bars()
-    kinds = datasets.Features({"features": kind, "labels": datasets.List(datasets.Value("float32"), length=labels.shape[1])})
+    kinds = datasets.Features(
+        {"features": kind, "labels": datasets.List(datasets.Value("float32"), length=labels.shape[1])}
+    )
     datasets.Dataset.from_dict({"features": features, "labels": labels}, features=kinds).save_to_disk(str(folder))
 
 
@@ -211,7 +240,11 @@ def open_datasets(path, folder, workers=0):
     import datasets
 
     dataset = datasets.load_from_disk(str(folder)).with_format("torch")
-    return _dictionaries(torch.utils.data.DataLoader(dataset, BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0))
+    return _dictionaries(
+        torch.utils.data.DataLoader(
+            dataset, BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+        )
+    )
 
 
 def open_datasets_batches(path, folder, workers=0, form="torch"):
@@ -220,7 +253,11 @@ def open_datasets_batches(path, folder, workers=0, form="torch"):
 
     dataset = datasets.load_from_disk(str(folder)).with_format(form)
     sampler = torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(dataset), BATCH_SIZE, drop_last=False)
-    return _dictionaries(torch.utils.data.DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, persistent_workers=workers > 0))
+    return _dictionaries(
+        torch.utils.data.DataLoader(
+            dataset, batch_size=None, sampler=sampler, num_workers=workers, persistent_workers=workers > 0
+        )
+    )
 
 
 def open_datasets_flat(path, folder):
@@ -240,8 +277,11 @@ def _with_workers(opening, workers):
 
 # Folder, and how it is written.
 FORMS = {
-    "egoaudio": write_nothing, "webdataset": write_webdataset, "litdata": write_litdata,
-    "datasets": write_datasets, "datasets-flat": write_datasets_flat,
+    "egoaudio": write_nothing,
+    "webdataset": write_webdataset,
+    "litdata": write_litdata,
+    "datasets": write_datasets,
+    "datasets-flat": write_datasets_flat,
 }
 OURS, NORMALIZED, CONTEXT = "egoaudio", "egoaudio, normalised", "egoaudio, context 1"
 MEMORY = "numpy.take from memory"

@@ -107,9 +107,16 @@ def measure_one_core(scratch, inputs, seconds, repeats):
     finally:
         os.sched_setaffinity(0, cores)
         os.environ["PATH"] = path
-    speed = {name: seconds * num_videos / measuring.median(runs[name], "cpu") for name, (_, num_videos) in rivals.items()}
+    speed = {
+        name: seconds * num_videos / measuring.median(runs[name], "cpu") for name, (_, num_videos) in rivals.items()
+    }
     clips = seconds * len(paths)
-    return speed, runs, missing, {stage: statistics.median(one[stage] for one in stages[1:]) / clips for stage in stages[0]}
+    return (
+        speed,
+        runs,
+        missing,
+        {stage: statistics.median(one[stage] for one in stages[1:]) / clips for stage in stages[0]},
+    )
 
 
 def measure_costs(scratch, inputs, short_inputs, seconds, short_seconds, repeats):
@@ -121,7 +128,9 @@ def measure_costs(scratch, inputs, short_inputs, seconds, short_seconds, repeats
         totals[which] = measuring.median(runs, "cpu") / len(laid[3])
         laid[0].unlink()
     paths = sorted(Path(inputs.videos).iterdir())
-    probing = measuring.median(measuring.interleave({"probe": lambda: [probe(path) for path in paths]}, repeats)["probe"], "cpu") / len(paths)
+    probing = measuring.median(
+        measuring.interleave({"probe": lambda: [probe(path) for path in paths]}, repeats)["probe"], "cpu"
+    ) / len(paths)
     clip = (totals["long"] - totals["short"]) / (seconds - short_seconds)
     return {"clip": clip, "video": max(0.0, totals["short"] - short_seconds * clip), "probe": probing}
 
@@ -132,7 +141,11 @@ def measure_costs(scratch, inputs, short_inputs, seconds, short_seconds, repeats
 def measure_builds(scratch, inputs_of, num_videos, growth, repeats):
     """Return ``{(num_videos, num_workers): [numbers of each build]}``, interleaved, and the bytes of the largest file."""
     output, many = scratch / "out.h5", growth[-1]
-    kinds = [(num_videos, count) for count in (1, 2, len(os.sched_getaffinity(0)))] + [(count, 2) for count in growth[:-1]] + [(many, 1), (many, 2)]
+    kinds = (
+        [(num_videos, count) for count in (1, 2, len(os.sched_getaffinity(0)))]
+        + [(count, 2) for count in growth[:-1]]
+        + [(many, 1), (many, 2)]
+    )
     builds = {kind: [] for kind in kinds}
     for _ in range(repeats):
         for kind, found in builds.items():
@@ -151,7 +164,12 @@ def measure_parent(scratch, source, num_videos):
         found.append((build["parent_cpu"], build["parent_mb"]))
         (scratch / "links.h5").unlink()
     (cpu, memory), (cpu_twice, memory_twice) = found
-    return {"cpu": (cpu_twice - cpu) / num_videos, "mb": (memory_twice - memory) / num_videos, "videos": num_videos, "raw": found}
+    return {
+        "cpu": (cpu_twice - cpu) / num_videos,
+        "mb": (memory_twice - memory) / num_videos,
+        "videos": num_videos,
+        "raw": found,
+    }
 
 
 def measure_disk(scratch, megabytes):
@@ -182,9 +200,24 @@ def one_core_rows(speed):
     return [
         ["denoised, against the notebook's way", times(ours, best("notebook")), "9", "15"],
         ["logmel, against lhotse's better order from the same MP4s", times(logmel, best("lhotse", "MP4s")), "2", "4"],
-        ["logmel from MP4s, against lhotse from WAVs made before, windows first", times(logmel, best("lhotse", "windows", "WAVs")), "1", "1.5"],
-        ["the same, against lhotse on whole recordings (its frames cross the windows' ends)", times(logmel, best("lhotse", "whole", "WAVs")), "", ""],
-        ["denoised, time as a multiple of decoding alone (at most)", times(speed["decoding alone"], ours), "3.5", "2.5"],
+        [
+            "logmel from MP4s, against lhotse from WAVs made before, windows first",
+            times(logmel, best("lhotse", "windows", "WAVs")),
+            "1",
+            "1.5",
+        ],
+        [
+            "the same, against lhotse on whole recordings (its frames cross the windows' ends)",
+            times(logmel, best("lhotse", "whole", "WAVs")),
+            "",
+            "",
+        ],
+        [
+            "denoised, time as a multiple of decoding alone (at most)",
+            times(speed["decoding alone"], ours),
+            "3.5",
+            "2.5",
+        ],
     ]
 
 
@@ -195,7 +228,9 @@ def build_rows(builds, num_videos, growth, parent):
     def middle(videos, num_workers, number):
         return statistics.median(one[number] for one in builds[videos, num_workers])
 
-    more, more_by_two = (middle(many, count, "fill") - middle(num_videos, count, "fill") for count in (1, 2))  # the start is in both
+    more, more_by_two = (
+        middle(many, count, "fill") - middle(num_videos, count, "fill") for count in (1, 2)
+    )  # the start is in both
 
     def times(videos, fewer, number="fill"):
         return f"{middle(videos, 2, number) / middle(fewer, 2, number):.2f}"
@@ -203,7 +238,12 @@ def build_rows(builds, num_videos, growth, parent):
     gain = f"{more / more_by_two:.2f}" if more > 0 < more_by_two else "too short to tell"
     return [
         [f"2 workers against 1, on {many - num_videos} more videos", gain, "1.85", "1.95"],
-        [f"the same on {many} videos, the workers' start included", f"{middle(many, 1, 'fill') / middle(many, 2, 'fill'):.2f}", "", ""],
+        [
+            f"the same on {many} videos, the workers' start included",
+            f"{middle(many, 1, 'fill') / middle(many, 2, 'fill'):.2f}",
+            "",
+            "",
+        ],
         [f"time for twice {few} videos, times", times(twice, few), "1.9 to 2.1", "2"],
         [f"time for twice {twice} videos, times", times(many, twice), "1.9 to 2.1", "2"],
         ["parent's processor time for one more video, ms (at most)", f"{1e3 * parent['cpu']:.2f}", "3", "1"],
@@ -229,7 +269,14 @@ def outlook(hours, seconds, num_workers, costs, parent, video_bytes, disk_speed)
     if memory_gb > installed_gb:
         limit = f"the parent's memory, then {limit}"
     took = [f"{24 * value:,.2f} h" if value < 2 else f"{value:,.1f} days" for value in days.values()]
-    return [f"{hours:,.0f} h", f"{videos:,.0f}", *took, f"{videos * video_bytes / 1e12:,.2f} TB", f"{memory_gb:,.2f} GB", limit]
+    return [
+        f"{hours:,.0f} h",
+        f"{videos:,.0f}",
+        *took,
+        f"{videos * video_bytes / 1e12:,.2f} TB",
+        f"{memory_gb:,.2f} GB",
+        limit,
+    ]
 
 
 def main(argv=None):
@@ -240,7 +287,14 @@ def main(argv=None):
     parser.add_argument("--tiny", action="store_true", help="few short videos, once, to see that it runs")
     parser.add_argument("--output", help="JSON to write")
     arguments = parser.parse_args(argv)
-    seconds, short_seconds, links, megabytes, repeats, num_videos = 30, 6, 4000, 512, arguments.repeats, arguments.videos
+    seconds, short_seconds, links, megabytes, repeats, num_videos = (
+        30,
+        6,
+        4000,
+        512,
+        arguments.repeats,
+        arguments.videos,
+    )
     growth = (6 * num_videos, 12 * num_videos, 24 * num_videos)
     if arguments.tiny:
         seconds, short_seconds, links, megabytes, repeats, num_videos, growth = 3, 1, 8, 8, 1, 2, (2, 4, 8)
@@ -253,30 +307,65 @@ def main(argv=None):
         few = make_videos(scratch / "few", min(DIFFERENT, num_videos), seconds, arguments.tiny)
         short = make_videos(scratch / "short", min(DIFFERENT, num_videos), short_seconds, arguments.tiny)
         speed, runs, missing, stages = measure_one_core(scratch, few, seconds, repeats)
-        rows = [[name, f"{value:,.0f}"] for name, value in speed.items()] + [[name, reason] for name, reason in missing.items()]
+        rows = [[name, f"{value:,.0f}"] for name, value in speed.items()] + [
+            [name, reason] for name, reason in missing.items()
+        ]
         measuring.table(["one core, from MP4 to disk, processor time", "clips/s"], rows)
-        measuring.table(["stage of the denoised build, wall time", "ms a clip"], [[name, f"{1e3 * value:.3f}"] for name, value in stages.items()])
+        measuring.table(
+            ["stage of the denoised build, wall time", "ms a clip"],
+            [[name, f"{1e3 * value:.3f}"] for name, value in stages.items()],
+        )
         costs = measure_costs(scratch, few, short, seconds, short_seconds, repeats)
-        measuring.table(["a worker's processor time", "ms"], [[name, f"{1e3 * value:.3f}"] for name, value in costs.items()])
-        inputs_of = {count: repeat_videos(scratch / "few", scratch / f"n{count}", count, shutil.copyfile) for count in (num_videos, *growth)}
+        measuring.table(
+            ["a worker's processor time", "ms"], [[name, f"{1e3 * value:.3f}"] for name, value in costs.items()]
+        )
+        inputs_of = {
+            count: repeat_videos(scratch / "few", scratch / f"n{count}", count, shutil.copyfile)
+            for count in (num_videos, *growth)
+        }
         builds, num_bytes = measure_builds(scratch, inputs_of, num_videos, growth, repeats)
         rows = []
         for (videos, num_workers), found in builds.items():
             wall, fill = (statistics.median(one[key] for one in found) for key in ("wall", "fill"))
             name = f"{videos} videos, {num_workers} worker{'s' if num_workers > 1 else ''}"
             rows.append([name, f"{wall:.2f}", f"{fill:.2f}", f"{videos * seconds / fill:,.0f}"])
-        measuring.table(["whole build", "seconds in all", "of these filling, start of the workers included", "clips/s in that"], rows)
+        measuring.table(
+            ["whole build", "seconds in all", "of these filling, start of the workers included", "clips/s in that"],
+            rows,
+        )
         parent = measure_parent(scratch, scratch / "few", links)
         disk_speed = measure_disk(scratch, megabytes)
     rows = one_core_rows(speed) + build_rows(builds, num_videos, growth, parent)
     measuring.table(["what", "measured", "bar", "goal"], rows)
     ahead = [outlook(hours, seconds, 32, costs, parent, num_bytes / growth[-1], disk_speed) for hours in (1e3, 1e6)]
     disk = f"disk at {disk_speed / 1e6:,.0f} MB/s"
-    measuring.table(["32 workers", f"videos of {seconds} s", "workers", "parent", disk, "file", "parent's memory", "what gives way first"], ahead)
+    measuring.table(
+        [
+            "32 workers",
+            f"videos of {seconds} s",
+            "workers",
+            "parent",
+            disk,
+            "file",
+            "parent's memory",
+            "what gives way first",
+        ],
+        ahead,
+    )
     loads.append(os.getloadavg())
     measuring.write_json(
-        arguments.output, speed=speed, runs=runs, not_measured=missing, stages=stages, costs=costs, parent=parent, rows=rows, outlook=ahead,
-        builds={f"{videos} videos, {count} workers": found for (videos, count), found in builds.items()}, disk_bytes_per_second=disk_speed, load=loads,
+        arguments.output,
+        speed=speed,
+        runs=runs,
+        not_measured=missing,
+        stages=stages,
+        costs=costs,
+        parent=parent,
+        rows=rows,
+        outlook=ahead,
+        builds={f"{videos} videos, {count} workers": found for (videos, count), found in builds.items()},
+        disk_bytes_per_second=disk_speed,
+        load=loads,
     )
 
 

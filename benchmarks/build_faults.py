@@ -41,7 +41,11 @@ from egoaudio.hdf5 import integrity, reader
 from egoaudio.hdf5.writer import RowWriter
 
 # As on a file system that cannot reserve: rows then find the disk full while they are written.
-BUILD_UNRESERVED = [sys.executable, "-c", "from egoaudio.system import files; files.reserve = lambda path: None; from egoaudio.cli import build; build()"]
+BUILD_UNRESERVED = [
+    sys.executable,
+    "-c",
+    "from egoaudio.system import files; files.reserve = lambda path: None; from egoaudio.cli import build; build()",
+]
 STOP_SECONDS = 5.0  # within which Ctrl-C and SIGTERM end a build
 
 
@@ -51,7 +55,9 @@ def kill_builds(target, sample, folder, num_faults, seed=0):
     def trial(place, seed):
         moment = random.Random(seed)
         with started(sample.command(place / "ego.h5"), place) as process:
-            time.sleep(moment.uniform(0, sample.seconds * (0.75 if target == "worker" else 1)))  # the end needs no workers
+            time.sleep(
+                moment.uniform(0, sample.seconds * (0.75 if target == "worker" else 1))
+            )  # the end needs no workers
             while target == "worker" and process.poll() is None and not workers_of(process.pid):
                 time.sleep(0.005)
             if process.poll() is not None:
@@ -59,7 +65,9 @@ def kill_builds(target, sample, folder, num_faults, seed=0):
             if target == "worker":
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(moment.choice(workers_of(process.pid)), signal.SIGKILL)
-                require(process.wait(HANG_SECONDS) == 0, f"the build ends with its worker: {(place / 'said').read_text()}")
+                require(
+                    process.wait(HANG_SECONDS) == 0, f"the build ends with its worker: {(place / 'said').read_text()}"
+                )
             else:
                 (os.killpg if target == "group" else os.kill)(process.pid, signal.SIGKILL)
             process.wait(HANG_SECONDS)
@@ -85,7 +93,10 @@ def interrupt_builds(number, sample, folder, num_faults, seed=0):
                 raise Lost(f"not stopped after {STOP_SECONDS:g} s") from error
             said = (place / "said").read_text()
             require(process.returncode == 128 + number, f"exit status {process.returncode}: {said}")
-            require("the same command goes on" in said and "Traceback" not in said, f"it does not just say how to go on: {said}")
+            require(
+                "the same command goes on" in said and "Traceback" not in said,
+                f"it does not just say how to go on: {said}",
+            )
             require_nothing_left(process.pid, place)
         require_whole_partial(sample, place / "ego.h5.partial")
         sample.finish(place)
@@ -110,7 +121,10 @@ def kill_replacements(sample, folder, num_faults, seed=0):
                 process.wait()
                 require_nothing_left(process.pid, place)
             unchanged = (place / "ego.h5").read_bytes() == old.read_bytes()
-            require(unchanged or content(place / "ego.h5") == sample.content, "neither the old file nor the new one is there")
+            require(
+                unchanged or content(place / "ego.h5") == sample.content,
+                "neither the old file nor the new one is there",
+            )
             sample.finish(place, "--force")
             require(np.array_equal(file["spectrogram"], before), "a reader of the old file sees other values")
 
@@ -131,16 +145,26 @@ def build_twice_at_once(sample, folder, num_faults, seed=0):
             if os.getuid() != 0:
                 return NOT_TRIED
             second = ["unshare", "--net", *second]
-        threads = [threading.Thread(target=lambda words=words: results.append(run(words))) for words in (sample.command(place / "ego.h5"), second)]
+        threads = [
+            threading.Thread(target=lambda words=words: results.append(run(words)))
+            for words in (sample.command(place / "ego.h5"), second)
+        ]
         for thread in threads:
             thread.start()
             time.sleep(random.Random(seed).uniform(0, sample.seconds / 2))
         for thread in threads:
             thread.join()
         link.unlink()
-        (status, _), (second, said) = sorted(results, key=lambda result: (result[0] != 0, "complete already" in result[1]))
+        (status, _), (second, said) = sorted(
+            results, key=lambda result: (result[0] != 0, "complete already" in result[1])
+        )
         require(status == 0, f"neither makes it: {results}")
-        require("complete already" in said if second == 0 else second == 2 and "in use by another process (process " in said, f"status {second}: {said}")
+        require(
+            "complete already" in said
+            if second == 0
+            else second == 2 and "in use by another process (process " in said,
+            f"status {second}: {said}",
+        )
         sample.finish(place)
 
     return each(trial, folder, range(seed, seed + num_faults))
@@ -153,7 +177,10 @@ def replace_videos(sample, folder, num_faults, seed=0):
         generator = random.Random(seed)
         shutil.copytree(sample.folder / "videos", place.parent / f"videos{seed}")
         videos = place.parent / f"videos{seed}"
-        command = [str(videos) if word == str(sample.inputs.videos) else word for word in map(str, sample.command(place / "ego.h5"))]
+        command = [
+            str(videos) if word == str(sample.inputs.videos) else word
+            for word in map(str, sample.command(place / "ego.h5"))
+        ]
         with started(command, place) as process:
             while process.poll() is None and not (place / "ego.h5.partial").exists():
                 time.sleep(0.005)
@@ -171,7 +198,10 @@ def replace_videos(sample, folder, num_faults, seed=0):
         victim.write_bytes(other)
         os.utime(victim, ns=(info.st_atime_ns, info.st_mtime_ns))
         status, said = run(command)
-        require(status == 2 and "replaced by others of the same size: 1, such as" in said and "Traceback" not in said, f"status {status}: {said}")
+        require(
+            status == 2 and "replaced by others of the same size: 1, such as" in said and "Traceback" not in said,
+            f"status {status}: {said}",
+        )
         victim.write_bytes(raw)
         status, said = run(command)
         require(status == 0, f"with the video back it is not finished: {said}")
@@ -203,7 +233,9 @@ def lose_power(sample, folder, num_faults, seed=0):
     def trial(place, seed):
         generator = np.random.default_rng(seed)
         size = (4096, 512)[seed % 2]
-        reached = np.repeat(generator.random(-(-len(written) // size)) < generator.choice([0.1, 0.5, 0.9]), size)[: len(written)]
+        reached = np.repeat(generator.random(-(-len(written) // size)) < generator.choice([0.1, 0.5, 0.9]), size)[
+            : len(written)
+        ]
         np.where(reached, written, synced).tofile(place / "ego.h5.partial")
         sample.finish(place)
 
@@ -235,7 +267,10 @@ def kill_decoders(sample, folder, num_faults, seed=0):
         with reader.open(place / "ego.h5") as file, reader.open(sample.whole) as whole:
             require(integrity.verify(file) == [], f"the file is damaged: {integrity.verify(file)[:3]}")
             lost = file.video_table["status"] != whole.video_table["status"]
-            require(np.flatnonzero(lost).tolist() == [numbers[seed % len(ids)]], f"videos {np.flatnonzero(lost).tolist()} are lost")
+            require(
+                np.flatnonzero(lost).tolist() == [numbers[seed % len(ids)]],
+                f"videos {np.flatnonzero(lost).tolist()} are lost",
+            )
             require(file.video_table["status"][lost] == Status.CRASHED, "its status")
             kept = (file.clip_table["status"] != Status.CRASHED) & (whole.clip_table["status"] == Status.OK)
             for name in file.features:
@@ -254,7 +289,11 @@ def fill_disks(sample, folder, num_faults, seed=0):
         with tiny_disk(disk, room) as mounted:
             kind = ("unreserved", "reserved", "limited", "read-only")[seed % 4] if mounted else "limited"
             program = BUILD_UNRESERVED if kind == "unreserved" else BUILD
-            limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (room, room)) if kind == "limited" else None
+            limit = (
+                functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (room, room))
+                if kind == "limited"
+                else None
+            )
             if kind == "read-only":
                 _remount(disk, "ro")
             status, said = run(sample.command(disk / "ego.h5", program=program), preexec_fn=limit)

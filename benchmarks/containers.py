@@ -25,14 +25,18 @@ def describe(path):
     """Return container and audio codec as PyAV names them."""
     try:
         with av.open(str(path)) as container:
-            codec = next((stream.codec_context.name for stream in container.streams.audio if stream.codec_context), "none")
+            codec = next(
+                (stream.codec_context.name for stream in container.streams.audio if stream.codec_context), "none"
+            )
             return container.format.name.split(",")[0], codec
     except (av.FFmpegError, OSError) as error:
         return path.suffix[1:], f"unreadable ({type(error).__name__})"
 
 
 def main(folders, num_workers):
-    paths = sorted(path for folder in folders for path in Path(folder).rglob("*") if path.suffix.lower() in MEDIA_EXTENSIONS)
+    paths = sorted(
+        path for folder in folders for path in Path(folder).rglob("*") if path.suffix.lower() in MEDIA_EXTENSIONS
+    )
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         (scratch / "videos").mkdir()
@@ -54,7 +58,17 @@ def main(folders, num_workers):
             result = f"{row['num_clips']} clips" if status == Status.OK else row["error"].decode()
             container, codec = describe(path)
             rate = f"{row['sample_rate']:,} Hz, {row['channels']}" if row["sample_rate"] else "-"
-            rows.append([path.name, container, codec, rate, f"{row['duration_seconds']:.2f} s", result, f"{row['lost_samples']:,}"])
+            rows.append(
+                [
+                    path.name,
+                    container,
+                    codec,
+                    rate,
+                    f"{row['duration_seconds']:.2f} s",
+                    result,
+                    f"{row['lost_samples']:,}",
+                ]
+            )
     header = ["file", "container", "codec", "rate, channels", "sound", "what came out", "samples lost"]
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
     for row in rows:

@@ -74,7 +74,9 @@ def compare(case, clips, repeats):
         except ImportError as error:
             refusals.append([case, name, f"not installed ({error.name})", "", ""])
             continue
-        except Exception as error:  # TorchGate raises no narrower one under 2,048 samples; a peer that refuses is a result
+        except (
+            Exception
+        ) as error:  # TorchGate raises no narrower one under 2,048 samples; a peer that refuses is a result
             if name == "egoaudio":
                 raise
             refusals.append([case, name, f"refuses: {' '.join(str(error).split())[:60]}", "", ""])
@@ -85,7 +87,16 @@ def compare(case, clips, repeats):
     runs = measuring.interleave(rivals, repeats)
     seconds = {name: measuring.median(runs[name], "cpu") for name in rivals}
     count = clips.size / SAMPLE_RATE if recording else len(clips)
-    rows = [[case, name, f"{count / seconds[name]:,.0f}", f"{seconds['noisereduce'] / seconds[name]:.1f}", f"{errors[name]:.1e}"] for name in rivals]
+    rows = [
+        [
+            case,
+            name,
+            f"{count / seconds[name]:,.0f}",
+            f"{seconds['noisereduce'] / seconds[name]:.1f}",
+            f"{errors[name]:.1e}",
+        ]
+        for name in rivals
+    ]
     return rows + refusals, runs
 
 

@@ -26,7 +26,20 @@ from pathlib import Path
 import build_faults
 import measuring
 import numpy as np
-from trials import BUILD, HANG_SECONDS, NOT_TRIED, Sample, each, in_children, measured, require, room_tests, run, started, tiny_disk
+from trials import (
+    BUILD,
+    HANG_SECONDS,
+    NOT_TRIED,
+    Sample,
+    each,
+    in_children,
+    measured,
+    require,
+    room_tests,
+    run,
+    started,
+    tiny_disk,
+)
 
 from egoaudio.builder.build import build
 from egoaudio.builder.plan import Inputs
@@ -58,7 +71,18 @@ def break_media(sample, folder, num_faults, seed=0):
         source = whole[number % len(whole)]
         (broken / "videos" / f"seed_{number}{source.suffix}").write_bytes(mutations.mutate(source.read_bytes(), number))
     _write_csv(broken / "all.csv", [path.stem for path in whole] + [f"seed_{number}" for number in seeds])
-    arguments = ["--annotations", broken / "all.csv", "--videos", broken / "videos", "--output", broken / "ego.h5", "--video-timeout", "30", "--workers", "2"]
+    arguments = [
+        "--annotations",
+        broken / "all.csv",
+        "--videos",
+        broken / "videos",
+        "--output",
+        broken / "ego.h5",
+        "--video-timeout",
+        "30",
+        "--workers",
+        "2",
+    ]
     status, said, megabytes = measured([*BUILD, *map(str, arguments), "--skip-failed"], HANG_SECONDS + num_faults)
     if status != 0:
         return num_faults, 0, [f"seeds {seed} to {seed + num_faults - 1}: the build ends with status {status}: {said}"]
@@ -77,7 +101,9 @@ def break_media(sample, folder, num_faults, seed=0):
 
 
 def _write_csv(path, ids):
-    path.write_text("".join(f"{line}\n" for line in ["video,start,end,label", *(f"{video_id},0,1,sound" for video_id in ids)]))
+    path.write_text(
+        "".join(f"{line}\n" for line in ["video,start,end,label", *(f"{video_id},0,1,sound" for video_id in ids)])
+    )
 
 
 def break_csvs(sample, folder, num_faults, seed=0):
@@ -94,7 +120,18 @@ def fill_disks_of_runs(sample, folder, num_faults, seed=0):
     from egoaudio.models import checkpoints
 
     def command(output):
-        return [*TRAIN, str(data), "--epochs", "30", "--batch-size", "16", "--validation-fraction", "0.25", "--output", str(output)]
+        return [
+            *TRAIN,
+            str(data),
+            "--epochs",
+            "30",
+            "--batch-size",
+            "16",
+            "--validation-fraction",
+            "0.25",
+            "--output",
+            str(output),
+        ]
 
     data = make_file(folder / "small.h5")
     status, said = run(command(folder / "whole"))
@@ -293,7 +330,12 @@ def main(argv=None):
             shutil.rmtree(folder)
             rows.append([fault.words, tried, survived, tried - survived])
             lost += [f"{fault.words}: {reason}" for reason in reasons]
-            print(f"{time.monotonic() - began:5.0f} s  {fault.words}: {survived} of {tried}", *reasons, sep="\n", flush=True)
+            print(
+                f"{time.monotonic() - began:5.0f} s  {fault.words}: {survived} of {tried}",
+                *reasons,
+                sep="\n",
+                flush=True,
+            )
     print()
     measuring.table(["fault", "tried", "survived", "lost"], rows)
     measuring.write_json(arguments.output, rows=rows, lost=lost)

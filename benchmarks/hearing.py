@@ -40,7 +40,11 @@ from egoaudio.models.scorer import Scorer, score
 
 SPLIT = {"split_unit": "subject", "validation_fraction": 0.2}
 NUM_RESAMPLES = 200
-DENOISING = {"none": ["--denoise", "none"], "clip": ["--denoise-scope", "clip"], "recording": ["--denoise-scope", "recording"]}
+DENOISING = {
+    "none": ["--denoise", "none"],
+    "clip": ["--denoise-scope", "clip"],
+    "recording": ["--denoise-scope", "recording"],
+}
 COLUMNS = ("validation", "test", "low", "high", "all", "top1", "video_map", "segment_f1", "seconds", "clips_per_second")
 
 
@@ -94,8 +98,19 @@ def prepare(folder):
         if not (folder / f"{name}.h5").exists():
             features = "spectrogram,mfcc,logmel,yamnet" if name == "none" else "logmel"
             arguments = [
-                "--annotations", folder / "train.csv", "--test-annotations", folder / "test.csv", "--classes", folder / "classes.txt",
-                "--videos", folder / "videos", "--output", folder / f"{name}.h5", "--features", features, *options,
+                "--annotations",
+                folder / "train.csv",
+                "--test-annotations",
+                folder / "test.csv",
+                "--classes",
+                folder / "classes.txt",
+                "--videos",
+                folder / "videos",
+                "--output",
+                folder / f"{name}.h5",
+                "--features",
+                features,
+                *options,
             ]
             code = "import sys; from egoaudio.cli import build; sys.argv[0] = 'egoaudio-build'; build()"
             subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True)
@@ -125,13 +140,18 @@ def judge(scores, truth, audible, thresholds):
     scores, labels, video = scores[clips], truth.labels[clips] == 1, truth.clip_video[clips]
     precision = metrics.average_precision(scores, labels)
     weights = bootstrap.draw_weights(len(truth.video_ids), NUM_RESAMPLES, 0)
-    resampled = bootstrap.mean_over_classes(bootstrap.resample_ranking(scores[:, audible], labels[:, audible], video, weights)[0])
+    resampled = bootstrap.mean_over_classes(
+        bootstrap.resample_ranking(scores[:, audible], labels[:, audible], video, weights)[0]
+    )
     claimed = scores[:, audible] >= thresholds[audible]
     hits = np.count_nonzero(claimed & labels[:, audible])
     values = {
-        "audible": float(np.nanmean(precision[audible])), "all": float(np.nanmean(precision)),
+        "audible": float(np.nanmean(precision[audible])),
+        "all": float(np.nanmean(precision)),
         "top1": float(metrics.top_k_accuracy(scores, labels, 1)),
-        "video_map": float(evaluate_scores(np.clip(scores_of(truth, scores, clips), 0, 1), truth).scores["video_map"].value),
+        "video_map": float(
+            evaluate_scores(np.clip(scores_of(truth, scores, clips), 0, 1), truth).scores["video_map"].value
+        ),
         "segment_f1": 2 * hits / max(np.count_nonzero(claimed) + np.count_nonzero(labels[:, audible]), 1),
     }
     return Judged(values, resampled)
@@ -149,9 +169,15 @@ def row_of(validation, tests, seconds, clips_per_second):
     mean = {name: float(np.mean([test.values[name] for test in tests])) for name in tests[0].values}
     low, high = bootstrap.interval(np.mean([test.resampled for test in tests], axis=0), mean["audible"])
     return {
-        "validation": float(np.mean([one.values["audible"] for one in validation])), "test": mean["audible"], "low": low, "high": high,
-        **{name: mean[name] for name in ("all", "top1", "video_map", "segment_f1")}, "seconds": seconds, "clips_per_second": clips_per_second,
-        "validation_by_seed": [one.values["audible"] for one in validation], "test_by_seed": [one.values["audible"] for one in tests],
+        "validation": float(np.mean([one.values["audible"] for one in validation])),
+        "test": mean["audible"],
+        "low": low,
+        "high": high,
+        **{name: mean[name] for name in ("all", "top1", "video_map", "segment_f1")},
+        "seconds": seconds,
+        "clips_per_second": clips_per_second,
+        "validation_by_seed": [one.values["audible"] for one in validation],
+        "test_by_seed": [one.values["audible"] for one in tests],
     }
 
 
@@ -161,7 +187,9 @@ def row_of(validation, tests, seconds, clips_per_second):
 def statistics_of(file):
     """Return mean, deviation and maximum over time of each log-mel band, float32 (num_clips, 3 * num_bands)."""
     logmel = file["logmel"]
-    return np.concatenate([np.concatenate([part.mean(1), part.std(1), part.max(1)], axis=1) for part in np.array_split(logmel, 20)])
+    return np.concatenate(
+        [np.concatenate([part.mean(1), part.std(1), part.max(1)], axis=1) for part in np.array_split(logmel, 20)]
+    )
 
 
 def baselines(folder, seeds):
@@ -173,7 +201,10 @@ def baselines(folder, seeds):
     with egoaudio.open(folder / "none.h5") as file:
         audible = audible_columns(folder, file)
         split = split_rows(file, from_flat(TrainConfig, SPLIT).data, 0)
-        features, labels = StandardScaler().fit(statistics_of(file)[split.train]).transform(statistics_of(file)), file.labels
+        features, labels = (
+            StandardScaler().fit(statistics_of(file)[split.train]).transform(statistics_of(file)),
+            file.labels,
+        )
         truths = [read_truth(file, split.validation), read_truth(file, split.test)]
         frequencies = class_counts(labels, split.train) / len(split.train)
 
@@ -191,12 +222,17 @@ def baselines(folder, seeds):
     prior = judged(lambda scores, of: None)
     yield "prior", row_of(prior[:1], prior[1:], 0, 0)
     started = time.perf_counter()
-    models = {column: LogisticRegression(C=0.01, max_iter=300).fit(features[split.train], labels[split.train, column]) for column in audible}
+    models = {
+        column: LogisticRegression(C=0.01, max_iter=300).fit(features[split.train], labels[split.train, column])
+        for column in audible
+    }
     found = judged(regression)
     yield "logistic regression on log-mel statistics", row_of(found[:1], found[1:], time.perf_counter() - started, 0)
     started, found = time.perf_counter(), []
     for seed in range(seeds):
-        mlp = MLPClassifier((128,), alpha=1.0, max_iter=20, random_state=seed).fit(features[split.train], labels[split.train])
+        mlp = MLPClassifier((128,), alpha=1.0, max_iter=20, random_state=seed).fit(
+            features[split.train], labels[split.train]
+        )
         found.append(judged(lambda scores, of, mlp=mlp: np.copyto(scores, mlp.predict_proba(of))))
     yield "MLP on log-mel statistics", row_of(*zip(*found, strict=True), (time.perf_counter() - started) / seeds, 0)
 
@@ -223,7 +259,9 @@ def train(candidate, folder, runs, seed):
         for rows in (split.validation, split.test):
             truth = read_truth(file, rows)
             moments = contents["normalization"]["mean"], contents["normalization"]["std"]
-            dataset = ClipDataset(path, contents["feature"], rows, normalization=moments, context_clips=stored.data.context_clips)
+            dataset = ClipDataset(
+                path, contents["feature"], rows, normalization=moments, context_clips=stored.data.context_clips
+            )
             scored = score(Scorer(model, device="cpu"), Loader(dataset, 64, stored.data), "multi")
             scores = smooth(scored.scores, rows, truth.clip_video, contents["smooth_clips"])
             found.append(judge(scores, truth, audible, np.asarray(contents["thresholds"])))
@@ -243,7 +281,8 @@ def show(name, row):
     percent = {key: f"{100 * row[key]:.1f}" for key in COLUMNS[:-2]}
     print(
         f"| {name} | {percent['validation']} | {percent['test']} ({percent['low']} to {percent['high']}) | {percent['all']} | {percent['top1']} "
-        f"| {percent['video_map']} | {percent['segment_f1']} | {row['seconds']:.0f} | {row['clips_per_second']:,.0f} |", flush=True,
+        f"| {percent['video_map']} | {percent['segment_f1']} | {row['seconds']:.0f} | {row['clips_per_second']:,.0f} |",
+        flush=True,
     )
 
 
@@ -260,7 +299,11 @@ def main(arguments=None):
     seeds = 1 if given.quick else given.seeds
     prepare(given.folder)
     table = {}
-    print("| model | validation | test, audible classes | all | top-1 | video mAP | segment F1 | s | clips/s |\n" + "|---" * 9 + "|")
+    print(
+        "| model | validation | test, audible classes | all | top-1 | video mAP | segment F1 | s | clips/s |\n"
+        + "|---" * 9
+        + "|"
+    )
 
     def keep(name, row):
         table[name] = row
@@ -272,7 +315,10 @@ def main(arguments=None):
     for candidate in candidates(given.yamnet):
         if given.quick and not candidate.quick or given.only and not any(part in candidate.name for part in given.only):
             continue
-        results = [train(candidate, given.folder, given.folder / "runs", seed) for seed in range(min(seeds, candidate.most_seeds))]
+        results = [
+            train(candidate, given.folder, given.folder / "runs", seed)
+            for seed in range(min(seeds, candidate.most_seeds))
+        ]
         validation, tests, seconds, speeds = zip(*results, strict=True)
         keep(candidate.name, row_of(validation, tests, float(np.mean(seconds)), float(np.median(speeds))))
 

@@ -145,14 +145,22 @@ def make_sparse(path, num_clips, shape):
     create.lay_out(path, layout)
     generator = np.random.default_rng(0)
     videos = np.zeros(num_videos, layout.video_dtype)
-    videos["split"], videos["status"], videos["first_clip"] = b"train", Status.OK, CLIPS_PER_VIDEO * np.arange(num_videos)
+    videos["split"], videos["status"], videos["first_clip"] = (
+        b"train",
+        Status.OK,
+        CLIPS_PER_VIDEO * np.arange(num_videos),
+    )
     clips = np.zeros(num_clips, schema.CLIP_DTYPE)
     clips["video"], clips["status"], clips["labelled"] = np.arange(num_clips) // CLIPS_PER_VIDEO, Status.OK, 1
     with RowWriter(path, offsets(path)) as writer:
         writer.write("videos", 0, videos)
         writer.write("clips", 0, clips)
         for first in range(0, num_clips, 1 << 16):
-            writer.write("labels", first, (generator.random((min(1 << 16, num_clips - first), NUM_CLASSES), np.float32) < 0.03).astype("u1"))
+            writer.write(
+                "labels",
+                first,
+                (generator.random((min(1 << 16, num_clips - first), NUM_CLASSES), np.float32) < 0.03).astype("u1"),
+            )
     create.mark_complete(path)
 
 
@@ -216,7 +224,13 @@ def bar_rows(runs, opening):
     first = statistics.median(one["open"] + one["first_batch"] for one in opening[count])
     return [
         ["against h5py's faster DataLoader", best("h5py"), times(best("h5py")), "12", "25"],
-        ["against the best of webdataset, litdata and datasets, as documented for PyTorch", peer or "", times(peer), "5", "8"],
+        [
+            "against the best of webdataset, litdata and datasets, as documented for PyTorch",
+            peer or "",
+            times(peer),
+            "5",
+            "8",
+        ],
         ["against datasets as fast as we could make it", batches.BEYOND, times(batches.BEYOND), "", ""],
         ["against numpy.take from memory", batches.MEMORY, times(batches.MEMORY), "0.6", "0.8"],
         [f"opening {count:,} clips and drawing the first batch, s (at most)", "", f"{first:.3f}", "1.0", "0.3"],
@@ -226,7 +240,12 @@ def bar_rows(runs, opening):
 def main(argv=None):
     """Measure, print tables, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=8192, help="131 KB each, in four forms on disk; with fewer ours still announces rows to the kernel")
+    parser.add_argument(
+        "--clips",
+        type=int,
+        default=8192,
+        help="131 KB each, in four forms on disk; with fewer ours still announces rows to the kernel",
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="few small clips, once, to see that it runs")
     parser.add_argument("--output", help="JSON to write")
@@ -241,32 +260,66 @@ def main(argv=None):
         warnings.simplefilter("ignore")
         scratch = Path(scratch)
         path = synthetic.make_file(
-            scratch / "ego.h5", num_clips // CLIPS_PER_VIDEO, CLIPS_PER_VIDEO, {batches.FEATURE: shape}, NUM_CLASSES, class_dependent=False, unlabelled=0,
+            scratch / "ego.h5",
+            num_clips // CLIPS_PER_VIDEO,
+            CLIPS_PER_VIDEO,
+            {batches.FEATURE: shape},
+            NUM_CLASSES,
+            class_dependent=False,
+            unlabelled=0,
         )
         num_clips = num_clips // CLIPS_PER_VIDEO * CLIPS_PER_VIDEO
         runs, memory, not_installed = measure_rivals(path, scratch, repeats, 0 if arguments.tiny else TURN_SECONDS)
         rows = speed_rows(runs, not_installed, num_clips)
         row_kb = 4 * shape[0] * shape[1] / 1e3
-        header = [f"{num_clips:,} clips of {row_kb:.1f} kB, batches of {batches.BATCH_SIZE}", "clips/s", "ours, times", "clips/s of processor", "ours, times"]
+        header = [
+            f"{num_clips:,} clips of {row_kb:.1f} kB, batches of {batches.BATCH_SIZE}",
+            "clips/s",
+            "ours, times",
+            "clips/s of processor",
+            "ours, times",
+        ]
         measuring.table(header, rows)
         opening = measure_opening(scratch, counts, shape, repeats)
     memory_rows = [
-        [name, *(f"{found[when][kind] - found['before'][kind]:,.0f}" for when, kind in (("peak", "own"), ("after", "own"), ("after", "mapped")))]
+        [
+            name,
+            *(
+                f"{found[when][kind] - found['before'][kind]:,.0f}"
+                for when, kind in (("peak", "own"), ("after", "own"), ("after", "mapped"))
+            ),
+        ]
         for name, found in memory.items()
         if "2 workers" not in name  # most is in the workers
     ]
-    header = [f"what reading {num_clips * row_kb / 1e3:,.0f} MB added, MB", "own, at most", "own, at the end", "mapped files (page cache), at the end"]
+    header = [
+        f"what reading {num_clips * row_kb / 1e3:,.0f} MB added, MB",
+        "own, at most",
+        "own, at the end",
+        "mapped files (page cache), at the end",
+    ]
     measuring.table(header, memory_rows)
     opening_rows = [
-        [f"{count:,}", *(f"{1e3 * statistics.median(one[part] for one in found):,.1f}" for part in ("open", "first_batch"))] for count, found in opening.items()
+        [
+            f"{count:,}",
+            *(f"{1e3 * statistics.median(one[part] for one in found):,.1f}" for part in ("open", "first_batch")),
+        ]
+        for count, found in opening.items()
     ]
     measuring.table(["clips in the file", "open, ms", "then to the first batch, ms"], opening_rows)
     bars = bar_rows(runs, opening)
     measuring.table(["ours", "which", "measured", "bar", "goal"], bars)
     loads.append(os.getloadavg())
     measuring.write_json(
-        arguments.output, rows=rows + memory_rows + opening_rows + bars, runs=runs, not_installed=not_installed, memory=memory, opening=opening,
-        num_clips=num_clips, row_shape=shape, load=loads,
+        arguments.output,
+        rows=rows + memory_rows + opening_rows + bars,
+        runs=runs,
+        not_installed=not_installed,
+        memory=memory,
+        opening=opening,
+        num_clips=num_clips,
+        row_shape=shape,
+        load=loads,
     )
 
 

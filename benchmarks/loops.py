@@ -107,10 +107,17 @@ def lightning(data, amp):
             self.took = self.watch.took()
 
     module = Module()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
 
     def run():
-        pl.Trainer(max_epochs=1, accelerator="cpu", precision="bf16-mixed" if amp else "32-true", **quiet).fit(module, batches)
+        pl.Trainer(max_epochs=1, accelerator="cpu", precision="bf16-mixed" if amp else "32-true", **quiet).fit(
+            module, batches
+        )
         return module.took
 
     return run
@@ -151,8 +158,17 @@ def hugging_face(data, amp):
     def run():
         with tempfile.TemporaryDirectory() as folder:
             arguments = transformers.TrainingArguments(
-                folder, per_device_train_batch_size=data.batch_size, num_train_epochs=1, learning_rate=LEARNING_RATE, bf16=amp, use_cpu=True,
-                report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
+                folder,
+                per_device_train_batch_size=data.batch_size,
+                num_train_epochs=1,
+                learning_rate=LEARNING_RATE,
+                bf16=amp,
+                use_cpu=True,
+                report_to=[],
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+                dataloader_pin_memory=False,
             )
             trainer = transformers.Trainer(model=model, args=arguments, train_dataset=Clips(), callbacks=[watch])
             trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
@@ -165,8 +181,17 @@ def hugging_face(data, amp):
 def make_stepper(name, data, amp):
     """Return our step on a model, as ``egoaudio-train`` makes it."""
     model = create_model(name, data.num_classes, data.feature_shape)
-    optimizer = make_optimizer(model, OptimizationConfig(optimizer="adam", learning_rate=LEARNING_RATE, weight_decay=0.0))
-    return Stepper(model, optimizer, Loss("multi"), device=CPU, micro_batch_size=data.batch_size, amp_dtype=torch.bfloat16 if amp else None)
+    optimizer = make_optimizer(
+        model, OptimizationConfig(optimizer="adam", learning_rate=LEARNING_RATE, weight_decay=0.0)
+    )
+    return Stepper(
+        model,
+        optimizer,
+        Loss("multi"),
+        device=CPU,
+        micro_batch_size=data.batch_size,
+        amp_dtype=torch.bfloat16 if amp else None,
+    )
 
 
 def ours_in_memory(data, amp):
@@ -200,11 +225,13 @@ def ours(data, amp):
 
 PEERS = {
     f"{name}, {'bfloat16' if amp else 'float32'}": functools.partial(loop, amp=amp)
-    for name, loop in (("plain loop", plain), ("Lightning", lightning), ("Hugging Face's Trainer", hugging_face)) for amp in (False, True)
+    for name, loop in (("plain loop", plain), ("Lightning", lightning), ("Hugging Face's Trainer", hugging_face))
+    for amp in (False, True)
 }
 OURS = {
     f"egoaudio, {where}, {'--amp' if amp else 'float32'}": functools.partial(loop, amp=amp)
-    for amp in (False, True) for where, loop in (("from the file", ours), ("step on data in memory", ours_in_memory))
+    for amp in (False, True)
+    for where, loop in (("from the file", ours), ("step on data in memory", ours_in_memory))
 }
 
 

@@ -15,8 +15,25 @@ from dataclasses import dataclass
 from importlib import metadata
 
 PACKAGES = (
-    "av", "h5py", "joblib", "numpy", "scipy", "torch", "librosa", "noisereduce",
-    "moviepy", "imageio-ffmpeg", "lhotse", "lilcom", "audioread", "webdataset", "litdata", "datasets", "lightning", "accelerate", "transformers",
+    "av",
+    "h5py",
+    "joblib",
+    "numpy",
+    "scipy",
+    "torch",
+    "librosa",
+    "noisereduce",
+    "moviepy",
+    "imageio-ffmpeg",
+    "lhotse",
+    "lilcom",
+    "audioread",
+    "webdataset",
+    "litdata",
+    "datasets",
+    "lightning",
+    "accelerate",
+    "transformers",
 )
 
 
@@ -62,7 +79,12 @@ def machine():
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    return {"processor": model, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(), "versions": versions}
+    return {
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
 
 
 def cpu_seconds():

@@ -115,7 +115,9 @@ def lhotse_fbank(recordings, backend, folder, cut_first):
     if cut_first:
         cuts = cuts.cut_into_windows(1.0).to_eager()
     with audio_backend(backend):
-        cuts = cuts.compute_and_store_features(Fbank(), folder, storage_type=LilcomChunkyWriter, num_jobs=1, progress_bar=False)
+        cuts = cuts.compute_and_store_features(
+            Fbank(), folder, storage_type=LilcomChunkyWriter, num_jobs=1, progress_bar=False
+        )
     return cuts if cut_first else cuts.cut_into_windows(1.0).to_eager()
 
 
@@ -145,9 +147,14 @@ def peers(paths, scratch):
     except ImportError as error:
         return rivals, missing | {"lhotse's fbank": f"not installed ({error.name})"}
     wavs = write_wavs(paths, scratch / "wavs")
-    sources = ((wavs, "default", "WAVs made before", len(wavs)), (paths, backend, f"the same MP4s ({backend.removesuffix('Backend')})", 1))
+    sources = (
+        (wavs, "default", "WAVs made before", len(wavs)),
+        (paths, backend, f"the same MP4s ({backend.removesuffix('Backend')})", 1),
+    )
     for files, reader, source, few in sources:
-        manifests = functools.lru_cache(1)(functools.partial(lhotse_recordings, files, reader))  # made inside ``offer``, where it may fail
+        manifests = functools.lru_cache(1)(
+            functools.partial(lhotse_recordings, files, reader)
+        )  # made inside ``offer``, where it may fail
         for cut_first, order, num_videos in ((True, "windows first", few), (False, "whole recordings", len(files))):
 
             def run(manifests=manifests, num_videos=num_videos, reader=reader, cut_first=cut_first):

@@ -81,7 +81,9 @@ def measure_cnn(path, batch_size, peer_batches, our_batches, repeats, memory_of,
             measuring.refill()
             runs[name].append(pools[name].submit(loops.run, name).result())
     speeds = {name: [batches[name] * batch_size / run["wall"] for run in found] for name, found in runs.items()}
-    memory = {name: in_fresh_process(loops.measure_memory, name, path, batch_size) for name in pools if name in memory_of}
+    memory = {
+        name: in_fresh_process(loops.measure_memory, name, path, batch_size) for name in pools if name in memory_of
+    }
     return speeds, runs, memory, missing
 
 
@@ -107,7 +109,12 @@ def cnn_bars(speeds):
     return [
         ["cnn --amp, against the plain float32 loop", ratio(speeds, f"{FILE}, --amp", PLAIN), "3.0", "4.0"],
         ["cnn in float32, against that loop", ratio(speeds, f"{FILE}, float32", PLAIN), "1.8", "2.2"],
-        ["from the file, against our step on data in memory, float32", ratio(speeds, f"{FILE}, float32", f"{MEMORY}, float32"), "0.97", "0.99"],
+        [
+            "from the file, against our step on data in memory, float32",
+            ratio(speeds, f"{FILE}, float32", f"{MEMORY}, float32"),
+            "0.97",
+            "0.99",
+        ],
         ["the same, --amp", ratio(speeds, f"{FILE}, --amp", f"{MEMORY}, --amp"), "0.97", "0.99"],
     ]
 
@@ -123,10 +130,22 @@ def measure_ast(cases, num_classes, config, repeats, apart):
         tokens = attention.num_tokens(shape, config)
         steps = {way: make(shape, num_clips, num_classes, config, amp) for way, (make, amp) in attention.WAYS.items()}
         runs[case] = measuring.interleave(steps, repeats)
-        memory[case] = {way: apart(attention.measure_memory, way, shape, num_clips, num_classes, config) for way in steps}
+        memory[case] = {
+            way: apart(attention.measure_memory, way, shape, num_clips, num_classes, config) for way in steps
+        }
         for way in steps:
             speed = num_clips / measuring.median(runs[case][way])
-            rows.append([case, way, f"{tokens:,}", str(num_clips), f"{speed * tokens:,.0f}", f"{speed:,.2f}", megabytes(memory[case][way])])
+            rows.append(
+                [
+                    case,
+                    way,
+                    f"{tokens:,}",
+                    str(num_clips),
+                    f"{speed * tokens:,.0f}",
+                    f"{speed:,.2f}",
+                    megabytes(memory[case][way]),
+                ]
+            )
     return rows, runs, memory
 
 
@@ -140,7 +159,9 @@ def measure_paper(shape, num_classes, repeats, apart):
     for checkpointing, bar in ((True, "2,000"), (False, "3,500")):
         name = f"ast-paper, {'with' if checkpointing else 'without'} activation checkpointing"
         middle = {key: statistics.median(run[key] for run in runs[checkpointing]) for key in runs[checkpointing][0]}
-        rows.append([name, megabytes(middle), megabytes(middle, "before_mb"), f"{middle['wall']:,.1f}", f"{middle['cpu']:,.1f}"])
+        rows.append(
+            [name, megabytes(middle), megabytes(middle, "before_mb"), f"{middle['wall']:,.1f}", f"{middle['cpu']:,.1f}"]
+        )
         bars.append([f"{name}: peak memory, MB (at most)", megabytes(middle), bar, ""])
     return rows, bars, {str(checkpointing): found for checkpointing, found in runs.items()}
 
@@ -153,7 +174,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=("cnn", "ast", "ast-paper"), default=["cnn", "ast", "ast-paper"])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true", help="small clips and models, once, one fresh process, to see that it runs")
+    parser.add_argument(
+        "--tiny", action="store_true", help="small clips and models, once, one fresh process, to see that it runs"
+    )
     parser.add_argument("--output", help="JSON to write")
     arguments = parser.parse_args(argv)
     repeats, batch_size, peer_batches, our_batches, shape, num_classes = arguments.repeats, 64, 4, 16, (32, 1025), 158
@@ -161,7 +184,14 @@ def main(argv=None):
     cases, paper_shape = (((98, 128), 16), ((1024, 128), 2)), shape
     memory_of, apart, new_pool = (*loops.PEERS, *loops.OURS), in_fresh_process, new_process
     if arguments.tiny:
-        repeats, batch_size, peer_batches, our_batches, shape, num_classes = 1, 4, loops.MEMORY_BATCHES, loops.MEMORY_BATCHES, (8, 20), 5
+        repeats, batch_size, peer_batches, our_batches, shape, num_classes = (
+            1,
+            4,
+            loops.MEMORY_BATCHES,
+            loops.MEMORY_BATCHES,
+            (8, 20),
+            5,
+        )
         cases, config, paper_shape = (((16, 32), 2), ((64, 32), 2)), SMALL, (16, 20)
         memory_of, apart, new_pool = (PLAIN,), lambda work, *about: work(*about), lambda: ThreadPoolExecutor(1)
     facts, bars, load, num_threads = {"rows": []}, [], os.getloadavg(), torch.get_num_threads()
@@ -173,8 +203,18 @@ def main(argv=None):
         warnings.simplefilter("ignore")
         if "cnn" in arguments.parts:
             path = Path(folder) / "clips.h5"
-            synthetic.make_file(path, our_batches, batch_size, {"spectrogram": shape}, num_classes, unlabelled=0.0, class_dependent=False)
-            facts["cnn_clips_per_second"], runs, memory, missing = measure_cnn(path, batch_size, peer_batches, our_batches, repeats, memory_of, new_pool)
+            synthetic.make_file(
+                path,
+                our_batches,
+                batch_size,
+                {"spectrogram": shape},
+                num_classes,
+                unlabelled=0.0,
+                class_dependent=False,
+            )
+            facts["cnn_clips_per_second"], runs, memory, missing = measure_cnn(
+                path, batch_size, peer_batches, our_batches, repeats, memory_of, new_pool
+            )
             facts |= {"runs": runs, "memory": memory, "not_measured": missing}
             rows = cnn_rows(facts["cnn_clips_per_second"], memory, missing)
             measuring.table([f"cnn, batch {batch_size}", "clips/s", "times the plain loop", "peak memory, MB"], rows)
@@ -182,11 +222,22 @@ def main(argv=None):
             facts["rows"] += rows
     if "ast" in arguments.parts:
         rows, facts["ast_runs"], facts["ast_memory"] = measure_ast(cases, num_classes, config, repeats, apart)
-        measuring.table(["ast, a clip of", "way", "tokens a clip", "clips at once", "tokens/s", "clips/s", "peak memory, MB"], rows)
+        measuring.table(
+            ["ast, a clip of", "way", "tokens a clip", "clips at once", "tokens/s", "clips/s", "peak memory, MB"], rows
+        )
         facts["rows"] += rows
     if "ast-paper" in arguments.parts:
         rows, paper_bars, facts["paper_runs"] = measure_paper(paper_shape, num_classes, repeats, apart)
-        measuring.table(["the first step on one clip", "peak memory, MB", "of that before the step", "seconds", "processor seconds"], rows)
+        measuring.table(
+            [
+                "the first step on one clip",
+                "peak memory, MB",
+                "of that before the step",
+                "seconds",
+                "processor seconds",
+            ],
+            rows,
+        )
         bars += paper_bars
         facts["rows"] += rows
     torch.set_num_threads(num_threads)

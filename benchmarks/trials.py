@@ -43,7 +43,10 @@ class Sample:
         self.folder = Path(folder)
         demo_data.make(self.folder, num_videos=8, seed=1, shortest_seconds=2.2, longest_seconds=3.9)
         self.inputs = Inputs(
-            (str(self.folder / "train.csv"),), str(self.folder / "videos"), (str(self.folder / "test.csv"),), str(self.folder / "classes.txt")
+            (str(self.folder / "train.csv"),),
+            str(self.folder / "videos"),
+            (str(self.folder / "test.csv"),),
+            str(self.folder / "classes.txt"),
         )
         self.whole = self.folder / "whole.h5"
         with started(self.command(self.whole), self.folder) as process:
@@ -54,15 +57,36 @@ class Sample:
 
     def command(self, output, *more, program=BUILD):
         """Return the command that builds ``output``."""
-        arguments = ["--annotations", self.inputs.annotations[0], "--test-annotations", self.inputs.test_annotations[0], "--classes", self.inputs.classes]
-        return [*program, *arguments, "--videos", self.inputs.videos, "--workers", "2", "--skip-failed", "--output", str(output), *more]
+        arguments = [
+            "--annotations",
+            self.inputs.annotations[0],
+            "--test-annotations",
+            self.inputs.test_annotations[0],
+            "--classes",
+            self.inputs.classes,
+        ]
+        return [
+            *program,
+            *arguments,
+            "--videos",
+            self.inputs.videos,
+            "--workers",
+            "2",
+            "--skip-failed",
+            "--output",
+            str(output),
+            *more,
+        ]
 
     def finish(self, place, *more):
         """Build ``place/ego.h5`` with no fault any more; require the bytes of the whole file and nothing beside them."""
         status, errors = run(self.command(place / "ego.h5", *more))
         require(status == 0, f"the same command does not finish it: {errors}")
         require(content(place / "ego.h5") == self.content, "it is not finished to the same bytes")
-        require([path.name for path in place.iterdir()] == ["ego.h5"], f"files are left: {sorted(path.name for path in place.iterdir())}")
+        require(
+            [path.name for path in place.iterdir()] == ["ego.h5"],
+            f"files are left: {sorted(path.name for path in place.iterdir())}",
+        )
 
 
 class Lost(Exception):
@@ -114,7 +138,9 @@ def run(command, **options):
     """Run a command to its end; return its status and what it said, at most 2,000 characters. One that hangs has status None."""
     with tempfile.TemporaryFile("w+") as said:
         try:
-            done = subprocess.run(command, stdout=said, stderr=said, timeout=HANG_SECONDS, start_new_session=True, **options)
+            done = subprocess.run(
+                command, stdout=said, stderr=said, timeout=HANG_SECONDS, start_new_session=True, **options
+            )
         except subprocess.TimeoutExpired:
             return None, f"it hangs: no end after {HANG_SECONDS:g} s"
         said.seek(0)
@@ -126,7 +152,9 @@ def started(command, place):
     """Start a command in a session of its own, its temporary files in ``place/tmp``; yield it once it hears signals."""
     (place / "tmp").mkdir()
     with open(place / "said", "wb") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True, env={**os.environ, "TMPDIR": str(place / "tmp")})
+        process = subprocess.Popen(
+            command, stdout=said, stderr=said, start_new_session=True, env={**os.environ, "TMPDIR": str(place / "tmp")}
+        )
     try:
         while process.poll() is None and not _hears(process.pid):
             time.sleep(0.005)
@@ -191,9 +219,15 @@ def require_whole_partial(sample, path):
             problems = integrity.verify(file)
             require(not problems, f"the unfinished file is damaged: {problems[:3]}")
             done = file.video_table["status"] != Status.PLANNED
-            require((file.video_table[done] == whole.video_table[done]).all(), "a video that is done differs from that of a build without faults")
+            require(
+                (file.video_table[done] == whole.video_table[done]).all(),
+                "a video that is done differs from that of a build without faults",
+            )
             for name in file.features:
-                require((file.checksums(name)[done] == whole.checksums(name)[done]).all(), "rows of a done video differ from a build without faults")
+                require(
+                    (file.checksums(name)[done] == whole.checksums(name)[done]).all(),
+                    "rows of a done video differ from a build without faults",
+                )
 
 
 # ------------------------------------------------------------------------------------------------- other ways to try
@@ -223,7 +257,12 @@ sys.exit(status if status >= 0 else 128 - status)
 def measured(command, seconds):
     """Run a command; return its status, what it said, and the most MB that one of its processes has held."""
     with tempfile.TemporaryFile("w+") as said, tempfile.NamedTemporaryFile("r") as peak:
-        process = subprocess.Popen([sys.executable, "-S", "-E", "-c", _PEAK_OF, peak.name, *command], stdout=said, stderr=said, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-S", "-E", "-c", _PEAK_OF, peak.name, *command],
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
         try:
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -266,7 +305,9 @@ def in_children(trial, seeds, seconds=10, megabytes=100):
         if left:
             child.kill()
             child.join()
-            reasons.append(f"seed {left.pop(0)}: the process crashed, or gave no answer in {seconds} s (exit status {child.exitcode})")
+            reasons.append(
+                f"seed {left.pop(0)}: the process crashed, or gave no answer in {seconds} s (exit status {child.exitcode})"
+            )
         child.join()
     return len(seeds), len(seeds) - len(reasons), reasons
 
@@ -282,7 +323,13 @@ def room_tests(tests, faults_a_test, sample, folder, num_faults):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={folder / 'junit.xml'}"]
     # Ctrl-C is ignored in what a script starts with &, and children inherit that: tests of it would fail for no fault of ours.
     hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    done = subprocess.run([*command, *(str(ROOT / "tests" / test) for test in tests)], cwd=ROOT, capture_output=True, text=True, preexec_fn=hear)
+    done = subprocess.run(
+        [*command, *(str(ROOT / "tests" / test) for test in tests)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=hear,
+    )
     if done.returncode not in (0, 1):
         raise RuntimeError(f"pytest could not run {tests}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     cases = [case for case in ElementTree.parse(folder / "junit.xml").iter("testcase") if case.find("skipped") is None]

@@ -19,7 +19,9 @@ import numpy as np
 
 SAMPLE_RATE = 44100
 FRAMES_PER_SECOND = 12
-COLUMNS = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length,egocentric,charades_video".split(",")
+COLUMNS = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length,egocentric,charades_video".split(
+    ","
+)
 
 
 def tone(seconds, hz):
@@ -62,7 +64,9 @@ SOUNDS = {
     "Whistling a tune": lambda g, s: swell(s, 2) * tone(s, 1800 + 500 * np.sign(tone(s, 1.5))),
     "Typing on a keyboard": lambda g, s: bursts(g, s, 9, 0.006) * noise(g, s, 2500, 6000),
     "Ringing a bell": lambda g, s: bursts(g, s, 1.5, 0.4) * (tone(s, 2637) + tone(s, 5274) + tone(s, 4186)) / 3,
-    "Humming": lambda g, s: swell(s, 1.1) * sum(tone(s, 180 * k * (1 + 0.02 * tone(s, 5))) / k for k in range(1, 6)) / 2,
+    "Humming": lambda g, s: (
+        swell(s, 1.1) * sum(tone(s, 180 * k * (1 + 0.02 * tone(s, 5))) / k for k in range(1, 6)) / 2
+    ),
     "Vacuuming the floor": lambda g, s: swell(s, 0.9) * sum(tone(s, 110 * k) for k in range(1, 24)) / 9,
     "Shaking keys": lambda g, s: bursts(g, s, 14, 0.02) * (tone(s, 6200) + tone(s, 7100) + noise(g, s, 5500, 7800)) / 3,
     "Sweeping with a broom": lambda g, s: np.maximum(tone(s, 1.2), 0) * noise(g, s, 600, 2500),
@@ -138,7 +142,21 @@ def annotation_row(generator, video_id, subject, length_seconds, instances):
     actions = ";".join("{} {:.2f} {:.2f}".format(*written[index]) for index in order)
     scene = ("Kitchen", "Living room", "Hallway")[int(generator.integers(3))]
     script = 'A person is at home, "busy" with things that can be heard.'
-    values = [video_id, subject, scene, "6", "7", "Yes", script, "door;keys", "", actions, f"{length_seconds:.2f}", "Yes", video_id[:5]]
+    values = [
+        video_id,
+        subject,
+        scene,
+        "6",
+        "7",
+        "Yes",
+        script,
+        "door;keys",
+        "",
+        actions,
+        f"{length_seconds:.2f}",
+        "Yes",
+        video_id[:5],
+    ]
     return dict(zip(COLUMNS, values, strict=True))
 
 

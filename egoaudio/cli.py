@@ -88,18 +88,26 @@ class _Command(click.Command):
         options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
         records = {option.opts[-1]: record for option in options if (record := option.get_help_record(ctx))}
         grouped = {flag for names in self.groups.values() for flag in names}
-        groups = self.groups | {"Other options" if grouped else "Options": [flag for flag in records if flag not in grouped]}
+        groups = self.groups | {
+            "Other options" if grouped else "Options": [flag for flag in records if flag not in grouped]
+        }
         width = min(max(len(term) for term, _ in records.values()), _TERM_COLUMNS)
         for heading, names in groups.items():
             if names:
                 rows = [records[flag] for flag in names]
                 with formatter.section(heading):
-                    formatter.write_dl([(f"{term:<{width}}", explanation) for term, explanation in rows], col_max=_TERM_COLUMNS)
+                    formatter.write_dl(
+                        [(f"{term:<{width}}", explanation) for term, explanation in rows], col_max=_TERM_COLUMNS
+                    )
 
 
 def _kind(option, hint):
     """Return the click type of a field."""
-    hint = next((kind for kind in typing.get_args(hint) if kind is not type(None)), hint) if isinstance(hint, types.UnionType) else hint
+    hint = (
+        next((kind for kind in typing.get_args(hint) if kind is not type(None)), hint)
+        if isinstance(hint, types.UnionType)
+        else hint
+    )
     if typing.get_origin(hint) is tuple:
         return _CommaSeparated()
     if option.name == "micro_batch_size":
@@ -129,11 +137,15 @@ def _configured(config_class, presets):
                 text += f"  [default: {describe_defaults(option.name)}]"
             default = ",".join(option.default) if isinstance(option.default, tuple) else option.default
             if hint is bool:
-                configured = click.option(f"{flag}/--no-{flag[2:]}", option.name, default=default, show_default=True, help=text)(configured)
+                configured = click.option(
+                    f"{flag}/--no-{flag[2:]}", option.name, default=default, show_default=True, help=text
+                )(configured)
             else:
                 default = "auto" if option.name == "micro_batch_size" else default
                 shown = "none" if default == "" else default is not None
-                configured = click.option(flag, option.name, type=_kind(option, hint), default=default, show_default=shown, help=text)(configured)
+                configured = click.option(
+                    flag, option.name, type=_kind(option, hint), default=default, show_default=shown, help=text
+                )(configured)
         text = "Start from a named configuration; flags that are given win. paper: what the student paper did."
         return click.option("--preset", type=click.Choice(sorted(presets)), help=text)(configured)
 
@@ -150,17 +162,28 @@ def _command(example, goes_on=False, groups=None):
         @functools.wraps(function)
         def run(*args, **kwargs):
             try:
-                with terminal.streams(), warnings.catch_warnings(), allocator.owned(), signals.listening(), surroundings.lacking():
+                with (
+                    terminal.streams(),
+                    warnings.catch_warnings(),
+                    allocator.owned(),
+                    signals.listening(),
+                    surroundings.lacking(),
+                ):
                     warnings.showwarning = lambda message, *_: terminal.say(f"warning: {message}", err=True)
                     warnings.filterwarnings("always", category=UserWarning, module="egoaudio")
-                    warnings.filterwarnings("ignore", category=UserWarning, module="joblib")  # about what we stop on purpose
+                    warnings.filterwarnings(
+                        "ignore", category=UserWarning, module="joblib"
+                    )  # about what we stop on purpose
                     surroundings.require_working_folder()
                     sys.exit(function(*args, **kwargs) or 0)
             except EgoAudioError as error:
                 terminal.say(f"error: {error}", err=True)
                 sys.exit(error.exit_code)
             except signals.Interrupted as interrupted:
-                terminal.say("interrupted" + ("; what was done is kept, the same command goes on from there" if goes_on else ""), err=True)
+                terminal.say(
+                    "interrupted" + ("; what was done is kept, the same command goes on from there" if goes_on else ""),
+                    err=True,
+                )
                 sys.exit(interrupted.exit_code)
 
         epilog = "\b\nExample:\n" + example
@@ -179,8 +202,12 @@ def _cores():
 _SPLITS = ["test", "validation", "train"]  # evaluation's own list would load torch
 _THERE = click.Path(exists=True)  # said at once, where torch would be loaded first
 _FORCE = "Start anew, and replace what is there."
-_ANNOTATIONS = "CSV of training videos; repeatable. Charades, Charades-Ego, EPIC-SOUNDS, or video,start,end,label[,split]."
-_OUTPUT = "The HDF5 file to make; OUTPUT.partial until it is complete. A symbolic link stays one: its target is written."
+_ANNOTATIONS = (
+    "CSV of training videos; repeatable. Charades, Charades-Ego, EPIC-SOUNDS, or video,start,end,label[,split]."
+)
+_OUTPUT = (
+    "The HDF5 file to make; OUTPUT.partial until it is complete. A symbolic link stays one: its target is written."
+)
 _TIMEOUT = "Give a video up when it gets nowhere for so many seconds."
 _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
 
@@ -198,16 +225,41 @@ _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
 @click.option("--videos", required=True, type=click.Path(), help="Folder that holds the videos, at any depth.")
 @click.option("--follow-links", is_flag=True, help="Follow symbolic links that lead out of --videos.")
 @click.option("--output", required=True, type=click.Path(), help=_OUTPUT)
-@click.option("--workers", type=click.IntRange(min=1, max=1024), default=_cores, show_default="one a core", help="Worker processes, one thread each.")
-@click.option("--video-timeout", type=click.FloatRange(min=0.01, max=1e6), default=600.0, show_default=True, help=_TIMEOUT)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1, max=1024),
+    default=_cores,
+    show_default="one a core",
+    help="Worker processes, one thread each.",
+)
+@click.option(
+    "--video-timeout", type=click.FloatRange(min=0.01, max=1e6), default=600.0, show_default=True, help=_TIMEOUT
+)
 @click.option("--dry-run", is_flag=True, help="Stop after the plan: videos, clips, size, and an estimate of the time.")
 @click.option("--list", "list_all", is_flag=True, help="With --dry-run: name every video that would have no data.")
 @click.option("--skip-failed", is_flag=True, help="Exit with 0 even if videos failed.")
-@click.option("--retry-failed", is_flag=True, help="Try failed videos of a complete or unfinished file again; the others are kept.")
+@click.option(
+    "--retry-failed",
+    is_flag=True,
+    help="Try failed videos of a complete or unfinished file again; the others are kept.",
+)
 @click.option("--force", is_flag=True, help=_FORCE)
 @_configured(BuildConfig, BUILD_PRESETS)
 def build(
-    config, annotations, test_annotations, classes, videos, follow_links, output, workers, video_timeout, dry_run, list_all, skip_failed, retry_failed, force
+    config,
+    annotations,
+    test_annotations,
+    classes,
+    videos,
+    follow_links,
+    output,
+    workers,
+    video_timeout,
+    dry_run,
+    list_all,
+    skip_failed,
+    retry_failed,
+    force,
 ):
     """Make one HDF5 file of clips, features and labels from videos and their annotations.
 
@@ -221,9 +273,21 @@ def build(
     if list_all and not dry_run:
         raise click.UsageError("--list has no effect without --dry-run: give both, or neither")
     if dry_run:
-        terminal.say(building.preview(inputs, output, config, num_workers=workers, timeout_seconds=video_timeout).describe(list_all))
+        terminal.say(
+            building.preview(inputs, output, config, num_workers=workers, timeout_seconds=video_timeout).describe(
+                list_all
+            )
+        )
         return 0
-    report = building.build(inputs, output, config, num_workers=workers, timeout_seconds=video_timeout, force=force, retry_failed=retry_failed)
+    report = building.build(
+        inputs,
+        output,
+        config,
+        num_workers=workers,
+        timeout_seconds=video_timeout,
+        force=force,
+        retry_failed=retry_failed,
+    )
     terminal.say(report)
     return 3 if report.failures and not skip_failed else 0
 
@@ -231,7 +295,9 @@ def build(
 @_command("  egoaudio-inspect ego.h5 --verify")
 @click.argument("file", type=click.Path())
 @click.option("--failed", is_flag=True, help="List the videos without data, each with its reason.")
-@click.option("--verify", is_flag=True, help="Read everything, compare checksums and statuses; exit 1 if something is wrong.")
+@click.option(
+    "--verify", is_flag=True, help="Read everything, compare checksums and statuses; exit 1 if something is wrong."
+)
 @click.option("--plot", type=click.Path(), help="Write a PNG: samples per class, sorted, on a log scale.")
 @click.option("--export-clip", nargs=2, type=(click.INT, click.Path()), default=None, help=_EXPORT, metavar="N PATH")
 def inspect(file, failed, verify, plot, export_clip):
@@ -263,7 +329,12 @@ def inspect(file, failed, verify, plot, export_clip):
 
 @_command("  egoaudio-train ego.h5 --output runs/cnn --model cnn --amp", goes_on=True, groups=_TRAIN_GROUPS)
 @click.argument("file", type=_THERE)
-@click.option("--output", required=True, type=click.Path(), help="Folder of the run: checkpoints, metrics.csv, curves.png, evaluation.json.")
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(),
+    help="Folder of the run: checkpoints, metrics.csv, curves.png, evaluation.json.",
+)
 @click.option("--device", help="cpu, cuda, cuda:1; the GPU if there is one.")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs into OUTPUT.")
 @click.option("--force", is_flag=True, help=_FORCE)
@@ -283,9 +354,25 @@ def train(config, file, output, device, tensorboard, force):
 @_command("  egoaudio-evaluate runs/cnn/best.pt ego.h5 --split test")
 @click.argument("checkpoint", type=_THERE)
 @click.argument("file", type=_THERE)
-@click.option("--split", type=click.Choice(_SPLITS), default="test", show_default=True, help="The file's test videos, or a part of the run's own division.")
-@click.option("--pool", type=click.Choice(["max", "mean"]), default="max", show_default=True, help="How a video's scores follow from its clips'.")
-@click.option("--output", type=click.Path(), help="Folder for evaluation.json, per_class.csv and per_class.png; the checkpoint's if not given.")
+@click.option(
+    "--split",
+    type=click.Choice(_SPLITS),
+    default="test",
+    show_default=True,
+    help="The file's test videos, or a part of the run's own division.",
+)
+@click.option(
+    "--pool",
+    type=click.Choice(["max", "mean"]),
+    default="max",
+    show_default=True,
+    help="How a video's scores follow from its clips'.",
+)
+@click.option(
+    "--output",
+    type=click.Path(),
+    help="Folder for evaluation.json, per_class.csv and per_class.png; the checkpoint's if not given.",
+)
 @click.option("--submission", type=click.Path(), help="Write the scores per video in Charades' official text format.")
 @click.option("--frame-submission", type=click.Path(), help="The same of 25 frames a video, for localization.")
 @click.option("--device", help="cpu, cuda, cuda:1; the GPU if there is one.")
@@ -293,5 +380,16 @@ def evaluate(checkpoint, file, split, pool, output, submission, frame_submission
     """Evaluate a trained model on a split of an egoaudio file, beside the score of the classes' frequencies."""
     from egoaudio.evaluation.evaluate import evaluate as run
 
-    terminal.say(run(checkpoint, file, split=split, pool=pool, output=output, submission=submission, frame_submission=frame_submission, device=device))
+    terminal.say(
+        run(
+            checkpoint,
+            file,
+            split=split,
+            pool=pool,
+            output=output,
+            submission=submission,
+            frame_submission=frame_submission,
+            device=device,
+        )
+    )
     return 0

@@ -41,7 +41,12 @@ def plot_classes(file, path):
     axes = figure.add_subplot()
     places = np.arange(len(order))
     heights = counts[order]
-    axes.bar(places, np.maximum(heights, 1e-9), width=0.75, color=[_GREY if names[i].startswith("no_action") else _BLUE for i in places])
+    axes.bar(
+        places,
+        np.maximum(heights, 1e-9),
+        width=0.75,
+        color=[_GREY if names[i].startswith("no_action") else _BLUE for i in places],
+    )
     axes.set_yscale("log")
     top = max(10, heights.max(initial=1))
     axes.set_ylim(0.7, top * 4)
@@ -49,9 +54,20 @@ def plot_classes(file, path):
     size = 6.5 if len(order) > 60 else 8
     axes.set_xticks(places, names, rotation=90, fontsize=size)
     for place, height in zip(places, heights, strict=True):
-        axes.text(float(place), max(height, 0.7) * 1.12, f"{height:,}", rotation=90, ha="center", va="bottom", fontsize=size, color="#444444")
+        axes.text(
+            float(place),
+            max(height, 0.7) * 1.12,
+            f"{height:,}",
+            rotation=90,
+            ha="center",
+            va="bottom",
+            fontsize=size,
+            color="#444444",
+        )
     axes.set_ylabel("clips (log scale)")
-    axes.set_title(f"{counts.sum():,} labels on {np.count_nonzero(file.trainable):,} clips, {len(order)} classes", loc="left")
+    axes.set_title(
+        f"{counts.sum():,} labels on {np.count_nonzero(file.trainable):,} clips, {len(order)} classes", loc="left"
+    )
     _finish(figure, axes, path, file)
 
 
@@ -68,7 +84,11 @@ def plot_clip(file, number, path):
     panels[-1].set_xlabel("seconds in the clip")
     on = [_class_name(file, k) for k in np.flatnonzero(file.labels[number])]
     what = "; ".join(on) if clip["labelled"] else "not labelled"
-    figure.suptitle(f"clip {number}: {video}, {clip['start_seconds']:.2f} to {clip['stop_seconds']:.2f} s\n{what or 'no class'}", fontsize=9, wrap=True)
+    figure.suptitle(
+        f"clip {number}: {video}, {clip['start_seconds']:.2f} to {clip['stop_seconds']:.2f} s\n{what or 'no class'}",
+        fontsize=9,
+        wrap=True,
+    )
     _finish(figure, None, path, file)
 
 
@@ -80,12 +100,25 @@ def _draw_feature(figure, axes, file, name, number, clip_seconds):
         axes.set_xlim(0, len(values) / file.sample_rate)
         axes.set_ylabel("waveform")
         return
-    shape = values[:, 1:] if name == "mfcc" and values.shape[1] > 1 else values  # mfcc 0 is the level, and dwarfs the others
+    shape = (
+        values[:, 1:] if name == "mfcc" and values.shape[1] > 1 else values
+    )  # mfcc 0 is the level, and dwarfs the others
     low, high = np.percentile(shape, (1, 99.5))
     seconds = float(file.config.get("context_seconds") or clip_seconds)
-    frequency = name == "spectrogram" and "frequency_hz" in file.axes and len(file.axes["frequency_hz"]) == values.shape[1]
+    frequency = (
+        name == "spectrogram" and "frequency_hz" in file.axes and len(file.axes["frequency_hz"]) == values.shape[1]
+    )
     top = float(file.axes["frequency_hz"][-1]) / 1000 if frequency else values.shape[1]
-    image = axes.imshow(values.T, origin="lower", aspect="auto", extent=(0, seconds, 0, top), vmin=low, vmax=high, cmap="magma", interpolation="nearest")
+    image = axes.imshow(
+        values.T,
+        origin="lower",
+        aspect="auto",
+        extent=(0, seconds, 0, top),
+        vmin=low,
+        vmax=high,
+        cmap="magma",
+        interpolation="nearest",
+    )
     axes.set_ylabel(f"{name}\n" + ("kHz" if frequency else {"mfcc": "coefficient"}.get(name, "band")))
     figure.colorbar(image, ax=axes, pad=0.01, label=str(file.attributes(name).get("units", "")))
 
@@ -161,7 +194,9 @@ def per_class_png(evaluation):
 
     Classes without positives are left out, and of more than 400 the rarer ones.
     """
-    precision, prior, counts = (np.array(evaluation.per_class[name], dtype=np.float64) for name in ("average_precision", "prior", "num_clips"))
+    precision, prior, counts = (
+        np.array(evaluation.per_class[name], dtype=np.float64) for name in ("average_precision", "prior", "num_clips")
+    )
     commonest = np.argsort(-counts, kind="stable")
     shown = np.sort(commonest[~np.isnan(precision[commonest])][:_MOST_CLASSES])
     best_first = shown[np.argsort(-precision[shown], kind="stable")]
@@ -169,13 +204,23 @@ def per_class_png(evaluation):
     figure = Figure(figsize=(9, 1.4 + _CLASS_INCHES * max(len(rows), 4)), dpi=_DOTS_PER_INCH, layout="constrained")
     axes = figure.subplots()
     axes.barh(rows, 100 * precision[best_first], height=0.8, color="tab:blue", label="average precision")
-    axes.plot(100 * prior[best_first], rows, "|", color="tab:orange", markersize=8, markeredgewidth=2, label="frequency in training (the prior)")
+    axes.plot(
+        100 * prior[best_first],
+        rows,
+        "|",
+        color="tab:orange",
+        markersize=8,
+        markeredgewidth=2,
+        label="frequency in training (the prior)",
+    )
     names = evaluation.per_class["name"]
     axes.set_yticks(rows, [_plain(f"{names[column]} ({counts[column]:,.0f})") for column in best_first], fontsize=7)
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel("per cent")
-    figure.suptitle(f"Average precision of each class{_of_split(evaluation)}; in brackets, the clips with it", fontsize=11)
+    figure.suptitle(
+        f"Average precision of each class{_of_split(evaluation)}; in brackets, the clips with it", fontsize=11
+    )
     _dress(axes, "x")
     figure.legend(loc="outside lower right", ncols=2, frameon=False)
     return _png(figure)

@@ -22,7 +22,9 @@ def pytest_configure(config):
 def chirp(sample_rate, seconds, low_hz=200.0, high_hz=3000.0, amplitude=0.5):
     """Return a sine that rises through ``seconds``, float32 ``(n,)``: the same sound at any rate, and no two places of it alike."""
     times = np.arange(round(sample_rate * seconds)) / sample_rate
-    return (amplitude * np.sin(2 * np.pi * (low_hz * times + (high_hz - low_hz) / seconds * times**2 / 2))).astype(np.float32)
+    return (amplitude * np.sin(2 * np.pi * (low_hz * times + (high_hz - low_hz) / seconds * times**2 / 2))).astype(
+        np.float32
+    )
 
 
 def make_media(
@@ -76,7 +78,9 @@ def make_media(
         samples = np.broadcast_to(samples, (channels, samples.shape[-1])) * np.float32(number == 0)
         packets = []
         for start in range(0, samples.shape[1], 4096):
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[:, start : start + 4096]), "fltp", LAYOUTS[channels])
+            frame = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(samples[:, start : start + 4096]), "fltp", LAYOUTS[channels]
+            )
             frame.sample_rate, frame.time_base = sample_rate, Fraction(1, sample_rate)
             frame.pts = start + round(start_seconds * sample_rate)
             packets += stream.encode(frame)
@@ -93,14 +97,22 @@ def make_media(
 def make_wav(path, samples, sample_rate, dtype="<f4", claims=None):
     """Write a WAV by hand, ``samples`` ``(n, channels)``; ``claims`` replaces header fields by lies; return the path."""
     samples = np.atleast_2d(np.asarray(samples).T).T.astype(dtype)
-    fields = {"format": 3 if dtype == "<f4" else 1, "channels": samples.shape[1], "sample_rate": sample_rate, "bytes": samples.nbytes, **(claims or {})}
+    fields = {
+        "format": 3 if dtype == "<f4" else 1,
+        "channels": samples.shape[1],
+        "sample_rate": sample_rate,
+        "bytes": samples.nbytes,
+        **(claims or {}),
+    }
     width = samples.dtype.itemsize
     layout = struct.pack(
         "<4sIHHIIHH", b"fmt ", 16, fields["format"], fields["channels"], fields["sample_rate"],
         min(2**32 - 1, fields["sample_rate"] * samples.shape[1] * width), samples.shape[1] * width, 8 * width,
     )  # fmt: skip
     data = struct.pack("<4sI", b"data", fields["bytes"]) + samples.tobytes()
-    path.write_bytes(struct.pack("<4sI4s", b"RIFF", min(2**32 - 1, 4 + len(layout) + 8 + fields["bytes"]), b"WAVE") + layout + data)
+    path.write_bytes(
+        struct.pack("<4sI4s", b"RIFF", min(2**32 - 1, 4 + len(layout) + 8 + fields["bytes"]), b"WAVE") + layout + data
+    )
     return path
 
 
@@ -108,7 +120,9 @@ def decode_whole(path, sample_rate=16000):
     """Return all samples of a file, and its decoder; check what holds for every decoder."""
     decoder = media.Decoder(path, sample_rate)
     blocks = list(decoder)
-    assert all(block.dtype == np.float32 and block.ndim == 1 and 0 < len(block) <= media.BLOCK_SAMPLES for block in blocks)
+    assert all(
+        block.dtype == np.float32 and block.ndim == 1 and 0 < len(block) <= media.BLOCK_SAMPLES for block in blocks
+    )
     samples = np.concatenate(blocks)
     assert len(samples) == decoder.num_samples
     assert np.abs(samples).max() <= 1.0

@@ -33,7 +33,13 @@ def _swap(data, random_source):
     length = min(length, max(1, len(data) // 2))
     first, second = sorted(random_source.sample(range(0, max(2, len(data) - length)), 2))
     second = max(second, first + length)
-    return data[:first] + data[second : second + length] + data[first + length : second] + data[first : first + length] + data[second + length :]
+    return (
+        data[:first]
+        + data[second : second + length]
+        + data[first + length : second]
+        + data[first : first + length]
+        + data[second + length :]
+    )
 
 
 def _repeat(data, random_source):
@@ -53,7 +59,15 @@ def _drop(data, random_source):
     return data[:start] + data[start + random_source.choice((1, 13, 1024, 65536)) :]
 
 
-_KINDS = {"cut": _cut, "flip": _flip, "flip_head": _flip_head, "swap": _swap, "repeat": _repeat, "zero": _zero, "drop": _drop}
+_KINDS = {
+    "cut": _cut,
+    "flip": _flip,
+    "flip_head": _flip_head,
+    "swap": _swap,
+    "repeat": _repeat,
+    "zero": _zero,
+    "drop": _drop,
+}
 
 KINDS = tuple(_KINDS)
 
@@ -73,7 +87,23 @@ def mutate(data, seed, kind=None):
     return _KINDS[kind or KINDS[seed % len(KINDS)]](data, random.Random(seed))
 
 
-_INSERTIONS = [b",", b";", b'"', b"\n", b"\r", b"\0", b"\xff", b"\xef\xbb\xbf", b"../", b"nan", b"-", b"1e300", b" " * 300, b"x" * 10_000, "\u0663".encode()]
+_INSERTIONS = [
+    b",",
+    b";",
+    b'"',
+    b"\n",
+    b"\r",
+    b"\0",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"../",
+    b"nan",
+    b"-",
+    b"1e300",
+    b" " * 300,
+    b"x" * 10_000,
+    "\u0663".encode(),
+]
 
 
 def mutate_text(data, seed):

@@ -12,8 +12,14 @@ from egoaudio.training.step import Stepper
 
 SHAPE = (8, 16)
 HARD = {  # everything that is random
-    "model": "cnn-small", "dropout": 0.3, "mixup": 0.4, "spec_augment": True, "gain_db": 3.0, "balanced_sampling": True,
-    "feature": "spectrogram", "context_clips": 0,
+    "model": "cnn-small",
+    "dropout": 0.3,
+    "mixup": 0.4,
+    "spec_augment": True,
+    "gain_db": 3.0,
+    "balanced_sampling": True,
+    "feature": "spectrogram",
+    "context_clips": 0,
 }
 TIMES = ("clips_per_second", "data_wait_fraction", "peak_memory_mb", "seconds")  # columns that no two runs share
 
@@ -25,7 +31,9 @@ def make_file(path, num_videos=10, clips_per_video=10, **changes):
 
 
 def make_config(**changes):
-    return from_flat(TrainConfig, {"model": "cnn", "epochs": 3, "batch_size": 16, "validation_fraction": 0.25, **changes})
+    return from_flat(
+        TrainConfig, {"model": "cnn", "epochs": 3, "batch_size": 16, "validation_fraction": 0.25, **changes}
+    )
 
 
 def weights(folder, name="last.pt"):
@@ -47,11 +55,19 @@ def assert_same_run(folder, other):
         assert not different, (name, different)
     for name in ("last.pt", "best.pt"):
         ours, theirs = (checkpoints.load(one / name) for one in (folder, other))
-        assert [ours[key] for key in ("thresholds", "smooth_clips", "epoch")] == [theirs[key] for key in ("thresholds", "smooth_clips", "epoch")]
+        assert [ours[key] for key in ("thresholds", "smooth_clips", "epoch")] == [
+            theirs[key] for key in ("thresholds", "smooth_clips", "epoch")
+        ]
     ours, theirs = (checkpoints.load(one / "last.pt")["resume"].get("weights", {}) for one in (folder, other))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert checkpoints.load(folder / "last.pt")["resume"]["scaler"] == checkpoints.load(other / "last.pt")["resume"]["scaler"]
-    rows, other_rows = ([{name: value for name, value in row.items() if name not in TIMES} for row in table(one)] for one in (folder, other))
+    assert (
+        checkpoints.load(folder / "last.pt")["resume"]["scaler"]
+        == checkpoints.load(other / "last.pt")["resume"]["scaler"]
+    )
+    rows, other_rows = (
+        [{name: value for name, value in row.items() if name not in TIMES} for row in table(one)]
+        for one in (folder, other)
+    )
     assert rows == other_rows
 
 

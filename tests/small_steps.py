@@ -17,7 +17,9 @@ OUT_OF_MEMORY = [
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     MemoryError(),
     MemoryError("std::bad_alloc"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+    ),
 ]
 
 
@@ -44,7 +46,9 @@ def weights(stepper):
 def catch_gradient(stepper):
     """Return the gradient that the optimiser is given in one step."""
     caught = []
-    stepper.optimizer.register_step_pre_hook(lambda optimizer, *_: caught.append(torch.cat([p.grad.flatten().clone() for p in stepper.model.parameters()])))
+    stepper.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: caught.append(torch.cat([p.grad.flatten().clone() for p in stepper.model.parameters()]))
+    )
     stepper.step(*batch())
     return caught[-1]
 
@@ -61,7 +65,9 @@ def fail(stepper, where, times=1, error=OUT_OF_MEMORY[0], limit=0):
     if where == "forward":
         stepper.model.register_forward_pre_hook(lambda _, inputs: strike(len(inputs[0])))
     elif where == "backward":
-        head = [module for module in stepper.model.modules() if isinstance(module, nn.Linear)][-1]  # its gradient is there by then
+        head = [module for module in stepper.model.modules() if isinstance(module, nn.Linear)][
+            -1
+        ]  # its gradient is there by then
         head.register_full_backward_hook(lambda _, inputs, outputs: strike(len(outputs[0])))
     else:
         step = stepper.optimizer.step

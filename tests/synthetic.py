@@ -9,8 +9,11 @@ from egoaudio.hdf5 import create, integrity, schema
 from egoaudio.hdf5.writer import RowWriter, offsets
 
 AXES = {
-    "spectrogram": "clip,frame_seconds,frequency_hz", "mfcc": "clip,frame_seconds,coefficient", "logmel": "clip,logmel_frame_seconds,mel_hz",
-    "yamnet": "clip,yamnet_frame_seconds,yamnet_hz", "waveform": "clip,sample",
+    "spectrogram": "clip,frame_seconds,frequency_hz",
+    "mfcc": "clip,frame_seconds,coefficient",
+    "logmel": "clip,logmel_frame_seconds,mel_hz",
+    "yamnet": "clip,yamnet_frame_seconds,yamnet_hz",
+    "waveform": "clip,sample",
 }
 
 
@@ -23,22 +26,52 @@ def make_layout(num_clips, num_videos, num_classes=5, features=None, dtype="floa
     if len(num_frames) == 1:
         axes["frame_seconds"] = np.arange(num_frames.pop()) * 0.032
     arrays = tuple(
-        schema.ArrayLayout(name, tuple(shape), dtype, {"units": "dB", "axes": AXES[name], "n_fft": 2048, "hop_length": 512, "window": "hann", "f_min_hz": 0.0})
+        schema.ArrayLayout(
+            name,
+            tuple(shape),
+            dtype,
+            {"units": "dB", "axes": AXES[name], "n_fft": 2048, "hop_length": 512, "window": "hann", "f_min_hz": 0.0},
+        )
         for name, shape in features.items()
     )
     fields = {
-        "num_clips": num_clips, "num_videos": num_videos, "num_classes": num_classes, "num_instances": num_videos,
-        "video_dtype": schema.video_dtype(video_id=["V0000EGO"], file=["V0000EGO.mp4"], split=["train", "test"], subject=["S00"], scene=["Küche"]),
+        "num_clips": num_clips,
+        "num_videos": num_videos,
+        "num_classes": num_classes,
+        "num_instances": num_videos,
+        "video_dtype": schema.video_dtype(
+            video_id=["V0000EGO"], file=["V0000EGO.mp4"], split=["train", "test"], subject=["S00"], scene=["Küche"]
+        ),
         "class_dtype": schema.class_dtype(class_id=["c000", "no_action"], name=["Holding some clothes"]),
-        "arrays": arrays, "sample_rate": 16000, "clip_seconds": 1.0, "hop_seconds": 1.0, "config": to_json(BuildConfig()),
-        "plan_sha256": "0" * 64, "created_utc": "2024-01-01T00:00:00Z", "axes": axes,
+        "arrays": arrays,
+        "sample_rate": 16000,
+        "clip_seconds": 1.0,
+        "hop_seconds": 1.0,
+        "config": to_json(BuildConfig()),
+        "plan_sha256": "0" * 64,
+        "created_utc": "2024-01-01T00:00:00Z",
+        "axes": axes,
     }
     return schema.Layout(**{**fields, **changes})
 
 
 def make_file(
-    path, num_videos=8, clips_per_video=10, features=None, num_classes=5, seed=0, *,
-    dtype="float32", class_dependent=True, failed=(), silent_clips=(), unlabelled=0.1, test_fraction=0.25, complete=True, planned=(), **changes,
+    path,
+    num_videos=8,
+    clips_per_video=10,
+    features=None,
+    num_classes=5,
+    seed=0,
+    *,
+    dtype="float32",
+    class_dependent=True,
+    failed=(),
+    silent_clips=(),
+    unlabelled=0.1,
+    test_fraction=0.25,
+    complete=True,
+    planned=(),
+    **changes,
 ):
     """Write a complete egoaudio file of random features and return its path.
 
@@ -80,16 +113,36 @@ def make_file(
             rows = slice(v * clips_per_video, (v + 1) * clips_per_video)
             split = "test" if v >= num_videos - int(test_fraction * num_videos) else "train"
             videos[v] = (
-                f"V{v:04d}EGO", f"V{v:04d}EGO.mp4", split, f"S{v // 4:02d}", schema.encode("Küche"), 1, clips_per_video * layout.hop_seconds, 44100, 2,
-                rows.start, clips_per_video, status, 0, "moov atom not found" if status == Status.UNREADABLE else "",
-                0, 0, 0, -3.0, -20.0, 0,
+                f"V{v:04d}EGO",
+                f"V{v:04d}EGO.mp4",
+                split,
+                f"S{v // 4:02d}",
+                schema.encode("Küche"),
+                1,
+                clips_per_video * layout.hop_seconds,
+                44100,
+                2,
+                rows.start,
+                clips_per_video,
+                status,
+                0,
+                "moov atom not found" if status == Status.UNREADABLE else "",
+                0,
+                0,
+                0,
+                -3.0,
+                -20.0,
+                0,
             )
             clips["video"][rows] = v
             clips["start_seconds"][rows] = np.arange(clips_per_video) * layout.hop_seconds
             clips["stop_seconds"][rows] = clips["start_seconds"][rows] + layout.clip_seconds
             clips["num_samples"][rows] = round(layout.clip_seconds * layout.sample_rate)
             clips["labelled"][rows] = generator.random(clips_per_video) >= unlabelled
-            clips["status"][rows] = [Status.NO_SOUND if status == Status.OK and k in silent_clips else status for k in range(rows.start, rows.stop)]
+            clips["status"][rows] = [
+                Status.NO_SOUND if status == Status.OK and k in silent_clips else status
+                for k in range(rows.start, rows.stop)
+            ]
             on = generator.random((clips_per_video, num_classes)) < 1.5 / num_classes
             on[:, -1] = ~on[:, :-1].any(axis=1)
             labels[rows] = on
@@ -113,8 +166,13 @@ def make_file(
         writer.write("labels", 0, labels)
         writer.write("videos", 0, videos)
         writer.write("video_labels", 0, labels.reshape(num_videos, clips_per_video, num_classes).max(axis=1, initial=0))
-        instances = np.zeros(num_videos, schema.INSTANCE_DTYPE)  # one a video: its first clip's first class, in its first half
-        instances["video"], instances["class_index"] = np.arange(num_videos), labels[::clips_per_video].argmax(axis=1) if num_clips else 0
+        instances = np.zeros(
+            num_videos, schema.INSTANCE_DTYPE
+        )  # one a video: its first clip's first class, in its first half
+        instances["video"], instances["class_index"] = (
+            np.arange(num_videos),
+            labels[::clips_per_video].argmax(axis=1) if num_clips else 0,
+        )
         instances["stop_seconds"] = videos["duration_seconds"] / 2
         writer.write("instances", 0, instances)
         writer.write("synced", 0, (videos["status"] != Status.PLANNED).astype("u1"))

@@ -29,22 +29,36 @@ TRAINING = egoaudio.TrainConfig(
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A file of small clips, of which the last videos are a test split."""
-    return synthetic.make_file(tmp_path_factory.mktemp("api") / "ego.h5", 12, 6, features={"spectrogram": (8, 16)}, num_classes=5)
+    return synthetic.make_file(
+        tmp_path_factory.mktemp("api") / "ego.h5", 12, 6, features={"spectrogram": (8, 16)}, num_classes=5
+    )
 
 
 def test_videos_become_an_evaluated_model(tmp_path):
     demo_data.make(tmp_path, 6, 1, 6.0, 7.0)
     inputs = egoaudio.Inputs(
-        annotations=tmp_path / "train.csv", videos=tmp_path / "videos", test_annotations=[tmp_path / "test.csv"], classes=tmp_path / "classes.txt",
+        annotations=tmp_path / "train.csv",
+        videos=tmp_path / "videos",
+        test_annotations=[tmp_path / "test.csv"],
+        classes=tmp_path / "classes.txt",
     )
     config = egoaudio.BuildConfig(features=egoaudio.FeatureConfig(features=("spectrogram",)))
 
     plan = egoaudio.preview(inputs, tmp_path / "ego.h5", config)
-    assert plan.num_videos == 6 and plan.num_clips > 0 and "would hold" in str(plan) and not (tmp_path / "ego.h5").exists()
+    assert (
+        plan.num_videos == 6 and plan.num_clips > 0 and "would hold" in str(plan) and not (tmp_path / "ego.h5").exists()
+    )
 
     report = egoaudio.build(inputs, tmp_path / "ego.h5", config, num_workers=2)
-    assert report.path == str(tmp_path / "ego.h5") and report.num_clips > 0 and report.seconds > 0 and not report.already_complete
-    assert [video_id for video_id, _ in report.failures] == [video_id for video_id, _ in plan.failures if video_id in dict(report.failures)]
+    assert (
+        report.path == str(tmp_path / "ego.h5")
+        and report.num_clips > 0
+        and report.seconds > 0
+        and not report.already_complete
+    )
+    assert [video_id for video_id, _ in report.failures] == [
+        video_id for video_id, _ in plan.failures if video_id in dict(report.failures)
+    ]
     assert egoaudio.build(inputs, tmp_path / "ego.h5", config).already_complete
 
     with egoaudio.open(report.path) as file:
@@ -83,14 +97,30 @@ def test_a_call_leaves_the_callers_process_as_it_was(data, tmp_path, monkeypatch
     former = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         torch.manual_seed(5)
-        before = torch.get_rng_state(), list(warnings.filters), warnings.showwarning, sys.unraisablehook, dict(os.environ), torch.get_num_threads()
+        before = (
+            torch.get_rng_state(),
+            list(warnings.filters),
+            warnings.showwarning,
+            sys.unraisablehook,
+            dict(os.environ),
+            torch.get_num_threads(),
+        )
         step = Stepper.step
         monkeypatch.setattr(
-            Stepper, "step", lambda self, *batch: seen.append([signal.getsignal(number) for number in former]) or step(self, *batch)
+            Stepper,
+            "step",
+            lambda self, *batch: seen.append([signal.getsignal(number) for number in former]) or step(self, *batch),
         )
         run = egoaudio.train(data, tmp_path / "run", TRAINING, device="cpu")
         egoaudio.evaluate(run.best, data, device="cpu", num_resamples=0)
-        after = torch.get_rng_state(), list(warnings.filters), warnings.showwarning, sys.unraisablehook, dict(os.environ), torch.get_num_threads()
+        after = (
+            torch.get_rng_state(),
+            list(warnings.filters),
+            warnings.showwarning,
+            sys.unraisablehook,
+            dict(os.environ),
+            torch.get_num_threads(),
+        )
         assert seen and all(found == [handler, handler] for found in seen)
         assert [signal.getsignal(number) for number in former] == [handler, handler]
         assert torch.equal(before[0], after[0]) and before[1:] == after[1:] and changed == []
@@ -106,11 +136,19 @@ def test_ctrl_c_in_a_callers_program_is_heard_at_once_and_the_run_resumes(data, 
     assert egoaudio.train(data, tmp_path / "run", TRAINING, device="cpu").epochs == 2
 
 
-@pytest.mark.parametrize("error, kind", [
-    (egoaudio.ConfigurationError, ValueError), (egoaudio.AnnotationError, ValueError), (egoaudio.EvaluationError, ValueError),
-    (egoaudio.MediaError, OSError), (egoaudio.StoreError, OSError), (egoaudio.CheckpointError, OSError),
-    (egoaudio.BuildError, egoaudio.EgoAudioError), (egoaudio.TrainingError, egoaudio.EgoAudioError),
-])
+@pytest.mark.parametrize(
+    "error, kind",
+    [
+        (egoaudio.ConfigurationError, ValueError),
+        (egoaudio.AnnotationError, ValueError),
+        (egoaudio.EvaluationError, ValueError),
+        (egoaudio.MediaError, OSError),
+        (egoaudio.StoreError, OSError),
+        (egoaudio.CheckpointError, OSError),
+        (egoaudio.BuildError, egoaudio.EgoAudioError),
+        (egoaudio.TrainingError, egoaudio.EgoAudioError),
+    ],
+)
 def test_errors_are_ours_and_pythons(error, kind):
     with pytest.raises(kind, match="^in words$"):
         raise error("in words")

@@ -22,7 +22,7 @@ MODULES = """
     inputs/csv_rows inputs/annotations inputs/fingerprint inputs/timestamps inputs/containers inputs/tracks inputs/silence inputs/ogg
     inputs/find_media inputs/frames inputs/decoder inputs/probe
     audio/clips audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/framing audio/yamnet_features audio/features
-    hdf5/schema hdf5/create hdf5/safe_access hdf5/integrity hdf5/reader hdf5/writer hdf5/summary
+    hdf5/schema hdf5/create hdf5/safe_access hdf5/integrity hdf5/tables hdf5/reader hdf5/writer hdf5/summary
     builder/pool builder/extract builder/plan builder/beyond builder/prepare builder/sound builder/summary builder/retry builder/build
     data/context data/rows data/balance data/dataset data/seeds data/splits data/normalization data/augment data/loader
     models/crc32c models/published_files models/tensorflow_bundle models/onnx_graph
@@ -36,7 +36,17 @@ MODULES = """
     training/optimizer training/validation training/messages training/run training/train
     cli
 """.split()
-FOLDERS = {"system", "config", "inputs", "audio", "hdf5", "builder", "data", "evaluation", "training"}  # with an empty __init__
+FOLDERS = {
+    "system",
+    "config",
+    "inputs",
+    "audio",
+    "hdf5",
+    "builder",
+    "data",
+    "evaluation",
+    "training",
+}  # with an empty __init__
 
 HOMES = {
     "av": {"inputs/containers", "inputs/tracks", "inputs/silence", "inputs/frames", "inputs/decoder", "inputs/probe"},
@@ -88,13 +98,19 @@ def test_every_module_has_its_place():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_uses_only_modules_before_it(module):
-    later = {used for used in _modules_used(_modules()[module]) if used != module and MODULES.index(used) > MODULES.index(module)}
+    later = {
+        used
+        for used in _modules_used(_modules()[module])
+        if used != module and MODULES.index(used) > MODULES.index(module)
+    }
     assert not later, f"{module} uses {sorted(later)}, which stand after it"
 
 
 @pytest.mark.parametrize("library", sorted(HOMES))
 def test_a_library_has_one_module(library):
-    users = {module for module, path in _modules().items() if any(name.split(".")[0] == library for name in _imports(path))}
+    users = {
+        module for module, path in _modules().items() if any(name.split(".")[0] == library for name in _imports(path))
+    }
     assert users == HOMES[library]
 
 
@@ -121,7 +137,9 @@ def test_no_module_or_function_is_long_and_no_name_is_the_standard_librarys(modu
 )
 def test_importing_loads_nothing_heavy(module, heavy):
     code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def _public_functions():
@@ -135,16 +153,28 @@ def _public_functions():
             for attribute, member in vars(value).items():
                 function = member.fget if isinstance(member, property) else getattr(member, "func", member)
                 own = inspect.isfunction(function) and function.__module__.startswith("egoaudio")
-                generated = attribute in ("__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__replace__")
+                generated = attribute in (
+                    "__init__",
+                    "__repr__",
+                    "__eq__",
+                    "__hash__",
+                    "__setattr__",
+                    "__delattr__",
+                    "__replace__",
+                )
                 private = attribute.startswith("_") and not attribute.endswith("__")
                 if own and not private and not (generated and dataclasses.is_dataclass(value)):
                     functions.append((f"{name}.{attribute}", function))
     return functions
 
 
-@pytest.mark.parametrize("where, function", _public_functions(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "where, function", _public_functions(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_everything_public_has_hints_and_says_what_it_does(where, function):
-    parameters = [parameter for parameter in inspect.signature(function).parameters.values() if parameter.name != "self"]
+    parameters = [
+        parameter for parameter in inspect.signature(function).parameters.values() if parameter.name != "self"
+    ]
     assert [parameter.name for parameter in parameters if parameter.annotation is parameter.empty] == []
     assert "return" in function.__annotations__
     assert function.__doc__ or where.split(".")[-1].startswith("__")

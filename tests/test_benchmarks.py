@@ -32,7 +32,11 @@ def test_our_own_work_is_measured_down_to_the_disk_and_equals_a_build(tmp_path):
     seconds = one_core.extract_all(*laid)
     build(inputs, tmp_path / "built.h5", benchmark.LOGMEL)
     assert seconds["write"] > 0
-    with pytest.warns(UserWarning), egoaudio.open(tmp_path / "laid.h5") as ours, egoaudio.open(tmp_path / "built.h5") as built:
+    with (
+        pytest.warns(UserWarning),
+        egoaudio.open(tmp_path / "laid.h5") as ours,
+        egoaudio.open(tmp_path / "built.h5") as built,
+    ):
         assert (ours["logmel"][:] == built["logmel"][:]).all()
 
 

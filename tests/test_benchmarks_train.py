@@ -33,7 +33,9 @@ def test_a_peer_that_is_not_installed_is_said_to_be_so(module, tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, module, None)
     path = synthetic.make_file(tmp_path / "clips.h5", 2, 2, {"spectrogram": (8, 16)})
     train, loops = importlib.import_module("train"), importlib.import_module("loops")
-    names = [name for name in loops.PEERS if name.startswith({"lightning": "Lightning", "accelerate": "Hugging"}[module])]
+    names = [
+        name for name in loops.PEERS if name.startswith({"lightning": "Lightning", "accelerate": "Hugging"}[module])
+    ]
     monkeypatch.setattr(loops, "PEERS", {name: loops.PEERS[name] for name in [train.PLAIN, *names]})
     speeds, _, _, missing = train.measure_cnn(path, 2, 1, 1, 1, (), lambda: ThreadPoolExecutor(1))
     assert missing == {name: f"not installed ({module})" for name in names}
@@ -47,4 +49,6 @@ def test_the_peers_network_is_ours():
     from egoaudio.models import create_model
 
     network = importlib.import_module("loops").papers_cnn(SimpleNamespace(feature_shape=(32, 1025), num_classes=158))
-    assert [p.shape for p in network.parameters()] == [p.shape for p in create_model("cnn", 158, (32, 1025)).parameters()]
+    assert [p.shape for p in network.parameters()] == [
+        p.shape for p in create_model("cnn", 158, (32, 1025)).parameters()
+    ]

@@ -21,7 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "bin"))
 import demo_data  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = {"egoaudio-build": cli.build, "egoaudio-inspect": cli.inspect, "egoaudio-train": cli.train, "egoaudio-evaluate": cli.evaluate}
+COMMANDS = {
+    "egoaudio-build": cli.build,
+    "egoaudio-inspect": cli.inspect,
+    "egoaudio-train": cli.train,
+    "egoaudio-evaluate": cli.evaluate,
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -38,7 +43,9 @@ def test_help_is_enough_every_option_explained_and_an_example_to_paste(name):
 def test_every_option_stands_in_one_group_of_the_help(name):
     command = COMMANDS[name]
     grouped = [flag for flags in command.groups.values() for flag in flags]
-    known = [option.opts[-1] for option in command.get_params(click.Context(command)) if isinstance(option, click.Option)]
+    known = [
+        option.opts[-1] for option in command.get_params(click.Context(command)) if isinstance(option, click.Option)
+    ]
     assert sorted(grouped) == sorted(known)
     text = CliRunner(env={"COLUMNS": "100"}).invoke(command, ["--help"]).output
     headings = re.findall(r"^([A-Z][a-z ]+):$", text, re.MULTILINE)
@@ -70,7 +77,9 @@ def test_every_command_has_its_link_in_bin_and_its_entry_point():
     setup.read(ROOT / "setup.cfg")
     entries = dict(line.split(" = ") for line in setup["options.entry_points"]["console_scripts"].strip().splitlines())
     assert entries == {name: f"egoaudio.cli:{command.callback.__name__}" for name, command in COMMANDS.items()}
-    assert {path.name: path.readlink() for path in (ROOT / "bin").glob("egoaudio-*")} == {name: Path(".command") for name in COMMANDS}
+    assert {path.name: path.readlink() for path in (ROOT / "bin").glob("egoaudio-*")} == {
+        name: Path(".command") for name in COMMANDS
+    }
 
 
 @pytest.mark.parametrize("command, config_class", [(cli.build, BuildConfig), (cli.train, TrainConfig)])
@@ -86,7 +95,11 @@ def configured(monkeypatch):
 
     def run(*arguments):
         got = []
-        monkeypatch.setattr(build, "preview", lambda inputs, output, config, **_: got.append(config) or types.SimpleNamespace(describe=lambda *_: ""))
+        monkeypatch.setattr(
+            build,
+            "preview",
+            lambda inputs, output, config, **_: got.append(config) or types.SimpleNamespace(describe=lambda *_: ""),
+        )
         required = ["--annotations", "a.csv", "--videos", "v", "--output", "o.h5", "--dry-run"]
         result = CliRunner().invoke(cli.build, [*required, *arguments])
         assert result.exit_code == 0, result.output
@@ -96,7 +109,9 @@ def configured(monkeypatch):
 
 
 def test_flags_become_the_configuration(configured):
-    config = configured("--clip-seconds", "0.1", "--features", "logmel,mfcc", "--denoise", "none", "--min-overlap", "0.05")
+    config = configured(
+        "--clip-seconds", "0.1", "--features", "logmel,mfcc", "--denoise", "none", "--min-overlap", "0.05"
+    )
     assert config.clips.clip_seconds == 0.1
     assert config.features.features == ("mfcc", "logmel")
     assert config.denoise.mode == "none"
@@ -129,8 +144,17 @@ def test_wrong_input_is_a_line_and_exit_status_2(arguments, words, tmp_path, mon
 
 def test_a_video_without_data_is_exit_status_3_unless_skipped(tmp_path):
     demo_data.make(tmp_path, num_videos=6, shortest_seconds=1.2, longest_seconds=1.9)
-    build = ["--annotations", tmp_path / "train.csv", "--test-annotations", tmp_path / "test.csv", "--classes", tmp_path / "classes.txt"]
-    build = [str(word) for word in [*build, "--videos", tmp_path / "videos", "--output", tmp_path / "ego.h5", "--workers", 1]]
+    build = [
+        "--annotations",
+        tmp_path / "train.csv",
+        "--test-annotations",
+        tmp_path / "test.csv",
+        "--classes",
+        tmp_path / "classes.txt",
+    ]
+    build = [
+        str(word) for word in [*build, "--videos", tmp_path / "videos", "--output", tmp_path / "ego.h5", "--workers", 1]
+    ]
     result = CliRunner().invoke(cli.build, build)
     assert result.exit_code == 3, result.output
     assert "1 video failed" in result.output
@@ -159,7 +183,10 @@ def test_verify_finds_a_flipped_byte_and_exits_with_1(tmp_path):
 
 def test_pictures_and_sound_are_written(tmp_path):
     path = synthetic.make_file(tmp_path / "a.h5", features={"spectrogram": (32, 129), "waveform": (1600,)})
-    result = CliRunner().invoke(cli.inspect, [str(path), "--plot", str(tmp_path / "classes.png"), "--export-clip", "3", str(tmp_path / "clip.wav")])
+    result = CliRunner().invoke(
+        cli.inspect,
+        [str(path), "--plot", str(tmp_path / "classes.png"), "--export-clip", "3", str(tmp_path / "clip.wav")],
+    )
     assert result.exit_code == 0, result.output
     assert (tmp_path / "classes.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "clip.wav").read_bytes()[:4] == b"RIFF"

@@ -26,7 +26,20 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     demo_data.make(folder, num_videos=6, shortest_seconds=1.2, longest_seconds=1.9)
     small_runs.make_file(folder / "ego.h5", features={"spectrogram": (8, 16), "waveform": (1600,)})
-    result = CliRunner().invoke(cli.train, [str(folder / "ego.h5"), "--output", str(folder / "run"), "--epochs", "1", "--batch-size", "16", "--model", "cnn"])
+    result = CliRunner().invoke(
+        cli.train,
+        [
+            str(folder / "ego.h5"),
+            "--output",
+            str(folder / "run"),
+            "--epochs",
+            "1",
+            "--batch-size",
+            "16",
+            "--model",
+            "cnn",
+        ],
+    )
     assert result.exit_code == 0, result.output
     return folder
 
@@ -55,7 +68,10 @@ def run(words):
 @pytest.mark.parametrize(
     "words",
     [
-        *(f"{BUILD} {name} --force" for name in ("train.csv", "test.csv", "classes.txt", "VIDEO", "link.csv", "hard.csv", "below/../train.csv")),
+        *(
+            f"{BUILD} {name} --force"
+            for name in ("train.csv", "test.csv", "classes.txt", "VIDEO", "link.csv", "hard.csv", "below/../train.csv")
+        ),
         f"{BUILD} train.csv",
         "inspect ego.h5 --plot ego.h5",
         "inspect ego.h5 --plot link.h5",
@@ -103,7 +119,9 @@ def test_what_is_read_is_never_written_to(folder, words):
 )
 def test_only_a_regular_file_is_replaced(folder, words, kind):
     if kind == "a device":
-        os.mknod("out.png", 0o600 | 0o020000, os.makedev(1, 3)) if os.getuid() == 0 else Path("out.png").symlink_to("/dev/null")
+        os.mknod("out.png", 0o600 | 0o020000, os.makedev(1, 3)) if os.getuid() == 0 else Path("out.png").symlink_to(
+            "/dev/null"
+        )
     elif kind == "a FIFO":
         os.mkfifo("out.png")
     else:
@@ -111,13 +129,19 @@ def test_only_a_regular_file_is_replaced(folder, words, kind):
     before = os.stat("out.png")
     result = run(words.replace("OUT", "out.png"))
     assert result.exit_code == 2
-    assert ("only a regular file is replaced" in result.output or "is a folder" in result.output) and kind in result.output, result.output
+    assert (
+        "only a regular file is replaced" in result.output or "is a folder" in result.output
+    ) and kind in result.output, result.output
     assert os.stat("out.png").st_ino == before.st_ino
     assert contents(folder).keys() == contents(folder).keys()
 
 
 def test_two_results_are_not_written_to_one_file(folder):
-    for words in ("--submission a.txt --frame-submission a.txt", "--submission run/evaluation.json", "--frame-submission run/../run/per_class.csv"):
+    for words in (
+        "--submission a.txt --frame-submission a.txt",
+        "--submission run/evaluation.json",
+        "--frame-submission run/../run/per_class.csv",
+    ):
         result = run(f"evaluate run/best.pt ego.h5 {words}")
         assert result.exit_code == 2 and "two results would be written there" in result.output, result.output
     assert not (folder / "run/evaluation.json").exists()
@@ -152,7 +176,9 @@ def test_a_link_under_the_name_of_the_unfinished_file_is_refused(folder, target)
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("name", ["out.h5.partial", "out.h5.lock", "out.h5.partial.layout", "out.h5.partial.layout.layout"])
+@pytest.mark.parametrize(
+    "name", ["out.h5.partial", "out.h5.lock", "out.h5.partial.layout", "out.h5.partial.layout.layout"]
+)
 def test_a_fifo_under_a_name_of_ours_is_not_waited_for(folder, name):
     os.mkfifo(name)
     result = run(f"{BUILD} out.h5 --force")

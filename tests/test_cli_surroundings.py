@@ -41,13 +41,24 @@ def command(name, *words):
 
 
 def build(folder, output, *words):
-    inputs = ["--annotations", folder / "train.csv", "--test-annotations", folder / "test.csv", "--classes", folder / "classes.txt"]
-    return command("build", *inputs, "--videos", folder / "videos", "--workers", 2, "--skip-failed", "--output", output, *words)
+    inputs = [
+        "--annotations",
+        folder / "train.csv",
+        "--test-annotations",
+        folder / "test.csv",
+        "--classes",
+        folder / "classes.txt",
+    ]
+    return command(
+        "build", *inputs, "--videos", folder / "videos", "--workers", 2, "--skip-failed", "--output", output, *words
+    )
 
 
 def shell(script, words, cwd):
     """Run a command in a shell as ``"$@"``; return exit status and all that was said."""
-    done = subprocess.run(["sh", "-c", script, "sh", *words], capture_output=True, text=True, cwd=cwd, timeout=120, check=False)
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", *words], capture_output=True, text=True, cwd=cwd, timeout=120, check=False
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -116,7 +127,10 @@ def test_a_working_folder_that_is_gone_is_told(folder, tmp_path, name):
     }[name]  # fmt: skip
     (tmp_path / "here").mkdir()
     status, said = shell('cd here && rmdir ../here && exec "$@"', words, tmp_path)
-    assert (status, said) == (2, "error: the working folder is gone: cd to one that exists, and run the same command again\n")
+    assert (status, said) == (
+        2,
+        "error: the working folder is gone: cd to one that exists, and run the same command again\n",
+    )
 
 
 HUGE = "99999999999999999999999"
@@ -151,7 +165,9 @@ def test_absurd_numbers_of_a_build_are_refused(folder, tmp_path, words):
     ],
 )  # fmt: skip
 def test_absurd_numbers_of_a_run_are_refused(folder, tmp_path, words):
-    result = CliRunner().invoke(cli.train, [str(folder / "small.h5"), "--output", str(tmp_path / "run"), *words.split()])
+    result = CliRunner().invoke(
+        cli.train, [str(folder / "small.h5"), "--output", str(tmp_path / "run"), *words.split()]
+    )
     assert result.exit_code == 2, (result.output, result.exception)
     assert words.split()[-2] in result.output and len(result.output) < 500
     assert not (tmp_path / "run/last.pt").exists()
@@ -163,7 +179,8 @@ def test_names_that_are_not_utf8_will_do(folder, tmp_path):
     words = {
         "inspect": command("inspect") + [path, "--plot", os.fsencode(tmp_path) + b"/p\xff.png"],
         "train": command("train") + [path, "--output", run, "--epochs", "1", "--model", "cnn"],
-        "evaluate": command("evaluate") + [run + b"/best.pt", path, "--submission", os.fsencode(tmp_path) + b"/s\xff.txt"],
+        "evaluate": command("evaluate")
+        + [run + b"/best.pt", path, "--submission", os.fsencode(tmp_path) + b"/s\xff.txt"],
         "build": build(folder, os.fsdecode(os.fsencode(tmp_path) + b"/b\xff.h5")),
     }
     for name, line in words.items():
@@ -175,9 +192,13 @@ def test_names_that_are_not_utf8_will_do(folder, tmp_path):
 def test_names_that_are_too_long_are_told(folder, tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli.build, build(folder, words)[3:])
-    assert result.exit_code == 2 and "too long" in result.output or "bytes, and 255 are the most" in result.output, result.output
+    assert result.exit_code == 2 and "too long" in result.output or "bytes, and 255 are the most" in result.output, (
+        result.output
+    )
     result = CliRunner().invoke(cli.inspect, [str(folder / "small.h5"), "--plot", words[:-3] + "xxx" * 10 + ".png"])
-    assert result.exit_code == 2 and ("too long" in result.output or "bytes, and 255 are the most" in result.output), result.output
+    assert result.exit_code == 2 and ("too long" in result.output or "bytes, and 255 are the most" in result.output), (
+        result.output
+    )
 
 
 def test_no_name_reaches_the_terminal_raw(folder, tmp_path, monkeypatch):

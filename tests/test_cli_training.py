@@ -53,42 +53,79 @@ def trained(data, tmp_path_factory):
 def test_help_names_the_defaults():
     shown = {option.name for option in cli.train.params if getattr(option, "show_default", None)}
     assert {option.name for option, _ in flags(TrainConfig) if option.default is not None} <= shown
-    assert re.search(r"--amp / --no-amp .*\[default:\s+no-amp\]", CliRunner().invoke(cli.train, ["--help"]).output, re.DOTALL)
+    assert re.search(
+        r"--amp / --no-amp .*\[default:\s+no-amp\]", CliRunner().invoke(cli.train, ["--help"]).output, re.DOTALL
+    )
 
 
 def test_the_splits_that_can_be_asked_for_are_those_there_are():
-    assert tuple(next(option for option in cli.evaluate.params if option.name == "split").type.choices) == evaluate.SPLITS
+    assert (
+        tuple(next(option for option in cli.evaluate.params if option.name == "split").type.choices) == evaluate.SPLITS
+    )
 
 
 def test_what_comes_next_can_be_pasted(trained):
     folder, result = trained
     assert result.exit_code == 0, result.output
-    assert re.search(r"^2 epochs; the best is \d: validation mAP \d+\.\d \(prior \d+\.\d\), top-1 \d+\.\d per cent$", result.stdout, re.MULTILINE)
+    assert re.search(
+        r"^2 epochs; the best is \d: validation mAP \d+\.\d \(prior \d+\.\d\), top-1 \d+\.\d per cent$",
+        result.stdout,
+        re.MULTILINE,
+    )
     assert re.findall(r"^epoch (\d)/2: loss ", result.stderr, re.MULTILINE) == ["1", "2"]
     evaluated = run(result.stdout.split("next: ")[1])
     assert evaluated.exit_code == 0, evaluated.output
     assert evaluated.stdout.startswith("test split: 20 clips of 2 videos, 5 classes\n")
-    assert "mAP" not in evaluated.stderr and re.search(r"^scoring 100%  20/20  [\d,]+ clips/s$", evaluated.stderr, re.MULTILINE)
-    assert sorted(os.listdir(folder)) == ["best.pt", "config.json", "curves.png", "evaluation.json", "last.pt", "metrics.csv", "per_class.csv", "per_class.png"]
+    assert "mAP" not in evaluated.stderr and re.search(
+        r"^scoring 100%  20/20  [\d,]+ clips/s$", evaluated.stderr, re.MULTILINE
+    )
+    assert sorted(os.listdir(folder)) == [
+        "best.pt",
+        "config.json",
+        "curves.png",
+        "evaluation.json",
+        "last.pt",
+        "metrics.csv",
+        "per_class.csv",
+        "per_class.png",
+    ]
 
 
 def test_a_file_without_test_videos_is_evaluated_on_what_there_is(tmp_path):
     path = small_runs.make_file(tmp_path / "ego.h5", test_fraction=0.0)
     for fraction, split in ((0.25, "validation"), (0, "train")):
-        result = run(f"egoaudio-train {path} --model cnn --output {tmp_path / split} --epochs 1 --validation-fraction {fraction}")
+        result = run(
+            f"egoaudio-train {path} --model cnn --output {tmp_path / split} --epochs 1 --validation-fraction {fraction}"
+        )
         assert result.stdout.rstrip().endswith(f"--split {split}")
         assert run(result.stdout.split("next: ")[1]).exit_code == 0
 
 
 def test_flags_reach_the_configuration_and_the_preset_gives_way_to_them(monkeypatch, data):
     got = {}
-    monkeypatch.setattr(train, "train", lambda file, output, config, **options: got.update(config=config, **options) or "")
+    monkeypatch.setattr(
+        train, "train", lambda file, output, config, **options: got.update(config=config, **options) or ""
+    )
     assert run(f"egoaudio-train '{data}' --output run").exit_code == 0
     assert got == {"config": TrainConfig(), "device": None, "tensorboard": False, "force": False}
-    assert run(f"egoaudio-train '{data}' --output run --preset paper --model ast-paper --split-unit subject --micro-batch-size 3 --tensorboard").exit_code == 0
+    assert (
+        run(
+            f"egoaudio-train '{data}' --output run --preset paper --model ast-paper --split-unit subject --micro-batch-size 3 --tensorboard"
+        ).exit_code
+        == 0
+    )
     config = got["config"]
-    assert (config.data.normalize, config.data.class_weights, config.data.label_mode, config.data.split_unit) == ("paper", True, "multi", "subject")
-    assert (config.model.model, config.optimization.optimizer, config.optimization.schedule) == ("ast-paper", "adam", "constant")
+    assert (config.data.normalize, config.data.class_weights, config.data.label_mode, config.data.split_unit) == (
+        "paper",
+        True,
+        "multi",
+        "subject",
+    )
+    assert (config.model.model, config.optimization.optimizer, config.optimization.schedule) == (
+        "ast-paper",
+        "adam",
+        "constant",
+    )
     assert config.optimization.micro_batch_size == 3 and got["tensorboard"]
 
 
@@ -96,9 +133,16 @@ def test_the_papers_protocol_trains_and_says_what_is_wrong_with_it(tmp_path):
     path = synthetic.make_file(tmp_path / "paper.h5", 6, 8, num_classes=3, unlabelled=0.0)  # (32, 1025), as the paper's
     result = run(f"egoaudio-train {path} --output {tmp_path / 'run'} --preset paper --epochs 2 --batch-size 16")
     assert result.exit_code == 0, result.output
-    assert result.stderr.count("neighbouring clips of a video fall on both sides, so validation scores are too high") == 1
+    assert (
+        result.stderr.count("neighbouring clips of a video fall on both sides, so validation scores are too high") == 1
+    )
     options = json.loads((tmp_path / "run/config.json").read_text())["options"]
-    assert (options["split_unit"], options["normalize"], options["class_weights"], options["feature"]) == ("clip", "paper", True, "spectrogram")
+    assert (options["split_unit"], options["normalize"], options["class_weights"], options["feature"]) == (
+        "clip",
+        "paper",
+        True,
+        "spectrogram",
+    )
     first, second = (float(row["train_loss"]) for row in small_runs.table(tmp_path / "run"))
     assert second < first
     result = run(f"egoaudio-evaluate {tmp_path / 'run/best.pt'} {path} --split validation")
@@ -111,21 +155,36 @@ def test_the_papers_protocol_trains_and_says_what_is_wrong_with_it(tmp_path):
         ("egoaudio-train {none} --output {run}", "none.h5' does not exist"),
         ("egoaudio-train {folder} --output {run}", "is not a regular file"),
         ("egoaudio-train {csv} --output {run}", "is not an HDF5 file"),
-        ("egoaudio-train {data} --output {run} --model ast", "ast wants logmel; this file has spectrogram: rebuild with --features logmel"),
-        ("egoaudio-train {data} --model cnn --output {run} --feature mfcc", "cnn wants mfcc; this file has spectrogram"),
+        (
+            "egoaudio-train {data} --output {run} --model ast",
+            "ast wants logmel; this file has spectrogram: rebuild with --features logmel",
+        ),
+        (
+            "egoaudio-train {data} --model cnn --output {run} --feature mfcc",
+            "cnn wants mfcc; this file has spectrogram",
+        ),
         (
             "egoaudio-train {data} --model cnn --output {run} --dropout 0.5",
             "--dropout 0.5: cnn has its own, only cnn-small, ast and yamnet can be given another",
         ),
-        ("egoaudio-train {data} --model cnn --output {run} --amp-dtype bfloat16", "--amp-dtype bfloat16 has no effect without --amp"),
+        (
+            "egoaudio-train {data} --model cnn --output {run} --amp-dtype bfloat16",
+            "--amp-dtype bfloat16 has no effect without --amp",
+        ),
         ("egoaudio-train {data} --model cnn --output {run} --device gpu", "--device gpu: cannot be used here"),
         ("egoaudio-train {data} --model cnn --output {run} --epochs 0", "--epochs 0: expected at least 1"),
         ("egoaudio-train {data} --model cnn --output {run} --epoch 3", "'--epochs'"),
         ("egoaudio-train {data} --model cnn --output {csv}", "--output {csv}: cannot be made a folder"),
-        ("egoaudio-train {data} --model cnn --output {trained} --epochs 2 --batch-size 8", "another configuration (--batch-size: 16, now 8)"),
+        (
+            "egoaudio-train {data} --model cnn --output {trained} --epochs 2 --batch-size 8",
+            "another configuration (--batch-size: 16, now 8)",
+        ),
         ("egoaudio-evaluate {none} {data}", "'CHECKPOINT': Path '{none}' does not exist"),
         ("egoaudio-evaluate {trained} {data}", "if it is a run's, give {trained}/best.pt"),
-        ("egoaudio-evaluate {data} {trained}/best.pt", "is an HDF5 file, expected a checkpoint: the checkpoint comes first"),
+        (
+            "egoaudio-evaluate {data} {trained}/best.pt",
+            "is an HDF5 file, expected a checkpoint: the checkpoint comes first",
+        ),
         ("egoaudio-evaluate {trained}/best.pt {none}", "'FILE': Path '{none}' does not exist"),
         ("egoaudio-evaluate {trained}/best.pt {other}", "checkpoint [8, 16], file [8, 12]"),
         ("egoaudio-evaluate {trained}/best.pt {data} --split dev", "'dev' is not one of 'test', 'validation', 'train'"),
@@ -134,7 +193,14 @@ def test_the_papers_protocol_trains_and_says_what_is_wrong_with_it(tmp_path):
     ],
 )
 def test_wrong_input_is_a_line_exit_status_2_and_nothing_is_written(words, says, data, trained, tmp_path):
-    names = {"none": tmp_path / "none.h5", "folder": tmp_path, "csv": tmp_path / "a.csv", "run": tmp_path / "run", "data": f"'{data}'", "trained": trained[0]}
+    names = {
+        "none": tmp_path / "none.h5",
+        "folder": tmp_path,
+        "csv": tmp_path / "a.csv",
+        "run": tmp_path / "run",
+        "data": f"'{data}'",
+        "trained": trained[0],
+    }
     names["csv"].write_text("id,actions\n")
     if "{other}" in words:
         names["other"] = small_runs.make_file(tmp_path / "other.h5", features={"spectrogram": (8, 12)})
@@ -151,7 +217,9 @@ def test_an_interruption_promises_only_what_is_so(name, goes_on, data, monkeypat
         raise signals.Interrupted(2)
 
     monkeypatch.setattr({"train": train, "evaluate": evaluate}[name], name, interrupted)
-    result = run({"train": f"egoaudio-train '{data}' --output run", "evaluate": f"egoaudio-evaluate '{data}' '{data}'"}[name])
+    result = run(
+        {"train": f"egoaudio-train '{data}' --output run", "evaluate": f"egoaudio-evaluate '{data}' '{data}'"}[name]
+    )
     assert result.exit_code == 130
     assert result.stderr.startswith("interrupted") and ("the same command goes on" in result.stderr) == goes_on
 
@@ -161,7 +229,9 @@ def on_a_terminal(words, columns):
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     name, *arguments = shlex.split(words)
-    child = subprocess.Popen([BIN / name, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    child = subprocess.Popen(
+        [BIN / name, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
     os.close(theirs)
     said = b""
     while True:
@@ -177,10 +247,15 @@ def on_a_terminal(words, columns):
 
 
 def test_on_a_terminal_there_is_a_bar_and_every_line_once(data, tmp_path):
-    said, status = on_a_terminal(f"egoaudio-train '{data}' --model cnn --output {tmp_path / 'run'} --epochs 3 --batch-size 4", 130)
+    said, status = on_a_terminal(
+        f"egoaudio-train '{data}' --model cnn --output {tmp_path / 'run'} --epochs 3 --batch-size 4", 130
+    )
     assert status == 0, said
     bars = [part for part in re.split("[\r\n]", said) if part.startswith("training") and "clips/s" in part]
-    assert any(re.search(r"/180 \[\d\d:\d\d<\d\d:\d\d, [\d,]+ clips/s, epoch \d/3, loss \d\.\d{4}, \d+% waiting\]$", bar) for bar in bars), bars
+    assert any(
+        re.search(r"/180 \[\d\d:\d\d<\d\d:\d\d, [\d,]+ clips/s, epoch \d/3, loss \d\.\d{4}, \d+% waiting\]$", bar)
+        for bar in bars
+    ), bars
     assert max(map(len, bars)) <= 130
     lines = [re.split("\r", line)[-1] for line in said.split("\r\n")]
     assert [line[:9] for line in lines if line.startswith("epoch ")] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
@@ -217,7 +292,9 @@ def judge(rows, lines, keys):
                     on[int(class_id[1:])] = 1
             key = (row["id"],) if frame is None else (row["id"], str(frame))
             counts = frame is not None or actions  # without actions the script for videos forgets the id
-            scores.append(submitted.get(key, np.full(num_actions, -np.inf)) if counts else np.full(num_actions, -np.inf))
+            scores.append(
+                submitted.get(key, np.full(num_actions, -np.inf)) if counts else np.full(num_actions, -np.inf)
+            )
             truth.append(on)
     return official_map(np.array(scores), np.array(truth))
 
@@ -229,7 +306,9 @@ def test_the_submissions_judged_by_the_csv_give_the_reported_maps(tmp_path):
         f"--output {tmp_path}/ego.h5 --features mfcc --workers 1 --skip-failed"
     )
     assert build.exit_code == 0, build.output
-    trained = run(f"egoaudio-train {tmp_path}/ego.h5 --output {tmp_path}/run --feature mfcc --model cnn-small --epochs 3")
+    trained = run(
+        f"egoaudio-train {tmp_path}/ego.h5 --output {tmp_path}/run --feature mfcc --model cnn-small --epochs 3"
+    )
     assert trained.exit_code == 0, trained.output
     for pool in ("max", "mean"):
         files = f"--submission {tmp_path}/videos.txt --frame-submission {tmp_path}/frames.txt"

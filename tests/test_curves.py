@@ -20,7 +20,9 @@ def drawn_figures(monkeypatch):
     """Keep the figures that are drawn."""
     drawn = []
     original = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: (drawn.append(figure), original(figure, *args, **kwargs))[1])
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *args, **kwargs: (drawn.append(figure), original(figure, *args, **kwargs))[1]
+    )
     return drawn
 
 
@@ -37,7 +39,12 @@ def test_the_curves_are_the_columns_of_the_table(drawn_figures):
     assert pixels(figures.curves_png(rows)).shape[:2] == (400, 1000)
     losses, accuracies = drawn_figures[0].axes
     assert lines(losses) == {"training": [0.5, 0.25], "validation": [0.6, 0.6]}
-    assert lines(accuracies) == {"top-1": [25, 25], "top-5": [50, 50], "mAP": [12.5, 0], "mAP of the prior": [6.25, 6.25]}
+    assert lines(accuracies) == {
+        "top-1": [25, 25],
+        "top-5": [50, 50],
+        "mAP": [12.5, 0],
+        "mAP of the prior": [6.25, 6.25],
+    }
     assert losses.lines[0].get_xdata().tolist() == [1, 2]
 
 
@@ -64,7 +71,12 @@ def test_epochs_are_counted_in_whole_numbers_from_the_first_on(drawn_figures):
 
 @pytest.mark.parametrize("num_classes", [1, 13, 158])
 def test_nothing_covers_the_bars_and_the_picture_says_which_split_it_is_of(drawn_figures, num_classes):
-    figures.per_class_png(OfClasses(list(np.linspace(1, 0.9, num_classes)), [f"Somebody is going from standing to sitting {k}" for k in range(num_classes)]))
+    figures.per_class_png(
+        OfClasses(
+            list(np.linspace(1, 0.9, num_classes)),
+            [f"Somebody is going from standing to sitting {k}" for k in range(num_classes)],
+        )
+    )
     (figure,) = drawn_figures
     (axes,), (legend,) = figure.axes, figure.legends
     assert not legend.get_window_extent().overlaps(axes.get_window_extent())
@@ -86,7 +98,10 @@ class OfClasses:
         count = len(precisions)
         self.about = {"split": "validation"}
         self.per_class = {
-            "average_precision": precisions, "prior": [0.1] * count, "num_clips": list(range(count)), "name": names or [f"N{k}" for k in range(count)],
+            "average_precision": precisions,
+            "prior": [0.1] * count,
+            "num_clips": list(range(count)),
+            "name": names or [f"N{k}" for k in range(count)],
         }
 
 
@@ -110,7 +125,9 @@ def test_any_number_of_classes_can_be_drawn(drawn_figures, monkeypatch, precisio
 def test_names_are_shown_as_they_are(drawn_figures):
     figures.per_class_png(OfClasses([0.5, 0.4], ["$\\frac", "a_b^c"]))
     figures.per_class_png(OfClasses([0.5, 0.4], ["$x$ and $y", "100 %"]))  # a formula would lose its dollar signs
-    shown = [label.get_text().replace(r"\$", "$") for figure in drawn_figures for label in figure.axes[0].get_yticklabels()]
+    shown = [
+        label.get_text().replace(r"\$", "$") for figure in drawn_figures for label in figure.axes[0].get_yticklabels()
+    ]
     assert shown == ["$\\frac (0)", "a_b^c (1)", "$x$ and $y (0)", "100 % (1)"]
 
 

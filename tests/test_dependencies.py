@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = {"kaldi-native-fbank": "kaldi_native_fbank", "scikit-learn": "sklearn"}  # where a module has another name than its package
+MODULES = {
+    "kaldi-native-fbank": "kaldi_native_fbank",
+    "scikit-learn": "sklearn",
+}  # where a module has another name than its package
 
 # Required without being imported: torchaudio is to make features on a GPU in builds to come, and is what the tests hold ours to.
 NOT_IMPORTED = {"torchaudio"}

@@ -66,7 +66,12 @@ def _swell(seed):
 
 @pytest.mark.parametrize(
     ("trial", "words"),
-    [(_raise, "ValueError: a defect"), (_crash, "exit status -11"), (_hang, "no answer in 1 s"), (_swell, "took [456][0-9] MB")],
+    [
+        (_raise, "ValueError: a defect"),
+        (_crash, "exit status -11"),
+        (_hang, "no answer in 1 s"),
+        (_swell, "took [456][0-9] MB"),
+    ],
 )
 def test_a_trial_in_a_child_that_raises_crashes_hangs_or_swells_is_lost_with_its_seed(trial, words):
     tried, survived, reasons = trials.in_children(trial, range(6), seconds=1, megabytes=40)
@@ -74,4 +79,3 @@ def test_a_trial_in_a_child_that_raises_crashes_hangs_or_swells_is_lost_with_its
     assert reasons[0].startswith("seed 3: ")
     assert re.search(words, reasons[0])
     assert trials.in_children(_survive, range(6)) == (6, 6, [])
-

@@ -40,14 +40,18 @@ def test_an_older_file_opens_and_verifies(folder):
     expected = EXPECTED["file"]
     with reader.open(folder / "ego.h5") as file:
         assert integrity.verify(file) == []
-        assert (file.num_clips, file.num_videos, int(file.usable.sum())) == tuple(expected[name] for name in ("clips", "videos", "usable"))
+        assert (file.num_clips, file.num_videos, int(file.usable.sum())) == tuple(
+            expected[name] for name in ("clips", "videos", "usable")
+        )
         assert (file.plan_sha256, int(file.labels.sum())) == (expected["plan_sha256"], expected["labels"])
         assert hashlib.sha256(file["logmel"].tobytes()).hexdigest() == expected["logmel_sha256"]
 
 
 def test_an_older_checkpoint_evaluates_to_the_same_numbers(folder, tmp_path):
     found = evaluate(folder / "run/last.pt", folder / "ego.h5", device="cpu", output=tmp_path, num_resamples=0)
-    assert {name: score.value for name, score in found.scores.items()} == pytest.approx(EXPECTED["evaluation_of_last"], **CLOSE)
+    assert {name: score.value for name, score in found.scores.items()} == pytest.approx(
+        EXPECTED["evaluation_of_last"], **CLOSE
+    )
 
 
 def test_an_older_run_resumes_and_ends_in_the_same_numbers(folder, tmp_path):

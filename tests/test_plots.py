@@ -14,8 +14,14 @@ from egoaudio.hdf5.writer import RowWriter, offsets
 @pytest.mark.parametrize(("num_classes", "narrowest"), [(2, 900), (60, 900), (158, 2400)])
 def test_every_class_has_a_bar_sorted_by_its_count(tmp_path, monkeypatch, num_classes, narrowest):
     drawn = []
-    monkeypatch.setattr(figures, "_finish", lambda figure, axes, *rest, real=figures._finish: (drawn.append(axes), real(figure, axes, *rest)))
-    with reader.open(synthetic.make_file(tmp_path / "a.h5", features={"mfcc": (2, 3)}, num_classes=num_classes, num_videos=20)) as file:
+    monkeypatch.setattr(
+        figures,
+        "_finish",
+        lambda figure, axes, *rest, real=figures._finish: (drawn.append(axes), real(figure, axes, *rest)),
+    )
+    with reader.open(
+        synthetic.make_file(tmp_path / "a.h5", features={"mfcc": (2, 3)}, num_classes=num_classes, num_videos=20)
+    ) as file:
         figures.plot_classes(file, tmp_path / "a.png")
         heights = [round(bar.get_height()) for bar in drawn[0].patches]
         names = [label.get_text() for label in drawn[0].get_xticklabels()]
@@ -36,7 +42,10 @@ def test_same_file_gives_the_same_picture(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-@pytest.mark.parametrize("features", [{"mfcc": (3, 20)}, {"spectrogram": (32, 1025), "waveform": (1600,)}, {"logmel": (8, 128)}, {"mfcc": (1, 1)}])
+@pytest.mark.parametrize(
+    "features",
+    [{"mfcc": (3, 20)}, {"spectrogram": (32, 1025), "waveform": (1600,)}, {"logmel": (8, 128)}, {"mfcc": (1, 1)}],
+)
 def test_clip_shows_each_of_its_features(tmp_path, features):
     with reader.open(synthetic.make_file(tmp_path / "a.h5", features=features)) as file:
         figures.plot_clip(file, 3, tmp_path / "a.png")
@@ -55,5 +64,8 @@ def test_names_that_look_like_formulas_are_drawn_as_they_are(tmp_path):
 
 
 def test_place_that_cannot_be_written_says_so(tmp_path):
-    with reader.open(synthetic.make_file(tmp_path / "a.h5", features={"mfcc": (2, 3)})) as file, pytest.raises(StoreError, match="nowhere.*cannot be written"):
+    with (
+        reader.open(synthetic.make_file(tmp_path / "a.h5", features={"mfcc": (2, 3)})) as file,
+        pytest.raises(StoreError, match="nowhere.*cannot be written"),
+    ):
         figures.plot_classes(file, tmp_path / "nowhere" / "a.png")

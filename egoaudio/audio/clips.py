@@ -78,9 +78,13 @@ def count_samples(config, sample_rate):
     """
     hop = config.step_seconds
     if _exact(hop) * sample_rate < 1:
-        raise ConfigurationError(f"--hop-seconds {hop:g} is less than one sample at {sample_rate} Hz: give at least {1 / sample_rate:g}")
+        raise ConfigurationError(
+            f"--hop-seconds {hop:g} is less than one sample at {sample_rate} Hz: give at least {1 / sample_rate:g}"
+        )
     clip_samples = ceil(_exact(config.clip_seconds) * sample_rate)
-    context_samples = clip_samples if config.context_seconds is None else ceil(_exact(config.context_seconds) * sample_rate)
+    context_samples = (
+        clip_samples if config.context_seconds is None else ceil(_exact(config.context_seconds) * sample_rate)
+    )
     if context_samples > MOST_SAMPLES:
         raise ConfigurationError(
             f"--clip-seconds {config.clip_seconds:g} or --context-seconds is {context_samples:.3g} samples at {sample_rate} Hz: "

@@ -149,7 +149,9 @@ class _Recording:
         stop = min(self.start + CHUNK, self.num_samples)
         seen = min(stop + PADDING, self.num_samples)
         is_all = self.start == 0 and self.num_samples <= CHUNK  # noisereduce pads shorter recordings at their own end
-        layout = lay_out(seen, 0 if self.start else PADDING, (seen if is_all else CHUNK) + 2 * PADDING, self.start, stop)
+        layout = lay_out(
+            seen, 0 if self.start else PADDING, (seen if is_all else CHUNK) + 2 * PADDING, self.start, stop
+        )
         gater = GATERS[self.mode](layout, self.sample_rate, 1, self.workspace)
         samples = self.buffer[self.HEAD :]
         following = samples[max(0, stop - PADDING) : self.num_samples].copy()
@@ -186,12 +188,16 @@ def _call_noisereduce(samples, sample_rate, config):
     try:
         from noisereduce import reduce_noise
     except ImportError as error:
-        raise ConfigurationError("--denoise-engine noisereduce: the library is not installed; pip install noisereduce, or leave the option out") from error
+        raise ConfigurationError(
+            "--denoise-engine noisereduce: the library is not installed; pip install noisereduce, or leave the option out"
+        ) from error
     if not samples.any():
         return np.zeros_like(samples)
     try:
         with np.errstate(divide="ignore", invalid="ignore"):
             gated = reduce_noise(samples, sample_rate, stationary=config.mode == "stationary")
     except ValueError as error:
-        raise EgoAudioError(f"noisereduce cannot denoise {len(samples)} samples at {sample_rate} Hz: {error}") from error
+        raise EgoAudioError(
+            f"noisereduce cannot denoise {len(samples)} samples at {sample_rate} Hz: {error}"
+        ) from error
     return np.nan_to_num(gated, nan=0.0)

@@ -93,8 +93,13 @@ def lay_out(num_samples, offset, padded, start=0, stop=None):
     first = max(0, (offset - half) // HOP + 1)
     last = min(last_frame, -(-(offset + num_samples + half) // HOP) - 1)
     return Layout(
-        num_samples=num_samples, num_frames=last - first + 1, silent_before=first, silent_after=last_frame - last,
-        lead=offset - (HOP * first - half), start=start, stop=num_samples if stop is None else stop,
+        num_samples=num_samples,
+        num_frames=last - first + 1,
+        silent_before=first,
+        silent_after=last_frame - last,
+        lead=offset - (HOP * first - half),
+        start=start,
+        stop=num_samples if stop is None else stop,
     )
 
 
@@ -151,7 +156,9 @@ class Gater:
         length = num_rows * max(block * self.wide, tall * NUM_BINS) + 2 * self.wide + (self.frame_width + 1) * NUM_BINS
         floats = max(3 * length, num_rows * block * N_FFT * (np.dtype(self.frame_type).itemsize // 4))
         transient = workspace.array("transient", (floats + floats % 2,))
-        self.windowed = transient.view(self.frame_type)  # dead before the next is written: one place in the cache for both
+        self.windowed = transient.view(
+            self.frame_type
+        )  # dead before the next is written: one place in the cache for both
         self.scratch = transient[: 3 * length].reshape(3, length)
         norm = OVERLAP_GAIN * ((self.bin_width + 1) * (self.frame_width + 1)) ** 2
         self.synthesis = (hann(N_FFT) * (self.mask_unit / norm)).astype(np.float32).reshape(OVERLAP, HOP)
@@ -185,10 +192,15 @@ class Gater:
             rows *= scale
         spectra = self.fill_masks(rows, scale)
         self._share_edges(len(rows))
-        hops = rows.reshape(len(rows), -1, HOP)  # the first three keep something of the sound: they are before what is wanted
+        hops = rows.reshape(
+            len(rows), -1, HOP
+        )  # the first three keep something of the sound: they are before what is wanted
         for number, spectrum in enumerate(spectra):
             start = HOP * self.starts[number]
-            if start < self.layout.inside.stop and start + HOP * (spectrum.shape[1] + OVERLAP - 1) > self.layout.inside.start:
+            if (
+                start < self.layout.inside.stop
+                and start + HOP * (spectrum.shape[1] + OVERLAP - 1) > self.layout.inside.start
+            ):
                 self._add_sound(number, spectrum, hops)
         if scaled:
             rows /= scale
@@ -236,7 +248,9 @@ class Gater:
         for block, following in zip(blocks, blocks[1:], strict=False):
             num_frames = min(width, following.shape[1] - 2 * width)
             block[:, -width:] = 0
-            block[:, block.shape[1] - width : block.shape[1] - width + num_frames] = following[:, width : width + num_frames]
+            block[:, block.shape[1] - width : block.shape[1] - width + num_frames] = following[
+                :, width : width + num_frames
+            ]
             following[:, :width] = block[:, -2 * width : -width]
 
     def _add_sound(self, number, spectrum, hops):
@@ -247,17 +261,23 @@ class Gater:
         if count > 1 and not smooth.flags.c_contiguous:
             smooth = np.ascontiguousarray(smooth)
         size = count * tall * NUM_BINS
-        sides = _triangle(smooth.reshape(-1), self.scratch, self.frame_width + 1, NUM_BINS, size - 2 * self.frame_width * NUM_BINS)
+        sides = _triangle(
+            smooth.reshape(-1), self.scratch, self.frame_width + 1, NUM_BINS, size - 2 * self.frame_width * NUM_BINS
+        )
         gain = self.values[:count, :num_frames]
         np.add(*(side[:size].reshape(count, tall, NUM_BINS)[:, :num_frames] for side in sides), out=gain)
         np.multiply(spectrum, gain, out=spectrum)
         frames = scipy.fft.irfft(spectrum, n=N_FFT, overwrite_x=True).reshape(count, num_frames, OVERLAP, HOP)
         first = self.starts[number]
         *others, last = range(OVERLAP)
-        np.multiply(frames[:, :, last], self.synthesis[last], out=hops[:, first + last : first + last + num_frames])  # the first to reach these
+        np.multiply(
+            frames[:, :, last], self.synthesis[last], out=hops[:, first + last : first + last + num_frames]
+        )  # the first to reach these
         part = self.windowed.view(np.float32)[: count * num_frames * HOP].reshape(count, num_frames, HOP)
         for hop in others:
-            hops[:, first + hop : first + hop + num_frames] += np.multiply(frames[:, :, hop], self.synthesis[hop], out=part)
+            hops[:, first + hop : first + hop + num_frames] += np.multiply(
+                frames[:, :, hop], self.synthesis[hop], out=part
+            )
 
 
 @functools.lru_cache(maxsize=8)
@@ -290,7 +310,9 @@ def _additions(width):
                     total, covered = power, size
                 else:
                     target = min({1, 2, 3} - {power, total})
-                    additions.append((target, total, power, covered, width - covered - size + boxes_after * (width - 1)))
+                    additions.append(
+                        (target, total, power, covered, width - covered - size + boxes_after * (width - 1))
+                    )
                     total, covered = target, covered + size
             if 2 * size > width:
                 break
@@ -307,5 +329,9 @@ def _triangle(source, scratch, width, step, size):
     *additions, (_, left, right, shift, _) = _additions(width)
     for target, first, second, lag, extra in additions:
         length = size + extra * step
-        np.add(registers[first][:length], registers[second][lag * step : lag * step + length], out=registers[target][:length])
+        np.add(
+            registers[first][:length],
+            registers[second][lag * step : lag * step + length],
+            out=registers[target][:length],
+        )
     return registers[left], registers[right][shift * step :]

@@ -41,7 +41,9 @@ class NonstationaryGater(Gater):
         spectra, blocks = [], []
         for number, count in enumerate(self.sub_blocks):
             block = self.store[number, : len(rows), : count * (size + 2)]
-            parts = block.reshape(len(rows), count, size + 2, NUM_BINS)  # a sub-block, the mean before it, and the one after it
+            parts = block.reshape(
+                len(rows), count, size + 2, NUM_BINS
+            )  # a sub-block, the mean before it, and the one after it
             parts[:, :, size:] = 0
             spectrum = scipy.fft.rfft(self.take_frames(rows, number, window))
             whole, rest = divmod(spectrum.shape[1], size)
@@ -50,7 +52,11 @@ class NonstationaryGater(Gater):
                 np.abs(spectrum[:, whole * size :], out=parts[:, -1, :rest])
             spectra.append(spectrum)
             if number:
-                np.matmul(_onward(size, self.sub_blocks[number - 1], self.sample_rate)[-1], blocks[-1][0], out=parts[:, 0, size])
+                np.matmul(
+                    _onward(size, self.sub_blocks[number - 1], self.sample_rate)[-1],
+                    blocks[-1][0],
+                    out=parts[:, 0, size],
+                )
             elif not self.layout.silent_before:
                 parts[:, 0, size] = parts[:, 0, 0]  # noisereduce begins with the first frame as the mean
             if rest:
@@ -63,7 +69,9 @@ class NonstationaryGater(Gater):
             carries, both = _smoother(size, count, self.sample_rate, silent_after)
             between = np.matmul(carries, block).reshape(len(rows), count, 2, NUM_BINS)
             np.add(between, TINY, out=parts[:, :, size:])
-            mean = np.matmul(both, parts, out=self.values[: len(rows), : count * size].reshape(parts.shape[:2] + (size, NUM_BINS)))
+            mean = np.matmul(
+                both, parts, out=self.values[: len(rows), : count * size].reshape(parts.shape[:2] + (size, NUM_BINS))
+            )
             if number:
                 np.multiply(mean[:, 0, 0], np.float32(-SLOPE), out=blocks[number - 1][1][:, -1, size + 1])
                 silent_after = None
@@ -184,7 +192,9 @@ class StationaryGater(Gater):
             np.greater(amplitudes, thresholds[:, None], out=above[:, first : first + spectrum.shape[1]])
             np.maximum(peaks, amplitudes.max(axis=1), out=peaks)
             spectra.append(spectrum.astype(np.complex64))
-        self._always = peaks * 10 ** (-TOP_DB / 20) > thresholds  # noisereduce lifts every frame to 80 dB below the loudest
+        self._always = (
+            peaks * 10 ** (-TOP_DB / 20) > thresholds
+        )  # noisereduce lifts every frame to 80 dB below the loudest
         for number, spectrum in enumerate(spectra):
             num_frames = spectrum.shape[1]
             is_open = above[:, self.starts[number] :][:, :num_frames]
@@ -221,7 +231,9 @@ def noise_thresholds(samples, workspace):
     for first in range(0, num_frames, BLOCK_FRAMES):
         last = min(first + BLOCK_FRAMES, num_frames)
         frames = overlapping(padded[None, hop * first :], last - first, size, hop)[0]
-        spectrum = scipy.fft.rfft(np.multiply(frames, window.real, out=workspace.array("noise_frames", frames.shape)), n=N_FFT)
+        spectrum = scipy.fft.rfft(
+            np.multiply(frames, window.real, out=workspace.array("noise_frames", frames.shape)), n=N_FFT
+        )
         spectrum *= scale
         np.abs(spectrum, out=amplitudes[first:last])
     floor = (amplitudes.max(axis=0) + EPS) * 10 ** (-TOP_DB / 20)

@@ -54,7 +54,9 @@ class FeatureExtractor:
 
     def __init__(self, config, sample_rate, num_samples):
         if num_samples < 1:
-            raise ConfigurationError(f"clips of {num_samples} samples: expected at least 1; give a longer --clip-seconds")
+            raise ConfigurationError(
+                f"clips of {num_samples} samples: expected at least 1; give a longer --clip-seconds"
+            )
         self.config = config
         self.sample_rate = sample_rate
         self.num_samples = num_samples
@@ -105,21 +107,55 @@ class FeatureExtractor:
     def attributes(self, name):
         """Return what an array holds and how it was made, as text and numbers: ``units``, ``axes`` and every parameter."""
         config = self.config
-        frames = {"n_fft": config.n_fft, "hop_length": config.hop_length, "window": config.window, "center": 1, "pad_mode": "constant"}
+        frames = {
+            "n_fft": config.n_fft,
+            "hop_length": config.hop_length,
+            "window": config.window,
+            "center": 1,
+            "pad_mode": "constant",
+        }
         if name == "spectrogram":
-            return {"units": "dB", "axes": "clip,frame_seconds,frequency_hz", **frames, "power": 2.0, "min_power": MIN_POWER}
+            return {
+                "units": "dB",
+                "axes": "clip,frame_seconds,frequency_hz",
+                **frames,
+                "power": 2.0,
+                "min_power": MIN_POWER,
+            }
         if name == "mfcc":
             return {
-                "units": "dB", "axes": "clip,frame_seconds,coefficient", **frames, "power": 2.0, "min_power": MIN_POWER, "top_db": TOP_DB,
-                "n_mfcc": config.n_mfcc, "n_mels": config.n_mels, "f_min_hz": float(config.f_min_hz),
-                "f_max_hz": float(config.f_max_hz or self.sample_rate / 2), "mel_scale": "slaney", "mel_norm": "slaney", "dct_type": 2, "dct_norm": "ortho",
+                "units": "dB",
+                "axes": "clip,frame_seconds,coefficient",
+                **frames,
+                "power": 2.0,
+                "min_power": MIN_POWER,
+                "top_db": TOP_DB,
+                "n_mfcc": config.n_mfcc,
+                "n_mels": config.n_mels,
+                "f_min_hz": float(config.f_min_hz),
+                "f_max_hz": float(config.f_max_hz or self.sample_rate / 2),
+                "mel_scale": "slaney",
+                "mel_norm": "slaney",
+                "dct_type": 2,
+                "dct_norm": "ortho",
             }
         if name == "logmel":
             banks = self._filter_banks
             return {
-                "units": "log energy", "axes": "clip,logmel_frame_seconds,mel_hz", "n_fft": banks.n_fft, "frame_length": banks.frame_length,
-                "hop_length": banks.hop_length, "window": "hanning", "center": 0, "n_mels": LOGMEL_BANDS, "f_min_hz": LOGMEL_MIN_HZ,
-                "f_max_hz": self.sample_rate / 2, "mel_scale": "kaldi", "preemphasis": PREEMPHASIS, "remove_dc_offset": 1, "dither": 0.0,
+                "units": "log energy",
+                "axes": "clip,logmel_frame_seconds,mel_hz",
+                "n_fft": banks.n_fft,
+                "frame_length": banks.frame_length,
+                "hop_length": banks.hop_length,
+                "window": "hanning",
+                "center": 0,
+                "n_mels": LOGMEL_BANDS,
+                "f_min_hz": LOGMEL_MIN_HZ,
+                "f_max_hz": self.sample_rate / 2,
+                "mel_scale": "kaldi",
+                "preemphasis": PREEMPHASIS,
+                "remove_dc_offset": 1,
+                "dither": 0.0,
                 "min_energy": float(LOGMEL_MIN_ENERGY),
             }
         if name == "yamnet":
@@ -174,7 +210,13 @@ class PowerSpectra(Framer):
         padded = num_samples + 2 * half
         phase = 2 * np.pi * np.arange(config.n_fft) / config.n_fft
         window = sum(weight * np.cos(order * phase) for order, weight in enumerate(COSINES[config.window]))
-        super().__init__(1 + max(0, padded - config.n_fft) // config.hop_length, config.n_fft, config.hop_length, config.n_fft, window)
+        super().__init__(
+            1 + max(0, padded - config.n_fft) // config.hop_length,
+            config.n_fft,
+            config.hop_length,
+            config.n_fft,
+            window,
+        )
         self._padded = np.zeros((self.clips_at_once, max(padded, config.n_fft)), np.float32)
         self._inside = slice(half, half + num_samples)
 
@@ -225,7 +267,9 @@ class FilterBanks(Framer):
         window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(frame_length) / (frame_length - 1))
         super().__init__(1 + (num_samples - frame_length) // hop_length, frame_length, hop_length, n_fft, window)
         edges = np.linspace(kaldi_mel(LOGMEL_MIN_HZ), kaldi_mel(sample_rate / 2), LOGMEL_BANDS + 2)
-        self._bank = FilterBank(kaldi_mel(np.arange(n_fft // 2) * sample_rate / n_fft), edges)  # Kaldi leaves out the highest bin
+        self._bank = FilterBank(
+            kaldi_mel(np.arange(n_fft // 2) * sample_rate / n_fft), edges
+        )  # Kaldi leaves out the highest bin
         self._emphasised = np.zeros((self.clips_at_once, num_samples), np.float32)
         self.centres_hz = kaldi_hz(edges[1:-1])
 

@@ -35,7 +35,13 @@ class FilterBank:
             bins = np.flatnonzero(weights[bands].any(axis=0))
             if len(bins):
                 seen = slice(bins[0], bins[-1] + 1)
-                self._groups.append((slice(bands[0], bands[-1] + 1), seen, np.ascontiguousarray(weights[bands, seen].T, dtype=np.float32)))
+                self._groups.append(
+                    (
+                        slice(bands[0], bands[-1] + 1),
+                        seen,
+                        np.ascontiguousarray(weights[bands, seen].T, dtype=np.float32),
+                    )
+                )
 
     def __call__(self, power):
         """Return the energies (clips, frames, bands) of ``power`` (clips, frames, bins)."""

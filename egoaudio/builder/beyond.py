@@ -43,7 +43,11 @@ class Beyond:
     def of_plan(cls, plan: Plan) -> "Beyond":
         """Count those of a plan."""
         videos = plan.gathered.annotations.videos
-        rows = [(number, one.start_seconds, one.stop_seconds) for number, video in enumerate(videos) for one in video.instances]
+        rows = [
+            (number, one.start_seconds, one.stop_seconds)
+            for number, video in enumerate(videos)
+            for one in video.instances
+        ]
         table = np.array(rows, [("video", "i8"), ("start_seconds", "f8"), ("stop_seconds", "f8")])
         durations = np.array([recording.duration_seconds for recording in plan.recordings])
         sounding = np.array([recording.status == Status.OK for recording in plan.recordings])
@@ -66,7 +70,11 @@ class Beyond:
     def __str__(self) -> str:
         if not self.num_videos:
             return ""
-        kinds = [f"{self.starting:,} of {self.num_instances:,} instances start after the sound's end"] if self.starting else []
+        kinds = (
+            [f"{self.starting:,} of {self.num_instances:,} instances start after the sound's end"]
+            if self.starting
+            else []
+        )
         if self.ending:
             which = f"{self.ending:,}" if self.starting else f"{self.ending:,} of {self.num_instances:,} instances"
             kinds.append(f"{which} end more than {LATE_SECONDS:g} s after it")
@@ -74,5 +82,9 @@ class Beyond:
         hint = ""
         if self.starting:
             most = 2 * self.starting >= self.num_instances
-            hint = "; are the times in milliseconds?" if most else "; are these the recordings that were annotated, and whole?"
+            hint = (
+                "; are the times in milliseconds?"
+                if most
+                else "; are these the recordings that were annotated, and whole?"
+            )
         return f"{', '.join(kinds)}, {where}{hint}"

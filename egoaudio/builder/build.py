@@ -36,8 +36,14 @@ _SYNC_SECONDS = 30.0
 
 
 def build(
-    inputs: Inputs, output: str | os.PathLike[str], config: BuildConfig | None = None, *,
-    num_workers: int = 1, timeout_seconds: float = 600.0, force: bool = False, retry_failed: bool = False,
+    inputs: Inputs,
+    output: str | os.PathLike[str],
+    config: BuildConfig | None = None,
+    *,
+    num_workers: int = 1,
+    timeout_seconds: float = 600.0,
+    force: bool = False,
+    retry_failed: bool = False,
 ) -> BuildReport:
     """Build an egoaudio file, or finish one.
 
@@ -81,7 +87,11 @@ def build(
         if output.exists() and not (force or retry_failed):
             return _existing(output, gathered, config)
         with pool.kept():
-            if retry_failed and not _retry(output, partial_path, gathered, config, num_workers, timeout_seconds) and output.exists():
+            if (
+                retry_failed
+                and not _retry(output, partial_path, gathered, config, num_workers, timeout_seconds)
+                and output.exists()
+            ):
                 return _existing(output, gathered, config)
             if force or not partial_path.exists():
                 lay_out(partial_path, gathered, config, num_workers, timeout_seconds)
@@ -93,8 +103,12 @@ def build(
 
 
 def preview(
-    inputs: Inputs, output: str | os.PathLike[str], config: BuildConfig | None = None, *,
-    num_workers: int = 1, timeout_seconds: float = 600.0,
+    inputs: Inputs,
+    output: str | os.PathLike[str],
+    config: BuildConfig | None = None,
+    *,
+    num_workers: int = 1,
+    timeout_seconds: float = 600.0,
 ) -> BuildPlan:
     """Return what a build would make, how large and how long, without making it; the parameters are those of ``build``."""
     config = BuildConfig() if config is None else config
@@ -154,7 +168,9 @@ def _fill(
         table = file.video_table
         tally = Tally(num_workers)
         planned = np.flatnonzero(table["status"] == Status.PLANNED).tolist()
-        jobs = [plan_job(table[number], number, gathered, config, file.fingerprints[number].tobytes()) for number in planned]
+        jobs = [
+            plan_job(table[number], number, gathered, config, file.fingerprints[number].tobytes()) for number in planned
+        ]
         jobs.sort(key=lambda job: -job.recording_samples)  # longest first: no straggler at the end
         todo = sum(int(table["num_clips"][job.video]) for job in jobs)
         call = partial(extract, str(partial_path), extents, config)
@@ -172,7 +188,9 @@ def _fill(
                     gathered.folder.require(job.path)  # it stays planned where this raises
                     fail(writer, job, int(table["num_clips"][job.video]), outcome.status, outcome.error)
                 tally.add(outcome)
-                progress.advance(int(table["num_clips"][job.video]), outcome.sound_seconds, failures=outcome.status != Status.OK)
+                progress.advance(
+                    int(table["num_clips"][job.video]), outcome.sound_seconds, failures=outcome.status != Status.OK
+                )
                 if time.monotonic() - last_sync >= _SYNC_SECONDS:
                     _sync(file, writer)
                     last_sync = time.monotonic()

@@ -104,13 +104,17 @@ def extract(path, extents, config, job):
                 return _gone(job)
             return _give_up(writer, job, plan, str(error), clock)
         if config.sound.skip_silent and (decoder.is_silent or decoder.cancels_out):
-            reason = "nothing can be heard in it: " + ("its channels cancel out" if decoder.cancels_out else "muted, or digital silence")
+            reason = "nothing can be heard in it: " + (
+                "its channels cancel out" if decoder.cancels_out else "muted, or digital silence"
+            )
             fail(writer, job, plan.num_clips, Status.NO_AUDIO, reason, decoder)
             return Outcome(Status.NO_AUDIO, reason, stage_seconds=clock.seconds)
         enough = _enough(arrived, plan)
         with clock("write"):
             _finish(writer, job, arrived, np.where(enough, Status.OK, Status.NO_SOUND), Status.OK, decoder=decoder)
-    return Outcome(Status.OK, "", int(enough.sum()), decoder.num_samples / config.sample_rate, decoder.lost_samples, clock.seconds)
+    return Outcome(
+        Status.OK, "", int(enough.sum()), decoder.num_samples / config.sample_rate, decoder.lost_samples, clock.seconds
+    )
 
 
 def _gone(job):
@@ -144,7 +148,9 @@ def rehearse(config, job):
         _write_features(_Nowhere(), decoder, job, plan, config, clock)
     except MediaError as error:
         return Outcome(Status.UNREADABLE, str(error))
-    return Outcome(Status.OK, "", plan.num_clips, decoder.num_samples / config.sample_rate, decoder.lost_samples, clock.seconds)
+    return Outcome(
+        Status.OK, "", plan.num_clips, decoder.num_samples / config.sample_rate, decoder.lost_samples, clock.seconds
+    )
 
 
 class _Nowhere:

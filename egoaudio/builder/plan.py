@@ -143,10 +143,23 @@ def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
     digest = hashlib.sha256(to_json(config).encode())
     digest.update(json.dumps([class_ids, annotations.class_names]).encode())
     for video, path, name in zip(annotations.videos, files, file_names, strict=True):
-        instances = [(instance.class_index, instance.start_seconds, instance.stop_seconds) for instance in video.instances]
-        facts = [video.video_id, video.split, video.subject, video.scene, video.egocentric, instances, name, path.stat().st_size if path else -1]
+        instances = [
+            (instance.class_index, instance.start_seconds, instance.stop_seconds) for instance in video.instances
+        ]
+        facts = [
+            video.video_id,
+            video.split,
+            video.subject,
+            video.scene,
+            video.egocentric,
+            instances,
+            name,
+            path.stat().st_size if path else -1,
+        ]
         digest.update(json.dumps(facts).encode())
-    return Gathered(annotations, class_ids, annotations.class_names + extra, files, file_names, digest.hexdigest(), folder)
+    return Gathered(
+        annotations, class_ids, annotations.class_names + extra, files, file_names, digest.hexdigest(), folder
+    )
 
 
 def _count_twins(annotations: Annotations, files: Sequence[Path | None]) -> Annotations:
@@ -171,11 +184,19 @@ def _count_twins(annotations: Annotations, files: Sequence[Path | None]) -> Anno
                     f"videos {other.video_id!r} ({other.split}) and {video.video_id!r} ({video.split}) are one recording, {path}: "
                     "a model would be tested on what it was trained on. Remove one of them, or give both one split"
                 )
-    return replace(annotations, irregularities={**annotations.irregularities, "videos with another's file": twins}) if twins else annotations
+    return (
+        replace(annotations, irregularities={**annotations.irregularities, "videos with another's file": twins})
+        if twins
+        else annotations
+    )
 
 
 def probe_recordings(
-    gathered: Gathered, config: BuildConfig, num_workers: int, timeout_seconds: float, progress: Progress,
+    gathered: Gathered,
+    config: BuildConfig,
+    num_workers: int,
+    timeout_seconds: float,
+    progress: Progress,
     known: Mapping[int, tuple[Recording, bytes]] | None = None,
 ) -> Plan:
     """Ask worker processes how much sound each file holds, and place the clips; what is ``known`` of a video is not asked.
@@ -188,8 +209,14 @@ def probe_recordings(
     recordings, fingerprints = [missing] * len(gathered.files), [UNKNOWN] * len(gathered.files)
     for video, found in (known or {}).items():
         recordings[video], fingerprints[video] = found
-    present = [(video, str(path)) for video, path in enumerate(gathered.files) if path is not None and video not in (known or {})]
-    for (video, path), result in pool.each(partial(_probe, config.sound), present, workers=num_workers, timeout_seconds=timeout_seconds):
+    present = [
+        (video, str(path))
+        for video, path in enumerate(gathered.files)
+        if path is not None and video not in (known or {})
+    ]
+    for (video, path), result in pool.each(
+        partial(_probe, config.sound), present, workers=num_workers, timeout_seconds=timeout_seconds
+    ):
         if isinstance(result, pool.Death):
             result = Recording(Status.CRASHED, result.reason, 0, 0, 0.0), fingerprint(path)
         recordings[video], fingerprints[video] = result
@@ -200,7 +227,10 @@ def probe_recordings(
 
 
 def place(
-    gathered: Gathered, recordings: Sequence[Recording], config: BuildConfig, fingerprints: Sequence[bytes] | None = None
+    gathered: Gathered,
+    recordings: Sequence[Recording],
+    config: BuildConfig,
+    fingerprints: Sequence[bytes] | None = None,
 ) -> Plan:
     """Give every recording its rows."""
     samples, firsts, total = [], [], 0
@@ -208,7 +238,14 @@ def place(
         samples.append(round(recording.duration_seconds * config.sample_rate) if recording.status == Status.OK else 0)
         firsts.append(total)
         total += clips.plan_clips(samples[-1], config.clips, config.sample_rate).num_clips
-    return Plan(gathered, tuple(recordings), tuple(samples), tuple(firsts), total, tuple(fingerprints or [UNKNOWN] * len(recordings)))
+    return Plan(
+        gathered,
+        tuple(recordings),
+        tuple(samples),
+        tuple(firsts),
+        total,
+        tuple(fingerprints or [UNKNOWN] * len(recordings)),
+    )
 
 
 def _probe(sound: SoundConfig, item: tuple[int, str]) -> tuple[Recording, bytes]:

@@ -103,7 +103,9 @@ def kept():
 def heartbeat(timeout_seconds=None):
     """Say that the call gets on: it has ``timeout_seconds`` (given once, by ``each``) from now until it is killed."""
     if timeout_seconds is None:
-        _, timeout_seconds = signal.getitimer(signal.ITIMER_REAL)  # the kernel remembers it, as the interval; 0 where no alarm is set
+        _, timeout_seconds = signal.getitimer(
+            signal.ITIMER_REAL
+        )  # the kernel remembers it, as the interval; 0 where no alarm is set
     signal.setitimer(signal.ITIMER_REAL, timeout_seconds, timeout_seconds)
 
 
@@ -118,7 +120,13 @@ def _parallel(call, numbered_items, workers):
     """Yield ``(position, result)`` as they come."""
     in_flight = "2*n_jobs" if workers > 1 else 1
     with joblib.parallel_config("loky", inner_max_num_threads=1, initializer=_settle, initargs=(os.getpid(),)):
-        pool = joblib.Parallel(n_jobs=max(workers, _ALONE), return_as="generator_unordered", batch_size=1, pre_dispatch=in_flight, max_nbytes=None)
+        pool = joblib.Parallel(
+            n_jobs=max(workers, _ALONE),
+            return_as="generator_unordered",
+            batch_size=1,
+            pre_dispatch=in_flight,
+            max_nbytes=None,
+        )
         with _ctrl_c_held():  # the workers start here
             results = pool(joblib.delayed(call)(position, item) for position, item in numbered_items)
         with contextlib.closing(results):
@@ -191,7 +199,9 @@ def _no_workers_left():
         executor = get_reusable_executor(reuse=True)
         # joblib's own way out also removes its folders in shared memory, which would stay until this process ends, or for good if it is killed.
         getattr(executor, "terminate", executor.shutdown)(kill_workers=not finished)
-        for folder in glob.glob(f"/dev/shm/joblib_memmapping_folder_{os.getpid()}_*"):  # it forgets some, all of them empty
+        for folder in glob.glob(
+            f"/dev/shm/joblib_memmapping_folder_{os.getpid()}_*"
+        ):  # it forgets some, all of them empty
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
 
@@ -211,7 +221,9 @@ def _sweeper():
     if not os.path.isdir("/dev/shm"):
         yield
         return
-    sweeper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    sweeper = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         yield
     finally:

@@ -60,7 +60,9 @@ def require_same(partial_path, gathered, config):
     with EgoAudioFile(partial_path) as file:
         found = changes(file, gathered, config) or changed_videos(file, gathered)
     if found:
-        raise BuildError(f"{partial_path} is an unfinished build of something else:\n{found}\nGive the same command to finish it, or --force to start anew")
+        raise BuildError(
+            f"{partial_path} is an unfinished build of something else:\n{found}\nGive the same command to finish it, or --force to start anew"
+        )
 
 
 def changes(file, gathered, config):
@@ -85,7 +87,9 @@ def changed_videos(file, gathered, which=None):
     planned = [(number, path) for number, path in enumerate(gathered.files) if path is not None and known[number]]
     with ThreadPoolExecutor(_READERS) as threads:
         found = list(threads.map(fingerprint, [path for _, path in planned]))
-    other = [number for (number, _), now in zip(planned, found, strict=True) if now != file.fingerprints[number].tobytes()]
+    other = [
+        number for (number, _), now in zip(planned, found, strict=True) if now != file.fingerprints[number].tobytes()
+    ]
     if not other:
         return ""
     gathered.folder.require(gathered.files[other[0]])
@@ -114,7 +118,9 @@ def layout(plan, config):
     videos, gathered = plan.gathered.annotations.videos, plan.gathered
     extractor = feature_extractor(config)
     clip_samples, _ = clips.count_samples(config.clips, config.sample_rate)
-    shapes = {name: (clip_samples,) if name == "waveform" else extractor.shapes[name] for name in config.features.features}
+    shapes = {
+        name: (clip_samples,) if name == "waveform" else extractor.shapes[name] for name in config.features.features
+    }
     return schema.Layout(
         num_clips=plan.num_clips,
         num_videos=len(videos),
@@ -129,7 +135,10 @@ def layout(plan, config):
             scene=[video.scene for video in videos],
         ),
         class_dtype=schema.class_dtype(class_id=gathered.class_ids, name=gathered.class_names),
-        arrays=tuple(schema.ArrayLayout(name, shapes[name], config.features.dtype, extractor.attributes(name)) for name in config.features.features),
+        arrays=tuple(
+            schema.ArrayLayout(name, shapes[name], config.features.dtype, extractor.attributes(name))
+            for name in config.features.features
+        ),
         sample_rate=config.sample_rate,
         clip_seconds=config.clips.clip_seconds,
         hop_seconds=config.clips.step_seconds,
@@ -153,7 +162,11 @@ def _write_plan(path, plan, config):
         for number, video in enumerate(gathered.annotations.videos):
             _write_planned_video(writer, extents, plan, number, config)
             rows = np.array(
-                [(number, instance.class_index, instance.start_seconds, instance.stop_seconds) for instance in video.instances], schema.INSTANCE_DTYPE
+                [
+                    (number, instance.class_index, instance.start_seconds, instance.stop_seconds)
+                    for instance in video.instances
+                ],
+                schema.INSTANCE_DTYPE,
             )
             writer.write("instances", first_instance, rows)
             first_instance += len(rows)

@@ -46,14 +46,18 @@ def retry(
             return False
         _require_same_but(failed, file, source, gathered, config)
         with Progress(int(failed.sum()), "probe") as progress:
-            plan = probe_recordings(gathered, config, num_workers, timeout_seconds, progress, known=_known(file, failed))
+            plan = probe_recordings(
+                gathered, config, num_workers, timeout_seconds, progress, known=_known(file, failed)
+            )
         if not any(_is_worth_it(file, plan, number) for number in np.flatnonzero(failed).tolist()):
             return False
         lay_out_plan(partial_path, plan, config, before_it_appears=lambda draft: _take_over(file, draft, plan))
     return True
 
 
-def _require_same_but(failed: np.ndarray, file: EgoAudioFile, source: Path, gathered: Gathered, config: BuildConfig) -> None:
+def _require_same_but(
+    failed: np.ndarray, file: EgoAudioFile, source: Path, gathered: Gathered, config: BuildConfig
+) -> None:
     """Raise unless all is as it was but the files of the failed videos."""
     found = differences(from_flat(BuildConfig, file.config), config)
     lacking = [name for name in ADDED_VIDEO_COLUMNS if name not in (file.video_table.dtype.names or ())]
@@ -62,14 +66,22 @@ def _require_same_but(failed: np.ndarray, file: EgoAudioFile, source: Path, gath
     if not found and not _same_annotations(file, gathered):
         found = ["the annotations have changed"]
     names = [raw.decode(errors="replace") for raw in file.video_table["file"].tolist()]
-    moved = [number for number in np.flatnonzero(~failed) if not found and encode(gathered.file_names[number]) != encode(names[number])]
+    moved = [
+        number
+        for number in np.flatnonzero(~failed)
+        if not found and encode(gathered.file_names[number]) != encode(names[number])
+    ]
     if moved:
-        found = [f"files of videos that had not failed are elsewhere, or gone: {len(moved):,}, such as {names[moved[0]]}"]
+        found = [
+            f"files of videos that had not failed are elsewhere, or gone: {len(moved):,}, such as {names[moved[0]]}"
+        ]
     if not found and (other := changed_videos(file, gathered, ~failed)):
         found = [other.strip()]
     if found:
         lines = "\n".join("  " + line for line in found)
-        raise BuildError(f"{source} is a build of something else, so its failed videos cannot be tried again:\n{lines}\nGive --force to start anew")
+        raise BuildError(
+            f"{source} is a build of something else, so its failed videos cannot be tried again:\n{lines}\nGive --force to start anew"
+        )
 
 
 def _same_annotations(file: EgoAudioFile, gathered: Gathered) -> bool:
@@ -104,7 +116,10 @@ def _known(file: EgoAudioFile, failed: np.ndarray) -> dict[int, tuple[Recording,
         # A planned video was probed, too; one that --skip-silent took has rows, and is heard once more.
         status = Status.NO_AUDIO if row["status"] == Status.NO_AUDIO and not row["num_clips"] else Status.OK
         facts = int(row["sample_rate"]), int(row["channels"]), float(row["duration_seconds"])
-        known[number] = Recording(status, row["error"].decode(errors="replace"), *facts), file.fingerprints[number].tobytes()
+        known[number] = (
+            Recording(status, row["error"].decode(errors="replace"), *facts),
+            file.fingerprints[number].tobytes(),
+        )
     return known
 
 

@@ -27,18 +27,26 @@ def describe_sound(videos: np.ndarray, sample_rate: int) -> list[str]:
     gaps, lost = columns["gap_samples"], videos["lost_samples"] - columns["gap_samples"]
     lines = []
     if silent.any():
-        lines.append(f"silent   silent videos: {silent.sum():,}, such as {_first(videos, silent)}: muted, or digital silence; --skip-silent leaves them out")
+        lines.append(
+            f"silent   silent videos: {silent.sum():,}, such as {_first(videos, silent)}: muted, or digital silence; --skip-silent leaves them out"
+        )
     if cancelling.any():
         lines.append(
             f"silent   videos whose channels cancel out: {cancelling.sum():,}, such as {_first(videos, cancelling)}: left is -right, and their mean nothing"
         )
     if gaps.any():
-        lines.append(f"pauses   {gaps.sum() / sample_rate:.2f} s without any packets (paused, or muted), {_where(videos, gaps)}")
+        lines.append(
+            f"pauses   {gaps.sum() / sample_rate:.2f} s without any packets (paused, or muted), {_where(videos, gaps)}"
+        )
     if (lost > 0).any():
-        lines.append(f"lost     {lost.sum() / sample_rate:.2f} s could not be decoded or placed, {_where(videos, lost)}")
+        lines.append(
+            f"lost     {lost.sum() / sample_rate:.2f} s could not be decoded or placed, {_where(videos, lost)}"
+        )
     if columns["clock_jumps"].any():
         jumps = columns["clock_jumps"]
-        lines.append(f"clock    {jumps.sum():,.0f} jumps of the timestamps that nothing bears out: sound was joined there, {_where(videos, jumps)}")
+        lines.append(
+            f"clock    {jumps.sum():,.0f} jumps of the timestamps that nothing bears out: sound was joined there, {_where(videos, jumps)}"
+        )
     if columns["bad_parts"].any():
         parts = columns["bad_parts"]
         lines.append(f"parts    {parts.sum():,.0f} parts of files could not be read, {_where(videos, parts)}")

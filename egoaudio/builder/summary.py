@@ -27,8 +27,12 @@ _MOST_NAMES = 3  # of the videos that failed for one reason
 FAILED = (Status.UNREADABLE, Status.MISSING, Status.CRASHED)
 """Statuses of videos that should have given data and gave none; a video without sound is none of them."""
 _MEANING = {
-    Status.OK: "with sound", Status.NO_AUDIO: "without an audio stream", Status.UNREADABLE: "unreadable",
-    Status.MISSING: "without a file", Status.CRASHED: "crashed or out of time", Status.PLANNED: "planned",
+    Status.OK: "with sound",
+    Status.NO_AUDIO: "without an audio stream",
+    Status.UNREADABLE: "unreadable",
+    Status.MISSING: "without a file",
+    Status.CRASHED: "crashed or out of time",
+    Status.PLANNED: "planned",
 }
 
 
@@ -72,7 +76,9 @@ class BuildReport:
         if self.failures:
             lines.append(f"{len(self.failures):,} video{'s' if len(self.failures) > 1 else ''} failed:")
             lines += _by_reason(self.failures)
-            lines.append("  (egoaudio-inspect --failed lists all; once the cause is mended, the same command with --retry-failed tries them again)")
+            lines.append(
+                "  (egoaudio-inspect --failed lists all; once the cause is mended, the same command with --retry-failed tries them again)"
+            )
         return "\n".join(lines)
 
 
@@ -103,8 +109,16 @@ class Tally:
             failures = tuple((row["video_id"].decode(), row["error"].decode(errors="replace")) for row in failed)
             facts = tuple(_describe_file(file))
         return BuildReport(
-            os.fspath(path), already_complete, failures, dict(irregularities), facts, self.num_workers, seconds,
-            dict(self.stage_seconds), self.num_clips, self.sound_seconds,
+            os.fspath(path),
+            already_complete,
+            failures,
+            dict(irregularities),
+            facts,
+            self.num_workers,
+            seconds,
+            dict(self.stage_seconds),
+            self.num_clips,
+            self.sound_seconds,
         )
 
 
@@ -180,7 +194,11 @@ class BuildPlan:
             lines.append(f"  time     about {time_needed} with {self.num_workers} workers, judging by one video")
         if self.failures:
             lines.append(f"{len(self.failures):,} videos would have no data:")
-            lines += [f"  {video_id}: {reason}" for video_id, reason in self.failures] if list_all else _by_reason(self.failures)
+            lines += (
+                [f"  {video_id}: {reason}" for video_id, reason in self.failures]
+                if list_all
+                else _by_reason(self.failures)
+            )
         return "\n".join(lines)
 
 
@@ -211,12 +229,20 @@ def describe_plan(
         if recording.status != Status.OK
     )
     return BuildPlan(
-        path=str(output), num_videos=len(plan.recordings), num_clips=plan.num_clips,
-        num_classes=len(plan.gathered.class_ids), clip_seconds=config.clips.clip_seconds, sound_seconds=sound_seconds,
-        num_bytes=num_bytes, free_bytes=shutil.disk_usage(output.absolute().parent).free,
-        statuses=Counter(recording.status for recording in plan.recordings), failures=failures,
+        path=str(output),
+        num_videos=len(plan.recordings),
+        num_clips=plan.num_clips,
+        num_classes=len(plan.gathered.class_ids),
+        clip_seconds=config.clips.clip_seconds,
+        sound_seconds=sound_seconds,
+        num_bytes=num_bytes,
+        free_bytes=shutil.disk_usage(output.absolute().parent).free,
+        statuses=Counter(recording.status for recording in plan.recordings),
+        failures=failures,
         irregularities=dict(plan.gathered.annotations.irregularities),
-        notes=tuple(f"beyond   {words}" for words in [str(Beyond.of_plan(plan))] if words), num_workers=num_workers, estimated_seconds=estimate,
+        notes=tuple(f"beyond   {words}" for words in [str(Beyond.of_plan(plan))] if words),
+        num_workers=num_workers,
+        estimated_seconds=estimate,
     )
 
 

@@ -26,14 +26,18 @@ class ClipConfig(Checked):
     """Which clips a recording yields, and when a class is on in one."""
 
     clip_seconds: float = option(1.0, "Length of a clip.", above=0)
-    hop_seconds: float | None = option(None, "From one clip's start to the next one's; the clip's length if not given.", above=0)
+    hop_seconds: float | None = option(
+        None, "From one clip's start to the next one's; the clip's length if not given.", above=0
+    )
     context_seconds: float | None = option(
         None,
         "Features see this much sound around the clip's centre (silence beyond the recording's ends), "
         "labels only the clip; the clip's length if not given.",
         above=0,
     )
-    min_overlap_seconds: float = option(0.0, "A class is on when it overlaps the clip by more than this many seconds.", flag="--min-overlap", minimum=0)
+    min_overlap_seconds: float = option(
+        0.0, "A class is on when it overlaps the clip by more than this many seconds.", flag="--min-overlap", minimum=0
+    )
     no_action: str = option(
         "all",
         "The class that is on where no other is: everywhere (all), only before the last annotated end, with later clips "
@@ -61,16 +65,22 @@ class DenoiseConfig(Checked):
     """How the sound is gated before features are taken."""
 
     mode: str = option(
-        "nonstationary", "Spectral gating: the noise floor follows the sound (nonstationary), or is fixed (stationary).",
-        choices=("nonstationary", "stationary", "none"), flag="--denoise",
+        "nonstationary",
+        "Spectral gating: the noise floor follows the sound (nonstationary), or is fixed (stationary).",
+        choices=("nonstationary", "stationary", "none"),
+        flag="--denoise",
     )
     scope: str = option(
-        "clip", "Learn the noise floor from each clip alone (as the paper; hears best), or from the whole recording.",
-        choices=("recording", "clip"), flag="--denoise-scope",
+        "clip",
+        "Learn the noise floor from each clip alone (as the paper; hears best), or from the whole recording.",
+        choices=("recording", "clip"),
+        flag="--denoise-scope",
     )
     engine: str = option(
-        "egoaudio", "Ours, or the noisereduce library: the same result, slower, and with the whole recording in memory.",
-        choices=("egoaudio", "noisereduce"), flag="--denoise-engine",
+        "egoaudio",
+        "Ours, or the noisereduce library: the same result, slower, and with the whole recording in memory.",
+        choices=("egoaudio", "noisereduce"),
+        flag="--denoise-engine",
     )
 
 
@@ -80,7 +90,9 @@ class FeatureConfig(Checked):
 
     features: tuple[str, ...] = option(
         ("spectrogram", "mfcc", "logmel"),
-        "Comma-separated, any of: " + ", ".join(FEATURES) + ". The default is what the models that start from nothing take; yamnet is the log-mel of the "
+        "Comma-separated, any of: "
+        + ", ".join(FEATURES)
+        + ". The default is what the models that start from nothing take; yamnet is the log-mel of the "
         "model yamnet.",
         choices=FEATURES,
     )
@@ -90,8 +102,14 @@ class FeatureConfig(Checked):
     n_mels: int = option(128, "Mel bands behind the mfcc.", minimum=1, most=4096)
     n_mfcc: int = option(20, "Coefficients of the mfcc.", minimum=1)
     f_min_hz: float = option(0.0, "Lowest frequency of the mel bands behind the mfcc.", flag="--f-min", minimum=0)
-    f_max_hz: float | None = option(None, "Highest frequency of those bands; half the sample rate if not given.", flag="--f-max", above=0)
-    dtype: str = option("float32", "Type of the feature arrays; float16 halves the file, but viewers cannot show it.", choices=("float32", "float16"))
+    f_max_hz: float | None = option(
+        None, "Highest frequency of those bands; half the sample rate if not given.", flag="--f-max", above=0
+    )
+    dtype: str = option(
+        "float32",
+        "Type of the feature arrays; float16 halves the file, but viewers cannot show it.",
+        choices=("float32", "float16"),
+    )
 
     def __post_init__(self) -> None:
         """Check the combination and put the features in the file's order."""
@@ -100,7 +118,9 @@ class FeatureConfig(Checked):
             raise ConfigurationError("--features is empty: expected any of " + ", ".join(FEATURES))
         object.__setattr__(self, "features", tuple(name for name in FEATURES if name in self.features))
         if self.n_mfcc > self.n_mels:
-            raise ConfigurationError(f"--n-mfcc {self.n_mfcc} is more than --n-mels {self.n_mels}: an mfcc has at most as many coefficients as bands")
+            raise ConfigurationError(
+                f"--n-mfcc {self.n_mfcc} is more than --n-mels {self.n_mels}: an mfcc has at most as many coefficients as bands"
+            )
 
 
 @dataclass(frozen=True)
@@ -108,14 +128,19 @@ class SoundConfig(Checked):
     """Which sound of a media file is taken, and where it is put."""
 
     audio_track: int | None = option(
-        None, "Audio track to take, counted from 0; if not given, the one marked as the default, else the first, of those that decode.", minimum=0
+        None,
+        "Audio track to take, counted from 0; if not given, the one marked as the default, else the first, of those that decode.",
+        minimum=0,
     )
     compensate_delay: bool = option(
         False,
         "Move sound earlier by its codec's delay (5 to 46 ms) where the container does not state it. Players do not, nor did those "
         "who annotated with one.",
     )
-    skip_silent: bool = option(False, "Leave out recordings in which nothing can be heard: muted, digital silence, or channels that cancel out.")
+    skip_silent: bool = option(
+        False,
+        "Leave out recordings in which nothing can be heard: muted, digital silence, or channels that cancel out.",
+    )
 
 
 @dataclass(frozen=True)
@@ -132,8 +157,13 @@ class BuildConfig(Checked):
         """Check what concerns more than one stage."""
         super().__post_init__()
         if self.clips.clip_seconds * self.sample_rate < 1:
-            raise ConfigurationError(f"--clip-seconds {self.clips.clip_seconds:g} is less than one sample at {self.sample_rate} Hz")
-        if self.features.f_max_hz is not None and not self.features.f_min_hz < self.features.f_max_hz <= self.sample_rate / 2:
+            raise ConfigurationError(
+                f"--clip-seconds {self.clips.clip_seconds:g} is less than one sample at {self.sample_rate} Hz"
+            )
+        if (
+            self.features.f_max_hz is not None
+            and not self.features.f_min_hz < self.features.f_max_hz <= self.sample_rate / 2
+        ):
             raise ConfigurationError(
                 f"--f-max {self.features.f_max_hz:g}: expected more than --f-min {self.features.f_min_hz:g} and at most "
                 f"{self.sample_rate / 2:g}, half the sample rate"
@@ -145,8 +175,21 @@ class BuildConfig(Checked):
 BUILD_PRESETS = {
     # The student paper: every second of video gated by itself, 1 s spectrogram and MFCC, no_action wherever nothing is on.
     "paper": {
-        "sample_rate": 16000, "clip_seconds": 1.0, "hop_seconds": None, "context_seconds": None, "min_overlap_seconds": 0.0,
-        "no_action": "all", "mode": "nonstationary", "scope": "clip", "features": ("spectrogram", "mfcc"), "n_fft": 2048,
-        "hop_length": 512, "window": "hann", "n_mels": 128, "n_mfcc": 20, "f_min_hz": 0.0, "f_max_hz": None,
+        "sample_rate": 16000,
+        "clip_seconds": 1.0,
+        "hop_seconds": None,
+        "context_seconds": None,
+        "min_overlap_seconds": 0.0,
+        "no_action": "all",
+        "mode": "nonstationary",
+        "scope": "clip",
+        "features": ("spectrogram", "mfcc"),
+        "n_fft": 2048,
+        "hop_length": 512,
+        "window": "hann",
+        "n_mels": 128,
+        "n_mfcc": 20,
+        "f_min_hz": 0.0,
+        "f_max_hz": None,
     },
 }

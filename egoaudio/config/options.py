@@ -23,15 +23,29 @@ Config = TypeVar("Config", bound="Checked")
 
 
 def option(
-    default: Any, help: str, choices: Sequence[str] | None = None, flag: str | None = None,
-    minimum: float | None = None, above: float | None = None, most: float | None = None, before: Any = _ALWAYS_STORED,
+    default: Any,
+    help: str,
+    choices: Sequence[str] | None = None,
+    flag: str | None = None,
+    minimum: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    before: Any = _ALWAYS_STORED,
 ) -> Any:
     """Return a dataclass field that also carries its flag's name, help and limits.
 
     ``before`` is the value that a stored configuration without this option was run with: that of the versions before
     the option came.
     """
-    metadata = {"help": help, "choices": choices, "flag": flag, "minimum": minimum, "above": above, "most": most, "before": before}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "flag": flag,
+        "minimum": minimum,
+        "above": above,
+        "most": most,
+        "before": before,
+    }
     return field(default=default, metadata=metadata)
 
 
@@ -94,7 +108,9 @@ def from_flat(config_class: type[Config], values: Mapping[str, Any]) -> Config:
     """Build a configuration from ``{field name: value}``; names that no field has raise ConfigurationError."""
     config, unknown = _take(config_class, dict(values))
     if unknown:
-        raise ConfigurationError(f"unknown options {', '.join(sorted(unknown))}: not among those of {config_class.__name__}")
+        raise ConfigurationError(
+            f"unknown options {', '.join(sorted(unknown))}: not among those of {config_class.__name__}"
+        )
     return config
 
 
@@ -136,14 +152,18 @@ def to_json(config: Checked) -> str:
 def from_json(config_class: type[Config], text: str) -> Config:
     """Return the configuration that ``to_json`` wrote, in this version or an earlier one."""
     settings = [setting for setting, _ in flags(config_class) if setting.metadata["before"] is not _ALWAYS_STORED]
-    return from_flat(config_class, {setting.name: setting.metadata["before"] for setting in settings} | json.loads(text))
+    return from_flat(
+        config_class, {setting.name: setting.metadata["before"] for setting in settings} | json.loads(text)
+    )
 
 
 def differences(config: Checked, other: Checked) -> list[str]:
     """Return a line for each flag whose value differs: ``--clip-seconds: 1.0, now 0.1``."""
     before, after = to_flat(config), to_flat(other)
     changed = [setting for setting, _ in flags(type(config)) if before[setting.name] != after[setting.name]]
-    return [f"{flag_of(setting)}: {_shown(before[setting.name])}, now {_shown(after[setting.name])}" for setting in changed]
+    return [
+        f"{flag_of(setting)}: {_shown(before[setting.name])}, now {_shown(after[setting.name])}" for setting in changed
+    ]
 
 
 def _shown(value: Any) -> str:

@@ -12,22 +12,52 @@ from egoaudio.errors import ConfigurationError
 # What an option that is not given means for each model: what was measured to hear best (benchmarks/hearing.py), and
 # the paper's own for its two.
 _PAPER = {
-    "epochs": 30, "optimizer": "adam", "learning_rate": 1e-3, "weight_decay": 0.0, "warmup_fraction": 0.05, "ema": 0.0,
-    "context_clips": 0, "gain_db": 0.0, "time_shift_seconds": 0.0, "mixup": 0.0, "dropout": 0.0, "patchout": 0.0,
+    "epochs": 30,
+    "optimizer": "adam",
+    "learning_rate": 1e-3,
+    "weight_decay": 0.0,
+    "warmup_fraction": 0.05,
+    "ema": 0.0,
+    "context_clips": 0,
+    "gain_db": 0.0,
+    "time_shift_seconds": 0.0,
+    "mixup": 0.0,
+    "dropout": 0.0,
+    "patchout": 0.0,
 }
 MODEL_DEFAULTS = {
-    "cnn-small": _PAPER | {
-        "epochs": 20, "optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 0.01, "warmup_fraction": 0.3,
-        "context_clips": 1, "gain_db": 10.0, "dropout": 0.2,
+    "cnn-small": _PAPER
+    | {
+        "epochs": 20,
+        "optimizer": "adamw",
+        "learning_rate": 2e-3,
+        "weight_decay": 0.01,
+        "warmup_fraction": 0.3,
+        "context_clips": 1,
+        "gain_db": 10.0,
+        "dropout": 0.2,
     },
     "cnn": _PAPER,
-    "ast": _PAPER | {
-        "epochs": 30, "optimizer": "adamw", "learning_rate": 5e-4, "weight_decay": 0.05, "warmup_fraction": 0.1,
-        "gain_db": 10.0, "dropout": 0.1, "patchout": 0.5,
+    "ast": _PAPER
+    | {
+        "epochs": 30,
+        "optimizer": "adamw",
+        "learning_rate": 5e-4,
+        "weight_decay": 0.05,
+        "warmup_fraction": 0.1,
+        "gain_db": 10.0,
+        "dropout": 0.1,
+        "patchout": 0.5,
     },
     "ast-paper": _PAPER,
-    "yamnet": _PAPER | {
-        "epochs": 5, "optimizer": "adamw", "learning_rate": 3e-3, "weight_decay": 0.01, "warmup_fraction": 0.1, "gain_db": 10.0,
+    "yamnet": _PAPER
+    | {
+        "epochs": 5,
+        "optimizer": "adamw",
+        "learning_rate": 3e-3,
+        "weight_decay": 0.01,
+        "warmup_fraction": 0.1,
+        "gain_db": 10.0,
     },
 }
 
@@ -40,35 +70,61 @@ PRETRAINED_DEFAULTS = {"ast": {"learning_rate": 5e-5}}
 class DataConfig(Checked):
     """Which rows are trained on, in what order, and what is done to them."""
 
-    validation_fraction: float = option(0.2, "Share of the file's train split that is held out for validation.", minimum=0)
+    validation_fraction: float = option(
+        0.2, "Share of the file's train split that is held out for validation.", minimum=0
+    )
     split_unit: str = option(
-        "video", "What is held out whole. 'clip' is the paper's: neighbouring clips of a video fall on both sides, so its scores leak.",
+        "video",
+        "What is held out whole. 'clip' is the paper's: neighbouring clips of a video fall on both sides, so its scores leak.",
         choices=("video", "subject", "clip"),
     )
     normalize: str = option(
-        "dataset", "By the training videos' mean and deviation, the paper's numbers, or not; never for yamnet, which hears its own log-mel as it is.",
+        "dataset",
+        "By the training videos' mean and deviation, the paper's numbers, or not; never for yamnet, which hears its own log-mel as it is.",
         choices=("dataset", "paper", "none"),
     )
-    label_mode: str = option("multi", "All active classes of a clip (sigmoids), or one row per clip and active class (softmax).", choices=("multi", "single"))
+    label_mode: str = option(
+        "multi",
+        "All active classes of a clip (sigmoids), or one row per clip and active class (softmax).",
+        choices=("multi", "single"),
+    )
     class_weights: bool = option(False, "Weight the loss by total / (num_classes * count).")
     balanced_sampling: bool = option(False, "Draw clips so that rare classes come as often as common ones.")
-    shuffle: str = option("full", "A full permutation, or one of blocks of rows (spinning disks, network file systems).", choices=("full", "block"))
-    loader_workers: int = option(0, "Processes that read; 0 reads in a thread of this one, which is fastest.", minimum=0, most=512)
+    shuffle: str = option(
+        "full",
+        "A full permutation, or one of blocks of rows (spinning disks, network file systems).",
+        choices=("full", "block"),
+    )
+    loader_workers: int = option(
+        0, "Processes that read; 0 reads in a thread of this one, which is fastest.", minimum=0, most=512
+    )
     spec_augment: bool = option(False, "Mask bands of frequency and spans of time while training.")
     context_clips: int | None = option(
-        None, "The model also sees so many neighbouring clips on each side; labels stay the clip's.", minimum=0, most=1000, before=0
+        None,
+        "The model also sees so many neighbouring clips on each side; labels stay the clip's.",
+        minimum=0,
+        most=1000,
+        before=0,
     )
     mixup: float | None = option(None, "Mix pairs of clips, with this Beta parameter; 0 is off.", minimum=0)
-    gain_db: float | None = option(None, "Change the level of a clip at random by up to this many dB; 0 is off.", minimum=0, most=100)
+    gain_db: float | None = option(
+        None, "Change the level of a clip at random by up to this many dB; 0 is off.", minimum=0, most=100
+    )
     time_shift_seconds: float | None = option(
-        None, "Shift a clip in time at random by up to this many seconds; 0 is off.", flag="--time-shift", minimum=0, before=0.0
+        None,
+        "Shift a clip in time at random by up to this many seconds; 0 is off.",
+        flag="--time-shift",
+        minimum=0,
+        before=0.0,
     )
 
     def __post_init__(self) -> None:
         """Check that something is left to train on."""
         super().__post_init__()
         if self.validation_fraction >= 1:
-            raise ConfigurationError(f"--validation-fraction {self.validation_fraction:g}: expected less than 1, or nothing is left to train on")
+            raise ConfigurationError(
+                f"--validation-fraction {self.validation_fraction:g}: expected less than 1, or nothing is left to train on"
+            )
         if self.context_clips and self.split_unit == "clip":
             raise ConfigurationError(
                 f"--context-clips {self.context_clips} (the default of some models) with --split-unit clip: training clips "
@@ -81,17 +137,24 @@ class ModelConfig(Checked):
     """The network; sizes apply to ``ast`` only, the others are what their papers say."""
 
     model: str = option(
-        "cnn-small", "cnn-small hears best for its size; yamnet and ast start from published weights (--pretrained); "
-        "cnn and ast-paper are the paper's.", choices=tuple(MODEL_DEFAULTS),
+        "cnn-small",
+        "cnn-small hears best for its size; yamnet and ast start from published weights (--pretrained); "
+        "cnn and ast-paper are the paper's.",
+        choices=tuple(MODEL_DEFAULTS),
     )
     feature: str | None = option(
-        None, "The array to train on: spectrogram for cnn and ast-paper, yamnet for yamnet, else logmel, if not given.", choices=FEATURES
+        None,
+        "The array to train on: spectrogram for cnn and ast-paper, yamnet for yamnet, else logmel, if not given.",
+        choices=FEATURES,
     )
     pretrained: str | None = option(
-        None, "Published weights to start from: for ast a folder or a hub id, whose sizes replace those below (and "
-        "--learning-rate is 5e-5 if not given); for yamnet a file of YAMNet's."
+        None,
+        "Published weights to start from: for ast a folder or a hub id, whose sizes replace those below (and "
+        "--learning-rate is 5e-5 if not given); for yamnet a file of YAMNet's.",
     )
-    freeze: bool = option(False, "Keep the published weights of yamnet as they are and train its last layer alone.", before=False)
+    freeze: bool = option(
+        False, "Keep the published weights of yamnet as they are and train its last layer alone.", before=False
+    )
     hidden_size: int = option(192, "Width of ast.", minimum=1, most=1 << 16)
     num_layers: int = option(4, "Layers of ast.", minimum=1, most=1 << 10)
     num_heads: int = option(3, "Attention heads of ast.", minimum=1)
@@ -99,8 +162,10 @@ class ModelConfig(Checked):
     stride: int = option(10, "Step between the patches of ast, in frames and bins.", minimum=1)
     dropout: float | None = option(None, "Dropout of ast, cnn-small and yamnet.", minimum=0)
     patchout: float | None = option(
-        None, "Share of the rows and of the columns of patches that ast leaves out while training (PaSST's structured patchout).",
-        minimum=0, before=0.0,
+        None,
+        "Share of the rows and of the columns of patches that ast leaves out while training (PaSST's structured patchout).",
+        minimum=0,
+        before=0.0,
     )
 
 
@@ -114,26 +179,45 @@ class OptimizationConfig(Checked):
     optimizer: str | None = option(None, "adam (the paper's) or adamw.", choices=("adam", "adamw"))
     learning_rate: float | None = option(None, "Peak learning rate.", above=0)
     weight_decay: float | None = option(None, "Weight decay.", minimum=0)
-    schedule: str = option("cosine", "After the warm-up: down to zero along a cosine, or constant.", choices=("cosine", "constant"))
+    schedule: str = option(
+        "cosine", "After the warm-up: down to zero along a cosine, or constant.", choices=("cosine", "constant")
+    )
     warmup_fraction: float | None = option(None, "Share of all steps over which the learning rate rises.", minimum=0)
     ema: float | None = option(
-        None, "Evaluate an average of the weights over the last steps, this share of it kept from step to step; 0 is off.",
-        minimum=0, before=0.0,
+        None,
+        "Evaluate an average of the weights over the last steps, this share of it kept from step to step; 0 is off.",
+        minimum=0,
+        before=0.0,
     )
     loss: str = option(
-        "bce", "bce, or asymmetric: negatives that the model is sure of count less, for annotations with gaps.",
-        choices=("bce", "asymmetric"), before="bce",
+        "bce",
+        "bce, or asymmetric: negatives that the model is sure of count less, for annotations with gaps.",
+        choices=("bce", "asymmetric"),
+        before="bce",
     )
-    label_smoothing: float = option(0.0, "Train towards this much less than 1, and as much more than 0.", minimum=0, before=0.0)
+    label_smoothing: float = option(
+        0.0, "Train towards this much less than 1, and as much more than 0.", minimum=0, before=0.0
+    )
     smooth_clips: int | None = option(
-        None, "Average a clip's scores with those of so many neighbours on each side; chosen on the validation split if not given.",
-        minimum=0, before=0,
+        None,
+        "Average a clip's scores with those of so many neighbours on each side; chosen on the validation split if not given.",
+        minimum=0,
+        before=0,
     )
-    patience: int = option(0, "Stop after this many epochs without a better validation score; 0 never stops early.", minimum=0)
+    patience: int = option(
+        0, "Stop after this many epochs without a better validation score; 0 never stops early.", minimum=0
+    )
     clip_gradient: float = option(0.0, "Largest norm of the gradient; 0 does not clip.", minimum=0)
-    amp: bool = option(False, "Mixed precision where it is faster: bfloat16 if the device computes it natively, else float16 on a GPU and float32 on a CPU.")
-    amp_dtype: str | None = option(None, "The type for --amp, if the choice is to be yours.", choices=("bfloat16", "float16"))
-    activation_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, about a third more time.")
+    amp: bool = option(
+        False,
+        "Mixed precision where it is faster: bfloat16 if the device computes it natively, else float16 on a GPU and float32 on a CPU.",
+    )
+    amp_dtype: str | None = option(
+        None, "The type for --amp, if the choice is to be yours.", choices=("bfloat16", "float16")
+    )
+    activation_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: less memory, about a third more time."
+    )
     compile: bool = option(False, "Compile the model first (torch.compile).")
     checkpoint_minutes: float = option(10.0, "Write last.pt this often within an epoch too.", above=0)
     seed: int = option(0, "All randomness follows from it.", minimum=0, most=2**63 - 1)
@@ -144,18 +228,26 @@ class OptimizationConfig(Checked):
         if self.amp_dtype is not None and not self.amp:
             raise ConfigurationError(f"--amp-dtype {self.amp_dtype} has no effect without --amp: give both, or neither")
         if self.ema is not None and self.ema >= 1:
-            raise ConfigurationError(f"--ema {self.ema:g}: expected less than 1, or the average never changes; 0.999 is usual")
+            raise ConfigurationError(
+                f"--ema {self.ema:g}: expected less than 1, or the average never changes; 0.999 is usual"
+            )
         if self.label_smoothing >= 0.5:
-            raise ConfigurationError(f"--label-smoothing {self.label_smoothing:g}: expected less than 0.5, from where labels say the opposite")
+            raise ConfigurationError(
+                f"--label-smoothing {self.label_smoothing:g}: expected less than 0.5, from where labels say the opposite"
+            )
 
 
 @dataclass(frozen=True)
 class DistillationConfig(Checked):
     """Learning a teacher's scores beside the labels."""
 
-    teacher: tuple[str, ...] = option((), "Comma-separated checkpoints whose mean scores the model learns beside the labels.", before=())
+    teacher: tuple[str, ...] = option(
+        (), "Comma-separated checkpoints whose mean scores the model learns beside the labels.", before=()
+    )
     teacher_weight: float = option(0.5, "Share of the loss that comes from the teacher.", minimum=0, before=0.5)
-    teacher_temperature: float = option(1.0, "Divide the logits of teacher and student by this before they are compared.", above=0, before=1.0)
+    teacher_temperature: float = option(
+        1.0, "Divide the logits of teacher and student by this before they are compared.", above=0, before=1.0
+    )
 
     def __post_init__(self) -> None:
         """Check that the labels and the teacher share one loss, and that no option would be without effect."""
@@ -169,7 +261,9 @@ class DistillationConfig(Checked):
         if not all(isinstance(path, str) for path in self.teacher):
             raise ConfigurationError(f"--teacher {self.teacher!r}: expected paths of checkpoints as text")
         if self.teacher_weight > 1:
-            raise ConfigurationError(f"--teacher-weight {self.teacher_weight:g}: expected 0 to 1, the rest of the loss being the labels'")
+            raise ConfigurationError(
+                f"--teacher-weight {self.teacher_weight:g}: expected 0 to 1, the rest of the loss being the labels'"
+            )
 
 
 @dataclass(frozen=True)
@@ -190,7 +284,9 @@ class TrainConfig(Checked):
                 "leave --normalize out"
             )
         if self.optimization.loss == "asymmetric" and self.data.label_mode == "single":
-            raise ConfigurationError("--loss asymmetric weighs the classes of a clip one by one: give --label-mode multi, or --loss bce")
+            raise ConfigurationError(
+                "--loss asymmetric weighs the classes of a clip one by one: give --label-mode multi, or --loss bce"
+            )
 
     def resolved(self) -> "TrainConfig":
         """Return the configuration with every option that was not given as its model's default."""
@@ -199,7 +295,9 @@ class TrainConfig(Checked):
             values["normalize"] = "none"
         if self.model.pretrained is not None:
             defaults = defaults | PRETRAINED_DEFAULTS.get(self.model.model, {})
-        return from_flat(TrainConfig, {name: defaults.get(name) if value is None else value for name, value in values.items()})
+        return from_flat(
+            TrainConfig, {name: defaults.get(name) if value is None else value for name, value in values.items()}
+        )
 
 
 def describe_defaults(name: str) -> str:
@@ -208,13 +306,26 @@ def describe_defaults(name: str) -> str:
     for model, defaults in MODEL_DEFAULTS.items():
         value = defaults[name]
         models.setdefault(f"{value:g}" if isinstance(value, (int, float)) else str(value), []).append(model)
-    return next(iter(models)) if len(models) == 1 else "; ".join(f"{', '.join(users)} {value}" for value, users in models.items())
+    return (
+        next(iter(models))
+        if len(models) == 1
+        else "; ".join(f"{', '.join(users)} {value}" for value, users in models.items())
+    )
 
 
 TRAIN_PRESETS = {
     # The student paper's protocol, for either of its models; its clip split leaks neighbouring clips into validation.
     "paper": {
-        "model": "cnn", "normalize": "paper", "split_unit": "clip", "validation_fraction": 0.2, "class_weights": True, "label_mode": "multi",
-        "optimizer": "adam", "weight_decay": 0.0, "schedule": "constant", "warmup_fraction": 0.0, "smooth_clips": 0,
+        "model": "cnn",
+        "normalize": "paper",
+        "split_unit": "clip",
+        "validation_fraction": 0.2,
+        "class_weights": True,
+        "label_mode": "multi",
+        "optimizer": "adam",
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "warmup_fraction": 0.0,
+        "smooth_clips": 0,
     },
 }

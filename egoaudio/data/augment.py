@@ -132,7 +132,9 @@ def gain_per_db(feature, num_mel_bands):
         return math.sqrt(num_mel_bands), 1
     if feature in ("spectrogram", "logmel"):
         return {"spectrogram": 1.0, "logmel": math.log(10) / 10}[feature], None
-    raise ConfigurationError(f"--gain-db does not know what a change of level does to {feature!r}: expected one of {', '.join(FEATURES)}")
+    raise ConfigurationError(
+        f"--gain-db does not know what a change of level does to {feature!r}: expected one of {', '.join(FEATURES)}"
+    )
 
 
 def _scale(features, decibels):

@@ -15,7 +15,9 @@ def expand_single(labels, rows):
     """Return ``(rows, classes)``, one pair for each active class of each row: int64 (m,), int32 (m,)."""
     pairs = [np.nonzero(labels[rows[start : start + BLOCK_ROWS]]) for start in range(0, len(rows), BLOCK_ROWS)]
     at = [rows[start * BLOCK_ROWS + item] for start, (item, _) in enumerate(pairs)]
-    return np.concatenate([np.empty(0, np.int64), *at]), np.concatenate([np.empty(0, np.int32), *(label for _, label in pairs)], dtype=np.int32)
+    return np.concatenate([np.empty(0, np.int64), *at]), np.concatenate(
+        [np.empty(0, np.int32), *(label for _, label in pairs)], dtype=np.int32
+    )
 
 
 def class_counts(labels, rows):

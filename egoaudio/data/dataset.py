@@ -70,7 +70,9 @@ class ClipDataset(torch.utils.data.Dataset):
         rows = np.flatnonzero(source.file.trainable) if rows is None else np.asarray(rows, dtype=np.int64)
         without_data = rows[~source.file.usable[rows]]
         if len(without_data):
-            raise TrainingError(f"{self.path}: {len(without_data)} of the rows to read hold no data (status is not 1), the first is row {without_data[0]}")
+            raise TrainingError(
+                f"{self.path}: {len(without_data)} of the rows to read hold no data (status is not 1), the first is row {without_data[0]}"
+            )
         integrity.require_binary(source.file, "labels", rows)
         self.rows, self.classes = rows, None
         if label_mode == "single":
@@ -93,7 +95,10 @@ class ClipDataset(torch.utils.data.Dataset):
     def source(self):
         """The ``RowSource`` of this process; after a fork the child opens the file anew."""
         if self._source is None or self._process != os.getpid():
-            self._source, self._process = RowSource(self.path, self.feature, self._identity, self.context_clips), os.getpid()
+            self._source, self._process = (
+                RowSource(self.path, self.feature, self._identity, self.context_clips),
+                os.getpid(),
+            )
         return self._source
 
     @property

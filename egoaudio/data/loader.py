@@ -78,7 +78,13 @@ class Loader:
     """
 
     def __init__(self, dataset, batch_size, config, seed=0, device="cpu", training=False, teacher=None):
-        self.dataset, self.batch_size, self.config, self.seed, self.training = dataset, batch_size, config, seed, training
+        self.dataset, self.batch_size, self.config, self.seed, self.training = (
+            dataset,
+            batch_size,
+            config,
+            seed,
+            training,
+        )
         self.device, self.teacher = torch.device(device), teacher
         self.wait_seconds = 0.0
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -94,19 +100,28 @@ class Loader:
         if training and config.gain_db:
             self._change = level_change(dataset.feature, dataset.file.config["n_mels"], dataset.normalization[1])
         if training and config.spec_augment and len(dataset.feature_shape) == 1:
-            raise ConfigurationError(f"--spec-augment masks bands of frequency, and {dataset.feature} has none: leave one of them out")
+            raise ConfigurationError(
+                f"--spec-augment masks bands of frequency, and {dataset.feature} has none: leave one of them out"
+            )
         self._cumulative = None
         if training and config.balanced_sampling:
             self._cumulative = np.cumsum(balanced_probabilities(dataset.file.labels, dataset.rows, dataset.classes))
-        self._buffers = _Buffers((min(batch_size, len(dataset)), *dataset.feature_shape), pinned=self._copies is not None)
+        self._buffers = _Buffers(
+            (min(batch_size, len(dataset)), *dataset.feature_shape), pinned=self._copies is not None
+        )
         self._batches: list[np.ndarray] = []
         self._workers = None
         if config.loader_workers:
             self._require_shared_memory()
             self._workers = torch.utils.data.DataLoader(
-                dataset, batch_size=None, sampler=self._batches, num_workers=config.loader_workers,
-                persistent_workers=True, pin_memory=self._copies is not None,
-                prefetch_factor=_WORKER_BATCHES, timeout=_WORKER_SECONDS,
+                dataset,
+                batch_size=None,
+                sampler=self._batches,
+                num_workers=config.loader_workers,
+                persistent_workers=True,
+                pin_memory=self._copies is not None,
+                prefetch_factor=_WORKER_BATCHES,
+                timeout=_WORKER_SECONDS,
             )
 
     def _require_shared_memory(self):
@@ -114,7 +129,9 @@ class Loader:
         num_clips = min(self.batch_size, len(self.dataset))
         batch_bytes = num_clips * (4 * math.prod(self.dataset.feature_shape) + 4 * self.dataset.num_classes)
         workers = self.config.loader_workers
-        words = f"--loader-workers {workers} passes its batches through it; --loader-workers 0 needs none, and is as fast"
+        words = (
+            f"--loader-workers {workers} passes its batches through it; --loader-workers 0 needs none, and is as fast"
+        )
         surroundings.require_shared_memory((_WORKER_BATCHES * workers + 1) * batch_bytes + (64 << 10), words)
 
     def __len__(self):
@@ -150,7 +167,10 @@ class Loader:
         """
         self.wait_seconds = 0.0
         order = self.order(epoch)
-        items = [order[start : start + self.batch_size] for start in range(start_batch * self.batch_size, len(order), self.batch_size)]
+        items = [
+            order[start : start + self.batch_size]
+            for start in range(start_batch * self.batch_size, len(order), self.batch_size)
+        ]
         read = self._reader(items, start_batch)
         numbers = iter(range(start_batch, start_batch + len(items)))
         with ThreadPoolExecutor(1, thread_name_prefix="egoaudio-loader") as thread:
@@ -186,7 +206,9 @@ class Loader:
                     self.dataset.source.check_unchanged()  # names the file, where the worker's death by SIGBUS would not
                     if isinstance(error, RuntimeError):  # torch's, of a worker that died or says nothing
                         reason = str(error).splitlines()[0]
-                        raise TrainingError(f"the processes of --loader-workers failed ({reason}): give --loader-workers 0, which needs none") from error
+                        raise TrainingError(
+                            f"the processes of --loader-workers failed ({reason}): give --loader-workers 0, which needs none"
+                        ) from error
                     raise
                 return self._finish(features, labels, epoch, number, items[number - start_batch])
 
@@ -207,7 +229,9 @@ class Loader:
         if self.teacher is not None:
             labels = torch.cat((labels, torch.from_numpy(self.teacher(rows))), dim=1)  # mixup then mixes both alike
         with contextlib.nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
-            features, labels = (tensor.to(self.device, non_blocking=self._copies is not None) for tensor in (features, labels))
+            features, labels = (
+                tensor.to(self.device, non_blocking=self._copies is not None) for tensor in (features, labels)
+            )
             if self._augments:
                 rng = generator(self.seed, AUGMENTATION, epoch, number)
                 features, labels = augment(features, labels, rng, self.config, self._change, self._max_shift_frames)
@@ -234,7 +258,9 @@ class _Buffers:
         elif self._pinned:
             whole = torch.empty(self._shape, pin_memory=True).numpy()
         else:
-            whole = np.empty(self._shape, dtype=np.float32)  # NumPy asks for huge pages, torch does not: 20 % faster to fill
+            whole = np.empty(
+                self._shape, dtype=np.float32
+            )  # NumPy asks for huge pages, torch does not: 20 % faster to fill
         part = whole[:num_clips]
         weakref.finalize(part, self._free.append, whole).atexit = False
         return part

@@ -76,7 +76,9 @@ class RowSource:
         self._warned = False
         self.file = reader.open(path)
         if feature not in self.file.features:
-            raise TrainingError(f"{path} has no {feature}; it has {', '.join(self.file.features) or 'no features'}: build again with --features {feature}")
+            raise TrainingError(
+                f"{path} has no {feature}; it has {', '.join(self.file.features) or 'no features'}: build again with --features {feature}"
+            )
         self._descriptor = os.open(path, os.O_RDONLY)
         self.identity = identity or _identity(os.fstat(self._descriptor))
         self.check_unchanged()
@@ -117,9 +119,13 @@ class RowSource:
         try:
             now = _identity(os.fstat(self._descriptor))
         except OSError as error:
-            raise TrainingError(f"{self.path} cannot be read any more ({error.strerror}): run the same command again when its disk is back") from error
+            raise TrainingError(
+                f"{self.path} cannot be read any more ({error.strerror}): run the same command again when its disk is back"
+            ) from error
         if now[:2] != self.identity[:2]:
-            raise TrainingError(f"{self.path} was replaced by another file during the run: put the first one back and run the same command again")
+            raise TrainingError(
+                f"{self.path} was replaced by another file during the run: put the first one back and run the same command again"
+            )
         if now != self.identity:
             size, changed_ns = self.identity[2:]
             raise TrainingError(
@@ -166,13 +172,17 @@ class RowSource:
         """
         rows = np.asarray(rows, dtype=np.int64)
         if len(rows) and not (0 <= rows.min() and rows.max() < len(self._array)):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} are not all among the {len(self._array)} of {self.path}")
+            raise IndexError(
+                f"rows {rows.min()} to {rows.max()} are not all among the {len(self._array)} of {self.path}"
+            )
         self.check_unchanged()
         plain = (mean, std) == (0.0, 1.0)
         mean, scale = np.float32(mean), np.float32(1.0 / std)
         windows = self._windows(rows)  # (b, 2 * K + 1)
         out = out.reshape(*windows.shape, *self.shape[1:])  # the same memory
-        step = len(rows) if plain or not self.is_mapped else max(1, _CACHED_BYTES // (self.row_bytes * windows.shape[1]))
+        step = (
+            len(rows) if plain or not self.is_mapped else max(1, _CACHED_BYTES // (self.row_bytes * windows.shape[1]))
+        )
         for start in range(0, len(rows), max(1, step)):
             part = out[start : start + step]
             self._fill(windows[start : start + step], part)
@@ -235,7 +245,9 @@ class RowSource:
         self._cold_batches -= 1
         for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
             for start in range(offset, offset + size, _ANNOUNCED_BYTES):
-                os.posix_fadvise(self._descriptor, start, min(_ANNOUNCED_BYTES, offset + size - start), os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(
+                    self._descriptor, start, min(_ANNOUNCED_BYTES, offset + size - start), os.POSIX_FADV_WILLNEED
+                )
 
     def _in_memory(self, offsets):
         """Return whether the byte at each offset can be had without waiting for a disk; False where nobody can tell."""

@@ -86,7 +86,10 @@ def split_rows(file, config, seed):
         )
     others = sorted({name.decode() for name in splits.tolist()} - {"train", "test"})
     if others:
-        warnings.warn(f"{file.path}: videos of the splits {', '.join(others)} are left out; only 'train' and 'test' are used", stacklevel=2)
+        warnings.warn(
+            f"{file.path}: videos of the splits {', '.join(others)} are left out; only 'train' and 'test' are used",
+            stacklevel=2,
+        )
     held_out = _hold_out(_units(file, config.split_unit, train), config, generator(seed, SPLIT))
     return Split(train[~held_out], train[held_out], test)
 
@@ -101,7 +104,9 @@ def require_learnable(file, split):
     """
     class_ids = file.class_table["class_id"].tolist()
     if class_ids == [NO_ACTION.encode()]:
-        raise TrainingError(f"{file.path}: its only class is {NO_ACTION}, so there is nothing to tell apart: build with annotations that have actions")
+        raise TrainingError(
+            f"{file.path}: its only class is {NO_ACTION}, so there is nothing to tell apart: build with annotations that have actions"
+        )
     if not file.labels[split.train].any():
         raise TrainingError(
             f"{file.path}: no class is on in any of the {len(split.train):,} clips to train on: do the annotations belong to these videos, and are their "

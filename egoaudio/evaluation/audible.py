@@ -99,7 +99,9 @@ def unrelated_precision(scores: np.ndarray, labels: np.ndarray, video: np.ndarra
         if positive.any():
             rank = np.argsort(order)
             for place, shift in enumerate(shifts):
-                ranks = np.sort(rank[(np.flatnonzero(labels[:, column]) - shift) % len(labels)])  # of the moved positives
+                ranks = np.sort(
+                    rank[(np.flatnonzero(labels[:, column]) - shift) % len(labels)]
+                )  # of the moved positives
                 at = last[ranks]
                 result[place, column] = np.mean(np.searchsorted(ranks, at, side="right") / (at + 1))
     return result

@@ -19,7 +19,9 @@ _POSITIVES_AT_ONCE = 512
 def draw_weights(num_videos, num_resamples, seed):
     """Return how often each video is drawn in each resample, float32 (num_videos, num_resamples)."""
     generator = np.random.default_rng(seed)
-    return np.ascontiguousarray(generator.multinomial(num_videos, np.full(num_videos, 1 / num_videos), num_resamples).T, np.float32)
+    return np.ascontiguousarray(
+        generator.multinomial(num_videos, np.full(num_videos, 1 / num_videos), num_resamples).T, np.float32
+    )
 
 
 def interval(resampled, score):
@@ -163,7 +165,9 @@ def _weight_above(videos, positive, num_above, weights):
         block = slice(start, start + _POSITIVES_AT_ONCE)
         rows = np.arange(done, ends[block][-1])
         cell = np.searchsorted(ends[block], rows, side="right") * len(weights) + videos[rows]
-        steps = np.bincount(cell, minlength=len(ends[block]) * len(weights)).reshape(-1, len(weights)).astype(np.float32)
+        steps = (
+            np.bincount(cell, minlength=len(ends[block]) * len(weights)).reshape(-1, len(weights)).astype(np.float32)
+        )
         steps[0] += counts
         up_to = np.cumsum(steps, axis=0, out=steps)
         counts, done = up_to[-1].copy(), ends[block][-1]

@@ -96,7 +96,9 @@ def pool_videos(scores, clip_video, num_videos, pool):
     if pool == "max":
         result[present] = np.maximum.reduceat(scores[order], starts)
     elif pool == "mean":
-        result[present] = np.add.reduceat(scores[order], starts, dtype=np.float64) / np.diff(np.r_[starts, len(order)])[:, None]
+        result[present] = (
+            np.add.reduceat(scores[order], starts, dtype=np.float64) / np.diff(np.r_[starts, len(order)])[:, None]
+        )
     else:
         raise EvaluationError(f"--pool {pool!r}: expected max or mean")
     return result

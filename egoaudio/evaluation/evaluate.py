@@ -7,8 +7,10 @@ Scores (num_clips, num_classes) are sigmoids of the logits, or a softmax for a m
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from egoaudio.config.options import from_json
 from egoaudio.config.train import TrainConfig
@@ -30,9 +32,16 @@ SPLITS = ("test", "validation", "train")
 
 
 def evaluate(
-    checkpoint: str | os.PathLike[str], path: str | os.PathLike[str], *, split: str = "test", pool: str = "max",
-    output: str | os.PathLike[str] | None = None, submission: str | os.PathLike[str] | None = None,
-    frame_submission: str | os.PathLike[str] | None = None, device: str | None = None, num_resamples: int = NUM_RESAMPLES,
+    checkpoint: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    split: str = "test",
+    pool: str = "max",
+    output: str | os.PathLike[str] | None = None,
+    submission: str | os.PathLike[str] | None = None,
+    frame_submission: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    num_resamples: int = NUM_RESAMPLES,
 ) -> results.Evaluation:
     """Evaluate a checkpoint on a split of a file, and write what came out.
 
@@ -76,33 +85,24 @@ def evaluate(
     config = from_json(TrainConfig, contents["config"])
     with reader.open(path) as file:
         checkpoints.require_match(contents, file, same_plan=split != "test")
-        of_run = contents["plan_sha256"] == file.plan_sha256
-        if of_run:
-            divided = split_rows(file, config.data, config.optimization.seed)
-            train = divided.train
-        else:
-            train = _train_rows(file)
-        rows, videos = _test_split(file) if split == "test" else (divided.rows(split), None)
+        rows, videos, train = _choose_rows(file, contents, config, split)
         truth = read_truth(file, rows, videos)
         prior = class_frequencies(file.labels, train) if len(train) else None
     folder = Path(checkpoint).parent if output is None else Path(output)
     results.prepare(folder, (submission, frame_submission), (checkpoint, path))
-    normalization = contents["normalization"]["mean"], contents["normalization"]["std"]
-    dataset = ClipDataset(
-        path, contents["feature"], rows, normalization=normalization, context_clips=config.data.context_clips or 0
-    )
-    loader = Loader(dataset, config.optimization.batch_size, config.data, device=chosen)
-    slower = chosen.type == "cpu" and contents.get("amp_dtype", "unknown") is None  # the run found float32 to be faster
-    amp_dtype, _ = mixed_precision(chosen, config.optimization.amp and not slower, config.optimization.amp_dtype)
-    with Progress(len(rows), "scoring", unit="clips") as progress:
-        if chosen.type == "cpu":
-            allocator.reuse_blocks()  # the next slice takes the same blocks again
-        scored = score(Scorer(model, device=chosen, amp_dtype=amp_dtype, log=progress.write), loader, config.data.label_mode, advance=progress.advance)
+    scored = _score(model, contents, config, path, rows, chosen)
     evaluation = evaluate_scores(
-        scored.scores, truth, thresholds=contents["thresholds"], prior=prior, pool=pool,
-        smooth_clips=contents["smooth_clips"], num_resamples=num_resamples, seed=config.optimization.seed,
+        scored.scores,
+        truth,
+        thresholds=contents["thresholds"],
+        prior=prior,
+        pool=pool,
+        smooth_clips=contents["smooth_clips"],
+        num_resamples=num_resamples,
+        seed=config.optimization.seed,
     )
-    about = {"checkpoint": str(checkpoint), "file": str(path), "split": split, "epoch": contents["epoch"], "plan_sha256": contents["plan_sha256"]}
+    about = {"checkpoint": str(checkpoint), "file": str(path), "split": split}
+    about |= {name: contents[name] for name in ("epoch", "plan_sha256")}
     evaluation = replace(evaluation, about=about)
     results.write(evaluation, folder)
     for text, frames in ((submission, False), (frame_submission, True)):
@@ -111,15 +111,55 @@ def evaluate(
     return evaluation
 
 
+def _choose_rows(
+    file: reader.EgoAudioFile, contents: dict[str, Any], config: TrainConfig, split: str
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Return the split's clips, its videos (None: those of its clips), and the clips to count classes in."""
+    if (
+        contents["plan_sha256"] != file.plan_sha256
+    ):  # another file than the run's: only its test split, by require_match
+        return *_test_split(file), np.flatnonzero(
+            file.trainable & (file.video_table["split"] == b"train")[file.clip_table["video"]]
+        )
+    divided = split_rows(file, config.data, config.optimization.seed)
+    if split == "test":
+        return *_test_split(file), divided.train
+    return divided.rows(split), None, divided.train
+
+
+def _score(
+    model: torch.nn.Module,
+    contents: dict[str, Any],
+    config: TrainConfig,
+    path: str | os.PathLike[str],
+    rows: np.ndarray,
+    device: torch.device,
+) -> Any:
+    """Score clips with a progress bar, in the precision that the run chose."""
+    normalization = contents["normalization"]["mean"], contents["normalization"]["std"]
+    dataset = ClipDataset(
+        path, contents["feature"], rows, normalization=normalization, context_clips=config.data.context_clips or 0
+    )
+    loader = Loader(dataset, config.optimization.batch_size, config.data, device=device)
+    slower = device.type == "cpu" and contents.get("amp_dtype", "unknown") is None  # the run found float32 to be faster
+    amp_dtype, _ = mixed_precision(device, config.optimization.amp and not slower, config.optimization.amp_dtype)
+    with Progress(len(rows), "scoring", unit="clips") as progress:
+        if device.type == "cpu":
+            allocator.reuse_blocks()  # the next slice takes the same blocks again
+        return score(
+            Scorer(model, device=device, amp_dtype=amp_dtype, log=progress.write),
+            loader,
+            config.data.label_mode,
+            advance=progress.advance,
+        )
+
+
 def _test_split(file: reader.EgoAudioFile) -> tuple[np.ndarray, np.ndarray]:
     """Return the clips of the test split (rows of /clips) and all its videos (rows of /videos)."""
     videos = np.flatnonzero(file.video_table["split"] == b"test")
     rows = np.flatnonzero(file.usable & np.isin(file.clip_table["video"], videos))
     if not len(rows):
-        raise TrainingError(f"{file.path}: {len(videos)} videos of the split test, none with sound: build with --test-annotations, or give another --split")
+        raise TrainingError(
+            f"{file.path}: {len(videos)} videos of the split test, none with sound: build with --test-annotations, or give another --split"
+        )
     return rows, videos
-
-
-def _train_rows(file: reader.EgoAudioFile) -> np.ndarray:
-    """Return the clips to count classes in where the file is not the one that the run divided."""
-    return np.flatnonzero(file.trainable & (file.video_table["split"] == b"train")[file.clip_table["video"]])

@@ -68,10 +68,14 @@ def read_truth(file, rows, videos=None):
     place[videos] = np.arange(len(videos))
     if (place[clips["video"]] < 0).any():
         stray = file.video_table["video_id"][clips["video"][place[clips["video"]] < 0][0]].decode()
-        raise TrainingError(f"{file.path}: clips of {stray} are to be evaluated, but that video is not among the {len(videos)} videos to evaluate")
+        raise TrainingError(
+            f"{file.path}: clips of {stray} are to be evaluated, but that video is not among the {len(videos)} videos to evaluate"
+        )
     integrity.require_binary(file, "labels", rows)
     integrity.require_binary(file, "video_labels", videos)
-    class_ids, names = ([text.decode() for text in file.class_table[column].tolist()] for column in ("class_id", "name"))
+    class_ids, names = (
+        [text.decode() for text in file.class_table[column].tolist()] for column in ("class_id", "name")
+    )
     num_actions = len(class_ids) - (class_ids[-1] == NO_ACTION)
     table = file.video_table[videos]
     seconds = table["duration_seconds"].astype(np.float64)
@@ -81,18 +85,35 @@ def read_truth(file, rows, videos=None):
         np.maximum.at(last, instances["video"], np.maximum(instances["start_seconds"], instances["stop_seconds"]))
         seconds = np.where(seconds > 0, seconds, last)
     return Truth(
-        rows, file.labels[rows], clips["labelled"] == 1, place[clips["video"]], clips["start_seconds"], clips["stop_seconds"],
-        tuple(class_ids), tuple(names), num_actions, tuple(text.decode() for text in table["video_id"].tolist()),
-        file.video_labels[videos][:, :num_actions], seconds, instances,
+        rows,
+        file.labels[rows],
+        clips["labelled"] == 1,
+        place[clips["video"]],
+        clips["start_seconds"],
+        clips["stop_seconds"],
+        tuple(class_ids),
+        tuple(names),
+        num_actions,
+        tuple(text.decode() for text in table["video_id"].tolist()),
+        file.video_labels[videos][:, :num_actions],
+        seconds,
+        instances,
     )
 
 
 def _instances(file, place):
     """Return the annotated actions of the videos to judge; ``place`` says where each video of the file stands among those, or -1."""
     instances = file.instances
-    inside = (instances["video"] >= 0) & (instances["video"] < len(place)) & (instances["class_index"] >= 0) & (instances["class_index"] < file.num_classes)
+    inside = (
+        (instances["video"] >= 0)
+        & (instances["video"] < len(place))
+        & (instances["class_index"] >= 0)
+        & (instances["class_index"] < file.num_classes)
+    )
     if not inside.all():
-        raise StoreError(f"{file.path}: row {np.flatnonzero(~inside)[0]} of /instances names a video or class that is not there: the file is damaged")
+        raise StoreError(
+            f"{file.path}: row {np.flatnonzero(~inside)[0]} of /instances names a video or class that is not there: the file is damaged"
+        )
     actions = file.class_table["class_id"][instances["class_index"]] != NO_ACTION.encode()
     instances = instances[actions & (place[instances["video"]] >= 0)]  # a copy
     instances["video"] = place[instances["video"]]

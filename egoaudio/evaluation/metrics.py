@@ -45,7 +45,9 @@ def check(scores, labels):
         wrong = (labels != 0) & (labels != 1)
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
-            raise EvaluationError(f"label {labels[row, column]} in row {row}, class {column}: expected 0 or 1; were scores and labels swapped?")
+            raise EvaluationError(
+                f"label {labels[row, column]} in row {row}, class {column}: expected 0 or 1; were scores and labels swapped?"
+            )
         labels = labels == 1
     if scores.dtype.kind != "f":
         scores = scores.astype(np.float64)

@@ -40,8 +40,21 @@ TITLES = {
 }
 NAMES = ("evaluation.json", "per_class.csv", "per_class.png")  # of what ``write`` writes
 PER_CLASS_COLUMNS = (
-    "class_id", "name", "num_clips", "prior", "average_precision", "low", "high", "audible", "auc", "class_accuracy", "f1",
-    "threshold", "num_videos", "video_average_precision", "localization_average_precision",
+    "class_id",
+    "name",
+    "num_clips",
+    "prior",
+    "average_precision",
+    "low",
+    "high",
+    "audible",
+    "auc",
+    "class_accuracy",
+    "f1",
+    "threshold",
+    "num_videos",
+    "video_average_precision",
+    "localization_average_precision",
 )
 
 
@@ -97,7 +110,10 @@ def table(evaluation: Evaluation) -> str:
     silent = evaluation.num_videos - evaluation.num_videos_scored
     without = f" ({silent:,} of them without sound)" if silent else ""
     videos = f"{evaluation.num_videos:,} video{'s' * (evaluation.num_videos != 1)}{without}"
-    lines = [f"{heading}{evaluation.num_clips:,} clips of {videos}, {len(evaluation.per_class['class_id'])} classes", ""]
+    lines = [
+        f"{heading}{evaluation.num_clips:,} clips of {videos}, {len(evaluation.per_class['class_id'])} classes",
+        "",
+    ]
     width = max(len(title) for title in TITLES.values())
     smoothed = evaluation.smooth_clips > 0
     unsmoothed = f"  {'unsmoothed':>10}" if smoothed else ""
@@ -109,11 +125,15 @@ def table(evaluation: Evaluation) -> str:
                 title = f"mAP, {_count(sum(evaluation.per_class['audible']), 'audible class', 'es')}"
             between = "-" if math.isnan(score.low) else f"{_percent(score.low)} to {_percent(score.high)}"
             unsmoothed = f"  {_percent(score.unsmoothed):>10}" if smoothed else ""
-            lines.append(f"{title:{width}}  {_percent(score.value):>6}  {between:>15}  {_percent(score.prior):>6}{unsmoothed}")
+            lines.append(
+                f"{title:{width}}  {_percent(score.value):>6}  {between:>15}  {_percent(score.prior):>6}{unsmoothed}"
+            )
     lines += ["", "prior: always guessing each class by its frequency in the training split"]
     if smoothed:
         neighbours = _count(evaluation.smooth_clips, "clip", "s")
-        lines.append(f"smoothed: each score is the mean over the clip and {neighbours} before and after it; unsmoothed: the clip's own")
+        lines.append(
+            f"smoothed: each score is the mean over the clip and {neighbours} before and after it; unsmoothed: the clip's own"
+        )
     if "audible_map" in evaluation.scores:
         lines.append(
             "audible: classes whose average precision clears the prior's by its interval, chosen on these same clips, which\n"
@@ -131,7 +151,9 @@ def _percent(fraction: float) -> str:
 
 
 def prepare(
-    folder: str | os.PathLike[str], submissions: Iterable[str | os.PathLike[str] | None] = (), inputs: Iterable[str | os.PathLike[str] | None] = ()
+    folder: str | os.PathLike[str],
+    submissions: Iterable[str | os.PathLike[str] | None] = (),
+    inputs: Iterable[str | os.PathLike[str] | None] = (),
 ) -> None:
     """Make the folder, and refuse what could not or must not be written to, before hours of scoring rather than after them.
 
@@ -153,7 +175,9 @@ def prepare(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrainingError(f"--output {folder}: cannot be made a folder ({error.strerror}): give the name of a folder that can be written to") from error
+        raise TrainingError(
+            f"--output {folder}: cannot be made a folder ({error.strerror}): give the name of a folder that can be written to"
+        ) from error
     taken = set()
     for path in (*(folder / name for name in NAMES), *submissions):
         if path is None:
@@ -178,7 +202,9 @@ def write(evaluation: Evaluation, folder: str | os.PathLike[str]) -> None:
     from egoaudio.figures import per_class_png  # matplotlib takes half a second
 
     folder = Path(folder)
-    text = to_json(evaluation).encode(errors="backslashreplace")  # names of files that are not UTF-8 become JSON's own escapes
+    text = to_json(evaluation).encode(
+        errors="backslashreplace"
+    )  # names of files that are not UTF-8 become JSON's own escapes
     for name, contents in zip(NAMES, (text, to_csv(evaluation).encode(), per_class_png(evaluation)), strict=True):
         write_file(folder / name, contents)
 
@@ -186,16 +212,25 @@ def write(evaluation: Evaluation, folder: str | os.PathLike[str]) -> None:
 def to_json(evaluation: Evaluation) -> str:
     """Return the evaluation as JSON text, without what is per class."""
     parts = ("value", "low", "high", "prior", "unsmoothed")
-    scores = {name: {part: _defined(getattr(score, part)) for part in parts} for name, score in evaluation.scores.items()}
+    scores = {
+        name: {part: _defined(getattr(score, part)) for part in parts} for name, score in evaluation.scores.items()
+    }
     audible = None
     if "audible_map" in evaluation.scores:
         each = zip(evaluation.per_class["class_id"], evaluation.per_class["audible"], strict=True)
         audible = [class_id for class_id, heard in each if heard]
     contents = {
-        "egoaudio_version": __version__, **evaluation.about, "pool": evaluation.pool, "smooth_clips": evaluation.smooth_clips,
+        "egoaudio_version": __version__,
+        **evaluation.about,
+        "pool": evaluation.pool,
+        "smooth_clips": evaluation.smooth_clips,
         "num_clips": evaluation.num_clips,
-        "num_videos": evaluation.num_videos, "num_videos_scored": evaluation.num_videos_scored, "num_resamples": evaluation.num_resamples,
-        "scores": scores, "audible_classes": audible, "notes": list(evaluation.notes),
+        "num_videos": evaluation.num_videos,
+        "num_videos_scored": evaluation.num_videos_scored,
+        "num_resamples": evaluation.num_resamples,
+        "scores": scores,
+        "audible_classes": audible,
+        "notes": list(evaluation.notes),
     }
     return json.dumps(contents, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -241,7 +276,9 @@ def write_submission(evaluation: Evaluation, path: str | os.PathLike[str], frame
         raise TrainingError(f"{path}: no submission of frames: " + " ".join(evaluation.notes))
     for video_id in evaluation.video_ids:
         if video_id.split() != [video_id]:
-            raise TrainingError(f"{path}: no submission, for the id {video_id!r} holds white space, which separates the columns of the format")
+            raise TrainingError(
+                f"{path}: no submission, for the id {video_id!r} holds white space, which separates the columns of the format"
+            )
     per_video = FRAMES_PER_VIDEO if frames else 1
     number = " ".join(["%.9g"] * scores.shape[1])  # nine digits are all of a float32
     lines = []
@@ -263,4 +300,6 @@ def write_file(path: str | os.PathLike[str], contents: bytes) -> None:
     try:
         files.write_file(path, contents)
     except OSError as error:
-        raise TrainingError(f"{path}: could not be written ({error.strerror}): give another place, or make room") from error
+        raise TrainingError(
+            f"{path}: could not be written ({error.strerror}): give another place, or make room"
+        ) from error

@@ -31,9 +31,7 @@ def choose_thresholds(scores, truth):
     return metrics.best_thresholds(scores[truth.labelled], truth.labels[truth.labelled])
 
 
-def evaluate_scores(
-    scores, truth, *, thresholds=None, prior=None, pool="max", smooth_clips=0, num_resamples=0, seed=0
-):
+def evaluate_scores(scores, truth, *, thresholds=None, prior=None, pool="max", smooth_clips=0, num_resamples=0, seed=0):
     """Return the ``Evaluation`` of scores.
 
     Parameters
@@ -68,15 +66,26 @@ def evaluate_scores(
     all_scores, per_class = _judge_clips(
         scores[clips], truth.labels[clips], truth.clip_video[clips], thresholds, prior, weights
     )
-    official, video_scores, frame_scores, more_per_class = _judge_videos(scores, truth, pool, weights, prior is not None)
+    official, video_scores, frame_scores, more_per_class = _judge_videos(
+        scores, truth, pool, weights, prior is not None
+    )
     all_scores |= official
     per_class |= {"class_id": truth.class_ids, "name": truth.class_names, **more_per_class}
     per_class = {name: list(values) for name, values in per_class.items()}
     if smooth_clips:
         all_scores = _beside_unsmoothed(all_scores, per_class, evaluate_scores(own_scores, truth, pool=pool))
     return Evaluation(
-        all_scores, per_class, int(clips.sum()), len(truth.video_ids), len(np.unique(truth.clip_video)),
-        num_resamples, pool, truth.video_ids, video_scores, frame_scores, _notes(truth, thresholds, prior),
+        all_scores,
+        per_class,
+        int(clips.sum()),
+        len(truth.video_ids),
+        len(np.unique(truth.clip_video)),
+        num_resamples,
+        pool,
+        truth.video_ids,
+        video_scores,
+        frame_scores,
+        _notes(truth, thresholds, prior),
         smooth_clips=smooth_clips,
     )
 
@@ -86,14 +95,22 @@ def _check(scores, truth):
     scores = np.asarray(scores, dtype=np.float32)
     if scores.shape != truth.labels.shape:
         hint = "; are they transposed?" if scores.shape == truth.labels.shape[::-1] else ""
-        raise EvaluationError(f"scores {scores.shape} for {truth.labels.shape[0]} clips and {truth.labels.shape[1]} classes: expected a row per clip{hint}")
+        raise EvaluationError(
+            f"scores {scores.shape} for {truth.labels.shape[0]} clips and {truth.labels.shape[1]} classes: expected a row per clip{hint}"
+        )
     if not truth.labelled.any():
-        raise EvaluationError(f"none of the {len(scores)} clips to evaluate has labels: another split, or a file built with --no-action all, has some")
+        raise EvaluationError(
+            f"none of the {len(scores)} clips to evaluate has labels: another split, or a file built with --no-action all, has some"
+        )
     wrong = ~((scores >= 0) & (scores <= 1))
     if wrong.any():
         clip, column = np.argwhere(wrong)[0]
         logits = np.isfinite(scores).all()
-        hint = "are these logits? they need a sigmoid or softmax first" if logits else "the model has diverged: train with a lower learning rate"
+        hint = (
+            "are these logits? they need a sigmoid or softmax first"
+            if logits
+            else "the model has diverged: train with a lower learning rate"
+        )
         raise EvaluationError(
             f"score {scores[clip, column]} of clip {truth.rows[clip]}, class {truth.class_ids[column]} ({np.count_nonzero(wrong)} such): "
             f"expected 0 to 1; {hint}"
@@ -115,7 +132,9 @@ def _judge_clips(scores, labels, video, thresholds, prior, weights):
         intervals = {}
     else:
         precisions, areas = bootstrap.resample_ranking(scores, labels, video, weights)
-        ends = np.array([bootstrap.interval(*pair) for pair in zip(precisions, per_class["average_precision"], strict=True)])
+        ends = np.array(
+            [bootstrap.interval(*pair) for pair in zip(precisions, per_class["average_precision"], strict=True)]
+        )
         audible = audible_classes(ends[:, 0], labels, video)
         per_class |= {"low": ends[:, 0], "high": ends[:, 1], "audible": audible}
         values["audible_map"] = metrics.mean_over_classes(per_class["average_precision"][audible])
@@ -123,7 +142,8 @@ def _judge_clips(scores, labels, video, thresholds, prior, weights):
             priors["audible_map"] = metrics.mean_over_classes(labels.mean(axis=0)[audible])
         resampled = _resample_accuracies(scores, labels, video, thresholds, weights)
         resampled |= {
-            "map": bootstrap.mean_over_classes(precisions), "mauc": bootstrap.mean_over_classes(areas),
+            "map": bootstrap.mean_over_classes(precisions),
+            "mauc": bootstrap.mean_over_classes(areas),
             "audible_map": bootstrap.mean_over_classes(precisions[audible]),
         }
         intervals = {name: bootstrap.interval(samples, values[name]) for name, samples in resampled.items()}
@@ -154,15 +174,25 @@ def _clip_values(scores, labels, thresholds):
     """Return ``({metric: value}, {column of per_class.csv: array (C,)})``."""
     positives = labels.sum(axis=0)
     per_class = {
-        "num_clips": positives, "average_precision": metrics.average_precision(scores, labels), "auc": metrics.area_under_roc(scores, labels),
+        "num_clips": positives,
+        "average_precision": metrics.average_precision(scores, labels),
+        "auc": metrics.area_under_roc(scores, labels),
         "class_accuracy": metrics.ratio(metrics.class_hits(scores, labels).sum(axis=0), positives),
         "f1": np.full(len(positives), np.nan) if thresholds is None else metrics.f1(scores, labels, thresholds),
         "threshold": np.full(len(positives), np.nan) if thresholds is None else thresholds,
     }
     values = {
-        "top1": metrics.top_k_accuracy(scores, labels, 1), "top5": metrics.top_k_accuracy(scores, labels, 5),
-        **{name: metrics.mean_over_classes(per_class[column]) for name, column in
-           (("map", "average_precision"), ("mean_class_accuracy", "class_accuracy"), ("mauc", "auc"), ("macro_f1", "f1"))},
+        "top1": metrics.top_k_accuracy(scores, labels, 1),
+        "top5": metrics.top_k_accuracy(scores, labels, 5),
+        **{
+            name: metrics.mean_over_classes(per_class[column])
+            for name, column in (
+                ("map", "average_precision"),
+                ("mean_class_accuracy", "class_accuracy"),
+                ("mauc", "auc"),
+                ("macro_f1", "f1"),
+            )
+        },
     }
     return values, per_class
 
@@ -183,17 +213,27 @@ def _judge_videos(scores, truth, pool, weights, with_prior):
         on = charades.frame_labels(truth.video_seconds, truth.instances, truth.num_actions)
         video = np.repeat(np.arange(len(judged)), charades.FRAMES_PER_VIDEO)
         found["localization_map"], frame_ap = _judge_official(frame_scores, on, video, weights, with_prior)
-    return found, video_scores, frame_scores, {
-        "num_videos": _for_all(truth.video_labels.sum(axis=0), truth), "video_average_precision": _for_all(video_ap, truth),
-        "localization_average_precision": _for_all(frame_ap, truth),
-    }
+    return (
+        found,
+        video_scores,
+        frame_scores,
+        {
+            "num_videos": _for_all(truth.video_labels.sum(axis=0), truth),
+            "video_average_precision": _for_all(video_ap, truth),
+            "localization_average_precision": _for_all(frame_ap, truth),
+        },
+    )
 
 
 def _judge_official(scores, labels, video, weights, with_prior):
     """Return the official mAP with its interval and prior, and the AP of each action."""
     per_class = charades.average_precision(scores, labels)
     value = metrics.mean_over_classes(per_class)
-    low, high = bootstrap.interval(bootstrap.resample_official(scores, labels, video, weights), value) if weights.shape[1] else (np.nan, np.nan)
+    low, high = (
+        bootstrap.interval(bootstrap.resample_official(scores, labels, video, weights), value)
+        if weights.shape[1]
+        else (np.nan, np.nan)
+    )
     # The same score in every row that has one: the class frequencies, or any other number, rank alike.
     guess = np.where(np.isfinite(scores), 0, -np.inf)
     prior = metrics.mean_over_classes(charades.chance_average_precision(guess, labels)) if with_prior else np.nan
@@ -218,11 +258,17 @@ def _notes(truth, thresholds, prior):
     """Return what is missing, and why."""
     notes = []
     if not truth.labels[truth.labelled].any():
-        notes.append("no class is on in any of these clips, so the clip metrics are not defined: do the annotations belong to these videos?")
+        notes.append(
+            "no class is on in any of these clips, so the clip metrics are not defined: do the annotations belong to these videos?"
+        )
     if thresholds is None:
-        notes.append("no macro F1: its thresholds are chosen on a validation split, and the checkpoint comes from a run without one")
+        notes.append(
+            "no macro F1: its thresholds are chosen on a validation split, and the checkpoint comes from a run without one"
+        )
     if prior is None:
         notes.append("no prior: the file has no training split to count the classes in")
     if truth.instances is None:
-        notes.append("no frame mAP: the file holds no annotated times (/instances): nothing is annotated in it, or an earlier egoaudio built it")
+        notes.append(
+            "no frame mAP: the file holds no annotated times (/instances): nothing is annotated in it, or an earlier egoaudio built it"
+        )
     return tuple(notes)

@@ -20,7 +20,15 @@ import numpy as np
 
 from egoaudio._version import __version__
 from egoaudio.errors import StoreError
-from egoaudio.hdf5.schema import ALIGNMENT, CLIP_DTYPE, FINGERPRINT_BYTES, FORMAT, FORMAT_VERSION, INSTANCE_DTYPE, encode
+from egoaudio.hdf5.schema import (
+    ALIGNMENT,
+    CLIP_DTYPE,
+    FINGERPRINT_BYTES,
+    FORMAT,
+    FORMAT_VERSION,
+    INSTANCE_DTYPE,
+    encode,
+)
 from egoaudio.system import files
 
 
@@ -77,9 +85,16 @@ def _create(path, layout):
     access.set_alignment(1, ALIGNMENT)
     with h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, creation, access)) as file:
         root = {
-            "format": FORMAT, "format_version": FORMAT_VERSION, "complete": 0, "created_utc": layout.created_utc, "egoaudio_version": __version__,
-            "sample_rate": layout.sample_rate, "clip_seconds": float(layout.clip_seconds), "hop_seconds": float(layout.hop_seconds),
-            "config": layout.config, "plan_sha256": layout.plan_sha256,
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "complete": 0,
+            "created_utc": layout.created_utc,
+            "egoaudio_version": __version__,
+            "sample_rate": layout.sample_rate,
+            "clip_seconds": float(layout.clip_seconds),
+            "hop_seconds": float(layout.hop_seconds),
+            "config": layout.config,
+            "plan_sha256": layout.plan_sha256,
         }
         _set_attributes(file, root)
         num_clips, num_videos, num_classes = layout.num_clips, layout.num_videos, layout.num_classes
@@ -88,7 +103,9 @@ def _create(path, layout):
         _dataset(file, "videos", (num_videos,), layout.video_dtype)
         _dataset(file, "video_labels", (num_videos, num_classes), "u1")
         _dataset(file, "classes", (num_classes,), layout.class_dtype)
-        _set_attributes(_dataset(file, "instances", (layout.num_instances,), INSTANCE_DTYPE), layout.instance_attributes)
+        _set_attributes(
+            _dataset(file, "instances", (layout.num_instances,), INSTANCE_DTYPE), layout.instance_attributes
+        )
         _dataset(file, "synced", (num_videos,), "u1")
         groups = {name: h5py.Group(_group(file, name)) for name in ("checksums", "statistics", "axes")}
         for name, values in layout.axes.items():
@@ -97,7 +114,9 @@ def _create(path, layout):
             scale.make_scale(name)
         for array in layout.arrays:
             shape = (num_clips, *array.row_shape)
-            dataset = _dataset(file, array.name, shape, np.dtype(array.dtype).newbyteorder("<"), array.chunk_rows(num_clips))
+            dataset = _dataset(
+                file, array.name, shape, np.dtype(array.dtype).newbyteorder("<"), array.chunk_rows(num_clips)
+            )
             _set_attributes(dataset, array.attributes)
             # No dimension labels: they are of variable length, and PyTables crashes on them. The attribute "axes" says the same.
             for dimension, name in enumerate(array.axis_names):
@@ -118,14 +137,23 @@ def _dataset(parent, name, shape, dtype, chunk_rows=None):
     """Create a dataset whose place in the file is fixed now and whose rows are not written: see the format's reasons."""
     dtype = np.dtype(dtype)
     if dtype.names is not None:
-        dtype = np.dtype([(key, h5py.string_dtype("utf-8", dtype[key].itemsize) if dtype[key].kind == "S" else dtype[key]) for key in dtype.names])
+        dtype = np.dtype(
+            [
+                (key, h5py.string_dtype("utf-8", dtype[key].itemsize) if dtype[key].kind == "S" else dtype[key])
+                for key in dtype.names
+            ]
+        )
     plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     plan.set_obj_track_times(False)
     if chunk_rows is not None and shape[0] > 0:  # HDF5 has no chunks of nothing
         plan.set_chunk((chunk_rows, *shape[1:]))
-    return h5py.Dataset(h5py.h5d.create(parent.id, os.fsencode(name), h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape), plan))
+    return h5py.Dataset(
+        h5py.h5d.create(
+            parent.id, os.fsencode(name), h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape), plan
+        )
+    )
 
 
 def _set_attributes(item, attributes):

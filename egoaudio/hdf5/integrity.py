@@ -74,7 +74,11 @@ def _verify_tables(file):
     """Check what concerns the file rather than one video."""
     videos, problems = file.video_table, []
     stops = np.cumsum(videos["num_clips"], dtype=np.int64)
-    if (videos["num_clips"] < 0).any() or (videos["first_clip"] != stops - videos["num_clips"]).any() or (stops[-1] if len(stops) else 0) != file.num_clips:
+    if (
+        (videos["num_clips"] < 0).any()
+        or (videos["first_clip"] != stops - videos["num_clips"]).any()
+        or (stops[-1] if len(stops) else 0) != file.num_clips
+    ):
         problems.append("/videos: the videos' clips do not follow each other from the first clip to the last")
     if not np.isin(videos["status"], [status for status in Status if status != Status.NO_SOUND]).all():
         problems.append("/videos: a status that the format does not have")
@@ -88,7 +92,9 @@ def _verify_tables(file):
         wrong = np.flatnonzero(counts != file.class_table["num_clips"])
         for k in wrong:
             name, stored = file.class_table["class_id"][k].decode(errors="replace"), file.class_table["num_clips"][k]
-            problems.append(f"/classes: class {name} is on in {counts[k]} clips that can be trained on, not in {stored}")
+            problems.append(
+                f"/classes: class {name} is on in {counts[k]} clips that can be trained on, not in {stored}"
+            )
     return problems
 
 
@@ -121,10 +127,16 @@ def verify_video(file, video):
     problems = []
     allowed = (Status.OK, Status.NO_SOUND) if status == Status.OK else (status,)
     if not np.isin(clips["status"], allowed).all():
-        problems.append(f"{where}: status {status}, but clips of status {sorted(set(clips['status'].tolist()) - set(allowed))}")
+        problems.append(
+            f"{where}: status {status}, but clips of status {sorted(set(clips['status'].tolist()) - set(allowed))}"
+        )
     if (clips["video"] != video).any():
         problems.append(f"{where}: clips that name another video")
-    if not (clips["start_seconds"] < clips["stop_seconds"]).all() or (clips["num_samples"] < 0).any() or (clips["labelled"] > 1).any():
+    if (
+        not (clips["start_seconds"] < clips["stop_seconds"]).all()
+        or (clips["num_samples"] < 0).any()
+        or (clips["labelled"] > 1).any()
+    ):
         problems.append(f"{where}: clips with impossible times, samples or labels")
     for name in file.features:
         try:
@@ -152,7 +164,10 @@ def _verify_rows(file, name, video, rows, usable):
     if file.video_table["status"][video] != Status.OK:
         return problems
     if crc != file.checksums(name)[video]:
-        return [*problems, f"is damaged: its checksum is {crc:08x}, not {int(file.checksums(name)[video]):08x}. Build the video again"]
+        return [
+            *problems,
+            f"is damaged: its checksum is {crc:08x}, not {int(file.checksums(name)[video]):08x}. Build the video again",
+        ]
     sums = np.zeros(3) if sums is None else sums
     if not np.isfinite(sums).all():
         return [*problems, "holds values that are not finite"]

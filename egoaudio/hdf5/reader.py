@@ -23,8 +23,26 @@ import numpy as np
 
 from egoaudio.config.build import FEATURES
 from egoaudio.errors import Status, StoreError
-from egoaudio.hdf5.safe_access import Extent, RepackedArray, find_extent, hard_links, open_hdf5, open_regular, reading, take_dataset
-from egoaudio.hdf5.schema import CLASS_COLUMNS, CLIP_DTYPE, FINGERPRINT_BYTES, FORMAT, FORMAT_VERSION, INSTANCE_DTYPE, VIDEO_COLUMNS
+from egoaudio.hdf5.safe_access import (
+    Extent,
+    RepackedArray,
+    find_extent,
+    hard_links,
+    open_hdf5,
+    open_regular,
+    reading,
+    take_dataset,
+)
+from egoaudio.hdf5.schema import (
+    CLASS_COLUMNS,
+    CLIP_DTYPE,
+    FINGERPRINT_BYTES,
+    FORMAT,
+    FORMAT_VERSION,
+    INSTANCE_DTYPE,
+    VIDEO_COLUMNS,
+)
+from egoaudio.hdf5.tables import to_data_frame
 
 if TYPE_CHECKING:
     import pandas
@@ -144,24 +162,36 @@ class EgoAudioFile:
     def _read_root(self) -> None:
         root = {name: _plain(value) for name, value in self._h5.attrs.items()}
         if root.get("format") != FORMAT:
-            raise StoreError(f"{self.path} is HDF5, but not an egoaudio file: its root has no attribute format={FORMAT!r}")
+            raise StoreError(
+                f"{self.path} is HDF5, but not an egoaudio file: its root has no attribute format={FORMAT!r}"
+            )
         if root.get("format_version") != FORMAT_VERSION:
             raise StoreError(
                 f"{self.path} has format version {root.get('format_version')}, and this egoaudio reads version {FORMAT_VERSION}: "
                 "use the egoaudio that wrote it, or build the file anew"
             )
         kinds: dict[str, Any] = {
-            "complete": int, "sample_rate": int, "clip_seconds": (int, float), "hop_seconds": (int, float),
-            "config": str, "plan_sha256": str, "created_utc": str, "egoaudio_version": str,
+            "complete": int,
+            "sample_rate": int,
+            "clip_seconds": (int, float),
+            "hop_seconds": (int, float),
+            "config": str,
+            "plan_sha256": str,
+            "created_utc": str,
+            "egoaudio_version": str,
         }
         for name, kind in kinds.items():
             if not isinstance(root.get(name), kind):
-                raise StoreError(f"{self.path}: the root attribute {name} is {root.get(name, 'missing')!r}; the file is damaged or not ours")
+                raise StoreError(
+                    f"{self.path}: the root attribute {name} is {root.get(name, 'missing')!r}; the file is damaged or not ours"
+                )
             setattr(self, name, root[name])
         self.complete = root["complete"] == 1
         self.config = json.loads(root["config"])
         if not isinstance(self.config, dict):
-            raise StoreError(f"{self.path}: the root attribute config holds no options; the file is damaged or not ours")
+            raise StoreError(
+                f"{self.path}: the root attribute config holds no options; the file is damaged or not ours"
+            )
         if not (self.sample_rate > 0 and 0 < self.clip_seconds < math.inf and 0 < self.hop_seconds < math.inf):
             raise StoreError(
                 f"{self.path}: sample_rate {self.sample_rate}, clip_seconds {self.clip_seconds}, hop_seconds {self.hop_seconds}: expected more than 0"
@@ -181,7 +211,11 @@ class EgoAudioFile:
         self._add("video_labels", (np.dtype("u1"),), (self.num_videos, self.num_classes))
         self.features = tuple(name for name in FEATURES if name in links[""])
         for name in self.features:
-            self._add(name, (np.dtype("<f4"), np.dtype("<f2")), (self.num_clips, None) if name == "waveform" else (self.num_clips, None, None))
+            self._add(
+                name,
+                (np.dtype("<f4"), np.dtype("<f2")),
+                (self.num_clips, None) if name == "waveform" else (self.num_clips, None, None),
+            )
             self._add(f"checksums/{name}", (np.dtype("<u4"),), (self.num_videos,))
             self._add(f"statistics/{name}", (np.dtype("<f8"),), (self.num_videos, 3))
         if "instances" in links[""]:
@@ -253,7 +287,9 @@ class EgoAudioFile:
         with reading(self.path, f"/{name}"):
             stored = dataset.id.get_storage_size()
             if dataset.nbytes > max(_LARGEST_READ_BYTES, _LARGEST_RATIO * stored):
-                raise StoreError(f"{self.path}: /{name} claims {dataset.nbytes:,} bytes and holds {stored:,}; the file is damaged or not ours")
+                raise StoreError(
+                    f"{self.path}: /{name} claims {dataset.nbytes:,} bytes and holds {stored:,}; the file is damaged or not ours"
+                )
             return dataset[()]
 
     @property
@@ -274,17 +310,17 @@ class EgoAudioFile:
     @cached_property
     def clips(self) -> "pandas.DataFrame":
         """``/clips`` as a DataFrame."""
-        return _data_frame(self.clip_table)
+        return to_data_frame(self.clip_table)
 
     @cached_property
     def videos(self) -> "pandas.DataFrame":
         """``/videos`` as a DataFrame, strings decoded."""
-        return _data_frame(self.video_table)
+        return to_data_frame(self.video_table)
 
     @cached_property
     def classes(self) -> "pandas.DataFrame":
         """``/classes`` as a DataFrame, strings decoded."""
-        return _data_frame(self.class_table)
+        return to_data_frame(self.class_table)
 
     @property
     def labels(self) -> np.ndarray:
@@ -316,8 +352,9 @@ class EgoAudioFile:
 
     @property
     def fingerprints(self) -> np.ndarray:
-        """uint8 (V, 32): which media file each video was made from; zeros where that is not known, as in files of earlier versions."""
-        return self._whole("fingerprints") if "fingerprints" in self._datasets else np.zeros((self.num_videos, FINGERPRINT_BYTES), "u1")
+        """uint8 (V, 32): which media file each video was made from; zeros in files of earlier versions."""
+        unknown = np.zeros((self.num_videos, FINGERPRINT_BYTES), "u1")
+        return self._whole("fingerprints") if "fingerprints" in self._datasets else unknown
 
     @property
     def axes(self) -> dict[str, np.ndarray]:
@@ -327,7 +364,8 @@ class EgoAudioFile:
     def attributes(self, name: str) -> dict[str, Any]:
         """Return a feature array's attributes: units, axes, and the parameters that made it."""
         with reading(self.path, f"the attributes of /{name}"):
-            return {key: _plain(self._datasets[name].attrs[key]) for key in self._datasets[name].attrs if key not in _SCALE_ATTRIBUTES}
+            attributes = self._datasets[name].attrs
+            return {key: _plain(attributes[key]) for key in attributes if key not in _SCALE_ATTRIBUTES}
 
     @property
     def usable(self) -> np.ndarray:
@@ -358,14 +396,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _data_frame(table: np.ndarray) -> "pandas.DataFrame":
-    """Return a structured array as a DataFrame, its strings decoded."""
-    import pandas  # 0.4 s, and no build worker needs it
-
-    columns = {}
-    for name in table.dtype.names or ():
-        column = table[name]
-        columns[name] = [text.decode("utf-8", errors="replace") for text in column.tolist()] if column.dtype.kind == "S" else np.array(column)
-    return pandas.DataFrame(columns)

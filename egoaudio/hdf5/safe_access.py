@@ -106,7 +106,9 @@ def open_hdf5(path, raw):
     except _HDF5_ERRORS as error:
         if not h5py.is_hdf5(path):
             raise StoreError(f"{path} is not an HDF5 file") from error
-        raise StoreError(f"{path} cannot be opened as HDF5: damaged, or cut short. Build or copy it again ({error})") from error
+        raise StoreError(
+            f"{path} cannot be opened as HDF5: damaged, or cut short. Build or copy it again ({error})"
+        ) from error
     if not os.path.samestat(os.fstat(file.id.get_vfd_handle()), os.fstat(raw.fileno())):
         file.close()
         raise StoreError(f"{path} was replaced while it was being opened: open it again")
@@ -120,7 +122,9 @@ def hard_links(group, path):
     names = []
     for name in group.id:
         if group.id.links.get_info(name).type != h5py.h5l.TYPE_HARD:
-            raise StoreError(f"{path}: {group.name} links {name.decode(errors='replace')!r} to what may be any file: refused. Copy it with h5repack first")
+            raise StoreError(
+                f"{path}: {group.name} links {name.decode(errors='replace')!r} to what may be any file: refused. Copy it with h5repack first"
+            )
         names.append(name.decode(errors="replace"))
     return set(names)
 
@@ -142,16 +146,22 @@ def take_dataset(file, path, name, types, shape):
     try:
         dataset = file[name]
     except _HDF5_ERRORS as error:
-        raise StoreError(f"{path}: /{name} is missing or cannot be opened; the file is damaged or not ours ({error})") from error
+        raise StoreError(
+            f"{path}: /{name} is missing or cannot be opened; the file is damaged or not ours ({error})"
+        ) from error
     if not isinstance(dataset, h5py.Dataset):
         raise StoreError(f"{path}: /{name} is no dataset; the file is damaged or not ours")
     plan = dataset.id.get_create_plist()
     if plan.get_external_count() or plan.get_layout() == h5py.h5d.VIRTUAL:
-        raise StoreError(f"{path}: /{name} keeps its data in another file, which could be any file: refused. Copy it with h5repack first")
+        raise StoreError(
+            f"{path}: /{name} keeps its data in another file, which could be any file: refused. Copy it with h5repack first"
+        )
     if not _fits(dataset.dtype, types):
         raise StoreError(f"{path}: /{name} has type {dataset.dtype}; the file is damaged or not ours")
     found = dataset.shape or ()
-    if len(found) != len(shape) or any(wanted not in (None, length) for length, wanted in zip(found, shape, strict=True)):
+    if len(found) != len(shape) or any(
+        wanted not in (None, length) for length, wanted in zip(found, shape, strict=True)
+    ):
         wanted = ", ".join("any" if length is None else str(length) for length in shape)
         raise StoreError(f"{path}: /{name} has shape {found}, expected ({wanted}); the file is damaged or not ours")
     return dataset
@@ -161,16 +171,24 @@ def _fits(dtype, types):
     """Return whether a type is one of those wanted, or has the columns wanted."""
     if isinstance(types, tuple):
         return dtype in types
-    if dtype.names is None or dtype.names[: len(types)] != tuple(types) or any(dtype[name].kind not in "iufS" for name in dtype.names):
+    if (
+        dtype.names is None
+        or dtype.names[: len(types)] != tuple(types)
+        or any(dtype[name].kind not in "iufS" for name in dtype.names)
+    ):
         return False  # columns that came later stand at the end
-    return all(dtype[name].kind == "S" if kind == "S" else dtype[name] == np.dtype(kind) for name, kind in types.items())
+    return all(
+        dtype[name].kind == "S" if kind == "S" else dtype[name] == np.dtype(kind) for name, kind in types.items()
+    )
 
 
 def find_extent(dataset, path, num_bytes):
     """Return where a dataset lies in a file of ``num_bytes``, or None where its rows do not lie back to back."""
     extent = _extent(dataset)
     if extent is not None and extent.stop > num_bytes:
-        raise StoreError(f"{path}: {dataset.name} ends at byte {extent.stop:,}, the file at {num_bytes:,}: it was cut short. Build or copy it again")
+        raise StoreError(
+            f"{path}: {dataset.name} ends at byte {extent.stop:,}, the file at {num_bytes:,}: it was cut short. Build or copy it again"
+        )
     return extent
 
 

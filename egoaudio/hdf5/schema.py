@@ -15,18 +15,42 @@ import numpy as np
 FORMAT = "egoaudio"
 FORMAT_VERSION = 1
 CLIP_DTYPE = np.dtype(
-    [("video", "<i4"), ("start_seconds", "<f8"), ("stop_seconds", "<f8"), ("num_samples", "<i4"), ("labelled", "u1"), ("status", "u1")]
+    [
+        ("video", "<i4"),
+        ("start_seconds", "<f8"),
+        ("stop_seconds", "<f8"),
+        ("num_samples", "<i4"),
+        ("labelled", "u1"),
+        ("status", "u1"),
+    ]
 )
 INSTANCE_DTYPE = np.dtype([("video", "<i4"), ("class_index", "<i4"), ("start_seconds", "<f8"), ("stop_seconds", "<f8")])
 
 # "S" stands for a fixed-length string, whose length each file chooses.
 VIDEO_COLUMNS = {
-    "video_id": "S", "file": "S", "split": "S", "subject": "S", "scene": "S", "egocentric": "u1", "duration_seconds": "<f8",
-    "sample_rate": "<i4", "channels": "<i2", "first_clip": "<i8", "num_clips": "<i4", "status": "u1", "lost_samples": "<i8", "error": "S",
+    "video_id": "S",
+    "file": "S",
+    "split": "S",
+    "subject": "S",
+    "scene": "S",
+    "egocentric": "u1",
+    "duration_seconds": "<f8",
+    "sample_rate": "<i4",
+    "channels": "<i2",
+    "first_clip": "<i8",
+    "num_clips": "<i4",
+    "status": "u1",
+    "lost_samples": "<i8",
+    "error": "S",
 }
 # At the end of /videos since version 1 was first written: files without them, or with more, are read all the same.
 ADDED_VIDEO_COLUMNS = {
-    "gap_samples": "<i8", "clock_jumps": "<i4", "bad_parts": "<i4", "peak_db": "<f4", "rms_db": "<f4", "cancels_out": "u1",
+    "gap_samples": "<i8",
+    "clock_jumps": "<i4",
+    "bad_parts": "<i4",
+    "peak_db": "<f4",
+    "rms_db": "<f4",
+    "cancels_out": "u1",
 }
 SILENT_DB = -80.0  # a recording whose peak is below this is silent
 FINGERPRINT_BYTES = 32
@@ -97,14 +121,20 @@ class Layout:
         for array in self.arrays:
             for length, name in zip(array.row_shape, array.axis_names[1:], strict=True):
                 if name in self.axes and len(self.axes[name]) != length:
-                    raise ValueError(f"axis {name} has {len(self.axes[name])} values, and /{array.name} is {length} long there")
+                    raise ValueError(
+                        f"axis {name} has {len(self.axes[name])} values, and /{array.name} is {length} long there"
+                    )
 
     @property
     def num_bytes(self):
         """Size of the file, to a page for each array and a little for the structure."""
-        tables = self.num_clips * (CLIP_DTYPE.itemsize + self.num_classes) + self.num_classes * self.class_dtype.itemsize
+        tables = (
+            self.num_clips * (CLIP_DTYPE.itemsize + self.num_classes) + self.num_classes * self.class_dtype.itemsize
+        )
         tables += self.num_instances * INSTANCE_DTYPE.itemsize
-        tables += self.num_videos * (self.video_dtype.itemsize + self.num_classes + 1 + FINGERPRINT_BYTES + len(self.arrays) * (4 + 3 * 8))
+        tables += self.num_videos * (
+            self.video_dtype.itemsize + self.num_classes + 1 + FINGERPRINT_BYTES + len(self.arrays) * (4 + 3 * 8)
+        )
         data = 0
         for array in self.arrays:
             rows = array.chunk_rows(self.num_clips)
@@ -116,13 +146,20 @@ def video_dtype(*, video_id, file, split, subject, scene):
     """Return the row type of /videos in which every text of the given columns fits; ``error`` holds 240 bytes."""
     texts = {"video_id": video_id, "file": file, "split": split, "subject": subject, "scene": scene}
     columns = (VIDEO_COLUMNS | ADDED_VIDEO_COLUMNS).items()
-    return np.dtype([(name, _string(texts[name]) if name in texts else f"S{ERROR_BYTES}" if kind == "S" else kind) for name, kind in columns])
+    return np.dtype(
+        [
+            (name, _string(texts[name]) if name in texts else f"S{ERROR_BYTES}" if kind == "S" else kind)
+            for name, kind in columns
+        ]
+    )
 
 
 def class_dtype(*, class_id, name):
     """Return the row type of /classes in which every text of the given columns fits."""
     texts = {"class_id": class_id, "name": name}
-    return np.dtype([(column, _string(texts[column]) if kind == "S" else kind) for column, kind in CLASS_COLUMNS.items()])
+    return np.dtype(
+        [(column, _string(texts[column]) if kind == "S" else kind) for column, kind in CLASS_COLUMNS.items()]
+    )
 
 
 def _string(texts):

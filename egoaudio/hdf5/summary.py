@@ -21,8 +21,13 @@ __all__ = ["export_clip", "failed", "summary", "verify"]
 
 _COLUMNS = 100
 _STATUS_WORDS = {
-    Status.PLANNED: "planned, not done yet", Status.OK: "ok", Status.NO_AUDIO: "no audio stream", Status.UNREADABLE: "unreadable",
-    Status.MISSING: "missing file", Status.CRASHED: "decoder crashed or ran out of time", Status.NO_SOUND: "no sound there",
+    Status.PLANNED: "planned, not done yet",
+    Status.OK: "ok",
+    Status.NO_AUDIO: "no audio stream",
+    Status.UNREADABLE: "unreadable",
+    Status.MISSING: "missing file",
+    Status.CRASHED: "decoder crashed or ran out of time",
+    Status.NO_SOUND: "no sound there",
 }
 _NUM_CLASSES = 8  # of the most and least frequent
 
@@ -38,7 +43,9 @@ def summary(file):
             {
                 "made": f"{file.created_utc} by egoaudio {file.egoaudio_version}",
                 "clips": f"{file.clip_seconds:g} s every {file.hop_seconds:g} s, {file.sample_rate:,} Hz",
-                "options": "  ".join(f"{name}={_option(value)}" for name, value in sorted(file.config.items()) if value is not None),
+                "options": "  ".join(
+                    f"{name}={_option(value)}" for name, value in sorted(file.config.items()) if value is not None
+                ),
                 "plan": file.plan_sha256,
             }
         ),
@@ -66,7 +73,14 @@ def failed(file):
             lost = f"{row['lost_samples'] / file.sample_rate:.2f} s of {row['duration_seconds']:.2f} s are silent: paused, muted, or not to be decoded"
             lines.append(("sound lost", _text(row["video_id"]), _text(row["file"]), lost))
         elif row["status"] not in (Status.OK, Status.PLANNED):
-            lines.append((words.get(row["status"], f"status {row['status']}"), _text(row["video_id"]), _text(row["file"]), _text(row["error"])))
+            lines.append(
+                (
+                    words.get(row["status"], f"status {row['status']}"),
+                    _text(row["video_id"]),
+                    _text(row["file"]),
+                    _text(row["error"]),
+                )
+            )
     if not lines:
         return "no video failed"
     return "\n".join(_table(sorted(lines), "<<<<", gap="   "))
@@ -86,7 +100,9 @@ def export_clip(file, number, path):
         clip = file.clip_table[number]
         video = file.video_table[clip["video"]]
         reason = _STATUS_WORDS.get(clip["status"] if clip["status"] != Status.OK else video["status"], "unknown status")
-        raise StoreError(f"clip {number} of {file.path} has no data: {reason} (video {_text(video['video_id'])}). See egoaudio-inspect --failed")
+        raise StoreError(
+            f"clip {number} of {file.path} has no data: {reason} (video {_text(video['video_id'])}). See egoaudio-inspect --failed"
+        )
     suffix = Path(path).suffix.lower()
     try:
         files.check_output(path, [file.path])
@@ -106,7 +122,9 @@ def export_clip(file, number, path):
 
 def _write_wav(file, number, path):
     if "waveform" not in file.features:
-        raise StoreError(f"{file.path} holds no waveform, only {', '.join(file.features)}: build it with --features waveform, or give a name ending in .png")
+        raise StoreError(
+            f"{file.path} holds no waveform, only {', '.join(file.features)}: build it with --features waveform, or give a name ending in .png"
+        )
     samples = np.asarray(file["waveform"][number], np.float32)
     with files.replacing(path) as target, wave.open(target, "wb") as sound:
         sound.setnchannels(1)
@@ -127,7 +145,11 @@ def _splits(file):
     lines: list[tuple[str, ...]] = [("split", "videos", "subjects", "clips", "to train on")]
     for split in sorted(set(videos["split"].tolist()), key=lambda name: (name != b"train", name)):
         inside = videos["split"] == split
-        counts = (np.count_nonzero(inside), len(set(videos["subject"][inside].tolist()) - {b""}), *per_video[:, inside].sum(axis=1))
+        counts = (
+            np.count_nonzero(inside),
+            len(set(videos["subject"][inside].tolist()) - {b""}),
+            *per_video[:, inside].sum(axis=1),
+        )
         lines.append((_text(split) or "(none)", *(f"{count:,}" for count in counts)))
     return "\n".join(_table(lines, "<>>>>"))
 
@@ -140,7 +162,9 @@ def _arrays(file):
         shape = " x ".join(f"{length:,}" for length in array.shape)
         size = _size(array.dtype.itemsize * np.prod(array.shape, dtype=float))
         units, axes = str(attributes.get("units", "")), str(attributes.get("axes", "")).replace(",", ", ")
-        lines.append((name, shape, str(array.dtype), size, units, axes if file.is_mapped(name) else axes + " (repacked: slow)"))
+        lines.append(
+            (name, shape, str(array.dtype), size, units, axes if file.is_mapped(name) else axes + " (repacked: slow)")
+        )
     return "\n".join(_table(lines, "<<<><<"))
 
 
@@ -200,7 +224,10 @@ def _table(rows, alignment, gap="  "):
     """Return rows of texts as lines of equal columns."""
     rows = [[one_line(text) for text in row] for row in rows]
     widths = [max(len(row[k]) for row in rows) for k in range(len(alignment))]
-    return [gap.join(f"{text:{side}{width}}" for text, side, width in zip(row, alignment, widths, strict=True)).rstrip() for row in rows]
+    return [
+        gap.join(f"{text:{side}{width}}" for text, side, width in zip(row, alignment, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def _option(value):

@@ -44,7 +44,9 @@ def offsets(path):
     with EgoAudioFile(path) as file:
         repacked = [name for name in file.features if not file.is_mapped(name)]
         if repacked or "clips" not in file.extents:
-            raise StoreError(f"{path}: /{(repacked or ['clips'])[0]} was repacked by another tool, so no rows can be written: build the file anew")
+            raise StoreError(
+                f"{path}: /{(repacked or ['clips'])[0]} was repacked by another tool, so no rows can be written: build the file anew"
+            )
         return Extents(file.extents, file.identity)
 
 
@@ -67,7 +69,9 @@ class RowWriter:
         identity, info = getattr(extents, "identity", None), os.fstat(self._descriptor)
         if identity is not None and identity != (info.st_dev, info.st_ino):
             os.close(self._descriptor)
-            raise StoreError(f"{self._path} was replaced by another file while it was being written: another program, or another build, writes there")
+            raise StoreError(
+                f"{self._path} was replaced by another file while it was being written: another program, or another build, writes there"
+            )
 
     def __enter__(self):
         return self
@@ -96,7 +100,9 @@ class RowWriter:
         if rows.dtype != extent.dtype or rows.shape[1:] != extent.shape[1:]:
             raise ValueError(f"/{name} takes rows {extent.dtype} {extent.shape[1:]}, not {rows.dtype} {rows.shape[1:]}")
         if not 0 <= first_row <= first_row + len(rows) <= extent.shape[0]:
-            raise ValueError(f"/{name} has {extent.shape[0]} rows, and {first_row} to {first_row + len(rows)} are not all among them")
+            raise ValueError(
+                f"/{name} has {extent.shape[0]} rows, and {first_row} to {first_row + len(rows)} are not all among them"
+            )
         self._put(rows.reshape(-1).view("u1") if rows.size else b"", extent.offset + first_row * extent.row_bytes)
 
     def read(self, name, first_row, num_rows):
@@ -132,7 +138,9 @@ class RowWriter:
         except OSError as error:
             raise StoreError(files.explain(self._path, error)) from error
         if removed:
-            raise StoreError(f"{self._path} was removed while it was being written: what was done is lost, build it again")
+            raise StoreError(
+                f"{self._path} was removed while it was being written: what was done is lost, build it again"
+            )
 
     def close(self):
         """Close the file; nothing is synced."""

@@ -162,7 +162,9 @@ class _Reading:
             videos.append(Video(draft.video_id, draft.split, draft.subject, draft.scene, draft.egocentric, instances))
             self.counts.update(_irregularities(draft))
             splits.setdefault(draft.subject, set()).add(draft.split)
-        self.counts["subjects in more than one split"] = sum(len(found) > 1 for subject, found in splits.items() if subject)
+        self.counts["subjects in more than one split"] = sum(
+            len(found) > 1 for subject, found in splits.items() if subject
+        )
         counts = {what: count for what, count in sorted(self.counts.items()) if count}
         return Annotations(tuple(videos), tuple(self.classes), tuple(self.classes.values()), counts)
 
@@ -171,14 +173,27 @@ class _Reading:
         video_id = _video_id(row, "id")
         egocentric = row.text("egocentric").lower()
         if egocentric not in ("", "yes", "no"):
-            row.refuse("egocentric is neither Yes nor No", egocentric, "correct the column; is a quote missing before it?")
+            row.refuse(
+                "egocentric is neither Yes nor No", egocentric, "correct the column; is a quote missing before it?"
+            )
         draft = _Draft(
-            row, "charades", video_id, split or "train", row.text("subject"), row.text("scene"), egocentric == "yes", _seconds(row, row.cell("length"))
+            row,
+            "charades",
+            video_id,
+            split or "train",
+            row.text("subject"),
+            row.text("scene"),
+            egocentric == "yes",
+            _seconds(row, row.cell("length")),
         )
         for action in filter(None, row.cell("actions").split(";")):
             words = action.split()
             if len(words) != 3:
-                row.refuse("an action is not 'class start end'", action, "write it as c075 0.00 10.30, actions separated by ';'")
+                row.refuse(
+                    "an action is not 'class start end'",
+                    action,
+                    "write it as c075 0.00 10.30, actions separated by ';'",
+                )
             if words[0] not in (CHARADES_CLASSES if self.known is None else self.known):
                 row.refuse("unknown class", words[0], "correct it, or give a --classes list that has it")
             draft.instances.append((words[0], _seconds(row, words[1]), _seconds(row, words[2])))
@@ -186,7 +201,9 @@ class _Reading:
         if first is draft:
             return
         if not first.same_video(draft) or first.instances != draft.instances:
-            row.refuse(f"contradicts what {first.row.place} says of the same video", video_id, "keep one of the two rows")
+            row.refuse(
+                f"contradicts what {first.row.place} says of the same video", video_id, "keep one of the two rows"
+            )
         self.counts["duplicate rows"] += 1
 
     def _take_generic(self, row, split):
@@ -199,11 +216,19 @@ class _Reading:
         if self.known is not None and label not in self.known:
             row.refuse("unknown class", label, "correct it, or add it to the --classes list")
         if label == NO_ACTION:
-            row.refuse("the class name is reserved", label, "leave these rows out (egoaudio adds the class by itself), or rename it")
+            row.refuse(
+                "the class name is reserved",
+                label,
+                "leave these rows out (egoaudio adds the class by itself), or rename it",
+            )
         draft = _Draft(row, "generic", video_id, split, row.text("participant"), "", True, None)
         first = self.drafts.setdefault(video_id, draft)
         if not first.same_video(draft):
-            row.refuse(f"contradicts what {first.row.place} says of the same video", video_id, "give a video one split and subject, in one kind of file")
+            row.refuse(
+                f"contradicts what {first.row.place} says of the same video",
+                video_id,
+                "give a video one split and subject, in one kind of file",
+            )
         first.instances.append((label, _seconds(row, row.cell("start")), _seconds(row, row.cell("end"))))
 
 
@@ -238,7 +263,9 @@ def _read_classes(path):
             code, _, name = text.partition(" ")
             class_id, name = (code, name.strip()) if name and _CODE.fullmatch(code) else (text, text)
             if class_id in rows:
-                row.refuse(f"the class was already given in row {rows[class_id]}", class_id, "keep one of the two lines")
+                row.refuse(
+                    f"the class was already given in row {rows[class_id]}", class_id, "keep one of the two lines"
+                )
             if class_id == NO_ACTION:
                 row.refuse("the class name is reserved", text, "leave it out: egoaudio adds the class by itself")
             classes[class_id], rows[class_id] = name, number
@@ -250,7 +277,9 @@ def _read_classes(path):
 def _lookup(classes):
     """Return ``{what a row may say: class id}``: the id, else the name where only one class has it."""
     names = Counter(classes.values())
-    return {name: class_id for class_id, name in classes.items() if names[name] == 1} | {class_id: class_id for class_id in classes}
+    return {name: class_id for class_id, name in classes.items() if names[name] == 1} | {
+        class_id: class_id for class_id in classes
+    }
 
 
 # --------------------------------------------------------------------------------------------------- cells
@@ -262,7 +291,11 @@ def _video_id(row, name):
     if not video_id:
         row.refuse("the video id is empty", video_id, "give every row the id of its video")
     if "/" in video_id or "\\" in video_id or ".." in video_id:
-        row.refuse("a video id may not hold '/', '\\' or '..'", video_id, "give the file's name only: folders under --videos are searched")
+        row.refuse(
+            "a video id may not hold '/', '\\' or '..'",
+            video_id,
+            "give the file's name only: folders under --videos are searched",
+        )
     return video_id
 
 
@@ -270,12 +303,18 @@ def _seconds(row, text):
     """Return a time in seconds from ``12.5`` or ``HH:MM:SS.sss``, correctly rounded."""
     number, clock = _NUMBER.fullmatch(text), _CLOCK.fullmatch(text)
     if len(text) > _TIME_LETTERS or not (number or clock):
-        row.refuse("not a time", text, "expected seconds, finite and not negative, with a decimal point, or HH:MM:SS.sss")
+        row.refuse(
+            "not a time", text, "expected seconds, finite and not negative, with a decimal point, or HH:MM:SS.sss"
+        )
     if number:
         seconds = float(text)
     else:
         whole, _, decimals = clock[3].partition(".")  # the decimals go through as text: 0.1 stays a tenth
         seconds = float(f"{int(clock[1]) * 3600 + int(clock[2]) * 60 + int(whole)}.{decimals}")
     if seconds > _LONGEST_SECONDS:
-        row.refuse(f"a time beyond {_LONGEST_SECONDS:g} s", text, "did you give milliseconds, frames or samples? Seconds are expected")
+        row.refuse(
+            f"a time beyond {_LONGEST_SECONDS:g} s",
+            text,
+            "did you give milliseconds, frames or samples? Seconds are expected",
+        )
     return seconds

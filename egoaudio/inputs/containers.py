@@ -24,8 +24,19 @@ _CONTAINERS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,mxf,nut,dv,rm,gxf,wtv,nsv,swf,"
     "mp3,aac,latm,ac3,eac3,dts,truehd,flac,wav,w64,aiff,caf,au,amr,wv,tta,ape,mpc,mpc8,voc,oma"
 )
-FAULTS = (av.FFmpegError, OSError, EOFError, ValueError, LookupError, ArithmeticError, MemoryError)  # what PyAV raises for bad bytes
-_FURTHER = {"probesize": str(64_000_000), "analyzeduration": str(600_000_000)}  # bytes, which are held meanwhile, and microseconds
+FAULTS = (
+    av.FFmpegError,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+)  # what PyAV raises for bad bytes
+_FURTHER = {
+    "probesize": str(64_000_000),
+    "analyzeduration": str(600_000_000),
+}  # bytes, which are held meanwhile, and microseconds
 _ADDS_TRACKS = ("mpeg", "flv", "nsv", "wtv")  # tracks appear in these with their first packet
 _READ_FAULTS = 100  # read errors in a row before the rest of a file is given up
 _PAYLOAD_FACTOR = 4  # packets that add up to more than this many times the file's size are read over and over: a bomb
@@ -123,8 +134,14 @@ def _opened(path, reader):
     try:
         container = av.open(reader, container_options=options, metadata_errors="replace")
         tracks = container.streams.audio
-        is_nameless = container.format.name == "mpegts" and any(stream.type in ("data", "unknown") for stream in container.streams)
-        if not tracks and (is_nameless or container.format.name in _ADDS_TRACKS) or any(_is_unseen(track, container.format) for track in tracks):
+        is_nameless = container.format.name == "mpegts" and any(
+            stream.type in ("data", "unknown") for stream in container.streams
+        )
+        if (
+            not tracks
+            and (is_nameless or container.format.name in _ADDS_TRACKS)
+            or any(_is_unseen(track, container.format) for track in tracks)
+        ):
             container.close()
             reader.seek(0)
             container = av.open(reader, container_options={**options, **_FURTHER}, metadata_errors="replace")
@@ -141,7 +158,9 @@ def _is_unseen(track, format):
 
 def _unreadable(path, reader):
     """Return the error for a file that could not be read to its end."""
-    return ReadError(f"{path}: reading it failed after {reader.fault_at:,} bytes: {reason(reader.fault)}; is the disk or the network sound?")
+    return ReadError(
+        f"{path}: reading it failed after {reader.fault_at:,} bytes: {reason(reader.fault)}; is the disk or the network sound?"
+    )
 
 
 @functools.cache
@@ -182,7 +201,11 @@ def packets(container, stream, line):
 
 def packets_of_others(container, index):
     """Yield the timestamp, in seconds, of every packet of sound or picture that does not belong to the stream at ``index``."""
-    others = [stream for stream in container.streams if stream.index != index and stream.type in ("audio", "video") and stream.time_base]
+    others = [
+        stream
+        for stream in container.streams
+        if stream.index != index and stream.type in ("audio", "video") and stream.time_base
+    ]
     container.streams[index].discard = av.stream.Discard.all
     ticks = {stream.index: float(stream.time_base) for stream in others}
     payload = _PAYLOAD_FACTOR * container.size

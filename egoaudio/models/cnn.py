@@ -22,7 +22,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 CHANNELS = (1, 16, 32, 64)
-CACHED_BYTES = 2**25  # of the largest maps; 16 MB is as good on an idle machine, and worse where threads wait for a core
+CACHED_BYTES = (
+    2**25
+)  # of the largest maps; 16 MB is as good on an idle machine, and worse where threads wait for a core
 
 
 def pooled(length):
@@ -56,7 +58,9 @@ class FirstConvolution(nn.Conv2d):
     def placed_kernel(self):
         """Return the weights as (4 * out_channels, 4, 2, 2): output's place in its group first, block's second."""
         kernel = self.weight.squeeze(1)  # (c, 3, 3)
-        placed = torch.stack([functional.pad(kernel, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1)])  # (4, c, 4, 4)
+        placed = torch.stack(
+            [functional.pad(kernel, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1)]
+        )  # (4, c, 4, 4)
         placed = placed.view(-1, 2, 2, 2, 2).permute(0, 2, 4, 1, 3)  # 4 = (block, place in it), twice
         return placed.reshape(-1, 4, 2, 2)
 
@@ -67,8 +71,12 @@ class FirstConvolution(nn.Conv2d):
         """
         batch, height, width = x.shape
         rows, columns = height // 2, width // 2
-        x = functional.pad(x, (1, 1 - width % 2, 1, 1 - height % 2))  # whole blocks; an odd last row is a neighbour only
-        blocks = x.view(batch, rows + 1, 2, columns + 1, 2).permute(0, 2, 4, 1, 3).reshape(batch, 4, rows + 1, columns + 1)
+        x = functional.pad(
+            x, (1, 1 - width % 2, 1, 1 - height % 2)
+        )  # whole blocks; an odd last row is a neighbour only
+        blocks = (
+            x.view(batch, rows + 1, 2, columns + 1, 2).permute(0, 2, 4, 1, 3).reshape(batch, 4, rows + 1, columns + 1)
+        )
         blocks = blocks.contiguous(memory_format=torch.channels_last)
         bias = None if self.bias is None else self.bias.repeat(4)
         groups = functional.conv2d(blocks, kernel, bias)  # (b, 4c, rows, columns)

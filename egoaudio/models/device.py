@@ -20,7 +20,9 @@ def choose_device(name):
         torch.zeros(1, device=device).item()  # a device of nothing but shapes (meta) has no values to give
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA fails an assertion
         reason = str(error).splitlines()[0].split(". ")[0]
-        raise ConfigurationError(f"--device {name}: cannot be used here ({reason}): expected cpu, or cuda where there is a GPU") from error
+        raise ConfigurationError(
+            f"--device {name}: cannot be used here ({reason}): expected cpu, or cuda where there is a GPU"
+        ) from error
     return device
 
 
@@ -56,7 +58,9 @@ def mixed_precision(device, wanted, dtype=None):
     if dtype is None and device.type == "cpu" and not computes_bfloat16():
         return None, None
     if dtype is None:
-        dtype = "bfloat16" if device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+        dtype = (
+            "bfloat16" if device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+        )
     scaler = torch.amp.GradScaler(device.type) if dtype == "float16" else None
     return getattr(torch, dtype), scaler
 

@@ -119,6 +119,11 @@ def place_slice(model, seed, first_clip):
 
 def replace_dropout(model):
     """Replace every ``torch.nn.Dropout`` inside ``model`` by a ``ClipDropout`` with the same probability."""
-    places = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children() if isinstance(child, nn.Dropout)]
+    places = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.Dropout)
+    ]
     for layer, (parent, name, child) in enumerate(places):
         setattr(parent, name, ClipDropout(child.p, layer))

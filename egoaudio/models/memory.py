@@ -50,7 +50,11 @@ def free_memory(device, root="/"):
         Where ``proc`` and ``sys`` are.
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
     allocator.trim()
     root = pathlib.Path(root)
     left = [_limit_left(root), _machine_left(root), *_control_groups_left(root)]
@@ -78,7 +82,11 @@ def _control_groups_left(root):
         if controllers == "":
             base, limit_name, used_name = root / "sys/fs/cgroup", "memory.max", "memory.current"
         elif "memory" in controllers.split(","):
-            base, limit_name, used_name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            base, limit_name, used_name = (
+                root / "sys/fs/cgroup/memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+            )
         else:
             continue
         group = base / path.lstrip("/")

@@ -82,7 +82,9 @@ class Slices:
         while size > 1 and self.needed(one, two, size) > free:
             size = math.ceil(size / 2)
         if size < len(features):
-            self.log(f"micro-batch: {size} of {len(features)} clips at a time, by the {free / 2**20:,.0f} MB that are free")
+            self.log(
+                f"micro-batch: {size} of {len(features)} clips at a time, by the {free / 2**20:,.0f} MB that are free"
+            )
         if size == 1:
             self.expect_one_clip(math.inf if failure else self.needed(one, two, 1), free)
         return size
@@ -90,7 +92,9 @@ class Slices:
     def needed(self, one, two, size):
         """Return the bytes that ``size`` clips and the gradients seem to need, from what was measured of one and of two."""
         gradients = sum(parameter.nbytes for parameter in self.model.parameters())
-        return gradients + (KEPT_TO_PEAK if size > 1 else KEPT_TO_PEAK_OF_ONE) * (one.kept + (size - 1) * (two.kept - one.kept))
+        return gradients + (KEPT_TO_PEAK if size > 1 else KEPT_TO_PEAK_OF_ONE) * (
+            one.kept + (size - 1) * (two.kept - one.kept)
+        )
 
     def expect_one_clip(self, needed, free):
         """Be told before the first try what one clip seems to need, where it is one at a time."""
@@ -111,7 +115,11 @@ class Slices:
         training = self.model.training
         self.model.eval()  # checkpointing would hide what it keeps, batch norm would learn
         try:
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing), torch.enable_grad(), self.autocast():
+            with (
+                torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing),
+                torch.enable_grad(),
+                self.autocast(),
+            ):
                 self.model(features)
         finally:
             self.model.train(training)

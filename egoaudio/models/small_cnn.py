@@ -75,7 +75,9 @@ class SmallCNN(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits (batch, num_classes) of ``x`` (batch, num_frames, num_bins)."""
         if self.activation_checkpointing and self.training:
-            maps = checkpoint(self.maps, x, use_reentrant=False, context_fn=lambda: (nullcontext(), self._recomputing()))
+            maps = checkpoint(
+                self.maps, x, use_reentrant=False, context_fn=lambda: (nullcontext(), self._recomputing())
+            )
         else:
             maps = self.maps(x)
         summary = self.dropouts[0](torch.cat(self._summaries(maps), dim=1))
@@ -88,7 +90,9 @@ class SmallCNN(nn.Module):
         x = self.band_norm(x.squeeze(1).transpose(1, 2)).transpose(1, 2).unsqueeze(1)
         for block, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             x = norm(convolution(x))
-            if block < len(self.convolutions) - 1:  # the maximum before the ReLU: the same numbers from a quarter of the work
+            if (
+                block < len(self.convolutions) - 1
+            ):  # the maximum before the ReLU: the same numbers from a quarter of the work
                 x = functional.max_pool2d(x, [min(length, 2) for length in x.shape[2:]])
             x = functional.relu(x)
         return x.permute(0, 1, 3, 2).flatten(1, 2)

@@ -88,7 +88,9 @@ class Layer(nn.Module):
         attention, read = self.attention, slice(self.num_computed)
         normed = self.layernorm_before(hidden)
         projections = ((attention.q_proj, normed[:, read]), (attention.k_proj, normed), (attention.v_proj, normed))
-        heads = [project(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for project, x in projections]  # 3 x (b, heads, tokens, head_dim)
+        heads = [
+            project(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for project, x in projections
+        ]  # 3 x (b, heads, tokens, head_dim)
         attended = functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
         hidden = hidden[:, read] + self.attention_dropout(attention.o_proj(attended))
         parts = self.layernorm_after(hidden).split(TOKENS_AT_ONCE, dim=1)
@@ -145,9 +147,17 @@ def create_paper_ast(num_classes, feature_shape):
     config = _clip_config(
         num_classes,
         feature_shape,
-        hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=3072, hidden_act="sigmoid",
-        hidden_dropout_prob=0.4, attention_probs_dropout_prob=0.0, initializer_range=0.02,
-        patch_size=16, frequency_stride=1, time_stride=1,
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        intermediate_size=3072,
+        hidden_act="sigmoid",
+        hidden_dropout_prob=0.4,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.02,
+        patch_size=16,
+        frequency_stride=1,
+        time_stride=1,
     )
     return AudioTransformer(config)
 
@@ -157,14 +167,22 @@ def create_ast(num_classes, feature_shape, config):
     if config.pretrained is not None:
         return _create_pretrained(num_classes, feature_shape, config)
     if config.hidden_size % config.num_heads:
-        raise ConfigurationError(f"--hidden-size {config.hidden_size} is not a multiple of --num-heads {config.num_heads}: each head takes an equal share")
+        raise ConfigurationError(
+            f"--hidden-size {config.hidden_size} is not a multiple of --num-heads {config.num_heads}: each head takes an equal share"
+        )
     model = AudioTransformer(
         _clip_config(
             num_classes,
             feature_shape,
-            hidden_size=config.hidden_size, num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
-            intermediate_size=4 * config.hidden_size, hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=0.0,
-            patch_size=config.patch_size, frequency_stride=config.stride, time_stride=config.stride,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=4 * config.hidden_size,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=0.0,
+            patch_size=config.patch_size,
+            frequency_stride=config.stride,
+            time_stride=config.stride,
         ),
         config.patchout,
     )
@@ -191,7 +209,9 @@ def _clip_config(num_classes, feature_shape, **values):
 def _create_pretrained(num_classes, feature_shape, config):
     """Return an AST with published weights, its position embeddings fitted to the clip and its head new."""
     source = config.pretrained
-    if source.startswith(("/", ".", "~")) and not os.path.isdir(source):  # else it would be looked up as a name on the hub
+    if source.startswith(("/", ".", "~")) and not os.path.isdir(
+        source
+    ):  # else it would be looked up as a name on the hub
         raise ConfigurationError(f"--pretrained {source}: there is no such folder")
     try:
         published, report = ASTModel.from_pretrained(source, output_loading_info=True)
@@ -207,11 +227,24 @@ def _create_pretrained(num_classes, feature_shape, config):
     fitted = _clip_config(
         num_classes,
         feature_shape,
-        **{name: getattr(sizes, name) for name in (
-            "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "initializer_range",
-            "layer_norm_eps", "qkv_bias", "patch_size", "frequency_stride", "time_stride",
-        )},
-        hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=0.0,
+        **{
+            name: getattr(sizes, name)
+            for name in (
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "intermediate_size",
+                "hidden_act",
+                "initializer_range",
+                "layer_norm_eps",
+                "qkv_bias",
+                "patch_size",
+                "frequency_stride",
+                "time_stride",
+            )
+        },
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=0.0,
     )
     model = AudioTransformer(fitted, config.patchout)
     weights = published.float().state_dict()

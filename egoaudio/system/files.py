@@ -21,7 +21,10 @@ LONGEST_NAME_BYTES = 255
 _TOKEN_BYTES = 8  # of chance in a temporary name
 _RESERVE_BYTES = 1 << 30  # a slice at a time, so that a signal is heard between two
 _KINDS = {
-    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
 }
 
 
@@ -103,7 +106,10 @@ def check_output(path, inputs=()):
     """
     name = os.path.basename(os.fspath(path))
     if len(os.fsencode(name)) > LONGEST_NAME_BYTES:
-        raise OSError(errno.ENAMETOOLONG, f"its name has {len(os.fsencode(name))} bytes, and {LONGEST_NAME_BYTES} are the most: give a shorter one")
+        raise OSError(
+            errno.ENAMETOOLONG,
+            f"its name has {len(os.fsencode(name))} bytes, and {LONGEST_NAME_BYTES} are the most: give a shorter one",
+        )
     try:
         there = os.stat(path)
     except FileNotFoundError:
@@ -143,7 +149,11 @@ def reserve(path):
     except StoreError:
         raise
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # a file system that reserves nothing: space was there a moment ago
+        if error.errno not in (
+            errno.EOPNOTSUPP,
+            errno.EINVAL,
+            errno.ENOSYS,
+        ):  # a file system that reserves nothing: space was there a moment ago
             raise StoreError(explain(path, error, missing)) from error
     finally:
         os.close(descriptor)

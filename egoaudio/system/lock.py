@@ -61,7 +61,9 @@ def _acquire(path, output):
             locked = _flock(descriptor, path)
             if _names(path, descriptor):  # else its holder removed it between our calls: once more
                 if not locked:
-                    raise BuildError(f"{output} is in use by another process ({_holder(descriptor)}): wait for it, stop it, or give another --output")
+                    raise BuildError(
+                        f"{output} is in use by another process ({_holder(descriptor)}): wait for it, stop it, or give another --output"
+                    )
                 _say_who(descriptor)
                 return descriptor
         except BaseException:
@@ -79,14 +81,21 @@ def _flock(descriptor, path):
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        warnings.warn(f"{path}: this file system has no locks ({error.strerror}): make sure that no other run writes there", stacklevel=5)
+        warnings.warn(
+            f"{path}: this file system has no locks ({error.strerror}): make sure that no other run writes there",
+            stacklevel=5,
+        )
     return True
 
 
 def _require_ours(descriptor, path):
     """Refuse to take what is no lock of ours for one."""
     there = os.fstat(descriptor)
-    if not stat.S_ISREG(there.st_mode) or there.st_nlink > 1 or (there.st_size and not _read(descriptor).startswith(_FIRST_LINE)):
+    if (
+        not stat.S_ISREG(there.st_mode)
+        or there.st_nlink > 1
+        or (there.st_size and not _read(descriptor).startswith(_FIRST_LINE))
+    ):
         raise OSError(errno.EEXIST, "what lies there is no lock of egoaudio: move it away")
 
 
@@ -117,7 +126,9 @@ def _holder(descriptor):
     facts = dict(line.split(": ", 1) for line in text.splitlines()[1:] if ": " in line)
     if "command" not in facts:
         return "it does not say which"
-    return f"process {facts.get('process')} on {facts.get('host')}, since {facts.get('since')}: {facts['command'][:200]}"
+    return (
+        f"process {facts.get('process')} on {facts.get('host')}, since {facts.get('since')}: {facts['command'][:200]}"
+    )
 
 
 def _read(descriptor):

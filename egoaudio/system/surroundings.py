@@ -19,7 +19,9 @@ def require_working_folder():
     try:
         os.getcwd()
     except OSError as error:
-        raise ResourceError("the working folder is gone: cd to one that exists, and run the same command again") from error
+        raise ResourceError(
+            "the working folder is gone: cd to one that exists, and run the same command again"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -28,7 +30,9 @@ def lacking():
     try:
         yield
     except MemoryError as error:
-        raise ResourceError(f"out of memory ({str(error) or 'no more is to be had'}): give smaller numbers, or free some") from error
+        raise ResourceError(
+            f"out of memory ({str(error) or 'no more is to be had'}): give smaller numbers, or free some"
+        ) from error
     except OSError as error:
         words = _words(error)
         if words is None:
@@ -43,7 +47,9 @@ def _words(error):
     if error.errno == errno.ENAMETOOLONG:
         return f"{error.filename}: the name is too long: give a shorter one"
     if error.errno == errno.EAGAIN and isinstance(error, BlockingIOError):  # of fork
-        return f"no more processes may be started ({error.strerror}): give fewer --workers, or raise the limit: ulimit -u"
+        return (
+            f"no more processes may be started ({error.strerror}): give fewer --workers, or raise the limit: ulimit -u"
+        )
     return None
 
 
@@ -68,12 +74,16 @@ def require_shared_memory(num_bytes, user):
     try:
         info = os.statvfs(SHARED_MEMORY)
     except OSError as error:
-        raise ResourceError(f"{SHARED_MEMORY}, the shared memory, is not there ({error.strerror}). {user}. {remedy}") from error
+        raise ResourceError(
+            f"{SHARED_MEMORY}, the shared memory, is not there ({error.strerror}). {user}. {remedy}"
+        ) from error
     if info.f_flag & os.ST_RDONLY or not os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
         raise ResourceError(f"{SHARED_MEMORY}, the shared memory, cannot be written to. {user}. {remedy}")
     free = info.f_bavail * info.f_frsize
     if free < num_bytes:
-        raise ResourceError(f"{SHARED_MEMORY}, the shared memory, has {free:,} bytes free, and {num_bytes:,} are needed. {user}. {remedy}")
+        raise ResourceError(
+            f"{SHARED_MEMORY}, the shared memory, has {free:,} bytes free, and {num_bytes:,} are needed. {user}. {remedy}"
+        )
 
 
 def require_open_files(num_files):
@@ -86,4 +96,6 @@ def require_open_files(num_files):
     """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit != resource.RLIM_INFINITY and limit < num_files:
-        raise ResourceError(f"at most {limit} open files are allowed, and up to {num_files} are needed. Raise it: ulimit -n {max(1024, num_files)}")
+        raise ResourceError(
+            f"at most {limit} open files are allowed, and up to {num_files} are needed. Raise it: ulimit -n {max(1024, num_files)}"
+        )

@@ -18,7 +18,11 @@ from egoaudio.errors import ResourceError
 
 def printable(text: str) -> str:
     """Return a text without what would drive a terminal, be invisible, or have no encoding: each such character becomes ``?``."""
-    return text if text.isprintable() else "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
+    )
 
 
 def one_line(text: str) -> str:
@@ -39,7 +43,9 @@ def streams() -> Iterator[None]:
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free; workers need it as much
+            os.set_inheritable(
+                os.open(os.devnull, os.O_RDWR), True
+            )  # the lowest number that is free; workers need it as much
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (open(os.devnull, "w") if stream is None else stream for stream in before)  # noqa: SIM115 - as long as the process
     for stream in (sys.stdout, sys.stderr):

@@ -149,8 +149,10 @@ def prepare_teacher(file, path, rows, folder, config, device, *, resumes):
                 "--output, or copy the teacher to another folder"
             )
     identity = {
-        "plan_sha256": file.plan_sha256, "label_mode": config.data.label_mode,
-        "temperature": options.teacher_temperature, "rows_sha256": hashlib.sha256(rows.tobytes()).hexdigest(),
+        "plan_sha256": file.plan_sha256,
+        "label_mode": config.data.label_mode,
+        "temperature": options.teacher_temperature,
+        "rows_sha256": hashlib.sha256(rows.tobytes()).hexdigest(),
     }
     stored = _read(folder / SCORES_FILE, rows, identity, options.teacher) if resumes else None
     if stored is not None:
@@ -183,7 +185,9 @@ def _score(teacher, file, path, rows, config, device, progress):
     if contents["plan_sha256"] == file.plan_sha256:
         _warn_of_leaks(teacher, file, rows, its)
     normalization = contents["normalization"]["mean"], contents["normalization"]["std"]
-    dataset = ClipDataset(path, contents["feature"], rows, normalization=normalization, context_clips=its.data.context_clips or 0)
+    dataset = ClipDataset(
+        path, contents["feature"], rows, normalization=normalization, context_clips=its.data.context_clips or 0
+    )
     loader = Loader(dataset, config.optimization.batch_size, config.data, device=device)
     scorer, temperature = Scorer(model, device=device, log=progress.write), config.distillation.teacher_temperature
     with dataset.file:

@@ -10,7 +10,11 @@ import torch
 
 def _distributed():
     """Return whether this process is one of a group."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
 
 
 def any_rank(flag, device):

@@ -41,7 +41,9 @@ class Loss:
         if kind not in ("bce", "asymmetric") or (kind, label_mode) == ("asymmetric", "single"):
             raise ValueError(f"kind {kind!r} with label_mode {label_mode!r}: expected bce, or asymmetric with multi")
         self.label_mode = label_mode
-        self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32, device=device)
+        self.class_weights = (
+            None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32, device=device)
+        )
         self.kind = kind
         self.label_smoothing = label_smoothing
 

@@ -19,7 +19,9 @@ class RunProgress(Progress):
     def step(self, state, num_epochs, num_clips):
         """Count a batch."""
         waits = state.wait_seconds / max(state.train_seconds, 1e-9)
-        self.note = f"epoch {state.epoch + 1}/{num_epochs}, loss {state.loss_sum / state.num_clips:.4f}, {waits:.0%} waiting"
+        self.note = (
+            f"epoch {state.epoch + 1}/{num_epochs}, loss {state.loss_sum / state.num_clips:.4f}, {waits:.0%} waiting"
+        )
         self.advance(num_clips)
 
     def _speed(self):
@@ -31,7 +33,9 @@ def describe_epoch(row, num_epochs, better):
     validation = ""
     if row["val_loss"] is not None:
         map_, prior, top1, top5 = (f"{100 * row[name]:.1f}" for name in ("map", "map_prior", "top1", "top5"))
-        validation = f", val_loss {row['val_loss']:.4f}; per cent: mAP {map_} (prior {prior}), top-1 {top1}, top-5 {top5}"
+        validation = (
+            f", val_loss {row['val_loss']:.4f}; per cent: mAP {map_} (prior {prior}), top-1 {top1}, top-5 {top5}"
+        )
     return (
         f"epoch {row['epoch']}/{num_epochs}: loss {row['train_loss']:.4f}{validation}{' (best)' if better else ''}; "
         f"{rate(row['clips_per_second'], 1)} clips/s, {row['peak_memory_mb']:,.0f} MB, {row['seconds']:.1f} s"
@@ -55,7 +59,11 @@ def describe_wait(share, file, feature, config):
     if not file.is_mapped(feature):
         fix = f"the array is compressed: unpack it with `h5repack -f {feature}:NONE`, or give --loader-workers 2"
     elif file.num_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2:
-        block = "" if config.shuffle == "block" else ", --shuffle block where reading is sequential (spinning disks, network)"
+        block = (
+            ""
+            if config.shuffle == "block"
+            else ", --shuffle block where reading is sequential (spinning disks, network)"
+        )
         fix = f"the file ({file.num_bytes / 1e9:.0f} GB) does not stay in memory: use a faster disk{block}, or build with --dtype float16"
     else:
         fix = "the first epoch reads from the disk, later ones from memory; if it stays so, use a faster disk, or check what else is busy here"
@@ -96,7 +104,9 @@ def summarize(folder, state, file, path, already_finished=False):
     validated = state.history[state.best_epoch - 1]["map"] is not None
     split = "test" if (file.video_table["split"] == b"test").any() else "validation" if validated else "train"
     command = shlex.join(["egoaudio-evaluate", str(folder / "best.pt"), os.fspath(path), "--split", split])
-    return TrainingRun(folder, state.epoch, state.best_epoch, tuple(state.history), already_finished, command, _warn(state))
+    return TrainingRun(
+        folder, state.epoch, state.best_epoch, tuple(state.history), already_finished, command, _warn(state)
+    )
 
 
 def _warn(state):

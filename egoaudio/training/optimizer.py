@@ -12,11 +12,15 @@ def make_optimizer(model, options):
     learning rate). What is frozen is left out.
     """
     groups = model.parameter_groups() if hasattr(model, "parameter_groups") else [(model.parameters(), 1.0)]
-    trained = [([parameter for parameter in parameters if parameter.requires_grad], factor) for parameters, factor in groups]
+    trained = [
+        ([parameter for parameter in parameters if parameter.requires_grad], factor) for parameters, factor in groups
+    ]
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
     optimizer = kind(
         [{"params": parameters, "factor": factor} for parameters, factor in trained if parameters],
-        lr=options.learning_rate, weight_decay=options.weight_decay, fused=True,
+        lr=options.learning_rate,
+        weight_decay=options.weight_decay,
+        fused=True,
     )
     set_learning_rate(optimizer, options.learning_rate)
     return optimizer

@@ -58,9 +58,13 @@ class Run:
         """Return the contents of ``best.pt``; ``last.pt`` has more."""
         weights = self.model if self.average is None else self.average
         return {
-            **self.description, "epoch": self.state.epoch, "weights": dict(weights.state_dict()),
-            "amp_dtype": name_of(self.stepper.amp_dtype), "thresholds": self.state.thresholds,
-            "smooth_clips": self.state.smooth_clips, "metrics": self.state.history[-1] if self.state.history else {},
+            **self.description,
+            "epoch": self.state.epoch,
+            "weights": dict(weights.state_dict()),
+            "amp_dtype": name_of(self.stepper.amp_dtype),
+            "thresholds": self.state.thresholds,
+            "smooth_clips": self.state.smooth_clips,
+            "metrics": self.state.history[-1] if self.state.history else {},
         }
 
     def save_last(self):
@@ -75,9 +79,11 @@ class Run:
             raise TrainingError(describe_bad_weights(self.state, self.folder))
         scaler = self.stepper.scaler
         resume = {
-            "state": dict(vars(self.state)), "optimizer": self.stepper.optimizer.state_dict(),
+            "state": dict(vars(self.state)),
+            "optimizer": self.stepper.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "stepper": self.stepper.state_dict(), "random_state": torch.get_rng_state(),
+            "stepper": self.stepper.state_dict(),
+            "random_state": torch.get_rng_state(),
         }
         if self.average is not None:  # "weights" are the averages
             resume |= {"weights": dict(self.model.state_dict()), "num_averaged": self.average.num_updates}

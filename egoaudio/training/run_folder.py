@@ -34,14 +34,34 @@ if TYPE_CHECKING:
     import pandas
 
 COLUMNS = (
-    "epoch", "train_loss", "val_loss", "top1", "top5", "map", "map_prior", "selection", "learning_rate",
-    "clips_per_second", "data_wait_fraction", "micro_batch_size", "peak_memory_mb", "seconds",
+    "epoch",
+    "train_loss",
+    "val_loss",
+    "top1",
+    "top5",
+    "map",
+    "map_prior",
+    "selection",
+    "learning_rate",
+    "clips_per_second",
+    "data_wait_fraction",
+    "micro_batch_size",
+    "peak_memory_mb",
+    "seconds",
 )
 
 # What --force takes away, in this order: without last.pt nothing can be mistaken for a run that goes on.
 _OURS = (
-    "last.pt", "best.pt", "config.json", "metrics.csv", "curves.png", "evaluation.json", "per_class.csv",
-    "per_class.png", "tensorboard", "teacher.npz",
+    "last.pt",
+    "best.pt",
+    "config.json",
+    "metrics.csv",
+    "curves.png",
+    "evaluation.json",
+    "per_class.csv",
+    "per_class.png",
+    "tensorboard",
+    "teacher.npz",
 )
 
 
@@ -83,7 +103,13 @@ class State:
         better = self.best_epoch == 0 or score > self.best_score
         self.history.append(row)
         self.epoch, self.batch = self.epoch + 1, 0
-        self.loss_sum, self.num_clips, self.train_seconds, self.wait_seconds, self.peak_memory_mb = 0.0, 0, 0.0, 0.0, 0.0
+        self.loss_sum, self.num_clips, self.train_seconds, self.wait_seconds, self.peak_memory_mb = (
+            0.0,
+            0,
+            0.0,
+            0.0,
+            0.0,
+        )
         if better:
             self.best_epoch, self.best_score, self.best_bar = self.epoch, score, bar
         return better
@@ -130,12 +156,18 @@ class TrainingRun:
         return self.folder / "curves.png"
 
     def __str__(self) -> str:
-        done = f"{self.folder} holds a finished run: nothing was done (--force starts anew)\n" if self.already_finished else ""
+        done = (
+            f"{self.folder} holds a finished run: nothing was done (--force starts anew)\n"
+            if self.already_finished
+            else ""
+        )
         best = self.rows[self.best_epoch - 1]
         score = f"training loss {best['train_loss']:.4f}, not validated"
         if best["map"] is not None:
             per_cent = {name: f"{100 * value:.1f}" for name, value in best.items() if value is not None}
-            prior = f" (prior {per_cent['map_prior']})" if "map_prior" in per_cent else ""  # an earlier version's row has none
+            prior = (
+                f" (prior {per_cent['map_prior']})" if "map_prior" in per_cent else ""
+            )  # an earlier version's row has none
             score = f"validation mAP {per_cent['map']}{prior}, top-1 {per_cent['top1']} per cent"
         epochs = f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
         return f"{done}{epochs}; the best is {self.best_epoch}: {score}\nnext: {self.next_command}" + (
@@ -152,7 +184,12 @@ def prepare(folder: pathlib.Path, path: str | os.PathLike[str], config: TrainCon
         When the file, or the published weights, would be replaced.
     """
     pretrained = config.model.pretrained
-    if pretrained is not None and folder.exists() and os.path.exists(pretrained) and os.path.samefile(folder, pretrained):
+    if (
+        pretrained is not None
+        and folder.exists()
+        and os.path.exists(pretrained)
+        and os.path.samefile(folder, pretrained)
+    ):
         raise TrainingError(f"{folder} holds the weights of --pretrained: give another --output")
     for name in _OURS:
         try:
@@ -195,14 +232,18 @@ def find_earlier(folder: pathlib.Path, config: TrainConfig, file: EgoAudioFile) 
     if not path.exists():
         there = [name for name in _OURS if (folder / name).exists()]
         if there:
-            raise TrainingError(f"{folder} holds {', '.join(there)} but no last.pt to go on from: give another --output, or --force to replace them")
+            raise TrainingError(
+                f"{folder} holds {', '.join(there)} but no last.pt to go on from: give another --output, or --force to replace them"
+            )
         return None
     try:
         contents = checkpoints.load(path)
     except CheckpointError as error:
         raise CheckpointError(f"{error}: give another --output, or --force to start anew") from error
     if "resume" not in contents:
-        raise TrainingError(f"{path} holds a model but not where its run was (is it a copy of best.pt?): give another --output, or --force to replace it")
+        raise TrainingError(
+            f"{path} holds a model but not where its run was (is it a copy of best.pt?): give another --output, or --force to replace it"
+        )
     changed = differences(from_json(TrainConfig, contents["config"]), config)
     if changed:
         raise TrainingError(
@@ -211,13 +252,20 @@ def find_earlier(folder: pathlib.Path, config: TrainConfig, file: EgoAudioFile) 
     try:
         checkpoints.require_match(contents, file, same_plan=True)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}: give the file that the run began with, another --output, or --force to start anew") from error
+        raise CheckpointError(
+            f"{path}: {error}: give the file that the run began with, another --output, or --force to start anew"
+        ) from error
     return contents
 
 
 def write_config(folder: pathlib.Path, config: TrainConfig, file: EgoAudioFile, feature: str) -> None:
     """Write config.json."""
-    contents = {"egoaudio_version": __version__, "file": file.path, "plan_sha256": file.plan_sha256, "options": {**to_flat(config), "feature": feature}}
+    contents = {
+        "egoaudio_version": __version__,
+        "file": file.path,
+        "plan_sha256": file.plan_sha256,
+        "options": {**to_flat(config), "feature": feature},
+    }
     results.write_file(folder / "config.json", (json.dumps(contents, indent=2) + "\n").encode())
 
 

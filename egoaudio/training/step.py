@@ -68,7 +68,19 @@ class Stepper(Slices):
         Whether the first step shall find out if ``amp_dtype`` is faster than float32, and take float32 if it is not.
     """
 
-    def __init__(self, model, optimizer, loss, *, device, micro_batch_size=None, amp_dtype=None, scaler=None, clip_gradient=0.0, log=logger.info):
+    def __init__(
+        self,
+        model,
+        optimizer,
+        loss,
+        *,
+        device,
+        micro_batch_size=None,
+        amp_dtype=None,
+        scaler=None,
+        clip_gradient=0.0,
+        log=logger.info,
+    ):
         super().__init__(model, device, micro_batch_size, amp_dtype, log)
         self.optimizer = optimizer
         self.loss = loss
@@ -83,7 +95,8 @@ class Stepper(Slices):
     def state_dict(self):
         """Return what a resumed run needs so that it does not search again."""
         return {
-            "micro_batch_size": self.micro_batch_size, "activation_checkpointing": self.activation_checkpointing,
+            "micro_batch_size": self.micro_batch_size,
+            "activation_checkpointing": self.activation_checkpointing,
             "amp_dtype": name_of(self.amp_dtype),
         }
 
@@ -152,7 +165,9 @@ class Stepper(Slices):
             self.amp_dtype, times = dtype, []
             for _ in range(TIMED_PASSES):
                 started = time.perf_counter()
-                _, failure = self.attempt(self._accumulate, features[rows], labels[rows], self.loss.normaliser(labels), seed)
+                _, failure = self.attempt(
+                    self._accumulate, features[rows], labels[rows], self.loss.normaliser(labels), seed
+                )
                 times.append(math.inf if failure else time.perf_counter() - started)
                 self._undo(saved)
             seconds[dtype] = min(times[1:])
@@ -168,7 +183,9 @@ class Stepper(Slices):
         """Turn on activation checkpointing where one clip seems not to fit: on a CPU the first try could be killed."""
         if needed > free and not self.model.activation_checkpointing:
             self._turn_on_checkpointing()
-            self.log(f"activation checkpointing is on, as one clip seems not to fit into the {free / 2**20:,.0f} MB that are free without it")
+            self.log(
+                f"activation checkpointing is on, as one clip seems not to fit into the {free / 2**20:,.0f} MB that are free without it"
+            )
 
     def _prepare_optimizer(self):
         """Make the optimiser's state before its first update, if there is memory for it."""
@@ -181,7 +198,12 @@ class Stepper(Slices):
 
     def _make_optimizer_state(self):
         """Let the optimiser make its state now, by a step that changes nothing: gradient 0, learning rate 0."""
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
+        parameters = [
+            parameter
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.requires_grad
+        ]
         rates = [group["lr"] for group in self.optimizer.param_groups]
         try:
             for parameter in parameters:
@@ -224,7 +246,9 @@ class Stepper(Slices):
             self._shrink(features, failure or "in another process")
         self._fresh = False
         if self._tried:
-            self.log(f"micro-batch: {self._describe(len(features))}, as memory ran out with {', then '.join(self._tried)}")
+            self.log(
+                f"micro-batch: {self._describe(len(features))}, as memory ran out with {', then '.join(self._tried)}"
+            )
             self._tried = []
         return loss
 
@@ -304,7 +328,9 @@ class Stepper(Slices):
     def _describe(self, num_clips):
         """Return the present way in words."""
         size = min(self.micro_batch_size, num_clips)
-        return f"{size} of {num_clips} clips at a time" + (" with activation checkpointing" if self.model.activation_checkpointing else "")
+        return f"{size} of {num_clips} clips at a time" + (
+            " with activation checkpointing" if self.model.activation_checkpointing else ""
+        )
 
     def _give_up(self, features, failure):
         """Raise TrainingError with what was tried and what would fit."""

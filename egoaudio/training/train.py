@@ -60,8 +60,13 @@ DRAWING_SECONDS = 10
 
 
 def train(
-    path: str | os.PathLike[str], output: str | os.PathLike[str], config: TrainConfig | None = None, *,
-    force: bool = False, device: str | None = None, tensorboard: bool = False,
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    config: TrainConfig | None = None,
+    *,
+    force: bool = False,
+    device: str | None = None,
+    tensorboard: bool = False,
 ) -> run_folder.TrainingRun:
     """Train a model, or resume a run that was stopped.
 
@@ -150,13 +155,28 @@ def _prepare(stack, file, path, feature, folder, config, device, state, *, resum
             "there is no validation split (--validation-fraction 0): best.pt will be the epoch with the lowest training loss"
         )
     description = {
-        "egoaudio_version": __version__, "config": to_json(config), "network": checkpoints.describe_network(model),
-        "normalization": {"mean": moments[0], "std": moments[1]}, **checkpoints.describe_data(file, feature),
+        "egoaudio_version": __version__,
+        "config": to_json(config),
+        "network": checkpoints.describe_network(model),
+        "normalization": {"mean": moments[0], "std": moments[1]},
+        **checkpoints.describe_data(file, feature),
     }
     average = WeightAverage(model, config.optimization.ema) if config.optimization.ema else None
     num_steps = config.optimization.epochs * len(loader)
     return Run(
-        file, feature, folder, config, device, state, loader, model, stepper, average, validator, progress, num_steps,
+        file,
+        feature,
+        folder,
+        config,
+        device,
+        state,
+        loader,
+        model,
+        stepper,
+        average,
+        validator,
+        progress,
+        num_steps,
         description,
     )
 
@@ -173,7 +193,12 @@ def _prepare_data(file, path, feature, split: Split, moments, config, device, te
     """Return the loader of the training rows, and the labels' loss."""
     dataset = ClipDataset(path, feature, split.train, config.data.label_mode, moments, config.data.context_clips)
     loader = Loader(
-        dataset, config.optimization.batch_size, config.data, config.optimization.seed, device, training=True,
+        dataset,
+        config.optimization.batch_size,
+        config.data,
+        config.optimization.seed,
+        device,
+        training=True,
         teacher=teacher,
     )
     weights = class_weights(file, split.train, config.data.label_mode) if config.data.class_weights else None
@@ -186,7 +211,11 @@ def _prepare_model(file, feature_shape, config, device):
     options = config.optimization
     torch.manual_seed(options.seed)  # fresh weights now, and later a seed of dropout for each step
     model = create_model(
-        config.model.model, file.num_classes, feature_shape, config.model, options.activation_checkpointing,
+        config.model.model,
+        file.num_classes,
+        feature_shape,
+        config.model,
+        options.activation_checkpointing,
         context_clips=config.data.context_clips,
     ).to(device)
     return model, torch.compile(model) if options.compile else model
@@ -198,8 +227,15 @@ def _prepare_stepper(model, computed, loss, options, device, log):
     if options.amp and amp_dtype is None:
         log("--amp: computing in float32, as this processor has no instructions for bfloat16 and would emulate them")
     stepper = Stepper(
-        computed, make_optimizer(model, options), loss, device=device, micro_batch_size=options.micro_batch_size,
-        amp_dtype=amp_dtype, scaler=scaler, clip_gradient=options.clip_gradient, log=log,
+        computed,
+        make_optimizer(model, options),
+        loss,
+        device=device,
+        micro_batch_size=options.micro_batch_size,
+        amp_dtype=amp_dtype,
+        scaler=scaler,
+        clip_gradient=options.clip_gradient,
+        log=log,
     )
     stepper.times_precisions = device.type == "cpu" and amp_dtype is not None and options.amp_dtype is None
     return stepper
@@ -294,7 +330,9 @@ def _close_epoch(run, validation, validation_seconds):
     state.thresholds, state.smooth_clips = validation.thresholds, validation.smooth_clips
     state.selection_maps.append(validation.selection_map)
     row = {
-        "epoch": state.epoch + 1, "train_loss": state.loss_sum / state.num_clips, **validation.columns(),
+        "epoch": state.epoch + 1,
+        "train_loss": state.loss_sum / state.num_clips,
+        **validation.columns(),
         "selection": selection_score(state.selection_maps),
         "learning_rate": run.learning_rate(len(run.loader) - 1),
         "clips_per_second": state.num_clips / state.train_seconds,
@@ -309,9 +347,7 @@ def _close_epoch(run, validation, validation_seconds):
     _tell(run, row, better)
     stale = options.patience > 0 and state.epoch - state.best_epoch >= options.patience
     if stale:
-        run.progress.write(
-            f"stopping early: no better epoch since {state.best_epoch} (--patience {options.patience})"
-        )
+        run.progress.write(f"stopping early: no better epoch since {state.best_epoch} (--patience {options.patience})")
     state.finished = stale or state.epoch == options.epochs
     run_folder.write_metrics(run.folder, state.history)
     if state.finished or time.monotonic() - run.drawn_at > DRAWING_SECONDS:

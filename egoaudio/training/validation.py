@@ -79,9 +79,14 @@ class Validator:
         unrelated = unrelated_precision(self._labelled(scores)[:, self.classes], labels[:, self.classes], video)
         top1, top5, mean_precision = (float(found.scores[name].value) for name in ("top1", "top5", "map"))
         return Validation(
-            val_loss=scored.loss, top1=top1, top5=top5, map=mean_precision, map_prior=float(found.scores["map"].prior),
+            val_loss=scored.loss,
+            top1=top1,
+            top5=top5,
+            map=mean_precision,
+            map_prior=float(found.scores["map"].prior),
             selection_map=metrics.mean_over_classes(precision),
-            bar=_bar(prior[self.classes], unrelated.mean(axis=1)), smooth_clips=num_neighbours,
+            bar=_bar(prior[self.classes], unrelated.mean(axis=1)),
+            smooth_clips=num_neighbours,
             thresholds=[float(value) for value in choose_thresholds(scores, self.truth)],
         )
 

@@ -41,7 +41,11 @@ def slow_starts(recording_samples, config, sample_rate):
 def slow_labels(plan, instances, num_classes, config):
     """Ask every instance about every clip, in exact seconds."""
     end = Fraction(plan.recording_samples, plan.sample_rate)
-    kept = [(i.class_index, exact(i.start_seconds), exact(i.stop_seconds)) for i in instances if i.start_seconds <= i.stop_seconds]
+    kept = [
+        (i.class_index, exact(i.start_seconds), exact(i.stop_seconds))
+        for i in instances
+        if i.start_seconds <= i.stop_seconds
+    ]
     annotated_end = max((min(stop, end) for _, _, stop in kept), default=0)
     labels, labelled = [], []
     for start, samples in zip(plan.starts.tolist(), plan.num_samples.tolist(), strict=True):
@@ -78,7 +82,9 @@ def in_blocks(samples, sizes):
         position, turn = position + size, turn + 1
 
 
-seconds = st.one_of(st.integers(0, 3000).map(lambda n: n / 100), st.floats(0, 30, allow_nan=False), st.sampled_from([0.0, 1.0, 1e9]))
+seconds = st.one_of(
+    st.integers(0, 3000).map(lambda n: n / 100), st.floats(0, 30, allow_nan=False), st.sampled_from([0.0, 1.0, 1e9])
+)
 instances_lists = st.lists(st.builds(Instance, st.integers(0, 4), seconds, seconds), max_size=12)
 lengths = st.sampled_from([0.1, 0.25, 1.0, 1 / 3, 0.96, 2.5])
 
@@ -115,7 +121,9 @@ def test_every_sample_is_in_the_clip_it_belongs_to(clip, sample_rate, recording_
     for start, samples in zip(plan.starts.tolist(), plan.num_samples.tolist(), strict=True):
         covered[start : start + samples] = True
     uncovered = np.flatnonzero(~covered)
-    assert len(uncovered) == 0 or (uncovered[0] == recording_samples - len(uncovered) and 2 * len(uncovered) < plan.clip_samples)
+    assert len(uncovered) == 0 or (
+        uncovered[0] == recording_samples - len(uncovered) and 2 * len(uncovered) < plan.clip_samples
+    )
 
 
 @pytest.mark.parametrize("sample_rate", RATES)
@@ -137,7 +145,17 @@ def test_an_hour_in_tenths_has_36000_clips_of_1600_samples():
 
 @pytest.mark.parametrize(
     ("recording_samples", "clip_lengths"),
-    [(0, []), (499, []), (500, [500]), (999, [999]), (1000, [1000]), (1499, [1000]), (1500, [1000, 500]), (2000, [1000, 1000]), (2001, [1000, 1000])],
+    [
+        (0, []),
+        (499, []),
+        (500, [500]),
+        (999, [999]),
+        (1000, [1000]),
+        (1499, [1000]),
+        (1500, [1000, 500]),
+        (2000, [1000, 1000]),
+        (2001, [1000, 1000]),
+    ],
 )
 def test_the_last_shorter_clip_is_kept_from_half_a_clip_on(recording_samples, clip_lengths):
     assert plan_clips(recording_samples, ClipConfig(), 1000).num_samples.tolist() == clip_lengths
@@ -156,7 +174,10 @@ def test_a_clip_that_is_no_whole_number_of_samples_is_rounded_up():
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (ClipConfig(hop_seconds=1e-5), "--hop-seconds 1e-05 is less than one sample at 16000 Hz: give at least 6.25e-05"),
+        (
+            ClipConfig(hop_seconds=1e-5),
+            "--hop-seconds 1e-05 is less than one sample at 16000 Hz: give at least 6.25e-05",
+        ),
         (ClipConfig(clip_seconds=1e9), "did you give milliseconds"),
         (ClipConfig(context_seconds=1e6), "--context-seconds"),
     ],
@@ -170,7 +191,12 @@ def test_lengths_that_make_no_clips_are_refused(config, words):
 
 
 @settings(max_examples=400, deadline=None)
-@given(config=configs(), sample_rate=st.sampled_from(RATES), recording_samples=st.integers(0, 60_000), instances=instances_lists)
+@given(
+    config=configs(),
+    sample_rate=st.sampled_from(RATES),
+    recording_samples=st.integers(0, 60_000),
+    instances=instances_lists,
+)
 def test_labels_equal_the_rules_clip_by_clip(config, sample_rate, recording_samples, instances):
     plan = plan_clips(recording_samples, config, sample_rate)
     num_classes = 6 if config.no_action != "none" else 5
@@ -245,7 +271,13 @@ def test_context_does_not_change_the_labels():
 
 
 def test_a_video_has_its_reversed_classes_too_and_never_no_action():
-    assert label_video([Instance(2, 9.0, 1.0), Instance(0, 0.0, 1.0), Instance(0, 2.0, 3.0)], 5).tolist() == [1, 0, 1, 0, 0]
+    assert label_video([Instance(2, 9.0, 1.0), Instance(0, 0.0, 1.0), Instance(0, 2.0, 3.0)], 5).tolist() == [
+        1,
+        0,
+        1,
+        0,
+        0,
+    ]
     assert label_video([], 3).tolist() == [0, 0, 0]
 
 
@@ -267,7 +299,9 @@ def test_windows_are_the_recording_around_each_clip_whatever_the_blocks(config, 
     real = sound[:planned]  # what arrives beyond the planned end is not part of the recording
     padded = np.concatenate([np.zeros(plan.context_samples), real, np.zeros(planned + 2 * plan.context_samples)])
     assert len(windows) == plan.num_clips
-    for start, samples, window, count in zip(plan.starts.tolist(), plan.num_samples.tolist(), windows, arrived, strict=True):
+    for start, samples, window, count in zip(
+        plan.starts.tolist(), plan.num_samples.tolist(), windows, arrived, strict=True
+    ):
         first = start - (plan.context_samples - plan.clip_samples) // 2
         np.testing.assert_array_equal(window, padded[first + plan.context_samples :][: plan.context_samples])
         assert count == min(max(arriving - start, 0), samples)
@@ -319,14 +353,18 @@ def test_the_receiver_may_overwrite_windows_without_harm_to_the_next():
 
 
 @pytest.mark.parametrize(
-    "config", [ClipConfig(), ClipConfig(clip_seconds=0.1, context_seconds=1.0), ClipConfig(hop_seconds=600.0)], ids=["clips", "context", "sparse"]
+    "config",
+    [ClipConfig(), ClipConfig(clip_seconds=0.1, context_seconds=1.0), ClipConfig(hop_seconds=600.0)],
+    ids=["clips", "context", "sparse"],
 )
 def test_memory_does_not_grow_with_the_recording(config):
     num_blocks = HOUR * 16000 // 2 // 65536
     plan = plan_clips(num_blocks * 65536, config, 16000)
     tracemalloc.start()
     try:
-        num_windows = sum(len(windows) for _, windows, _ in cut((np.ones(65536, np.float32) for _ in range(num_blocks)), plan))
+        num_windows = sum(
+            len(windows) for _, windows, _ in cut((np.ones(65536, np.float32) for _ in range(num_blocks)), plan)
+        )
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

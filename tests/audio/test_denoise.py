@@ -82,7 +82,9 @@ SOUNDS = {
     "tone": lambda t, noise: 0.5 * np.sin(2 * np.pi * 440 * t),
     "tone in the middle of a bin": lambda t, noise: 0.5 * np.sin(2 * np.pi * 500 * t),
     "bursts": lambda t, noise: 0.5 * np.sin(2 * np.pi * 440 * t) * (np.sin(4 * np.pi * t) > 0.5),
-    "bursts in 16 bits": lambda t, noise: np.round(16000 * np.sin(2 * np.pi * 440 * t) * (np.sin(4 * np.pi * t) > 0.5)) / 32768,
+    "bursts in 16 bits": lambda t, noise: (
+        np.round(16000 * np.sin(2 * np.pi * 440 * t) * (np.sin(4 * np.pi * t) > 0.5)) / 32768
+    ),
     "chirp": lambda t, noise: 0.5 * np.sin(2 * np.pi * (100 * t + 1000 * t * t)),
     "constant": lambda t, noise: np.full(len(t), 0.3),
     "click": lambda t, noise: (np.arange(len(t)) == 5000).astype(float),
@@ -117,7 +119,10 @@ def test_recordings_equal_noisereduce_at_the_edges_of_its_chunks(mode, num_sampl
 
 def test_a_recording_at_48_khz_equals_noisereduce():
     recording = _sound(700_000, 48000, seed=7)
-    assert _error(_stream(recording, 50_000, OURS["nonstationary"], 48000), _oracle(recording, 48000, "nonstationary")) < TOLERANCE
+    assert (
+        _error(_stream(recording, 50_000, OURS["nonstationary"], 48000), _oracle(recording, 48000, "nonstationary"))
+        < TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -132,7 +137,10 @@ def test_empty_blocks_and_empty_recordings_are_fine():
     recording = _sound(20_000)
     empty = np.zeros(0, np.float32)
     blocks = [empty, recording[:7000], empty, recording[7000:], empty]
-    assert np.array_equal(np.concatenate(list(gate_blocks(blocks, 16000, OURS["nonstationary"]))), gate(recording, 16000, OURS["nonstationary"]))
+    assert np.array_equal(
+        np.concatenate(list(gate_blocks(blocks, 16000, OURS["nonstationary"]))),
+        gate(recording, 16000, OURS["nonstationary"]),
+    )
     assert sum(len(block) for block in gate_blocks([], 16000, OURS["nonstationary"])) == 0
     assert gate(np.zeros((0, 16000), np.float32), 16000, OURS["stationary"]).shape == (0, 16000)
 
@@ -198,7 +206,9 @@ def test_a_recording_that_begins_with_silence_keeps_what_is_loud_in_stationary_m
     recording[:silent] = 0
     ours = _stream(recording, 65_536, OURS["stationary"])
     assert _error(ours, _oracle(recording, 16000, "stationary")) < TOLERANCE
-    assert _error(ours[700_000:], recording[700_000:]) < 0.05  # no noise was learnt: all passes, but for the smoothed ends of the band
+    assert (
+        _error(ours[700_000:], recording[700_000:]) < 0.05
+    )  # no noise was learnt: all passes, but for the smoothed ends of the band
 
 
 def test_no_mode_gives_the_sound_back():
@@ -248,7 +258,9 @@ def test_a_sample_rate_that_noisereduce_cannot_smooth_is_refused(sample_rate, en
 @pytest.mark.parametrize("sample_rate", [5120, 256_000])
 def test_the_outermost_sample_rates_equal_noisereduce(sample_rate):
     clip = _sound(40_000, sample_rate, seed=13)
-    assert _error(gate(clip, sample_rate, OURS["nonstationary"]), _oracle(clip, sample_rate, "nonstationary")) < TOLERANCE
+    assert (
+        _error(gate(clip, sample_rate, OURS["nonstationary"]), _oracle(clip, sample_rate, "nonstationary")) < TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

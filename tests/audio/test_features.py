@@ -21,7 +21,15 @@ TOLERANCE = 1e-4
 ALL = ("spectrogram", "mfcc", "logmel", "yamnet", "waveform")
 PARAMETERS = {
     "the paper's": {},
-    "small": {"n_fft": 512, "hop_length": 160, "window": "hamming", "n_mels": 64, "n_mfcc": 13, "f_min_hz": 50.0, "f_max_hz": 3500.0},
+    "small": {
+        "n_fft": 512,
+        "hop_length": 160,
+        "window": "hamming",
+        "n_mels": 64,
+        "n_mfcc": 13,
+        "f_min_hz": 50.0,
+        "f_max_hz": 3500.0,
+    },
     "odd": {"n_fft": 1001, "hop_length": 333, "window": "blackman", "n_mels": 40, "n_mfcc": 40},
     "no window": {"window": "boxcar", "n_mels": 20, "n_mfcc": 20, "f_min_hz": 300.0},
     "not overlapping": {"n_fft": 256, "hop_length": 300, "n_mels": 1, "n_mfcc": 1},
@@ -32,7 +40,9 @@ def _sounds(num_clips, num_samples, sample_rate=16000):
     """Noise with a tone that comes and goes, at several levels, the last one silent."""
     t = np.arange(num_samples) / sample_rate
     noise = np.random.default_rng(num_samples).normal(size=(num_clips, num_samples)) * 0.02
-    clips = noise + 0.3 * np.sin(2 * np.pi * 440 * t) * (np.sin(2 * np.pi * 3 * t + np.arange(num_clips)[:, None]) > 0.7)
+    clips = noise + 0.3 * np.sin(2 * np.pi * 440 * t) * (
+        np.sin(2 * np.pi * 3 * t + np.arange(num_clips)[:, None]) > 0.7
+    )
     return (clips * np.geomspace(1, 1e-3, num_clips)[:, None]).astype(np.float32)
 
 
@@ -47,7 +57,9 @@ def _extractor(features, sample_rate=16000, num_samples=16000, **parameters):
 def _librosa_spectrogram(clip, config):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # n_fft longer than the clip
-        spectrum = librosa.stft(clip, n_fft=config.n_fft, hop_length=config.hop_length, window=config.window, pad_mode="constant")
+        spectrum = librosa.stft(
+            clip, n_fft=config.n_fft, hop_length=config.hop_length, window=config.window, pad_mode="constant"
+        )
     return 10 * np.log10(np.maximum(np.abs(spectrum) ** 2, 1e-10)).T
 
 
@@ -55,8 +67,15 @@ def _librosa_mfcc(clip, sample_rate, config):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bands without a bin
         return librosa.feature.mfcc(
-            y=clip, sr=sample_rate, n_mfcc=config.n_mfcc, n_fft=config.n_fft, hop_length=config.hop_length, window=config.window,
-            n_mels=config.n_mels, fmin=config.f_min_hz, fmax=config.f_max_hz,
+            y=clip,
+            sr=sample_rate,
+            n_mfcc=config.n_mfcc,
+            n_fft=config.n_fft,
+            hop_length=config.hop_length,
+            window=config.window,
+            n_mels=config.n_mels,
+            fmin=config.f_min_hz,
+            fmax=config.f_max_hz,
         ).T
 
 
@@ -89,7 +108,9 @@ def test_logmel_equals_the_ast_feature_extractor(sample_rate, seconds):
     clips = _sounds(3, int(np.ceil(seconds * sample_rate)), sample_rate)
     extractor = _extractor(("logmel",), sample_rate, clips.shape[1])
     for clip, logmel in zip(clips, extractor(clips)["logmel"], strict=True):
-        whole = torchaudio.compliance.kaldi.fbank(torch.from_numpy(clip)[None], sample_frequency=sample_rate, window_type="hanning", num_mel_bins=128)
+        whole = torchaudio.compliance.kaldi.fbank(
+            torch.from_numpy(clip)[None], sample_frequency=sample_rate, window_type="hanning", num_mel_bins=128
+        )
         assert logmel.shape == tuple(whole.shape) == extractor.shapes["logmel"]
         assert _error(logmel, whole.numpy()) < TOLERANCE
         assert _error(logmel, _ast(clip, sample_rate, len(logmel))) < TOLERANCE
@@ -151,7 +172,11 @@ def test_mfcc_sees_nothing_80_db_below_the_loudest_of_the_same_clip():
     assert np.array_equal(arrays["mfcc"][0, -1], arrays["mfcc"][0, -2])
 
 
-AXES = {"spectrogram": ("frame_seconds", "frequency_hz"), "logmel": ("logmel_frame_seconds", "mel_hz"), "yamnet": ("yamnet_frame_seconds", "yamnet_hz")}
+AXES = {
+    "spectrogram": ("frame_seconds", "frequency_hz"),
+    "logmel": ("logmel_frame_seconds", "mel_hz"),
+    "yamnet": ("yamnet_frame_seconds", "yamnet_hz"),
+}
 
 
 @pytest.mark.parametrize("name", AXES)
@@ -224,7 +249,9 @@ def test_results_can_be_written_into_given_arrays():
 
 def test_no_clips_give_empty_arrays():
     arrays = _extractor(ALL)(np.zeros((0, 16000), np.float32))
-    assert {name: array.shape for name, array in arrays.items()} == {name: (0, *shape) for name, shape in _extractor(ALL).shapes.items()}
+    assert {name: array.shape for name, array in arrays.items()} == {
+        name: (0, *shape) for name, shape in _extractor(ALL).shapes.items()
+    }
 
 
 def test_float16_is_the_rounded_float32():
@@ -250,7 +277,12 @@ def test_attributes_say_how_an_array_was_made_and_name_its_axes(name):
     if name in ("spectrogram", "mfcc"):
         assert (attributes["n_fft"], attributes["hop_length"], attributes["window"]) == (512, 160, "hamming")
     if name == "mfcc":
-        assert (attributes["n_mels"], attributes["n_mfcc"], attributes["f_min_hz"], attributes["f_max_hz"]) == (64, 13, 50.0, 3500.0)
+        assert (attributes["n_mels"], attributes["n_mfcc"], attributes["f_min_hz"], attributes["f_max_hz"]) == (
+            64,
+            13,
+            50.0,
+            3500.0,
+        )
 
 
 def test_axes_are_only_those_of_the_features():
@@ -272,12 +304,17 @@ def test_yamnet_is_its_own_log_mel():
 
 
 def test_yamnet_at_another_rate_is_refused():
-    with pytest.raises(ConfigurationError, match="--features yamnet at --sample-rate 44100: YAMNet hears 16000 Hz and no other"):
+    with pytest.raises(
+        ConfigurationError, match="--features yamnet at --sample-rate 44100: YAMNet hears 16000 Hz and no other"
+    ):
         _extractor(("yamnet",), 44100, 44100)
 
 
 def test_a_clip_shorter_than_a_frame_of_logmel_is_refused():
-    with pytest.raises(ConfigurationError, match=r"--features logmel: a clip of 0.0249375 s is shorter than one frame of 25 ms.*--clip-seconds"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"--features logmel: a clip of 0.0249375 s is shorter than one frame of 25 ms.*--clip-seconds",
+    ):
         _extractor(("spectrogram", "logmel"), num_samples=399)
     assert _extractor(("spectrogram",), num_samples=1).shapes["spectrogram"] == (1, 1025)
 

@@ -41,14 +41,25 @@ def _build(tmp_path, csv, test=(), **options):
     [
         (
             ["A,0,900,door", "A,3000,4000,door", "A,5000,6500,keys"],
-            "2 of 3 instances start after the sound's end, 1 end more than 1 s after it, in 1 video, such as A; are the times in milliseconds?", (2, 1),
+            "2 of 3 instances start after the sound's end, 1 end more than 1 s after it, in 1 video, such as A; are the times in milliseconds?",
+            (2, 1),
         ),
-        (["A,0,1,door", "A,3.0,4,keys", "A,1,2,keys"], "1 of 3 instances start after the sound's end, in 1 video, such as A; are these the recordings", (1, 0)),
-        (["A,0,1,door", "A,2,9,keys", "B,0,8,keys"], "2 of 3 instances end more than 1 s after it, in 2 videos, such as A", (0, 2)),
+        (
+            ["A,0,1,door", "A,3.0,4,keys", "A,1,2,keys"],
+            "1 of 3 instances start after the sound's end, in 1 video, such as A; are these the recordings",
+            (1, 0),
+        ),
+        (
+            ["A,0,1,door", "A,2,9,keys", "B,0,8,keys"],
+            "2 of 3 instances end more than 1 s after it, in 2 videos, such as A",
+            (0, 2),
+        ),
         (["A,0,1,door", "A,2,3.9,keys"], "", None),
     ],
 )
-def test_annotations_beyond_the_sound_are_counted_in_the_report_the_preview_and_the_file(tmp_path, rows, words, attributes):
+def test_annotations_beyond_the_sound_are_counted_in_the_report_the_preview_and_the_file(
+    tmp_path, rows, words, attributes
+):
     csv = _csv(_folder(tmp_path, "A", "B"), *rows)
     preview = str(build.preview(Inputs(csv, tmp_path / "videos"), tmp_path / "ego.h5", CONFIG))
     text, _ = _build(tmp_path, csv)
@@ -56,14 +67,21 @@ def test_annotations_beyond_the_sound_are_counted_in_the_report_the_preview_and_
         assert (f"  beyond   {words}" in page) if words else ("  beyond " not in page), page
     with egoaudio.open(tmp_path / "ego.h5") as file:
         found = {name: int(value) for name, value in file._datasets["instances"].attrs.items()}
-        assert found == (dict(zip(("starting_beyond_sound", "ending_beyond_sound"), attributes, strict=True)) if attributes else {})
+        assert found == (
+            dict(zip(("starting_beyond_sound", "ending_beyond_sound"), attributes, strict=True)) if attributes else {}
+        )
 
 
 def test_a_charades_video_that_is_longer_in_the_table_than_its_sound_is_told(tmp_path):
     header = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length,egocentric,charades_video"
-    (_folder(tmp_path, "AAAAAEGO") / "c.csv").write_text(f"{header}\nAAAAAEGO,S,K,6,7,Yes,s,o,,c001 0.00 2.00;c002 10.00 12.00;c003 2.00 12.00,15,Yes,AAAAA\n")
+    (_folder(tmp_path, "AAAAAEGO") / "c.csv").write_text(
+        f"{header}\nAAAAAEGO,S,K,6,7,Yes,s,o,,c001 0.00 2.00;c002 10.00 12.00;c003 2.00 12.00,15,Yes,AAAAA\n"
+    )
     text, _ = _build(tmp_path, tmp_path / "c.csv")
-    assert "1 of 3 instances start after the sound's end, 1 end more than 1 s after it, in 1 video, such as AAAAAEGO" in text
+    assert (
+        "1 of 3 instances start after the sound's end, 1 end more than 1 s after it, in 1 video, such as AAAAAEGO"
+        in text
+    )
 
 
 @pytest.mark.parametrize("way", ["two ids", "hard link", "symbolic link"])
@@ -75,17 +93,25 @@ def test_one_recording_in_train_and_test_is_refused(tmp_path, way):
     elif way == "symbolic link":
         (tmp_path / "videos/B.wav").symlink_to("A.wav")
     train, test = _csv(tmp_path, "A,0,1,door"), _csv(tmp_path, f"{other},0,1,door", name="test.csv")
-    with pytest.raises(BuildError, match=rf"videos 'A' \(train\) and '{other}' \(test\) are one recording, .*\.wav: a model would be tested on"):
+    with pytest.raises(
+        BuildError,
+        match=rf"videos 'A' \(train\) and '{other}' \(test\) are one recording, .*\.wav: a model would be tested on",
+    ):
         _build(tmp_path, train, test)
     text, _ = _build(tmp_path, _csv(tmp_path, "A,0,1,door", f"{other},0,1,door"))
-    assert "1 videos with another's file" in text and "twice    1 video with the same recording as another, 0 of them in another split, such as A and" in text
+    assert (
+        "1 videos with another's file" in text
+        and "twice    1 video with the same recording as another, 0 of them in another split, such as A and" in text
+    )
 
 
 def test_copies_of_one_recording_are_told(tmp_path):
     _folder(tmp_path, "A", "C", seconds=3.0)
     make_media(tmp_path / "videos/C.wav", seconds=2.0, audio="pcm_s16le")
     shutil.copy(tmp_path / "videos/A.wav", tmp_path / "videos/B.wav")
-    text, _ = _build(tmp_path, _csv(tmp_path, "A,0,1,door", "C,0,1,door"), _csv(tmp_path, "B,0,1,door", name="test.csv"))
+    text, _ = _build(
+        tmp_path, _csv(tmp_path, "A,0,1,door", "C,0,1,door"), _csv(tmp_path, "B,0,1,door", name="test.csv")
+    )
     assert "twice    1 video with the same recording as another, 1 of them in another split, such as A and B" in text
 
 

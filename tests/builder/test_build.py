@@ -32,7 +32,10 @@ sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("bin", "b
 import demo_data  # noqa: E402
 from trials import content  # noqa: E402
 
-CONFIG = BuildConfig(denoise=DenoiseConfig(scope="recording"), features=FeatureConfig(features=("spectrogram", "mfcc", "logmel", "yamnet", "waveform")))
+CONFIG = BuildConfig(
+    denoise=DenoiseConfig(scope="recording"),
+    features=FeatureConfig(features=("spectrogram", "mfcc", "logmel", "yamnet", "waveform")),
+)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +47,9 @@ def charades(tmp_path_factory):
 
 
 def _inputs(folder, **changes):
-    inputs = Inputs((str(folder / "train.csv"),), str(folder / "videos"), (str(folder / "test.csv"),), str(folder / "classes.txt"))
+    inputs = Inputs(
+        (str(folder / "train.csv"),), str(folder / "videos"), (str(folder / "test.csv"),), str(folder / "classes.txt")
+    )
     return replace(inputs, **changes)
 
 
@@ -66,7 +71,9 @@ def test_the_file_holds_what_the_stages_compute_one_by_one(charades, built):
         for number, video in enumerate(annotations.videos):
             row = file.video_table[number]
             rows = slice(row["first_clip"], row["first_clip"] + row["num_clips"])
-            np.testing.assert_array_equal(file.video_labels[number], clips.label_video(video.instances, file.num_classes))
+            np.testing.assert_array_equal(
+                file.video_labels[number], clips.label_video(video.instances, file.num_classes)
+            )
             if row["status"] != Status.OK:
                 assert not file.usable[rows].any()
                 continue
@@ -154,7 +161,9 @@ def test_rows_torn_by_a_power_failure_are_made_again(charades, built, tmp_path, 
     assert content(output) == content(built[0])
 
 
-def test_rows_of_a_failed_video_that_a_power_failure_brought_back_are_made_again(charades, built, tmp_path, monkeypatch):
+def test_rows_of_a_failed_video_that_a_power_failure_brought_back_are_made_again(
+    charades, built, tmp_path, monkeypatch
+):
     """It failed and its rows were erased, but of all that only the status reached the disk."""
     output = tmp_path / "ego.h5"
     with pytest.raises(BuildError, match="stop here"):
@@ -284,7 +293,12 @@ def test_a_missing_file_is_a_failure_with_no_clips(charades, tmp_path):
     paths = sorted((charades / "videos").iterdir())
     for path in paths[:-1]:
         (tmp_path / "videos" / path.name).symlink_to(path)
-    report = build.build(_inputs(charades, videos=str(tmp_path / "videos"), follow_links=True), tmp_path / "ego.h5", CONFIG, num_workers=2)
+    report = build.build(
+        _inputs(charades, videos=str(tmp_path / "videos"), follow_links=True),
+        tmp_path / "ego.h5",
+        CONFIG,
+        num_workers=2,
+    )
     assert paths[-1].stem in dict(report.failures)
     with egoaudio.open(tmp_path / "ego.h5") as file:
         missing = file.videos[file.videos["status"] == Status.MISSING]
@@ -315,7 +329,15 @@ def test_a_signal_stops_the_build_soon_and_says_how_to_go_on(charades, tmp_path,
         (folder / "videos" / f"v{index:03d}.mp4").symlink_to(source)
         lines.append(f"v{index:03d},0.0,1.0,sound")
     (folder / "a.csv").write_text("\n".join(lines))
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), "--annotations", folder / "a.csv", "--videos", folder / "videos"]
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(KILLED),
+        "--annotations",
+        folder / "a.csv",
+        "--videos",
+        folder / "videos",
+    ]
     command += ["--output", tmp_path / "ego.h5", "--workers", "2", "--follow-links"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
     while not (tmp_path / "ego.h5.partial").exists():

@@ -45,7 +45,10 @@ def _inputs(folder):
 def _videos(folder):
     """Return the files of the videos with sound, as ``/videos`` has them."""
     with egoaudio.open(folder / "whole.h5") as file:
-        return [folder / "videos" / row["file"].decode() for row in file.video_table[file.video_table["status"] == Status.OK]]
+        return [
+            folder / "videos" / row["file"].decode()
+            for row in file.video_table[file.video_table["status"] == Status.OK]
+        ]
 
 
 def _stop(monkeypatch, folder, number, before=lambda: None):

@@ -126,7 +126,9 @@ def test_a_death_within_a_block_is_survived_and_an_exception_ends_the_workers():
 
 def test_a_worker_is_deaf_to_ctrl_c_from_its_first_instant():
     """Not only once it ignores it: while it starts, Ctrl-C would have it print a traceback on the user's terminal."""
-    ((_, held),) = pool.each(lambda _: signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []), [0], workers=1, timeout_seconds=30)
+    ((_, held),) = pool.each(
+        lambda _: signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []), [0], workers=1, timeout_seconds=30
+    )
     assert held
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
@@ -162,7 +164,9 @@ PARENT = """
 def test_nothing_is_left_when_the_parent_is_killed(tmp_path, whole_group):
     script = tmp_path / "parent.py"
     script.write_text(textwrap.dedent(PARENT))
-    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     parent.stdout.readline()
     (os.killpg if whole_group else os.kill)(parent.pid, signal.SIGKILL)
     parent.wait()

@@ -40,7 +40,12 @@ def folder(tmp_path):
 
 def _build(folder, **sound):
     output = folder / "ego.h5"
-    report = build(Inputs((str(folder / "all.csv"),), str(folder / "videos")), output, BuildConfig(sound=SoundConfig(**sound), **QUICK), num_workers=1)
+    report = build(
+        Inputs((str(folder / "all.csv"),), str(folder / "videos")),
+        output,
+        BuildConfig(sound=SoundConfig(**sound), **QUICK),
+        num_workers=1,
+    )
     with egoaudio.open(output) as file:
         rows = {row["video_id"].decode(): row for row in file.video_table.copy()}
     return str(report), rows

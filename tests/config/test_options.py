@@ -40,7 +40,10 @@ def test_json_and_back_is_the_same(config):
         ({"n_mfcc": 200}, "--n-mfcc 200 is more than --n-mels 128"),
         ({"clip_secnds": 1.0}, "unknown options clip_secnds"),
         ({"clip_seconds": 0.00001}, "less than one sample"),
-        ({"features": ["yamnet"], "sample_rate": 22050}, "--features yamnet at --sample-rate 22050: YAMNet hears 16000 Hz and no other rate"),
+        (
+            {"features": ["yamnet"], "sample_rate": 22050},
+            "--features yamnet at --sample-rate 22050: YAMNet hears 16000 Hz and no other rate",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused_in_words(values, message):
@@ -59,8 +62,12 @@ def test_an_option_without_effect_is_refused():
 
 
 def test_differences_name_the_flag_and_both_values():
-    assert differences(BuildConfig(), BuildConfig(clips=ClipConfig(min_overlap_seconds=0.5))) == ["--min-overlap: 0.0, now 0.5"]
-    assert differences(BuildConfig(), BuildConfig(clips=ClipConfig(context_seconds=2.0), features=FeatureConfig(features=("logmel",)))) == [
+    assert differences(BuildConfig(), BuildConfig(clips=ClipConfig(min_overlap_seconds=0.5))) == [
+        "--min-overlap: 0.0, now 0.5"
+    ]
+    assert differences(
+        BuildConfig(), BuildConfig(clips=ClipConfig(context_seconds=2.0), features=FeatureConfig(features=("logmel",)))
+    ) == [
         "--context-seconds: not given, now 2.0",
         "--features: spectrogram,mfcc,logmel, now logmel",
     ]
@@ -83,7 +90,11 @@ def test_by_default_a_file_holds_what_every_model_that_starts_from_nothing_takes
 
 def test_the_papers_build_gates_every_second_by_itself():
     config = from_flat(BuildConfig, BUILD_PRESETS["paper"])
-    assert (config.denoise.scope, config.features.features, config.clips.no_action) == ("clip", ("spectrogram", "mfcc"), "all")
+    assert (config.denoise.scope, config.features.features, config.clips.no_action) == (
+        "clip",
+        ("spectrogram", "mfcc"),
+        "all",
+    )
 
 
 @pytest.mark.parametrize("normalize", ["dataset", "none"])
@@ -111,9 +122,15 @@ def test_a_stored_configuration_without_a_later_option_means_what_it_meant_then(
 @pytest.mark.parametrize("model", MODEL_DEFAULTS)
 def test_what_is_not_given_is_the_models_default_and_what_is_given_stays(model):
     config = from_flat(TrainConfig, {"model": model, "epochs": 7}).resolved()
-    assert config.optimization.epochs == 7 and config.optimization.learning_rate == MODEL_DEFAULTS[model]["learning_rate"]
+    assert (
+        config.optimization.epochs == 7 and config.optimization.learning_rate == MODEL_DEFAULTS[model]["learning_rate"]
+    )
     assert {name for name, value in to_flat(config).items() if value is None} <= {
-        "feature", "pretrained", "micro_batch_size", "amp_dtype", "smooth_clips"
+        "feature",
+        "pretrained",
+        "micro_batch_size",
+        "amp_dtype",
+        "smooth_clips",
     }
 
 
@@ -126,7 +143,10 @@ def test_published_weights_of_ast_are_trained_gently_unless_a_rate_is_given():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"loss": "asymmetric", "label_mode": "single"}, "--loss asymmetric weighs the classes of a clip one by one: give --label-mode multi"),
+        (
+            {"loss": "asymmetric", "label_mode": "single"},
+            "--loss asymmetric weighs the classes of a clip one by one: give --label-mode multi",
+        ),
         ({"label_smoothing": 0.5}, "--label-smoothing 0.5: expected less than 0.5"),
         ({"ema": 1.0}, "--ema 1: expected less than 1"),
     ],

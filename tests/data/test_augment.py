@@ -21,7 +21,9 @@ def test_gain_equals_the_features_of_a_louder_sound(feature):
     sound = np.random.default_rng(0).standard_normal((4, 16000), np.float32) * 0.01
     extract = features.FeatureExtractor(FeatureConfig(features=(feature,)), 16000, 16000)
     soft, loud = (torch.from_numpy(extract(sound * level)[feature].copy()) for level in (1, 10 ** (3 / 20)))
-    above_floor = soft > soft.min() + 1 if feature == "logmel" else torch.ones_like(soft) == 1  # it has bands with hardly a bin, near its floor
+    above_floor = (
+        soft > soft.min() + 1 if feature == "logmel" else torch.ones_like(soft) == 1
+    )  # it has bands with hardly a bin, near its floor
     assert above_floor.float().mean() > 0.95
     augment.level_change(feature, num_mel_bands=128, deviation=1.0)(soft, np.full(len(soft), 3.0))
     torch.testing.assert_close(soft[above_floor], loud[above_floor], rtol=1e-3, atol=0.02)
@@ -45,7 +47,9 @@ def test_gain_moves_the_first_coefficient_of_an_mfcc_alone():
 
 
 def test_gain_of_an_unknown_feature_is_refused():
-    with pytest.raises(ConfigurationError, match="--gain-db.*'chroma': expected one of spectrogram, mfcc, logmel, yamnet, waveform"):
+    with pytest.raises(
+        ConfigurationError, match="--gain-db.*'chroma': expected one of spectrogram, mfcc, logmel, yamnet, waveform"
+    ):
         augment.level_change("chroma", 128, 1.0)
 
 
@@ -62,7 +66,13 @@ def test_a_change_of_level_of_yamnets_log_mel_is_exact_down_to_its_offset(decibe
 
 def test_waveforms_are_scaled_and_mixed():
     values, labels = torch.randn(16, 400), torch.eye(16)
-    changed, targets = augment.augment(values.clone(), labels, np.random.default_rng(0), DataConfig(gain_db=6), augment.level_change("waveform", 128, 1.0))
+    changed, targets = augment.augment(
+        values.clone(),
+        labels,
+        np.random.default_rng(0),
+        DataConfig(gain_db=6),
+        augment.level_change("waveform", 128, 1.0),
+    )
     torch.testing.assert_close(changed / values, (changed[:, :1] / values[:, :1]).expand_as(values), rtol=1e-4, atol=0)
     assert 0.5 < float((changed / values).min()) < float((changed / values).max()) < 2
     mixed, targets = augment.augment(values.clone(), labels, np.random.default_rng(0), DataConfig(mixup=0.3))
@@ -98,7 +108,12 @@ def test_mixup_blends_clips_and_labels_by_the_same_share():
     assert ((targets > 0.01) & (targets < 0.99)).any()
 
 
-CONFIGS = [DataConfig(gain_db=6), DataConfig(spec_augment=True), DataConfig(mixup=0.3), DataConfig(gain_db=6, spec_augment=True, mixup=0.3)]
+CONFIGS = [
+    DataConfig(gain_db=6),
+    DataConfig(spec_augment=True),
+    DataConfig(mixup=0.3),
+    DataConfig(gain_db=6, spec_augment=True, mixup=0.3),
+]
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -106,7 +121,11 @@ def test_the_generator_alone_decides(config):
     results = []
     for seed in (0, 0, 1):
         values, labels = batch()
-        results.append(augment.augment(values, labels, np.random.default_rng(seed), config, augment.level_change("spectrogram", 128, 1.0)))
+        results.append(
+            augment.augment(
+                values, labels, np.random.default_rng(seed), config, augment.level_change("spectrogram", 128, 1.0)
+            )
+        )
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
     assert not torch.equal(results[0][0], results[2][0])
     assert results[0][0].dtype == torch.float32

@@ -107,7 +107,11 @@ def test_a_repacked_file_gives_the_same_and_says_that_it_is_slow(path, tmp_path)
 def test_any_file_gives_what_a_slow_reading_gives(tmp_path, data, num_videos, clips_per_video, context_clips):
     num_clips, apart = num_videos * clips_per_video, data.draw(st.sampled_from([1, 2, 4]))
     path = make_file(
-        tmp_path / "any.h5", num_videos, clips_per_video, {"spectrogram": (2, 3)}, hop_seconds=1 / apart,
+        tmp_path / "any.h5",
+        num_videos,
+        clips_per_video,
+        {"spectrogram": (2, 3)},
+        hop_seconds=1 / apart,
         failed=data.draw(st.sets(st.integers(0, num_videos - 1))),
         silent_clips=data.draw(st.sets(st.integers(0, num_clips - 1))),
     )
@@ -174,8 +178,12 @@ def test_a_file_cut_short_names_the_row_of_the_window_that_is_missing(path, tmp_
 def test_neighbours_are_those_that_abut_in_time(tmp_path, clips, apart):
     config = BuildConfig(clips=clips)
     path = make_file(
-        tmp_path / "ego.h5", features={"spectrogram": SHAPE}, config=to_json(config), clip_seconds=clips.clip_seconds,
-        hop_seconds=clips.hop_seconds or clips.clip_seconds, **DAMAGED,
+        tmp_path / "ego.h5",
+        features={"spectrogram": SHAPE},
+        config=to_json(config),
+        clip_seconds=clips.clip_seconds,
+        hop_seconds=clips.hop_seconds or clips.clip_seconds,
+        **DAMAGED,
     )
     rows = usable_rows(path)
     np.testing.assert_array_equal(take(path, rows, 2), [read_slowly(path, row, 2, apart) for row in rows])
@@ -185,7 +193,10 @@ def test_neighbours_are_those_that_abut_in_time(tmp_path, clips, apart):
     ("seconds", "message"),
     [
         ({"hop_seconds": 0.3}, "hold 1 s of sound every 0.3 s and overlap, none beginning where another ends"),
-        ({"hop_seconds": 2.0}, "hold 1 s of sound every 2 s and leave gaps: .*--context-clips 0, or .* --hop-seconds 1"),
+        (
+            {"hop_seconds": 2.0},
+            "hold 1 s of sound every 2 s and leave gaps: .*--context-clips 0, or .* --hop-seconds 1",
+        ),
     ],
 )
 def test_rows_that_do_not_abut_are_refused(tmp_path, seconds, message):

@@ -21,7 +21,13 @@ AUGMENTED = {"mixup": 0.4, "gain_db": 6.0, "spec_augment": True}
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return make_file(tmp_path_factory.mktemp("dataset") / "ego.h5", num_videos=11, clips_per_video=13, features={"spectrogram": SHAPE}, failed=(2,))
+    return make_file(
+        tmp_path_factory.mktemp("dataset") / "ego.h5",
+        num_videos=11,
+        clips_per_video=13,
+        features={"spectrogram": SHAPE},
+        failed=(2,),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,13 @@ def truth(path):
 
 
 def loader(path, batch_size=16, seed=3, training=True, label_mode="multi", **options):
-    return Loader(ClipDataset(path, "spectrogram", label_mode=label_mode), batch_size, DataConfig(**options), seed, training=training)
+    return Loader(
+        ClipDataset(path, "spectrogram", label_mode=label_mode),
+        batch_size,
+        DataConfig(**options),
+        seed,
+        training=training,
+    )
 
 
 def rows_of(loader, epoch=0, start_batch=0):
@@ -46,7 +58,11 @@ def rows_of(loader, epoch=0, start_batch=0):
 def test_items_are_the_trainable_rows_with_their_labels(path, truth, label_mode):
     rows, features, labels = truth
     data = ClipDataset(path, "spectrogram", label_mode=label_mode)
-    pairs = [(row, None) for row in rows] if label_mode == "multi" else [(row, k) for row in rows for k in np.flatnonzero(labels[row])]
+    pairs = (
+        [(row, None) for row in rows]
+        if label_mode == "multi"
+        else [(row, k) for row in rows for k in np.flatnonzero(labels[row])]
+    )
     assert len(data) == len(pairs) and data.num_classes == 5 and data.feature_shape == SHAPE
     items = np.random.default_rng(0).permutation(len(data))
     got, targets = data.fetch(items)
@@ -86,7 +102,9 @@ def test_workers_of_every_kind_read_the_same(path, truth, start_method):
     batches = np.array_split(np.random.default_rng(1).permutation(len(rows)), 9)
     data = ClipDataset(path, "spectrogram")
     data.fetch(batches[0])  # the map is there before the fork
-    workers = torch.utils.data.DataLoader(data, batch_size=None, sampler=batches, num_workers=2, multiprocessing_context=start_method)
+    workers = torch.utils.data.DataLoader(
+        data, batch_size=None, sampler=batches, num_workers=2, multiprocessing_context=start_method
+    )
     for items, (got, targets) in zip(batches, workers, strict=True):
         np.testing.assert_array_equal(got, features[rows[items]])
         np.testing.assert_array_equal(targets, labels[rows[items]])
@@ -154,7 +172,9 @@ def test_balanced_sampling_draws_rare_classes_as_often(path, label_mode):
     rows = rows[ClipDataset(path, "spectrogram").file.trainable[rows]]
     rare = rows[labels[rows, 0] == 1][:2]
     rows = np.r_[rare, rows[labels[rows, 0] == 0]]
-    batches = Loader(ClipDataset(path, "spectrogram", rows, label_mode), 64, DataConfig(balanced_sampling=True), 0, training=True)
+    batches = Loader(
+        ClipDataset(path, "spectrogram", rows, label_mode), 64, DataConfig(balanced_sampling=True), 0, training=True
+    )
     drawn = np.concatenate([batches.dataset.rows[batches.order(epoch)] for epoch in range(300)])
     assert len(batches.order(0)) == len(rows)
     share = labels[drawn].mean(axis=0)
@@ -194,7 +214,9 @@ def test_gain_is_in_units_of_the_normalised_feature(path, truth):
 def test_changes_differ_between_batches_and_epochs(path, truth):
     _, features, _ = truth
     batches = loader(path, gain_db=6.0)
-    gains = [(batch.features.numpy() - features[batch.rows])[:, 0, 0] for epoch in range(2) for batch in batches.epoch(epoch)]
+    gains = [
+        (batch.features.numpy() - features[batch.rows])[:, 0, 0] for epoch in range(2) for batch in batches.epoch(epoch)
+    ]
     assert len({round(float(gain[0]), 4) for gain in gains}) == len(gains) == 2 * len(batches)
 
 
@@ -207,7 +229,9 @@ def test_a_batch_that_is_kept_is_never_overwritten(path, truth):
             if number % 3 == 0:
                 kept.append((batch.features, batch.rows))
             elif number % 3 == 1:
-                views.append((batch.features[1:3].reshape(-1).numpy()[5:], batch.rows))  # the storage lives on in a view alone
+                views.append(
+                    (batch.features[1:3].reshape(-1).numpy()[5:], batch.rows)
+                )  # the storage lives on in a view alone
     for tensor, rows in kept:
         np.testing.assert_array_equal(tensor, features[rows])
     for view, rows in views:
@@ -265,6 +289,11 @@ def test_a_file_that_changes_in_mid_epoch_stops_the_loop(tmp_path, workers):
 def test_a_worker_started_after_the_file_was_replaced_refuses_it(path, tmp_path):
     old = make_file(tmp_path / "ego.h5", num_videos=11, clips_per_video=13, features={"spectrogram": SHAPE})
     batches = loader(old, loader_workers=1)
-    os.replace(make_file(tmp_path / "new.h5", num_videos=11, clips_per_video=13, features={"spectrogram": SHAPE}, seed=1), old)
-    with pytest.raises(TrainingError, match="ego.h5 was replaced by another file"), pytest.warns(UserWarning, match="replaced.*goes on"):
+    os.replace(
+        make_file(tmp_path / "new.h5", num_videos=11, clips_per_video=13, features={"spectrogram": SHAPE}, seed=1), old
+    )
+    with (
+        pytest.raises(TrainingError, match="ego.h5 was replaced by another file"),
+        pytest.warns(UserWarning, match="replaced.*goes on"),
+    ):
         list(batches.epoch(0))

@@ -22,7 +22,9 @@ SHAPE = (6, 40)
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return make_file(tmp_path_factory.mktemp("gather") / "ego.h5", num_videos=6, clips_per_video=50, features={"spectrogram": SHAPE})
+    return make_file(
+        tmp_path_factory.mktemp("gather") / "ego.h5", num_videos=6, clips_per_video=50, features={"spectrogram": SHAPE}
+    )
 
 
 @pytest.fixture
@@ -58,7 +60,9 @@ ROWS = np.random.default_rng(0).integers(0, 300, 137)
 def test_rows_equal_plain_indexing(path, tmp_path, monkeypatch, kind, cached_bytes):
     monkeypatch.setattr(data_rows, "_CACHED_BYTES", cached_bytes)
     if kind == "half precision":
-        path = make_file(tmp_path / "half.h5", num_videos=6, clips_per_video=50, features={"spectrogram": SHAPE}, dtype="float16")
+        path = make_file(
+            tmp_path / "half.h5", num_videos=6, clips_per_video=50, features={"spectrogram": SHAPE}, dtype="float16"
+        )
     with reader.open(path) as file:
         expected = np.array(file["spectrogram"]).astype(np.float32)[ROWS]
     if kind == "repacked":
@@ -110,7 +114,10 @@ def test_a_file_that_changes_under_the_reader_stops_it_and_is_named(copy, change
     out = np.empty((137, *SHAPE), np.float32)
     source.take(ROWS, out)
     change(copy)
-    with pytest.raises(TrainingError, match=r"ego\.h5 was changed during the run: it had [\d,]+ bytes, last written .*egoaudio-inspect --verify"):
+    with pytest.raises(
+        TrainingError,
+        match=r"ego\.h5 was changed during the run: it had [\d,]+ bytes, last written .*egoaudio-inspect --verify",
+    ):
         source.take(ROWS, out)  # a truncated map would kill the process here
 
 
@@ -131,13 +138,18 @@ def test_a_file_that_loses_its_name_is_read_to_the_end_with_one_warning(copy, tm
     if fate == "deleted":
         os.unlink(copy)
     else:
-        os.replace(make_file(tmp_path / "new.h5", num_videos=6, clips_per_video=50, features={"spectrogram": SHAPE}, seed=9), copy)
+        os.replace(
+            make_file(tmp_path / "new.h5", num_videos=6, clips_per_video=50, features={"spectrogram": SHAPE}, seed=9),
+            copy,
+        )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(3):
             source.take(ROWS, after)
     np.testing.assert_array_equal(after, before)
-    assert len(caught) == 1 and f"ego.h5 was {'moved or deleted' if fate == 'deleted' else 'replaced'}" in str(caught[0].message)
+    assert len(caught) == 1 and f"ego.h5 was {'moved or deleted' if fate == 'deleted' else 'replaced'}" in str(
+        caught[0].message
+    )
 
 
 def test_another_process_refuses_a_file_that_has_taken_the_name(copy, tmp_path):
@@ -155,7 +167,9 @@ def test_announced_rows_come_into_memory_without_being_read(tmp_path, monkeypatc
     source = RowSource(path, "spectrogram")
     rows = np.random.default_rng(1).permutation(400)[:40]
     starts = source.file.extents["spectrogram"].offset + rows * source.row_bytes
-    pages = np.unique(np.concatenate([np.arange(start // 4096, -(-(start + source.row_bytes) // 4096)) for start in starts]))
+    pages = np.unique(
+        np.concatenate([np.arange(start // 4096, -(-(start + source.row_bytes) // 4096)) for start in starts])
+    )
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
         os.fsync(file.fileno())
         deadline = time.monotonic() + 5
@@ -189,7 +203,12 @@ def resident(mapped):
     flags = (ctypes.c_ubyte * -(-len(mapped) // 4096))()
     first = ctypes.c_char.from_buffer(mapped)
     try:
-        assert ctypes.CDLL(None, use_errno=True).mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(len(mapped)), flags) == 0
+        assert (
+            ctypes.CDLL(None, use_errno=True).mincore(
+                ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(len(mapped)), flags
+            )
+            == 0
+        )
     finally:
         del first
     return np.frombuffer(flags, np.uint8) & 1 == 1

@@ -35,7 +35,14 @@ def stand_in(subjects, split="train", labelled=1):
     clips = np.zeros(4 * len(subjects), [("video", "i4"), ("labelled", "u1"), ("status", "u1")])
     clips["video"], clips["labelled"], clips["status"] = np.repeat(np.arange(len(subjects)), 4), labelled, 1
     usable = np.ones(len(clips), bool)
-    return SimpleNamespace(path="ego.h5", video_table=videos, clip_table=clips, usable=usable, trainable=usable & (labelled == 1), num_clips=len(clips))
+    return SimpleNamespace(
+        path="ego.h5",
+        video_table=videos,
+        clip_table=clips,
+        usable=usable,
+        trainable=usable & (labelled == 1),
+        num_clips=len(clips),
+    )
 
 
 def quiet_split(file, unit="video", fraction=0.25, seed=0):
@@ -51,7 +58,9 @@ def test_units_are_held_out_whole_and_nothing_is_lost(file, unit):
     split = quiet_split(file, unit, fraction=0.35)  # rounds up here, where int() would not
     assert not units_of(file, split.train, unit) & units_of(file, split.validation, unit)
     of_train_videos = (file.video_table["split"] == b"train")[file.clip_table["video"]]
-    np.testing.assert_array_equal(np.sort(np.r_[split.train, split.validation]), np.flatnonzero(file.trainable & of_train_videos))
+    np.testing.assert_array_equal(
+        np.sort(np.r_[split.train, split.validation]), np.flatnonzero(file.trainable & of_train_videos)
+    )
     np.testing.assert_array_equal(split.test, np.flatnonzero(file.trainable & ~of_train_videos))
     num_units = len(units_of(file, np.r_[split.train, split.validation], unit))
     assert len(units_of(file, split.validation, unit)) == round(0.35 * num_units)
@@ -74,7 +83,10 @@ def test_the_seed_decides_the_split(file):
 def test_the_order_of_the_videos_in_the_file_does_not_decide():
     forward, backward = stand_in(["A"] * 6), stand_in(["A"] * 6)
     backward.video_table["video_id"] = backward.video_table["video_id"][::-1].copy()
-    held = [set(tables.video_table["video_id"][tables.clip_table["video"][quiet_split(tables).validation]].tolist()) for tables in (forward, backward)]
+    held = [
+        set(tables.video_table["video_id"][tables.clip_table["video"][quiet_split(tables).validation]].tolist())
+        for tables in (forward, backward)
+    ]
     assert held[0] == held[1]
 
 
@@ -90,7 +102,11 @@ def test_fraction_zero_holds_nothing_out_and_a_small_one_holds_one_out(file):
         (stand_in(["A"]), "video", "one video only.*smaller unit, or --validation-fraction 0"),
         (stand_in(["A", "A"]), "subject", "one subject only"),
         (stand_in(["A", ""]), "subject", "1 of the 2 train videos of ego.h5 name no subject: use --split-unit video"),
-        (stand_in(["A", "B"], split="test"), "video", "none is in the split 'train' .the file's splits: test.*--annotations"),
+        (
+            stand_in(["A", "B"], split="test"),
+            "video",
+            "none is in the split 'train' .the file's splits: test.*--annotations",
+        ),
         (stand_in(["A", "B"], labelled=0), "video", "8 clips 8 have sound and 0 of those have labels"),
     ],
 )
@@ -169,7 +185,9 @@ def test_counts_pairs_and_probabilities_follow_their_definitions(file, monkeypat
 @pytest.mark.parametrize("label_mode", ["multi", "single"])
 def test_class_weights_are_the_papers_and_name_absent_classes(label_mode):
     labels = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 1], [0, 1, 1, 0]], np.uint8)
-    file = SimpleNamespace(labels=labels, class_table=np.array([(b"c000",), (b"c001",), (b"c002",), (b"no_action",)], [("class_id", "S9")]))
+    file = SimpleNamespace(
+        labels=labels, class_table=np.array([(b"c000",), (b"c001",), (b"c002",), (b"no_action",)], [("class_id", "S9")])
+    )
     total = {"multi": 3, "single": 5}[label_mode]
     with pytest.warns(UserWarning, match="1 classes have no training clip and get weight 0: c002"):
         weights = balance.class_weights(file, np.array([0, 1, 2]), label_mode)
@@ -178,6 +196,8 @@ def test_class_weights_are_the_papers_and_name_absent_classes(label_mode):
 
 
 def test_random_streams_differ_by_seed_and_purpose_alone():
-    draws = {key: seeds.generator(*key).integers(1 << 60) for key in [(0, 1), (0, 1, 0), (0, 1, 1), (1, 1), (0, 0), (1, 0)]}
+    draws = {
+        key: seeds.generator(*key).integers(1 << 60) for key in [(0, 1), (0, 1, 0), (0, 1, 1), (1, 1), (0, 0), (1, 0)]
+    }
     assert len(set(draws.values())) == len(draws)
     assert seeds.generator(0, 1, 1).integers(1 << 60) == draws[0, 1, 1]

@@ -81,7 +81,10 @@ def test_scores_that_know_the_labels_beat_unrelated_ones_and_random_ones_do_not(
 def test_silent_classes_are_not_called_audible():
     """60 silent classes in 30 videos: scores that vary by video and hang together in time, as a model's do."""
     rng = np.random.default_rng(0)
-    labels, scores = np.zeros((30, 26, 60), bool), 0.7 * rng.standard_normal((30, 1, 60)) + rng.standard_normal((30, 26, 60))
+    labels, scores = (
+        np.zeros((30, 26, 60), bool),
+        0.7 * rng.standard_normal((30, 1, 60)) + rng.standard_normal((30, 26, 60)),
+    )
     for column in range(60):
         for video in np.flatnonzero(rng.random(30) < rng.choice([0.1, 0.2, 0.4])):
             start = rng.integers(0, 23)

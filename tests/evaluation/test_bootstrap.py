@@ -18,7 +18,13 @@ def repeated(video, weights, resample):
     return np.repeat(np.arange(len(video)), weights[video, resample].astype(int))
 
 
-CASES = {"distinct": case(0, 10**6), "ties": case(1, 4), "rare": case(2, 9, density=0.02), "crowded": case(3, 9, density=0.9), "one level": case(4, 1)}
+CASES = {
+    "distinct": case(0, 10**6),
+    "ties": case(1, 4),
+    "rare": case(2, 9, density=0.02),
+    "crowded": case(3, 9, density=0.9),
+    "one level": case(4, 1),
+}
 WEIGHTS = bootstrap.draw_weights(12, 20, 0)
 
 
@@ -47,7 +53,9 @@ def test_the_official_metric_equals_that_of_repeated_rows(name):
     ours = bootstrap.resample_official(scores, labels, video, WEIGHTS)
     for resample in range(WEIGHTS.shape[1]):
         rows = repeated(video, WEIGHTS, resample)
-        np.testing.assert_allclose(ours[resample], charades.mean_average_precision(scores[rows], labels[rows]), rtol=1e-5)
+        np.testing.assert_allclose(
+            ours[resample], charades.mean_average_precision(scores[rows], labels[rows]), rtol=1e-5
+        )
 
 
 def test_ratios_equal_those_of_repeated_rows():
@@ -59,18 +67,24 @@ def test_ratios_equal_those_of_repeated_rows():
     for resample in range(WEIGHTS.shape[1]):
         rows = repeated(video, WEIGHTS, resample)
         np.testing.assert_allclose(top1[resample], metrics.top_k_accuracy(scores[rows], labels[rows], 1), rtol=1e-6)
-        np.testing.assert_allclose(accuracy[resample], metrics.mean_class_accuracy(scores[rows], labels[rows]), rtol=1e-6)
+        np.testing.assert_allclose(
+            accuracy[resample], metrics.mean_class_accuracy(scores[rows], labels[rows]), rtol=1e-6
+        )
 
 
 def test_f1_leaves_out_classes_that_a_resample_has_no_clip_of():
     scores, labels, video = CASES["rare"]
     claimed = scores >= 0.5
-    ours = bootstrap.resample_ratio(2 * (claimed & labels), claimed.astype(np.float32) + labels, video, WEIGHTS, needed=labels)
+    ours = bootstrap.resample_ratio(
+        2 * (claimed & labels), claimed.astype(np.float32) + labels, video, WEIGHTS, needed=labels
+    )
     absent = 0
     for resample in range(WEIGHTS.shape[1]):
         rows = repeated(video, WEIGHTS, resample)
         absent += (~labels[rows].any(axis=0) & labels.any(axis=0)).sum()
-        np.testing.assert_allclose(ours[resample], metrics.macro_f1(scores[rows], labels[rows], np.full(5, 0.5)), rtol=1e-6)
+        np.testing.assert_allclose(
+            ours[resample], metrics.macro_f1(scores[rows], labels[rows], np.full(5, 0.5)), rtol=1e-6
+        )
     assert absent  # else nothing was tested
 
 
@@ -95,7 +109,12 @@ def test_intervals_cover_the_expected_score_about_as_often_as_they_say():
     for seed in range(80):
         labels, scores = rng.random((60, 50)) < 0.1, rng.random((60, 50))
         values.append(charades.mean_average_precision(scores, labels))
-        ranges.append(bootstrap.interval(bootstrap.resample_official(scores, labels, np.arange(60), bootstrap.draw_weights(60, 200, seed)), values[-1]))
+        ranges.append(
+            bootstrap.interval(
+                bootstrap.resample_official(scores, labels, np.arange(60), bootstrap.draw_weights(60, 200, seed)),
+                values[-1],
+            )
+        )
     low, high = np.transpose(ranges)
     covered = np.mean((low <= np.mean(values)) & (np.mean(values) <= high))
     assert covered >= 0.9

@@ -35,7 +35,9 @@ def test_classification_follows_the_official_rules(seed, levels):
     rows = [(f"V{video}", set(np.flatnonzero(labels[video]))) for video in range(num_videos)]
     # The script knows a video without actions by no id, so that its line of the submission finds no one.
     known = {f"V{video}": scores[video] for video in range(num_videos) if scored[video] and labels[video].any()}
-    ours = charades.average_precision(charades.drop_empty_videos(np.where(scored[:, None], scores, -np.inf), labels), labels)
+    ours = charades.average_precision(
+        charades.drop_empty_videos(np.where(scored[:, None], scores, -np.inf), labels), labels
+    )
     np.testing.assert_allclose(ours, read_the_rules(rows, known, num_actions), rtol=1e-12)
 
 
@@ -74,7 +76,9 @@ def test_the_chance_precision_is_the_mean_over_orders_of_tied_rows():
     mean = np.mean([charades.average_precision(scores[order], labels[order]) for order in orders], axis=0)
     np.testing.assert_allclose(charades.chance_average_precision(scores, labels), mean, atol=0.015)
     # By hand: one positive among three tied rows is equally likely to be first, second or third.
-    assert charades.chance_average_precision(np.zeros((3, 1)), np.array([[0], [1], [0]]))[0] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    assert charades.chance_average_precision(np.zeros((3, 1)), np.array([[0], [1], [0]]))[0] == pytest.approx(
+        (1 + 1 / 2 + 1 / 3) / 3
+    )
 
 
 def test_actions_that_never_occur_are_left_out_of_the_mean():
@@ -82,7 +86,10 @@ def test_actions_that_never_occur_are_left_out_of_the_mean():
     assert np.isnan(charades.mean_average_precision(np.zeros((2, 2)), np.zeros((2, 2))))
 
 
-@pytest.mark.parametrize(("pool", "expected"), [("max", [[3, 1], [-np.inf, -np.inf], [5, 6]]), ("mean", [[2, 0.5], [-np.inf, -np.inf], [5, 6]])])
+@pytest.mark.parametrize(
+    ("pool", "expected"),
+    [("max", [[3, 1], [-np.inf, -np.inf], [5, 6]]), ("mean", [[2, 0.5], [-np.inf, -np.inf], [5, 6]])],
+)
 def test_a_videos_scores_are_its_clips_pooled(pool, expected):
     scores = np.array([[1.0, 1.0], [5.0, 6.0], [3.0, 0.0]])
     np.testing.assert_array_equal(charades.pool_videos(scores, np.array([0, 2, 0]), 3, pool), expected)
@@ -98,7 +105,9 @@ def test_frames_lie_at_25ths_of_the_length():
 
 
 def test_both_ends_of_an_action_are_in_it():
-    instances = np.array([(0, 1, 4.0, 8.0), (0, 0, 7.9, 8.1), (1, 1, 3.0, 1.0), (1, 0, 0.0, 0.0), (1, 2, 24.5, 40.0)], INSTANCE)
+    instances = np.array(
+        [(0, 1, 4.0, 8.0), (0, 0, 7.9, 8.1), (1, 1, 3.0, 1.0), (1, 0, 0.0, 0.0), (1, 2, 24.5, 40.0)], INSTANCE
+    )
     on = charades.frame_labels([50.0, 25.0], instances, 3).reshape(2, 25, 3)
     assert np.flatnonzero(on[0, :, 1]).tolist() == [2, 3, 4]  # 4 s, 6 s, 8 s
     assert np.flatnonzero(on[0, :, 0]).tolist() == [4]
@@ -118,13 +127,19 @@ def test_frame_labels_equal_a_slow_reading_of_the_rule(seed):
     for video in range(6):
         for frame in range(25):
             time = frame / 25 * seconds[video]
-            expected = {int(row["class_index"]) for row in instances if row["video"] == video and row["start_seconds"] <= time <= row["stop_seconds"]}
+            expected = {
+                int(row["class_index"])
+                for row in instances
+                if row["video"] == video and row["start_seconds"] <= time <= row["stop_seconds"]
+            }
             assert set(np.flatnonzero(on[video * 25 + frame])) == expected
 
 
 def test_a_frames_scores_are_those_of_the_clip_that_contains_it():
     # A video of 25 s: frames at 0, 1, ..., 24 s. Clips [0, 10) and [10, 20); later frames take the nearest clip.
-    scores = charades.frame_scores(np.array([[1.0], [2.0]]), np.zeros(2, int), np.array([0.0, 10.0]), np.array([10.0, 20.0]), [25.0], "max")
+    scores = charades.frame_scores(
+        np.array([[1.0], [2.0]]), np.zeros(2, int), np.array([0.0, 10.0]), np.array([10.0, 20.0]), [25.0], "max"
+    )
     np.testing.assert_array_equal(scores[:, 0], [1] * 10 + [2] * 15)
     assert scores.dtype == np.float32
 
@@ -137,11 +152,17 @@ def test_overlapping_clips_are_pooled_in_a_frame(pool, expected):
 
 
 def test_gaps_between_clips_go_to_the_nearest():
-    scores = charades.frame_scores(np.array([[2.0], [1.0]]), np.zeros(2, int), np.array([20.0, 0.0]), np.array([21.0, 1.0]), [25.0], "mean")
+    scores = charades.frame_scores(
+        np.array([[2.0], [1.0]]), np.zeros(2, int), np.array([20.0, 0.0]), np.array([21.0, 1.0]), [25.0], "mean"
+    )
     np.testing.assert_array_equal(scores[:, 0], [1] * 11 + [2] * 14)
 
 
 def test_frames_of_a_video_without_clips_rank_last():
-    scores = charades.frame_scores(np.ones((1, 2)), np.array([1]), np.zeros(1), np.ones(1), [10.0, 10.0, 10.0], "max").reshape(3, 25, 2)
+    scores = charades.frame_scores(
+        np.ones((1, 2)), np.array([1]), np.zeros(1), np.ones(1), [10.0, 10.0, 10.0], "max"
+    ).reshape(3, 25, 2)
     assert (scores[[0, 2]] == -np.inf).all() and (scores[1] == 1).all()
-    assert (charades.frame_scores(np.ones((0, 2)), np.zeros(0, int), np.zeros(0), np.zeros(0), [10.0], "max") == -np.inf).all()
+    assert (
+        charades.frame_scores(np.ones((0, 2)), np.zeros(0, int), np.zeros(0), np.zeros(0), [10.0], "max") == -np.inf
+    ).all()

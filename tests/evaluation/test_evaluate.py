@@ -29,7 +29,15 @@ from egoaudio.training.losses import Loss
 @pytest.fixture
 def path(tmp_path):
     """A file of 24 videos of 5 clips; the last 6 videos are test, of which number 19 failed, and the third clip of number 20 holds no sound."""
-    return synthetic.make_file(tmp_path / "ego.h5", 24, 5, features={"spectrogram": (8, 16)}, num_classes=10, failed=(2, 19), silent_clips=(102,))
+    return synthetic.make_file(
+        tmp_path / "ego.h5",
+        24,
+        5,
+        features={"spectrogram": (8, 16)},
+        num_classes=10,
+        failed=(2, 19),
+        silent_clips=(102,),
+    )
 
 
 @pytest.fixture
@@ -60,11 +68,15 @@ def test_every_number_is_the_one_its_room_defines(file):
     assert found.scores["top5"].value == metrics.top_k_accuracy(scores[clips], labels, 5)
     assert found.scores["map"].value == metrics.mean_average_precision(scores[clips], labels)
     assert found.scores["map"].value == pytest.approx(average_precision_score(labels, scores[clips], average="macro"))
-    assert found.scores["mean_class_accuracy"].value == pytest.approx(metrics.mean_class_accuracy(scores[clips], labels))
+    assert found.scores["mean_class_accuracy"].value == pytest.approx(
+        metrics.mean_class_accuracy(scores[clips], labels)
+    )
     assert found.scores["mauc"].value == metrics.mean_auc(scores[clips], labels)
     assert found.scores["macro_f1"].value == metrics.macro_f1(scores[clips], labels, thresholds)
     pooled = charades.pool_videos(scores[:, :9], truth.clip_video, 6, "max")
-    assert found.scores["video_map"].value == charades.mean_average_precision(charades.drop_empty_videos(pooled, truth.video_labels), truth.video_labels)
+    assert found.scores["video_map"].value == charades.mean_average_precision(
+        charades.drop_empty_videos(pooled, truth.video_labels), truth.video_labels
+    )
     assert found.num_clips == clips.sum() and found.num_videos == 6 and found.num_videos_scored == 5
 
 
@@ -161,10 +173,14 @@ def test_the_prior_is_what_frequencies_alone_score(file):
     frequency = labels.mean(axis=0)[positives]
     assert found.scores["map"].prior == pytest.approx(frequency.mean())
     assert found.scores["mauc"].prior == 0.5
-    assert found.scores["macro_f1"].prior == pytest.approx(np.mean(2 * frequency / (1 + frequency)))  # always claiming every class
+    assert found.scores["macro_f1"].prior == pytest.approx(
+        np.mean(2 * frequency / (1 + frequency))
+    )  # always claiming every class
     assert found.scores["top1"].prior == pytest.approx(labels[labels.any(axis=1), prior.argmax()].mean())
     guess = np.where(np.isfinite(found.video_scores), prior[:9], -np.inf)
-    assert found.scores["video_map"].prior == pytest.approx(metrics.mean_over_classes(charades.chance_average_precision(guess, truth.video_labels)))
+    assert found.scores["video_map"].prior == pytest.approx(
+        metrics.mean_over_classes(charades.chance_average_precision(guess, truth.video_labels))
+    )
     itself = evaluate_scores(np.tile(prior, (len(rows), 1)), truth, prior=prior)
     for name in ("top1", "top5", "map", "mean_class_accuracy", "mauc"):
         assert itself.scores[name].value == pytest.approx(itself.scores[name].prior), name
@@ -201,14 +217,20 @@ def test_intervals_are_those_of_repeated_clips(file):
     clips = truth.labelled
     scores, labels, video = scores[clips], truth.labels[clips], truth.clip_video[clips]
     of_repeated = {
-        "top1": lambda rows: metrics.top_k_accuracy(scores[rows], labels[rows], 1), "top5": lambda rows: metrics.top_k_accuracy(scores[rows], labels[rows], 5),
-        "map": lambda rows: metrics.mean_average_precision(scores[rows], labels[rows]), "mauc": lambda rows: metrics.mean_auc(scores[rows], labels[rows]),
+        "top1": lambda rows: metrics.top_k_accuracy(scores[rows], labels[rows], 1),
+        "top5": lambda rows: metrics.top_k_accuracy(scores[rows], labels[rows], 5),
+        "map": lambda rows: metrics.mean_average_precision(scores[rows], labels[rows]),
+        "mauc": lambda rows: metrics.mean_auc(scores[rows], labels[rows]),
         "mean_class_accuracy": lambda rows: metrics.mean_class_accuracy(scores[rows], labels[rows]),
         "macro_f1": lambda rows: metrics.macro_f1(scores[rows], labels[rows], thresholds),
     }
     for name, metric in of_repeated.items():
-        samples = np.array([metric(np.repeat(np.arange(len(video)), weights[video, resample].astype(int))) for resample in range(40)])
-        assert (found[name].low, found[name].high) == pytest.approx(bootstrap.interval(samples, found[name].value), abs=1e-5), name
+        samples = np.array(
+            [metric(np.repeat(np.arange(len(video)), weights[video, resample].astype(int))) for resample in range(40)]
+        )
+        assert (found[name].low, found[name].high) == pytest.approx(
+            bootstrap.interval(samples, found[name].value), abs=1e-5
+        ), name
 
 
 def test_thresholds_are_chosen_on_labelled_clips_and_none_means_no_f1(file):
@@ -241,7 +263,9 @@ def test_smoothed_scores_are_judged_everywhere_and_each_clips_own_stand_beside(f
 
 
 def test_the_map_of_audible_classes_is_that_of_the_classes_that_clear_the_prior(tmp_path):
-    path = synthetic.make_file(tmp_path / "ego.h5", 40, 10, features={"spectrogram": (8, 16)}, num_classes=8, unlabelled=0.0, test_fraction=1.0)
+    path = synthetic.make_file(
+        tmp_path / "ego.h5", 40, 10, features={"spectrogram": (8, 16)}, num_classes=8, unlabelled=0.0, test_fraction=1.0
+    )
     with reader.open(path) as opened:
         truth = read_truth(opened, np.arange(400))
     scores = random_scores(truth)
@@ -261,7 +285,10 @@ def test_the_map_of_audible_classes_is_that_of_the_classes_that_clear_the_prior(
 
 BAD = {
     "logits": (lambda scores: scores * 4 - 2, "are these logits"),
-    "nan": (lambda scores: np.where(np.arange(scores.size).reshape(scores.shape) == 7, np.nan, scores), r"score nan of clip \d+, class c007.*diverged"),
+    "nan": (
+        lambda scores: np.where(np.arange(scores.size).reshape(scores.shape) == 7, np.nan, scores),
+        r"score nan of clip \d+, class c007.*diverged",
+    ),
     "transposed": (lambda scores: scores.T, "transposed"),
     "too few": (lambda scores: scores[1:], "expected a row per clip"),
 }
@@ -292,9 +319,16 @@ def save_checkpoint(path, file, changes=None, **options):
     description = checkpoints.describe_data(file, "spectrogram")
     model = create_model("cnn-small", file.num_classes, tuple(description["feature_shape"]), config.model)
     contents = {
-        "egoaudio_version": "0", "config": to_json(config), "epoch": 3, "weights": dict(model.state_dict()),
-        "network": checkpoints.describe_network(model), **description,
-        "normalization": {"mean": 0.5, "std": 2.0}, "thresholds": [0.5] * file.num_classes, "metrics": {}, **(changes or {}),
+        "egoaudio_version": "0",
+        "config": to_json(config),
+        "epoch": 3,
+        "weights": dict(model.state_dict()),
+        "network": checkpoints.describe_network(model),
+        **description,
+        "normalization": {"mean": 0.5, "std": 2.0},
+        "thresholds": [0.5] * file.num_classes,
+        "metrics": {},
+        **(changes or {}),
     }
     checkpoints.save(path, contents)
     return model.eval(), contents
@@ -325,7 +359,13 @@ def test_the_command_writes_everything_beside_the_checkpoint(file, path, tmp_pat
     run.mkdir()
     save_checkpoint(run / "best.pt", file)
     found = evaluate.evaluate(run / "best.pt", path, submission=run / "submission.txt", device="cpu", num_resamples=50)
-    assert sorted(one.name for one in run.iterdir()) == ["best.pt", "evaluation.json", "per_class.csv", "per_class.png", "submission.txt"]
+    assert sorted(one.name for one in run.iterdir()) == [
+        "best.pt",
+        "evaluation.json",
+        "per_class.csv",
+        "per_class.png",
+        "submission.txt",
+    ]
     contents = json.loads((run / "evaluation.json").read_text())
     assert contents["split"] == "test" and contents["epoch"] == 3 and contents["num_videos"] == 6
     assert contents["scores"]["map"]["value"] == found.scores["map"].value
@@ -351,10 +391,14 @@ def test_the_checkpoint_says_over_how_many_clips_scores_are_averaged(file, path,
 @pytest.mark.parametrize("split", ["validation", "train"])
 def test_the_command_evaluates_the_runs_own_division(file, path, tmp_path, split):
     save_checkpoint(tmp_path / "best.pt", file)
-    found = evaluate.evaluate(tmp_path / "best.pt", path, split=split, output=tmp_path / "out", device="cpu", num_resamples=0)
+    found = evaluate.evaluate(
+        tmp_path / "best.pt", path, split=split, output=tmp_path / "out", device="cpu", num_resamples=0
+    )
     rows = split_rows(file, from_flat(TrainConfig, {}).data, 0).rows(split)
     assert found.num_clips == len(rows)
-    assert found.video_ids == tuple(one.decode() for one in file.video_table["video_id"][np.unique(file.clip_table["video"][rows])])
+    assert found.video_ids == tuple(
+        one.decode() for one in file.video_table["video_id"][np.unique(file.clip_table["video"][rows])]
+    )
 
 
 def test_another_file_may_be_tested_but_has_no_validation_split_of_the_run(file, path, tmp_path):
@@ -368,10 +412,17 @@ def test_the_prior_of_another_file_counts_all_its_train_clips(file, path, tmp_pa
     save_checkpoint(tmp_path / "own.pt", file)
     # A division that the other file could not be divided by, and need not be.
     save_checkpoint(tmp_path / "other.pt", file, {"plan_sha256": "1" * 64}, validation_fraction=0.9)
-    own, other = (evaluate.evaluate(tmp_path / name, path, device="cpu", num_resamples=0).per_class["prior"] for name in ("own.pt", "other.pt"))
+    own, other = (
+        evaluate.evaluate(tmp_path / name, path, device="cpu", num_resamples=0).per_class["prior"]
+        for name in ("own.pt", "other.pt")
+    )
     rows = np.flatnonzero(file.trainable & (file.video_table["split"] == b"train")[file.clip_table["video"]])
     assert other == pytest.approx(file.labels[rows].mean(axis=0))
-    assert own == pytest.approx(file.labels[split_rows(file, from_flat(TrainConfig, {}).data, 0).train].mean(axis=0)) != other
+    assert (
+        own
+        == pytest.approx(file.labels[split_rows(file, from_flat(TrainConfig, {}).data, 0).train].mean(axis=0))
+        != other
+    )
 
 
 def test_a_checkpoint_of_other_classes_is_refused_before_anything_is_written(file, path, tmp_path):
@@ -384,18 +435,23 @@ def test_a_checkpoint_of_other_classes_is_refused_before_anything_is_written(fil
 
 
 def test_a_file_without_train_videos_has_no_prior(tmp_path):
-    path = synthetic.make_file(tmp_path / "t.h5", 4, 6, features={"spectrogram": (8, 16)}, num_classes=6, test_fraction=1.0)
+    path = synthetic.make_file(
+        tmp_path / "t.h5", 4, 6, features={"spectrogram": (8, 16)}, num_classes=6, test_fraction=1.0
+    )
     with reader.open(path) as file:
         save_checkpoint(tmp_path / "best.pt", file, {"plan_sha256": "1" * 64})
     found = evaluate.evaluate(tmp_path / "best.pt", path, device="cpu", num_resamples=0)
     assert np.isnan(found.scores["map"].prior) and any("no prior" in note for note in found.notes)
 
 
-@pytest.mark.parametrize(("options", "error", "words"), [
-    ({"split": "dev"}, ConfigurationError, "expected test, validation, train"),
-    ({"device": "gpu"}, ConfigurationError, "--device gpu"),
-    ({"pool": "median"}, EvaluationError, "expected max or mean"),
-])
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"split": "dev"}, ConfigurationError, "expected test, validation, train"),
+        ({"device": "gpu"}, ConfigurationError, "--device gpu"),
+        ({"pool": "median"}, EvaluationError, "expected max or mean"),
+    ],
+)
 def test_options_that_do_not_exist_are_refused(file, path, tmp_path, options, error, words):
     save_checkpoint(tmp_path / "best.pt", file)
     with pytest.raises(error, match=words):

@@ -14,13 +14,27 @@ from egoaudio.hdf5 import reader
 @pytest.fixture
 def file(tmp_path):
     """A file of 8 videos of 5 clips; number 3 failed, and clip 7 holds no sound."""
-    with reader.open(synthetic.make_file(tmp_path / "ego.h5", 8, 5, features={"mfcc": (4, 3)}, num_classes=10, failed=(3,), silent_clips=(7,))) as file:
+    with reader.open(
+        synthetic.make_file(
+            tmp_path / "ego.h5", 8, 5, features={"mfcc": (4, 3)}, num_classes=10, failed=(3,), silent_clips=(7,)
+        )
+    ) as file:
         yield file
 
 
 def facts(file, **changes):
     """Return what ``read_truth`` reads of a file, with changes."""
-    names = ("path", "clip_table", "video_table", "class_table", "num_videos", "num_classes", "labels", "video_labels", "instances")
+    names = (
+        "path",
+        "clip_table",
+        "video_table",
+        "class_table",
+        "num_videos",
+        "num_classes",
+        "labels",
+        "video_labels",
+        "instances",
+    )
     return types.SimpleNamespace(**{**{name: getattr(file, name) for name in names}, **changes})
 
 
@@ -34,7 +48,11 @@ def test_everything_is_that_of_the_clips_and_videos_asked_for(file):
     assert truth.video_ids == ("V0001EGO", "V0002EGO", "V0003EGO", "V0004EGO")
     np.testing.assert_array_equal(truth.video_labels, file.video_labels[1:5, :9])
     assert (truth.class_ids[-1], truth.class_names[0], truth.num_actions) == ("no_action", "Action 0", 9)
-    expected = [(row["video"] - 1, row["class_index"], row["start_seconds"], row["stop_seconds"]) for row in file.instances[1:5] if row["class_index"] < 9]
+    expected = [
+        (row["video"] - 1, row["class_index"], row["start_seconds"], row["stop_seconds"])
+        for row in file.instances[1:5]
+        if row["class_index"] < 9
+    ]
     assert truth.instances.tolist() == expected
 
 

@@ -5,7 +5,14 @@ import sys
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, precision_recall_curve, roc_auc_score, top_k_accuracy_score
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    precision_recall_curve,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
 
 from egoaudio.errors import EvaluationError
 from egoaudio.evaluation import metrics
@@ -14,7 +21,11 @@ from egoaudio.evaluation import metrics
 def case(seed, num_rows=200, num_classes=7, density=0.2, levels=None, dtype=np.float32):
     """Return random scores and labels; with ``levels``, scores take so few values that most rows tie."""
     rng = np.random.default_rng(seed)
-    scores = rng.random((num_rows, num_classes)) if levels is None else rng.integers(0, levels, (num_rows, num_classes)) / levels
+    scores = (
+        rng.random((num_rows, num_classes))
+        if levels is None
+        else rng.integers(0, levels, (num_rows, num_classes)) / levels
+    )
     return scores.astype(dtype), rng.random((num_rows, num_classes)) < density
 
 
@@ -42,7 +53,9 @@ def test_average_precision_equals_scikit_learn(name):
     ours = metrics.average_precision(scores, labels)
     for column in range(labels.shape[1]):
         if labels[:, column].any():
-            assert ours[column] == pytest.approx(average_precision_score(labels[:, column], scores[:, column]), abs=1e-12)
+            assert ours[column] == pytest.approx(
+                average_precision_score(labels[:, column], scores[:, column]), abs=1e-12
+            )
         else:
             assert np.isnan(ours[column])
     with_positives = labels.any(axis=0)
@@ -83,7 +96,9 @@ def test_no_threshold_has_a_higher_f1_than_the_chosen_one(name):
             assert thresholds[column] == np.inf
             continue
         precision, recall, _ = precision_recall_curve(labels[:, column], scores[:, column])
-        assert reached[column] == pytest.approx(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12)), abs=1e-12)
+        assert reached[column] == pytest.approx(
+            np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12)), abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -104,8 +119,12 @@ def test_mean_class_accuracy_equals_scikit_learn_with_one_class_a_row():
 def test_a_hit_is_any_true_class_among_the_first_k():
     scores = np.array([[0.9, 0.8, 0.1, 0.0], [0.9, 0.8, 0.1, 0.0], [0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.5, 0.5]])
     labels = np.array([[0, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]])
-    np.testing.assert_array_equal(metrics.top_k_hits(scores, labels, 1), [0, 1, np.nan, 0])  # nothing to hit in the third
-    np.testing.assert_array_equal(metrics.top_k_hits(scores, labels, 2), [1, 1, np.nan, 1])  # ties: the lower class first
+    np.testing.assert_array_equal(
+        metrics.top_k_hits(scores, labels, 1), [0, 1, np.nan, 0]
+    )  # nothing to hit in the third
+    np.testing.assert_array_equal(
+        metrics.top_k_hits(scores, labels, 2), [1, 1, np.nan, 1]
+    )  # ties: the lower class first
     assert metrics.top_k_accuracy(scores, labels, 1) == pytest.approx(1 / 3)
     assert metrics.top_k_accuracy(scores, labels, 9) == 1  # more than there are classes
 
@@ -177,7 +196,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-@pytest.mark.parametrize("metric", [metrics.average_precision, metrics.area_under_roc, metrics.mean_class_accuracy, metrics.best_thresholds])
+@pytest.mark.parametrize(
+    "metric", [metrics.average_precision, metrics.area_under_roc, metrics.mean_class_accuracy, metrics.best_thresholds]
+)
 def test_bad_input_is_refused_with_a_guess_at_the_mistake(name, metric):
     scores, labels, words = BAD[name]
     with pytest.raises(EvaluationError, match=words):
@@ -192,4 +213,6 @@ def test_thresholds_of_another_number_of_classes_are_refused():
 @pytest.mark.parametrize("room", ["metrics", "charades", "bootstrap"])
 def test_numbers_are_counted_with_numpy_alone(room):
     code = f"import sys, egoaudio.evaluation.{room}; print([name for name in ('torch', 'scipy', 'sklearn', 'pandas', 'h5py') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

@@ -22,10 +22,19 @@ def make_evaluation(video_ids=("AAAAAEGO", "BBBBBEGO", "CCCCCEGO"), frames=True,
         "scores": {"top1": Score(0.5, 0.25, 0.75, 0.125), "map": Score(0.25), "video_map": Score(NAN, NAN, NAN, 0.5)},
         "per_class": {
             **{name: [0.5, NAN] for name in results.PER_CLASS_COLUMNS},
-            "class_id": ["c000", "c001"], "name": ["Holding, some", "Größe"], "num_clips": [12, 0],
+            "class_id": ["c000", "c001"],
+            "name": ["Holding, some", "Größe"],
+            "num_clips": [12, 0],
         },
-        "num_clips": 1234, "num_videos": 3, "num_videos_scored": 2, "num_resamples": 500, "pool": "max", "video_ids": video_ids,
-        "video_scores": video_scores, "frame_scores": np.repeat(video_scores, 25, axis=0) if frames else None, "notes": ("no prior: none",),
+        "num_clips": 1234,
+        "num_videos": 3,
+        "num_videos_scored": 2,
+        "num_resamples": 500,
+        "pool": "max",
+        "video_ids": video_ids,
+        "video_scores": video_scores,
+        "frame_scores": np.repeat(video_scores, 25, axis=0) if frames else None,
+        "notes": ("no prior: none",),
         "about": {"split": "test", "file": "ego.h5"},
     }
     return Evaluation(**{**fields, **changes})
@@ -53,7 +62,11 @@ def test_scores_of_clips_alone_stand_in_a_column_of_their_own_where_neighbours_a
 
 @pytest.mark.parametrize(
     ("audible", "title"),
-    [([True, True], "mAP, 2 audible classes"), ([True, False], "mAP, 1 audible class"), ([False] * 2, "mAP, 0 audible classes")],
+    [
+        ([True, True], "mAP, 2 audible classes"),
+        ([True, False], "mAP, 1 audible class"),
+        ([False] * 2, "mAP, 0 audible classes"),
+    ],
 )
 def test_audible_classes_are_counted_in_the_table_and_named_in_json(audible, title):
     evaluation = make_evaluation()
@@ -72,9 +85,20 @@ def test_audible_classes_are_counted_in_the_table_and_named_in_json(audible, tit
 def test_json_is_valid_and_holds_null_for_what_is_not_defined():
     contents = json.loads(results.to_json(make_evaluation()), parse_constant=pytest.fail)
     assert contents["scores"]["top1"] == {"value": 0.5, "low": 0.25, "high": 0.75, "prior": 0.125, "unsmoothed": None}
-    assert contents["scores"]["video_map"] == {"value": None, "low": None, "high": None, "prior": 0.5, "unsmoothed": None}
+    assert contents["scores"]["video_map"] == {
+        "value": None,
+        "low": None,
+        "high": None,
+        "prior": 0.5,
+        "unsmoothed": None,
+    }
     assert contents["audible_classes"] is None and contents["smooth_clips"] == 0
-    assert (contents["split"], contents["num_clips"], contents["num_videos_scored"], contents["notes"]) == ("test", 1234, 2, ["no prior: none"])
+    assert (contents["split"], contents["num_clips"], contents["num_videos_scored"], contents["notes"]) == (
+        "test",
+        1234,
+        2,
+        ["no prior: none"],
+    )
 
 
 def test_csv_has_a_row_per_class_and_blanks_for_what_is_not_defined():
@@ -160,7 +184,15 @@ def test_a_folder_that_is_a_file_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "cell"),
-    [("=HYPERLINK(1)", "'=HYPERLINK(1)"), ("+1", "'+1"), ("-2+3", "'-2+3"), ("@SUM(A1)", "'@SUM(A1)"), ("\t=1", "?=1"), ("a\r=1", "a?=1"), ("a-b", "a-b")],
+    [
+        ("=HYPERLINK(1)", "'=HYPERLINK(1)"),
+        ("+1", "'+1"),
+        ("-2+3", "'-2+3"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "?=1"),
+        ("a\r=1", "a?=1"),
+        ("a-b", "a-b"),
+    ],
 )
 def test_no_cell_is_a_formula(text, cell):
     evaluation = make_evaluation()

@@ -68,7 +68,9 @@ def test_the_number_follows_from_how_long_things_sound(length, expected):
     truth = truth_of(labels)
     chosen = choose_neighbours(scores, truth, np.ones(3, bool))
     assert chosen in expected
-    of_each = [metrics.mean_average_precision(smooth(scores, truth.rows, truth.clip_video, k), labels) for k in range(4)]
+    of_each = [
+        metrics.mean_average_precision(smooth(scores, truth.rows, truth.clip_video, k), labels) for k in range(4)
+    ]
     assert of_each[chosen] == max(of_each)
 
 
@@ -77,7 +79,9 @@ def test_ties_go_to_the_smaller_number():
     truth = truth_of(labels)
     assert choose_neighbours(np.full(labels.shape, 0.5, np.float32), truth, np.ones(3, bool)) == 0
     assert choose_neighbours(np.full(labels.shape, 0.5, np.float32), truth, np.ones(3, bool), candidates=(2, 3)) == 2
-    assert choose_neighbours(np.zeros(labels.shape, np.float32), truth_of(0 * labels), np.ones(3, bool)) == 0  # no positives
+    assert (
+        choose_neighbours(np.zeros(labels.shape, np.float32), truth_of(0 * labels), np.ones(3, bool)) == 0
+    )  # no positives
 
 
 def test_only_the_classes_and_clips_that_count_choose():

@@ -50,7 +50,9 @@ def test_chunk_index_is_the_implicit_one(tmp_path):
     path = tmp_path / "a.h5"
     create.lay_out(path, synthetic.make_layout(50, 1))
     dims = b"".join(size.to_bytes(2, "little") for size in (1, 32, 1025, 4))
-    found = re.findall(re.escape(b"\x04\x02") + b"." + re.escape(b"\x04\x02" + dims) + b"(.)", path.read_bytes(), re.DOTALL)
+    found = re.findall(
+        re.escape(b"\x04\x02") + b"." + re.escape(b"\x04\x02" + dims) + b"(.)", path.read_bytes(), re.DOTALL
+    )
     assert found == [b"\x02"]
 
 
@@ -131,7 +133,14 @@ def test_strings_have_fixed_length_and_nothing_is_boolean(tmp_path):
         if kind.get_class() == h5py.h5t.VLEN:
             assert where.endswith("@DIMENSION_LIST")  # HDF5's own, of the scales
         seen.add(where)
-    assert {"/@format", "/@config", "/@complete", "/spectrogram@units", "/spectrogram@axes", "/spectrogram@n_fft"} <= seen
+    assert {
+        "/@format",
+        "/@config",
+        "/@complete",
+        "/spectrogram@units",
+        "/spectrogram@axes",
+        "/spectrogram@n_fft",
+    } <= seen
     with h5py.File(path) as file:
         for name in ("clips", "videos", "classes"):
             for column in file[name].dtype.names:
@@ -146,12 +155,37 @@ def test_root_says_what_the_format_says(tmp_path):
     with h5py.File(path) as file:
         root = {name: value.decode() if isinstance(value, bytes) else value for name, value in file.attrs.items()}
         assert set(file) == {
-            "spectrogram", "labels", "clips", "videos", "video_labels", "classes", "checksums", "statistics", "axes", "instances", "synced",
+            "spectrogram",
+            "labels",
+            "clips",
+            "videos",
+            "video_labels",
+            "classes",
+            "checksums",
+            "statistics",
+            "axes",
+            "instances",
+            "synced",
             "fingerprints",
         }
-    assert (root["format"], root["format_version"], root["complete"], root["sample_rate"], root["clip_seconds"]) == ("egoaudio", 1, 1, 16000, 1.0)
+    assert (root["format"], root["format_version"], root["complete"], root["sample_rate"], root["clip_seconds"]) == (
+        "egoaudio",
+        1,
+        1,
+        16000,
+        1.0,
+    )
     assert set(root) == {
-        "format", "format_version", "complete", "created_utc", "egoaudio_version", "sample_rate", "clip_seconds", "hop_seconds", "config", "plan_sha256"
+        "format",
+        "format_version",
+        "complete",
+        "created_utc",
+        "egoaudio_version",
+        "sample_rate",
+        "clip_seconds",
+        "hop_seconds",
+        "config",
+        "plan_sha256",
     }
 
 
@@ -170,9 +204,15 @@ def test_an_axis_that_does_not_fit_is_a_mistake():
         synthetic.make_layout(3, 1, axes={"frequency_hz": np.arange(7.0)})
 
 
-@pytest.mark.parametrize(("table", "column", "first"), [("clips", "num_samples", 16000), ("videos", "video_id", b"V0000EGO"), ("classes", "class_id", b"c000")])
+@pytest.mark.parametrize(
+    ("table", "column", "first"),
+    [("clips", "num_samples", 16000), ("videos", "video_id", b"V0000EGO"), ("classes", "class_id", b"c000")],
+)
 def test_pandas_reads_the_tables_by_itself(tmp_path, table, column, first):
-    pandas, _ = pytest.importorskip("pandas"), pytest.importorskip("tables", reason="PyTables is what pandas.read_hdf reads with")
+    pandas, _ = (
+        pytest.importorskip("pandas"),
+        pytest.importorskip("tables", reason="PyTables is what pandas.read_hdf reads with"),
+    )
     path = synthetic.make_file(tmp_path / "a.h5")
     frame = pandas.read_hdf(path, table)
     with h5py.File(path) as file:
@@ -196,12 +236,21 @@ def test_h5dump_reads_structure_and_rows(tmp_path):
     path = synthetic.make_file(tmp_path / "a.h5", features={"mfcc": (2, 3)}, num_videos=2, clips_per_video=3)
     head = subprocess.run(["h5dump", "-H", "-p", path], capture_output=True, text=True)
     assert head.returncode == 0, head.stderr
-    for words in ("H5D_ALLOC_TIME_EARLY", "H5D_FILL_TIME_NEVER", 'DATASET "mfcc"', 'GROUP "statistics"', "H5T_CSET_UTF8", "CHUNKED ( 6, 2, 3 )"):
+    for words in (
+        "H5D_ALLOC_TIME_EARLY",
+        "H5D_FILL_TIME_NEVER",
+        'DATASET "mfcc"',
+        'GROUP "statistics"',
+        "H5T_CSET_UTF8",
+        "CHUNKED ( 6, 2, 3 )",
+    ):
         assert words in head.stdout
     rows = subprocess.run(["h5dump", "-d", "/videos", "-s", "1", "-c", "1", path], capture_output=True, text=True)
     assert rows.returncode == 0, rows.stderr
     assert "V0001EGO" in rows.stdout
-    values = subprocess.run(["h5dump", "-y", "-w", "0", "-m", "%.9g", "-d", "/mfcc", path], capture_output=True, text=True).stdout
+    values = subprocess.run(
+        ["h5dump", "-y", "-w", "0", "-m", "%.9g", "-d", "/mfcc", path], capture_output=True, text=True
+    ).stdout
     numbers = re.search(r"DATA \{(.*?)\}", values, re.DOTALL).group(1).replace(",", " ").split()
     with reader.open(path) as file:
         np.testing.assert_allclose(np.array(numbers, np.float32), file["mfcc"].ravel())
@@ -230,7 +279,9 @@ def test_layout_beyond_a_size_limit_says_so(tmp_path):
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
     code += f"try: create.lay_out({str(tmp_path / 'a.h5')!r}, synthetic.make_layout(100, 1))\nexcept errors.StoreError as error: print(error)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert re.search(r"a\.h5: the file would be larger than a limit .* 13,\d{3},\d{3} bytes are needed", done.stdout), done
+    assert re.search(r"a\.h5: the file would be larger than a limit .* 13,\d{3},\d{3} bytes are needed", done.stdout), (
+        done
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -242,7 +293,11 @@ def test_marking_complete_changes_a_few_bytes_in_one_write(tmp_path, monkeypatch
     before = open(path, "rb").read()
     writes = []
     real = files.write_all
-    monkeypatch.setattr(files, "write_all", lambda descriptor, raw, offset: (writes.append((offset, len(raw))), real(descriptor, raw, offset)))
+    monkeypatch.setattr(
+        files,
+        "write_all",
+        lambda descriptor, raw, offset: (writes.append((offset, len(raw))), real(descriptor, raw, offset)),
+    )
     create.mark_complete(path)
     after = open(path, "rb").read()
     changed = np.flatnonzero(np.frombuffer(before, "u1") != np.frombuffer(after, "u1"))
@@ -300,7 +355,14 @@ def test_marking_something_else_complete_says_so(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "num_bytes", "expected"),
-    [("Küche", None, b"K\xc3\xbcche"), ("Küche", 2, b"K"), ("Küche", 3, b"K\xc3\xbc"), ("", 5, b""), ("\ud800x", 9, b"?x"), ("abc", 0, b"")],
+    [
+        ("Küche", None, b"K\xc3\xbcche"),
+        ("Küche", 2, b"K"),
+        ("Küche", 3, b"K\xc3\xbc"),
+        ("", 5, b""),
+        ("\ud800x", 9, b"?x"),
+        ("abc", 0, b""),
+    ],
 )
 def test_text_is_cut_between_characters(text, num_bytes, expected):
     assert schema.encode(text, num_bytes) == expected
@@ -308,4 +370,10 @@ def test_text_is_cut_between_characters(text, num_bytes, expected):
 
 def test_columns_are_as_wide_as_their_longest_text():
     dtype = schema.video_dtype(video_id=["a", "abc"], file=["Küche.mp4"], split=[], subject=[""], scene=["x"])
-    assert [dtype[name].str for name in ("video_id", "file", "split", "subject", "error")] == ["|S3", "|S10", "|S1", "|S1", "|S240"]
+    assert [dtype[name].str for name in ("video_id", "file", "split", "subject", "error")] == [
+        "|S3",
+        "|S10",
+        "|S1",
+        "|S1",
+        "|S240",
+    ]

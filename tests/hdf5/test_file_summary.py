@@ -16,7 +16,9 @@ FEATURES = {"spectrogram": (32, 1025), "mfcc": (32, 20), "logmel": (98, 128), "w
 
 @pytest.fixture
 def file(tmp_path):
-    path = synthetic.make_file(tmp_path / "ego.h5", num_videos=12, num_classes=7, features=FEATURES, failed=(2, 7), silent_clips=(5,))
+    path = synthetic.make_file(
+        tmp_path / "ego.h5", num_videos=12, num_classes=7, features=FEATURES, failed=(2, 7), silent_clips=(5,)
+    )
     with reader.open(path) as opened:
         yield opened
 
@@ -36,10 +38,19 @@ def test_summary_is_a_page_of_true_facts(file):
     assert len(lines) <= 50
     size = os.path.getsize(file.path) / 1e6
     for words in (
-        f"ego.h5: {size:.1f} MB, complete", "by egoaudio", "1 s every 1 s, 16,000 Hz", "mode=nonstationary", "features=spectrogram,mfcc",
-        "videos 12: 10 ok, 2 unreadable", "clips 120: 99 ok, 20 unreadable, 1 no sound there", "0.03 hours",
-        f"to train on {file.trainable.sum()} clips", "spectrogram 120 x 32 x 1,025 float32 15.7 MB dB clip, frame_seconds, frequency_hz",
-        "7 classes, 7 of them heard", "most frequent", "least frequent",
+        f"ego.h5: {size:.1f} MB, complete",
+        "by egoaudio",
+        "1 s every 1 s, 16,000 Hz",
+        "mode=nonstationary",
+        "features=spectrogram,mfcc",
+        "videos 12: 10 ok, 2 unreadable",
+        "clips 120: 99 ok, 20 unreadable, 1 no sound there",
+        "0.03 hours",
+        f"to train on {file.trainable.sum()} clips",
+        "spectrogram 120 x 32 x 1,025 float32 15.7 MB dB clip, frame_seconds, frequency_hz",
+        "7 classes, 7 of them heard",
+        "most frequent",
+        "least frequent",
     ):
         assert words in " ".join(text.split()), words
 
@@ -50,7 +61,13 @@ def test_summary_counts_splits(file):
     clips = file.clips[file.usable]
     for split, chosen in (("train", train), ("test", ~train)):
         rows = clips[clips["video"].isin(np.flatnonzero(chosen))]
-        expected = [split, chosen.sum(), file.videos["subject"][chosen].nunique(), len(rows), (rows["labelled"] == 1).sum()]
+        expected = [
+            split,
+            chosen.sum(),
+            file.videos["subject"][chosen].nunique(),
+            len(rows),
+            (rows["labelled"] == 1).sum(),
+        ]
         assert [str(value) for value in expected] in lines
 
 
@@ -67,16 +84,23 @@ def test_summary_ranks_classes(file):
 
 
 def test_summary_of_an_unfinished_file_says_so_and_counts_what_is_there(tmp_path):
-    path = synthetic.make_file(tmp_path / "ego.h5.partial", features={"mfcc": (32, 20)}, planned=(1, 2, 3), complete=False)
+    path = synthetic.make_file(
+        tmp_path / "ego.h5.partial", features={"mfcc": (32, 20)}, planned=(1, 2, 3), complete=False
+    )
     with reader.EgoAudioFile(path) as file:
         text = summary.summary(file)
     assert "NOT COMPLETE: run the same egoaudio-build again" in text
     assert "8: 5 ok, 3 planned, not done yet" in text
 
 
-@pytest.mark.parametrize(("num_videos", "clips_per_video", "features"), [(1, 0, {"mfcc": (32, 20)}), (2, 3, {}), (0, 0, {"waveform": (1600,)})])
+@pytest.mark.parametrize(
+    ("num_videos", "clips_per_video", "features"),
+    [(1, 0, {"mfcc": (32, 20)}), (2, 3, {}), (0, 0, {"waveform": (1600,)})],
+)
 def test_summary_of_almost_nothing(tmp_path, num_videos, clips_per_video, features):
-    path = synthetic.make_file(tmp_path / "ego.h5", num_videos=num_videos, clips_per_video=clips_per_video, features=features)
+    path = synthetic.make_file(
+        tmp_path / "ego.h5", num_videos=num_videos, clips_per_video=clips_per_video, features=features
+    )
     with reader.open(path) as file:
         assert f"{num_videos}: {f'{num_videos} ok' if num_videos else 'none'}" in summary.summary(file)
         assert summary.verify(file) == []
@@ -102,7 +126,10 @@ def test_failed_lists_each_video_with_its_reason(file):
 
 def test_failed_lists_lost_sound(file):
     rewrite(file, "videos", 4, lost_samples=8000)
-    assert "sound lost   V0004EGO   V0004EGO.mp4   0.50 s of 10.00 s are silent: paused, muted, or not to be decoded" in summary.failed(file)
+    assert (
+        "sound lost   V0004EGO   V0004EGO.mp4   0.50 s of 10.00 s are silent: paused, muted, or not to be decoded"
+        in summary.failed(file)
+    )
     assert "of which 0.5 s in 1 videos are silent: paused, muted, or not to be decoded" in summary.summary(file)
 
 
@@ -121,7 +148,12 @@ def test_text_in_a_file_does_not_drive_the_terminal(file):
 def test_exported_sound_is_the_clip(file, tmp_path):
     summary.export_clip(file, 31, tmp_path / "clip.wav")
     with wave.open(str(tmp_path / "clip.wav")) as sound:
-        assert (sound.getnchannels(), sound.getsampwidth(), sound.getframerate(), sound.getnframes()) == (1, 2, 16000, 16000)
+        assert (sound.getnchannels(), sound.getsampwidth(), sound.getframerate(), sound.getnframes()) == (
+            1,
+            2,
+            16000,
+            16000,
+        )
         samples = np.frombuffer(sound.readframes(16000), "<i2") / 32767
     np.testing.assert_allclose(samples, np.clip(file["waveform"][31], -1, 1), atol=1 / 32767)
 
@@ -152,5 +184,8 @@ def test_clip_that_cannot_be_exported_says_why_and_leaves_nothing(file, tmp_path
 
 
 def test_file_without_waveform_says_how_to_get_one(tmp_path):
-    with reader.open(synthetic.make_file(tmp_path / "a.h5", features={"mfcc": (32, 20)})) as file, pytest.raises(StoreError, match="--features waveform"):
+    with (
+        reader.open(synthetic.make_file(tmp_path / "a.h5", features={"mfcc": (32, 20)})) as file,
+        pytest.raises(StoreError, match="--features waveform"),
+    ):
         summary.export_clip(file, 0, tmp_path / "a.wav")

@@ -99,7 +99,10 @@ def change(name, row, column, value):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (change("checksums/mfcc", 3, None, 7), r"video 3 \(V0003EGO\): /mfcc is damaged: its checksum is [0-9a-f]{8}, not 00000007"),
+        (
+            change("checksums/mfcc", 3, None, 7),
+            r"video 3 \(V0003EGO\): /mfcc is damaged: its checksum is [0-9a-f]{8}, not 00000007",
+        ),
         (change("statistics/mfcc", 1, None, 0), r"video 1 .*: /mfcc has statistics \[0.0, 0.0, 0.0\]"),
         (change("mfcc", 42, None, np.nan), r"video 4 .*: /mfcc is damaged"),
         (change("mfcc", 25, None, 1), r"video 2 .*: /mfcc has values in clips that are marked as without data"),

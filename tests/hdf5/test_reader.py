@@ -54,7 +54,12 @@ def test_root_and_shapes(whole):
         assert file["spectrogram"].shape == (60, 32, 65)
         assert set(file.axes) == {"frequency_hz", "frame_seconds"}
         assert file.attributes("mfcc") == {
-            "units": "dB", "axes": "clip,frame_seconds,coefficient", "n_fft": 2048, "hop_length": 512, "window": "hann", "f_min_hz": 0.0
+            "units": "dB",
+            "axes": "clip,frame_seconds,coefficient",
+            "n_fft": 2048,
+            "hop_length": 512,
+            "window": "hann",
+            "f_min_hz": 0.0,
         }
         assert [len(file.checksums("mfcc")), file.statistics("mfcc").shape, len(file.instances)] == [6, (6, 3), 6]
 
@@ -66,7 +71,11 @@ def test_tables_are_data_frames_with_decoded_strings(whole):
         assert file.videos["error"].tolist() == ["", "", "moov atom not found", "", "", ""]
         assert file.classes["class_id"].tolist()[-1] == "no_action"
         assert file.clips["start_seconds"].tolist() == [*map(float, range(10))] * 6
-        for frame, table in ((file.clips, file.clip_table), (file.videos, file.video_table), (file.classes, file.class_table)):
+        for frame, table in (
+            (file.clips, file.clip_table),
+            (file.videos, file.video_table),
+            (file.classes, file.class_table),
+        ):
             assert list(frame.columns) == list(table.dtype.names)
             assert len(frame) == len(table)
 
@@ -103,7 +112,9 @@ def test_maps_are_read_only(whole):
 
 
 def test_incomplete_file_opens_with_a_warning_that_counts(tmp_path):
-    path = synthetic.make_file(tmp_path / "a.h5.partial", features={"mfcc": (32, 20)}, failed=(0,), planned=(1, 4), complete=False)
+    path = synthetic.make_file(
+        tmp_path / "a.h5.partial", features={"mfcc": (32, 20)}, failed=(0,), planned=(1, 4), complete=False
+    )
     words = r"a.h5.partial is incomplete: 6 of 8 videos are done. Leave the other rows out with .usable"
     with pytest.warns(UserWarning, match=words), egoaudio.open(path) as file:
         assert not file.complete
@@ -162,8 +173,13 @@ def replace(path, name, **options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"compression": "gzip"}, {"compression": "gzip", "chunks": (7, 32, 20)}, {"shuffle": True, "chunks": (1, 32, 20)}, {"chunks": (4, 16, 20)},
-        {"chunks": (4, 32, 20), "maxshape": (None, 32, 20)}, {"chunks": (4, 32, 20)}, {},
+        {"compression": "gzip"},
+        {"compression": "gzip", "chunks": (7, 32, 20)},
+        {"shuffle": True, "chunks": (1, 32, 20)},
+        {"chunks": (4, 16, 20)},
+        {"chunks": (4, 32, 20), "maxshape": (None, 32, 20)},
+        {"chunks": (4, 32, 20)},
+        {},
     ],
     ids=str,
 )
@@ -191,7 +207,12 @@ def test_repacked_tables_read_the_same(whole):
 
 def test_repacked_array_warns_of_the_cost(whole):
     replace(whole, "mfcc", compression="gzip")
-    with egoaudio.open(whole) as file, pytest.warns(UserWarning, match="/mfcc was repacked by another tool, so it is read through h5py, 20 times slower"):
+    with (
+        egoaudio.open(whole) as file,
+        pytest.warns(
+            UserWarning, match="/mfcc was repacked by another tool, so it is read through h5py, 20 times slower"
+        ),
+    ):
         file["mfcc"]
 
 
@@ -234,8 +255,22 @@ def test_chunks_with_gaps_between_them_are_not_mapped(whole):
 @pytest.mark.parametrize(
     "key",
     [
-        3, -1, np.int64(59), slice(None), slice(5, 9), slice(50, 5, -7), slice(3, 3), [4], [59, 0, 0, 7, -2, 8, 9], [], np.arange(60) % 7 == 2,
-        (4, 2), (slice(2, 5), 1), ([9, 3], slice(None), 4), (5, slice(2, 4), slice(None, None, 3)), np.array([[1, 2], [3, 1]]),
+        3,
+        -1,
+        np.int64(59),
+        slice(None),
+        slice(5, 9),
+        slice(50, 5, -7),
+        slice(3, 3),
+        [4],
+        [59, 0, 0, 7, -2, 8, 9],
+        [],
+        np.arange(60) % 7 == 2,
+        (4, 2),
+        (slice(2, 5), 1),
+        ([9, 3], slice(None), 4),
+        (5, slice(2, 4), slice(None, None, 3)),
+        np.array([[1, 2], [3, 1]]),
     ],
     ids=str,
 )

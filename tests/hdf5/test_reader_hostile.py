@@ -43,7 +43,9 @@ def test_what_is_no_file_is_refused(tmp_path):
         egoaudio.open("a\0.h5")
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"RIFF" * 5000, b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" + bytes(5000)])
+@pytest.mark.parametrize(
+    "content", [b"", b"x", b"RIFF" * 5000, b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" + bytes(5000)]
+)
 def test_what_is_not_hdf5_is_refused(tmp_path, content):
     (tmp_path / "a.h5").write_bytes(content)
     refuse(tmp_path / "a.h5", "is not an HDF5 file|cannot be opened as HDF5: damaged, or cut short")
@@ -52,7 +54,10 @@ def test_what_is_not_hdf5_is_refused(tmp_path, content):
 def test_file_replaced_while_it_is_opened_is_refused(whole, tmp_path):
     """Structure of one file and rows of another would be nonsense."""
     other = synthetic.make_file(tmp_path / "b.h5", features=FEATURES)
-    with open(other, "rb") as raw, pytest.raises(StoreError, match="was replaced while it was being opened: open it again"):
+    with (
+        open(other, "rb") as raw,
+        pytest.raises(StoreError, match="was replaced while it was being opened: open it again"),
+    ):
         safe_access.open_hdf5(whole, raw)
 
 
@@ -106,7 +111,10 @@ def group_instead(file):
     [
         (attribute("format", "other"), "not an egoaudio file"),
         (attribute("format", None), "not an egoaudio file"),
-        (attribute("format_version", 2), "has format version 2, and this egoaudio reads version 1: use the egoaudio that wrote it"),
+        (
+            attribute("format_version", 2),
+            "has format version 2, and this egoaudio reads version 1: use the egoaudio that wrote it",
+        ),
         (attribute("format_version", "1"), "has format version 1"),
         (attribute("complete", None), "root attribute complete is 'missing'"),
         (attribute("sample_rate", -5), "sample_rate -5"),
@@ -135,8 +143,14 @@ def group_instead(file):
         (link("axes/mel_hz", h5py.ExternalLink("other.h5", "/x")), "/axes links 'mel_hz'"),
         (link("mfcc", h5py.SoftLink("/spectrogram")), "links 'mfcc'"),
         (link("mfcc", h5py.SoftLink("/mfcc")), "links 'mfcc'"),
-        (dataset("mfcc", 60, 32, 20, external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]), "/mfcc keeps its data in another file"),
-        (dataset("clips", 60, dtype=schema.CLIP_DTYPE, external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]), "/clips keeps its data in another file"),
+        (
+            dataset("mfcc", 60, 32, 20, external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]),
+            "/mfcc keeps its data in another file",
+        ),
+        (
+            dataset("clips", 60, dtype=schema.CLIP_DTYPE, external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]),
+            "/clips keeps its data in another file",
+        ),
         (virtual, "/mfcc keeps its data in another file"),
     ],
 )
@@ -148,7 +162,11 @@ def test_what_is_not_as_the_format_says_is_refused(whole, edit, words):
 
 def test_a_few_bytes_that_claim_to_be_terabytes_are_not_read(tmp_path, whole):
     with h5py.File(whole, "r+", libver=("v110", "v110")) as file:
-        for name, shape, dtype in (("clips", (10**12,), schema.CLIP_DTYPE), ("labels", (10**12, 5), "u1"), ("mfcc", (10**12, 32, 20), "f4")):
+        for name, shape, dtype in (
+            ("clips", (10**12,), schema.CLIP_DTYPE),
+            ("labels", (10**12, 5), "u1"),
+            ("mfcc", (10**12, 32, 20), "f4"),
+        ):
             del file[name]
             file.create_dataset(name, shape, dtype, chunks=(1000, *shape[1:]), compression="gzip")
         del file["spectrogram"]
@@ -299,7 +317,9 @@ def test_a_hundred_mutated_files_crash_nothing(tmp_path, whole):
     """
     done = subprocess.run(
         [sys.executable, "-c", MUTATE, repr(sys.path).replace("'", '"'), whole, str(tmp_path / "mutated.h5")],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, (done.stdout.splitlines()[-1:], done.stderr)
     outcomes = [line.split()[2] for line in done.stdout.splitlines()]

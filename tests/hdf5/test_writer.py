@@ -27,7 +27,10 @@ def laid_out(tmp_path):
 def rows_of(video):
     """Return a video's ten rows of both features."""
     generator = np.random.default_rng(video)
-    return {"spectrogram": generator.standard_normal((10, 32, 1025), np.float32), "mfcc": generator.standard_normal((10, 32, 20), np.float32)}
+    return {
+        "spectrogram": generator.standard_normal((10, 32, 1025), np.float32),
+        "mfcc": generator.standard_normal((10, 32, 20), np.float32),
+    }
 
 
 def write_videos(path, extents, videos):
@@ -56,7 +59,18 @@ def test_offsets_are_small_and_pickled(laid_out):
     raw = pickle.dumps(extents)
     assert len(raw) < 10_000
     assert pickle.loads(raw) == extents
-    assert {"spectrogram", "mfcc", "clips", "labels", "videos", "video_labels", "classes", "checksums/mfcc", "statistics/mfcc", "synced"} <= set(extents)
+    assert {
+        "spectrogram",
+        "mfcc",
+        "clips",
+        "labels",
+        "videos",
+        "video_labels",
+        "classes",
+        "checksums/mfcc",
+        "statistics/mfcc",
+        "synced",
+    } <= set(extents)
 
 
 def test_tables_are_written_row_by_row_and_read_back(laid_out):

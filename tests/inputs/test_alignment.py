@@ -16,7 +16,14 @@ from egoaudio.inputs.probe import probe
 
 RATE = 16000
 # Where the sound comes first in its container, its encoder's delay comes before it, and time zero is the beginning of that.
-DELAY_SECONDS = {"mp4": 1024 / 44100, "mkv": 0.0, "flv": 1024 / 44100, "ts": 1024 / 44100, "mpg": 481 / 48000, "webm": 0.0}
+DELAY_SECONDS = {
+    "mp4": 1024 / 44100,
+    "mkv": 0.0,
+    "flv": 1024 / 44100,
+    "ts": 1024 / 44100,
+    "mpg": 481 / 48000,
+    "webm": 0.0,
+}
 CODECS = {"webm": ("libopus", 48000), "mpg": ("mp2", 48000), "ogg": ("libopus", 48000)}  # the others have AAC
 
 
@@ -28,7 +35,11 @@ def _onset(samples):
 def _silences(samples, shortest=160):
     """Return ``(start, length)`` of the runs of zeros in the midst of sound, in seconds."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], samples == 0, [0]])))
-    return [(start / RATE, (stop - start) / RATE) for start, stop in edges.reshape(-1, 2) if stop - start >= shortest and 0 < start and stop < len(samples)]
+    return [
+        (start / RATE, (stop - start) / RATE)
+        for start, stop in edges.reshape(-1, 2)
+        if stop - start >= shortest and 0 < start and stop < len(samples)
+    ]
 
 
 def _pauses(*pauses):
@@ -64,7 +75,15 @@ def test_sound_that_starts_late_lands_beside_its_picture(tmp_path, extension, st
 @pytest.mark.parametrize(("extension", "codec"), [("nut", "pcm_s16le"), ("mkv", "tta")])
 def test_rarer_codecs_that_start_late_land_beside_their_picture(tmp_path, extension, codec):
     """Of NUT, FFmpeg misjudges the start without a decoder of pictures; TTA's packets last a second."""
-    path = make_media(tmp_path / f"a.{extension}", audio=codec, sample_rate=48000, seconds=8.0, start_seconds=61.0, video=True, video_seconds=69.0)
+    path = make_media(
+        tmp_path / f"a.{extension}",
+        audio=codec,
+        sample_rate=48000,
+        seconds=8.0,
+        start_seconds=61.0,
+        video=True,
+        video_seconds=69.0,
+    )
     samples, _ = decode_whole(path)
     assert abs(_onset(samples) - 61.0) < 0.015
     assert abs(probe(path).duration_seconds - len(samples) / RATE) < 0.05
@@ -77,10 +96,16 @@ def test_pauses_last_as_long_as_they_do(tmp_path, extension, pauses):
     samples, decoder = decode_whole(path)
     found = _silences(samples, shortest=RATE)
     assert [length for _, length in found] == pytest.approx([length for _, length in pauses], abs=0.01)
-    assert [start for start, _ in found] == pytest.approx([at + sum(length for before, length in pauses if before < at) for at, _ in pauses], abs=0.05)
+    assert [start for start, _ in found] == pytest.approx(
+        [at + sum(length for before, length in pauses if before < at) for at, _ in pauses], abs=0.05
+    )
     assert abs(len(samples) / RATE - 4.0 - sum(length for _, length in pauses)) < 0.06
     assert abs(probe(path).duration_seconds - len(samples) / RATE) < 0.05
-    assert decoder.gap_samples == decoder.lost_samples == pytest.approx(sum(length for _, length in pauses) * RATE, abs=200)
+    assert (
+        decoder.gap_samples
+        == decoder.lost_samples
+        == pytest.approx(sum(length for _, length in pauses) * RATE, abs=200)
+    )
     assert decoder.clock_jumps == 0
 
 
@@ -95,7 +120,9 @@ def test_opus_that_rests_in_silence_does_not_drift(tmp_path, extension):
     samples, decoder = decode_whole(path)
     heard = np.abs(samples[: 150 * RATE]).reshape(-1, RATE // 10).max(axis=1) > 0.1
     place = np.arange(1500) % 150
-    np.testing.assert_array_equal(heard[place != 50], (place < 50)[place != 50])  # the codec's window reaches into the silence
+    np.testing.assert_array_equal(
+        heard[place != 50], (place < 50)[place != 50]
+    )  # the codec's window reaches into the silence
     assert abs(len(samples) - 150 * RATE) < 0.1 * RATE
     assert abs(probe(path).duration_seconds - 150) < 0.1
     assert decoder.gap_samples > 80 * RATE
@@ -193,9 +220,14 @@ def _arrivals(wander, seed, pause_at=None, pause=0.0):
 
 
 @pytest.mark.parametrize("wander", [0.03, 0.06, 0.12])
-@pytest.mark.parametrize(("extension", "codec", "rate"), [("mkv", "aac", 44100), ("webm", "libopus", 48000), ("mkv", "flac", 44100), ("flv", "aac", 44100)])
+@pytest.mark.parametrize(
+    ("extension", "codec", "rate"),
+    [("mkv", "aac", 44100), ("webm", "libopus", 48000), ("mkv", "flac", 44100), ("flv", "aac", 44100)],
+)
 def test_a_clock_that_wanders_leaves_the_sound_whole(tmp_path, extension, codec, rate, wander):
-    path = make_media(tmp_path / f"a.{extension}", audio=codec, sample_rate=rate, channels=1, seconds=30.0, edit=_arrivals(wander, 1))
+    path = make_media(
+        tmp_path / f"a.{extension}", audio=codec, sample_rate=rate, channels=1, seconds=30.0, edit=_arrivals(wander, 1)
+    )
     samples, decoder = decode_whole(path)
     assert not _silences(samples, shortest=16)
     assert decoder.lost_samples == decoder.clock_jumps == 0
@@ -205,7 +237,9 @@ def test_a_clock_that_wanders_leaves_the_sound_whole(tmp_path, extension, codec,
     assert abs(probe(path).duration_seconds - len(samples) / RATE) < 0.002
     reference = chirp(RATE, 30.0)
     heard = samples[round(RATE * start) + 200 :][: 29 * RATE]
-    assert max(np.corrcoef(heard, reference[shift : shift + len(heard)])[0, 1] for shift in range(600)) > 0.9  # half a sample costs 10 %
+    assert (
+        max(np.corrcoef(heard, reference[shift : shift + len(heard)])[0, 1] for shift in range(600)) > 0.9
+    )  # half a sample costs 10 %
 
 
 @pytest.mark.parametrize("wander", [0.03, 0.06, 0.12])

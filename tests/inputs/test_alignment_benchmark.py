@@ -43,7 +43,9 @@ def test_sound_that_is_not_there_is_no_number(noise):
     assert len(alignment.lags(noise, np.zeros(3 * RATE, np.float32))) == 0  # silence has no place
 
 
-@pytest.mark.parametrize(("difference", "ours", "unexplained"), [(5.0, 5.0, True), (-7.0, 0.0, False), (float("nan"), float("nan"), True)])
+@pytest.mark.parametrize(
+    ("difference", "ours", "unexplained"), [(5.0, 5.0, True), (-7.0, 0.0, False), (float("nan"), float("nan"), True)]
+)
 def test_a_difference_needs_a_reason(difference, ours, unexplained):
     result = alignment.Comparison("mkv", "aac", "as made", difference, ours, ours - difference, 0.0)
     assert ("UNEXPLAINED" in alignment._reason(result, np.array([ours]), "mkv", "as made")) == unexplained

@@ -20,9 +20,31 @@ CHARADES_EGO = [*CHARADES, "egocentric", "charades_video"]
 EPIC = "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,description,class,class_id"
 
 
-def charades_row(video_id="AAAAAEGO", actions="", length="30.00", subject="KFGP", scene="Kitchen", egocentric="Yes", script="A person sits, eats."):
+def charades_row(
+    video_id="AAAAAEGO",
+    actions="",
+    length="30.00",
+    subject="KFGP",
+    scene="Kitchen",
+    egocentric="Yes",
+    script="A person sits, eats.",
+):
     """Return the 13 cells of a Charades-Ego row."""
-    return [video_id, subject, scene, "6", "7", "Yes", script, "food;sofa", "", actions, length, egocentric, video_id[:5]]
+    return [
+        video_id,
+        subject,
+        scene,
+        "6",
+        "7",
+        "Yes",
+        script,
+        "food;sofa",
+        "",
+        actions,
+        length,
+        egocentric,
+        video_id[:5],
+    ]
 
 
 @pytest.fixture
@@ -61,7 +83,9 @@ def refused(write):
 
 
 def test_a_charades_ego_file_gives_videos_and_their_instances_in_its_order(write):
-    first = charades_row("00607EGO", "c075 0.00 10.30;c107 3.20 14.00", script='He says "hi", and sits.', subject="AAAA")
+    first = charades_row(
+        "00607EGO", "c075 0.00 10.30;c107 3.20 14.00", script='He says "hi", and sits.', subject="AAAA"
+    )
     second = charades_row("00HFPEGO", "", scene="Living room", egocentric="No", subject="BBBB")
     train, test = write([CHARADES_EGO, first], "train.csv"), write([CHARADES_EGO, second], "test.csv")
     assert read_annotations([train], [test]) == Annotations(
@@ -85,7 +109,12 @@ def test_the_third_person_file_has_no_egocentric_column(write):
 def test_both_options_are_repeatable(write):
     paths = [write([CHARADES_EGO, charades_row(video_id, "c000 0 1")], video_id) for video_id in ("A", "B", "C", "D")]
     videos = read_annotations(paths[:2], paths[2:]).videos
-    assert [(video.video_id, video.split) for video in videos] == [("A", "train"), ("B", "train"), ("C", "test"), ("D", "test")]
+    assert [(video.video_id, video.split) for video in videos] == [
+        ("A", "train"),
+        ("B", "train"),
+        ("C", "test"),
+        ("D", "test"),
+    ]
 
 
 def test_what_real_files_have_is_kept_and_counted(write):
@@ -102,7 +131,10 @@ def test_what_real_files_have_is_kept_and_counted(write):
         ],
         "train.csv",
     )
-    test = write([CHARADES_EGO, charades_row("OTHER", "c003 0.00 1.00"), charades_row("NOBODY", "c003 0.00 1.00", subject="")], "test.csv")
+    test = write(
+        [CHARADES_EGO, charades_row("OTHER", "c003 0.00 1.00"), charades_row("NOBODY", "c003 0.00 1.00", subject="")],
+        "test.csv",
+    )
     annotations = read_annotations([train], [test])
     assert annotations.irregularities == {
         "reversed instances": 1,
@@ -122,9 +154,15 @@ def test_what_real_files_have_is_kept_and_counted(write):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (charades_row(actions="c075 1.00"), "FILE, row 2: an action is not 'class start end': 'c075 1.00': write it as c075 0.00 10.30, "),
+        (
+            charades_row(actions="c075 1.00"),
+            "FILE, row 2: an action is not 'class start end': 'c075 1.00': write it as c075 0.00 10.30, ",
+        ),
         (charades_row(actions="c075 1.00 2.00 c076 1.0 2.0"), "an action is not 'class start end'"),
-        (charades_row(actions="c157 1.00 2.00"), "FILE, row 2: unknown class: 'c157': correct it, or give a --classes list that has it"),
+        (
+            charades_row(actions="c157 1.00 2.00"),
+            "FILE, row 2: unknown class: 'c157': correct it, or give a --classes list that has it",
+        ),
         (charades_row(actions="c075 one 2.00"), "FILE, row 2: not a time: 'one': expected seconds"),
         (charades_row(length=""), "not a time: ''"),
         (charades_row(egocentric="perhaps"), "egocentric is neither Yes nor No: 'perhaps'"),
@@ -146,7 +184,7 @@ def test_a_malformed_charades_row_is_refused_with_its_place_and_fix(refused, row
         "video,start,end,label\nP01.mp4,0.5,62.503,cut\nP02,1,2,a wash\n",
         "label,end,start,video\ncut,00:01:02.503,0:0:0.5,P01.mp4\na wash,2,1,P02\n",
         "Video_ID;Start;Stop;Class\nP01.mp4;0.5;62.503;cut\nP02;1;2;a wash",
-        "\ufeff\"video\"\t\"start\"\t\"end\"\t\"label\"\r\n\"P01.mp4\"\t.5\t62.503\tcut\r\nP02\t1.\t2e0\ta wash\r\n\r\n",
+        '\ufeff"video"\t"start"\t"end"\t"label"\r\n"P01.mp4"\t.5\t62.503\tcut\r\nP02\t1.\t2e0\ta wash\r\n\r\n',
         " video , start , end , label , note\n P01.mp4 , 0.5 , 62.503 , cut ,\n P02 , 1 , 2 , a wash ,x\n",
     ],
     ids=["plain", "other order", "Excel", "tabs and BOM", "spaces"],
@@ -167,12 +205,19 @@ def test_epic_sounds_files_are_read_as_they_are(write):
     )
     annotations = read_annotations([path])
     assert annotations.class_ids == ("metal-only collision", "rustle")
-    assert annotations.videos == (Video("P01_01", "train", "P01", "", True, (Instance(1, 2.466, 5.315), Instance(0, 3604.956, 3606.06))),)
+    assert annotations.videos == (
+        Video("P01_01", "train", "P01", "", True, (Instance(1, 2.466, 5.315), Instance(0, 3604.956, 3606.06))),
+    )
 
 
 def test_the_split_column_is_followed_except_in_a_test_file(write):
     content = "video,start,end,label,split\nA,0,1,x,Train\nB,0,1,x,test\nC,0,1,x,\nD,0,1,x,validation\n"
-    assert [video.split for video in read_annotations([write(content)]).videos] == ["train", "test", "train", "validation"]
+    assert [video.split for video in read_annotations([write(content)]).videos] == [
+        "train",
+        "test",
+        "train",
+        "validation",
+    ]
     assert {video.split for video in read_annotations([], [write(content)]).videos} == {"test"}
 
 
@@ -180,7 +225,12 @@ def test_the_rows_of_a_video_may_be_anywhere(write):
     first = write("video,start,end,label\nA,5,6,x\nB,0,1,y\nA,5,6,x\nA,1,2,y\n", "first.csv")
     second = write("video,start,end,label\nA,0,1,y\n", "second.csv")
     annotations = read_annotations([first, second])
-    assert annotations.videos[0].instances == (Instance(0, 5.0, 6.0), Instance(0, 5.0, 6.0), Instance(1, 1.0, 2.0), Instance(1, 0.0, 1.0))
+    assert annotations.videos[0].instances == (
+        Instance(0, 5.0, 6.0),
+        Instance(0, 5.0, 6.0),
+        Instance(1, 1.0, 2.0),
+        Instance(1, 0.0, 1.0),
+    )
     assert annotations.irregularities == {"duplicate instances": 1, "videos with unordered instances": 1}
 
 
@@ -188,15 +238,23 @@ def test_a_clock_time_is_the_same_number_as_its_seconds(write):
     times = [(0, 0, 0.0), (0, 1, 2.503), (1, 59, 59.999), (12, 0, 0.1), (99, 7, 33.25)]
     rows = [["video", "start", "end", "label"], *(["A", f"{h:02d}:{m:02d}:{s:06.3f}", "0", "x"] for h, m, s in times)]
     (video,) = read_annotations([write(rows)]).videos
-    assert [i.start_seconds for i in video.instances] == [float(f"{h * 3600 + m * 60 + int(s)}.{f'{s:.3f}'.split('.')[1]}") for h, m, s in times]
+    assert [i.start_seconds for i in video.instances] == [
+        float(f"{h * 3600 + m * 60 + int(s)}.{f'{s:.3f}'.split('.')[1]}") for h, m, s in times
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        *((text, "not a time") for text in ("", "nan", "inf", "-1", "-0.5", "+1", "1,5", "0x10", "1_000", "٣", "1e", "1e9999", "9" * 40)),
+        *(
+            (text, "not a time")
+            for text in ("", "nan", "inf", "-1", "-0.5", "+1", "1,5", "0x10", "1_000", "٣", "1e", "1e9999", "9" * 40)
+        ),
         *((text, "not a time") for text in ("1:2", "00:60:00", "00:00:61", "-1:00:00", "1:00:00,5")),
-        *((text, "a time beyond 1e\\+07 s") for text in ("1e300", "1e308", "1e999", "10000001", "2778:00:00", "9" * 32)),
+        *(
+            (text, "a time beyond 1e\\+07 s")
+            for text in ("1e300", "1e308", "1e999", "10000001", "2778:00:00", "9" * 32)
+        ),
     ],
 )
 def test_a_time_that_is_none_is_refused(write, text, problem):
@@ -209,8 +267,14 @@ def test_a_time_that_is_none_is_refused(write, text, problem):
     ("content", "message"),
     [
         ("video,start,end,label\nA,0,1,x\nA,0,1,\n", "FILE, row 3: the label is empty: 'A': give every row a label"),
-        ("video,start,end,label\nA,0,1,no_action\n", "FILE, row 2: the class name is reserved: 'no_action': leave these rows out"),
-        ("video,start,end,label\n,0,1,x\n", "FILE, row 2: the video id is empty: '': give every row the id of its video"),
+        (
+            "video,start,end,label\nA,0,1,no_action\n",
+            "FILE, row 2: the class name is reserved: 'no_action': leave these rows out",
+        ),
+        (
+            "video,start,end,label\n,0,1,x\n",
+            "FILE, row 2: the video id is empty: '': give every row the id of its video",
+        ),
         ("video,start,end,label\n", "FILE: has a header but no rows: give the file that holds the annotations"),
         ("video,start,end,label\r\n\r\n,,,\r\n", "FILE: has a header but no rows"),
         ("video,start,label\nA,0,x\n", "FILE, row 1: no column end: 'video,start,label': add the column"),
@@ -242,7 +306,9 @@ def test_rows_that_contradict_each_other_are_both_named(write, first, second):
 
 def test_a_video_cannot_be_in_both_splits(write):
     path = write([CHARADES_EGO, charades_row("A", "c000 0 1")])
-    with pytest.raises(AnnotationError, match="contradicts what .* says of the same video: 'A': keep one of the two rows"):
+    with pytest.raises(
+        AnnotationError, match="contradicts what .* says of the same video: 'A': keep one of the two rows"
+    ):
         read_annotations([path], [path])
 
 
@@ -251,7 +317,9 @@ def test_a_video_cannot_be_in_both_splits(write):
 
 def test_a_class_list_gives_ids_names_and_order(write):
     classes = write("c002 Closing a door\r\nc000 Holding some clothes\r\n\r\n", "classes.txt")
-    annotations = read_annotations([write([CHARADES_EGO, charades_row("A", "c000 0 1;c002 0 1")])], classes_path=classes)
+    annotations = read_annotations(
+        [write([CHARADES_EGO, charades_row("A", "c000 0 1;c002 0 1")])], classes_path=classes
+    )
     assert annotations.class_ids == ("c002", "c000")
     assert annotations.class_names == ("Closing a door", "Holding some clothes")
     assert [instance.class_index for instance in annotations.videos[0].instances] == [1, 0]
@@ -280,7 +348,10 @@ def test_a_name_that_two_classes_share_names_neither(write):
 
 
 def test_without_a_list_charades_and_generic_classes_are_joined(write):
-    paths = [write([CHARADES_EGO, charades_row("A", "c156 0 1")], "a.csv"), write("video,start,end,label\nB,0,1,tap\nB,0,1,c000\n", "b.csv")]
+    paths = [
+        write([CHARADES_EGO, charades_row("A", "c156 0 1")], "a.csv"),
+        write("video,start,end,label\nB,0,1,tap\nB,0,1,c000\n", "b.csv"),
+    ]
     annotations = read_annotations(paths)
     assert annotations.class_ids == (*CHARADES_CLASSES, "tap")
     assert [instance.class_index for video in annotations.videos for instance in video.instances] == [156, 157, 0]
@@ -312,11 +383,17 @@ def test_no_file_at_all_is_refused():
 
 times = st.integers(0, 999_999).map(lambda n: f"{n / 100:.2f}")
 actions = st.lists(st.tuples(st.sampled_from(CHARADES_CLASSES), times, times), max_size=8)
-names = st.text(st.characters(exclude_categories=("Cc", "Cs"), exclude_characters="/\\"), min_size=1, max_size=40).map(str.strip)
+names = st.text(st.characters(exclude_categories=("Cc", "Cs"), exclude_characters="/\\"), min_size=1, max_size=40).map(
+    str.strip
+)
 video_ids = names.filter(lambda name: name and ".." not in name)
 free_text = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0\r"), max_size=60)
 dialects = st.fixed_dictionaries(
-    {"delimiter": st.sampled_from(",;\t"), "lineterminator": st.sampled_from(["\n", "\r\n"]), "quoting": st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])}
+    {
+        "delimiter": st.sampled_from(",;\t"),
+        "lineterminator": st.sampled_from(["\n", "\r\n"]),
+        "quoting": st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    }
 )
 
 
@@ -335,33 +412,51 @@ def written(path, rows, dialect, bom):
     bom=st.booleans(),
 )
 def test_any_charades_table_comes_back_as_it_was_written(tmp_path_factory, videos, dialect, bom):
-    rows = [charades_row(video_id, ";".join(map(" ".join, found)), subject=subject, script=script) for video_id, (subject, script, found) in videos.items()]
-    annotations = read_annotations([written(tmp_path_factory.getbasetemp() / "charades.csv", [CHARADES_EGO, *rows], dialect, bom)])
+    rows = [
+        charades_row(video_id, ";".join(map(" ".join, found)), subject=subject, script=script)
+        for video_id, (subject, script, found) in videos.items()
+    ]
+    annotations = read_annotations(
+        [written(tmp_path_factory.getbasetemp() / "charades.csv", [CHARADES_EGO, *rows], dialect, bom)]
+    )
     assert [video.video_id for video in annotations.videos] == list(videos)
     for video, (subject, _, found) in zip(annotations.videos, videos.values(), strict=True):
         assert video.subject == subject
-        assert video.instances == tuple(Instance(int(code[1:]), float(start), float(stop)) for code, start, stop in found)
+        assert video.instances == tuple(
+            Instance(int(code[1:]), float(start), float(stop)) for code, start, stop in found
+        )
     reversed_count = sum(float(stop) < float(start) for _, _, found in videos.values() for _, start, stop in found)
     assert annotations.irregularities.get("reversed instances", 0) == reversed_count
 
 
 @settings(max_examples=150, deadline=None)
 @given(
-    rows=st.lists(st.tuples(video_ids, times, times, names.filter(lambda name: name not in ("", "no_action"))), min_size=1, max_size=12),
+    rows=st.lists(
+        st.tuples(video_ids, times, times, names.filter(lambda name: name not in ("", "no_action"))),
+        min_size=1,
+        max_size=12,
+    ),
     dialect=dialects,
     bom=st.booleans(),
 )
 def test_any_generic_table_comes_back_as_it_was_written(tmp_path_factory, rows, dialect, bom):
     header = ("video", "start", "end", "label")
-    annotations = read_annotations([written(tmp_path_factory.getbasetemp() / "generic.csv", [header, *rows], dialect, bom)])
+    annotations = read_annotations(
+        [written(tmp_path_factory.getbasetemp() / "generic.csv", [header, *rows], dialect, bom)]
+    )
     assert annotations.class_ids == tuple(sorted({label for *_, label in rows}))
     expected = {}
     for video_id, start, stop, label in rows:
-        expected.setdefault(video_id, []).append(Instance(annotations.class_ids.index(label), float(start), float(stop)))
+        expected.setdefault(video_id, []).append(
+            Instance(annotations.class_ids.index(label), float(start), float(stop))
+        )
     assert {video.video_id: list(video.instances) for video in annotations.videos} == expected
 
 
 def test_reading_annotations_loads_neither_pandas_nor_torch():
     code = "import sys, egoaudio.inputs.annotations, egoaudio.audio.clips; print(sorted({'pandas', 'torch', 'av', 'h5py', 'scipy'} & set(sys.modules)))"
     environment = os.environ | {"PYTHONPATH": str(Path(egoaudio.__path__[0]).parent)}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )

@@ -11,7 +11,9 @@ from mutations import mutate_text
 from egoaudio.errors import AnnotationError
 from egoaudio.inputs.annotations import read_annotations
 
-CHARADES_EGO = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length,egocentric,charades_video"
+CHARADES_EGO = (
+    "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length,egocentric,charades_video"
+)
 EPIC = "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,description,class,class_id"
 
 
@@ -74,15 +76,22 @@ def test_other_ids_are_kept_as_they_are(write, video_id):
 
 @pytest.mark.parametrize("text", ["x" * 10_000, "a\0b", "a\nb"], ids=["long", "NUL", "newline"])
 def test_other_text_that_is_stored_is_held_to_the_same(write, text):
-    contents = [charades_csv([("A", text, "Kitchen", "", "")]), charades_csv([("A", "KFGP", text, "", "")]), generic_csv("A", label=text)]
+    contents = [
+        charades_csv([("A", text, "Kitchen", "", "")]),
+        charades_csv([("A", "KFGP", text, "", "")]),
+        generic_csv("A", label=text),
+    ]
     for content in contents:
         with pytest.raises(AnnotationError, match="a.csv, row 2: "):
             read_annotations([write(content)])
 
 
 CSVS = (
-    charades_csv([(f"{n:05d}EGO", "KFGP", "Kitchen", "é, é", "c075 0.00 10.30;c107 3.20 14.00") for n in range(8)]).encode(),
-    f"{EPIC}\n".encode() + b"".join(b"P_%d,P01,P01_%d,00:00:02.466,00:01:05.315,5,9,,rustle,4\r\n" % (n, n % 3) for n in range(8)),
+    charades_csv(
+        [(f"{n:05d}EGO", "KFGP", "Kitchen", "é, é", "c075 0.00 10.30;c107 3.20 14.00") for n in range(8)]
+    ).encode(),
+    f"{EPIC}\n".encode()
+    + b"".join(b"P_%d,P01,P01_%d,00:00:02.466,00:01:05.315,5,9,,rustle,4\r\n" % (n, n % 3) for n in range(8)),
 )
 
 
@@ -104,7 +113,10 @@ def test_300_mutated_files_are_read_or_refused_and_never_crash(tmp_path):
 
 
 @settings(max_examples=150, deadline=None)
-@given(content=st.binary(max_size=200), header=st.sampled_from([b"", b"video,start,end,label\n", CHARADES_EGO.encode() + b"\n"]))
+@given(
+    content=st.binary(max_size=200),
+    header=st.sampled_from([b"", b"video,start,end,label\n", CHARADES_EGO.encode() + b"\n"]),
+)
 def test_any_bytes_are_read_or_refused(tmp_path_factory, content, header):
     path = tmp_path_factory.getbasetemp() / "bytes.csv"
     path.write_bytes(header + content)

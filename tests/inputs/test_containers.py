@@ -28,7 +28,9 @@ def _sizes(script, size=10_000, line=None):
     return [packet.size for packet in packets(_Container(size, script), None, line or TimeLine(0.0))]
 
 
-@pytest.mark.parametrize("error", [av.InvalidDataError(1, "x"), av.ArgumentError(22, "x"), OSError(5, "x"), MemoryError(), IndexError()])
+@pytest.mark.parametrize(
+    "error", [av.InvalidDataError(1, "x"), av.ArgumentError(22, "x"), OSError(5, "x"), MemoryError(), IndexError()]
+)
 def test_reading_goes_on_after_an_error(error):
     assert _sizes([1, 2, error, 3, error, error, 4, None]) == [1, 2, 3, 4]
 

@@ -17,7 +17,9 @@ def read(path):
     """Return a file's kind, its rows as ``(number, video, label)``, and what was counted."""
     with Lines(path) as lines:
         table = Table(lines)
-        rows = [(row.number, row.text("id" if table.kind == "charades" else "video"), row.text("label")) for row in table]
+        rows = [
+            (row.number, row.text("id" if table.kind == "charades" else "video"), row.text("label")) for row in table
+        ]
         return table.kind, rows, dict(table.counts)
 
 
@@ -56,7 +58,10 @@ def refused(write):
         ("video,start,end,label", "generic"),
         ("\ufeffvideo,start,end,label,split", "generic"),
         ('"Label"\t"End"\t"Start"\t"Video"', "generic"),
-        ("annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,description,class,class_id", "generic"),
+        (
+            "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,description,class,class_id",
+            "generic",
+        ),
     ],
 )
 def test_a_table_is_recognised_by_its_header(write, header, kind):
@@ -68,7 +73,13 @@ def test_a_table_is_recognised_by_its_header(write, header, kind):
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 def test_every_dialect_gives_the_same_rows(write, end, delimiter, bom):
     separator = "," if delimiter == "\t" else delimiter  # a label may not hold a tab
-    lines = [["video", "start", "end", "label"], ["A", "0", "1", f'"x{separator} ""y"""'], ["", "", "", ""], [], [" B ", "0", "1", "é"]]
+    lines = [
+        ["video", "start", "end", "label"],
+        ["A", "0", "1", f'"x{separator} ""y"""'],
+        ["", "", "", ""],
+        [],
+        [" B ", "0", "1", "é"],
+    ]
     text = bom + "".join(delimiter.join(cells) + end for cells in lines)
     assert read(write(text)) == ("generic", [(2, "A", f'x{separator} "y"'), (5, "B", "é")], {"blank rows": 2})
 
@@ -85,16 +96,31 @@ def test_a_row_has_the_number_of_its_first_line_in_the_file(write):
         ("A,0,1,x\n", "FILE, row 1: not a known header: 'A,0,1,x': expected the columns of Charades"),
         ("video,start,label\n", "FILE, row 1: no column end: 'video,start,label': add the column, or correct its name"),
         ("id,actions,scene\n", "FILE, row 1: no column subject, length: 'id,actions,scene': add the column"),
-        ("video,video_id,start,end,label\n", "FILE, row 1: more than one column for video: 'video,video_id,start,end,label': keep one of video, video_id"),
-        (f"{HEADER}A,0,1\n", "FILE, row 2: 3 columns, but the header has 4: 'A,0,1': is a quote or a separator missing?"),
-        (f'{HEADER}A,0,1,"x\nB,0,1,x\nC,0,1,x\n', "FILE, row 2: not a CSV row (unexpected end of data): is a quote missing"),
+        (
+            "video,video_id,start,end,label\n",
+            "FILE, row 1: more than one column for video: 'video,video_id,start,end,label': keep one of video, video_id",
+        ),
+        (
+            f"{HEADER}A,0,1\n",
+            "FILE, row 2: 3 columns, but the header has 4: 'A,0,1': is a quote or a separator missing?",
+        ),
+        (
+            f'{HEADER}A,0,1,"x\nB,0,1,x\nC,0,1,x\n',
+            "FILE, row 2: not a CSV row (unexpected end of data): is a quote missing",
+        ),
         (f'{HEADER}A,0,1,x\nA,0,1,"x"y\n', "FILE, row 3: not a CSV row"),
         ("video,start,end,label\rA,0,1,x\r", "FILE, row 1: not a known header: 'video,start,end,label\\rA,0,1,x'"),
         (f"{HEADER}A,0,1,x\rB,0,1,x\r", "FILE, row 2: not a CSV row (new-line character seen in unquoted field"),
-        (f'{HEADER}A,0,1,"x\ny"\n', "FILE, row 2: 'label' has control characters: 'x\\ny': remove them; is a quote missing before them?"),
+        (
+            f'{HEADER}A,0,1,"x\ny"\n',
+            "FILE, row 2: 'label' has control characters: 'x\\ny': remove them; is a quote missing before them?",
+        ),
         (f"{HEADER}A,0,1,x\x1b[31m\n", "FILE, row 2: 'label' has control characters: 'x\\x1b[31m'"),
         (f"{HEADER}A,0,1,{'é' * 128}\n", "FILE, row 2: 'label' has 256 bytes, more than 255: 'é"),
-        (f"{HEADER}{'x' * 10_000},0,1,x\n", f"FILE, row 2: 'video' has 10000 bytes, more than 255: '{'x' * 60}'... (10000 characters): shorten it"),
+        (
+            f"{HEADER}{'x' * 10_000},0,1,x\n",
+            f"FILE, row 2: 'video' has 10000 bytes, more than 255: '{'x' * 60}'... (10000 characters): shorten it",
+        ),
     ],
 )
 def test_what_is_no_row_is_refused_with_its_place_text_and_fix(refused, content, message):
@@ -107,8 +133,14 @@ def test_what_is_no_row_is_refused_with_its_place_text_and_fix(refused, content,
         (f"{HEADER}A,0,1,x\n".encode("utf-16"), "FILE, row 1: is UTF-16: "),
         (f"{HEADER}A,0,1,x\n".encode("utf-16-le"), "FILE, row 1: holds a NUL byte at position 2: "),
         (f"{HEADER}A,0,1,x\n".encode("utf-32"), "FILE, row 1: is UTF-16"),
-        (f"{HEADER}A,0,1,x\nB,0,1,é\n".encode("latin-1"), "FILE, row 3: byte 0xe9 at position 1 of 'label' is not UTF-8: '\\udce9': save the file as "),
-        (b"video,start,end,label\nA\0B,0,1,x\n", "FILE, row 2: holds a NUL byte at position 2: 'A\\x00B,0,1,x\\n': save the file as CSV in UTF-8"),
+        (
+            f"{HEADER}A,0,1,x\nB,0,1,é\n".encode("latin-1"),
+            "FILE, row 3: byte 0xe9 at position 1 of 'label' is not UTF-8: '\\udce9': save the file as ",
+        ),
+        (
+            b"video,start,end,label\nA\0B,0,1,x\n",
+            "FILE, row 2: holds a NUL byte at position 2: 'A\\x00B,0,1,x\\n': save the file as CSV in UTF-8",
+        ),
         (b"\x89HDF\r\n\x1a\n\0\0", "FILE, row 1: not a known header: "),
         (b"\x1f\x8b\x08\x00", "FILE, row 1: holds a NUL byte at position 4"),
     ],

@@ -80,7 +80,11 @@ def test_any_rate_and_number_of_channels_gives_the_mean_resampled(tmp_path, rate
 
 
 def test_channels_without_known_places_are_averaged(tmp_path):
-    samples, _ = decode_whole(make_wav(tmp_path / "a.wav", np.stack([np.full(RATE, value) for value in (0.1, 0.2, 0.3, 0.4, 0.0)], axis=1), RATE))
+    samples, _ = decode_whole(
+        make_wav(
+            tmp_path / "a.wav", np.stack([np.full(RATE, value) for value in (0.1, 0.2, 0.3, 0.4, 0.0)], axis=1), RATE
+        )
+    )
     np.testing.assert_allclose(samples, 0.2, atol=1e-6)
 
 
@@ -114,7 +118,9 @@ def test_video_is_not_read_from_disk(tmp_path):
         container.mux(picture.encode(None))
 
     def bytes_read():
-        return int(next(line for line in Path("/proc/self/io").read_text().splitlines() if line.startswith("rchar")).split()[1])
+        return int(
+            next(line for line in Path("/proc/self/io").read_text().splitlines() if line.startswith("rchar")).split()[1]
+        )
 
     before = bytes_read()
     assert len(decode_whole(path)[0]) == 2 * RATE
@@ -202,20 +208,33 @@ def test_an_absurd_timestamp_makes_no_hours_of_silence(tmp_path):
 
 def _garbage(packet, byte=b"\x55"):
     spoiled = av.Packet(byte * max(8, packet.size))
-    spoiled.pts, spoiled.dts, spoiled.duration, spoiled.time_base = packet.pts, packet.dts, packet.duration, packet.time_base
+    spoiled.pts, spoiled.dts, spoiled.duration, spoiled.time_base = (
+        packet.pts,
+        packet.dts,
+        packet.duration,
+        packet.time_base,
+    )
     return spoiled
 
 
 @pytest.mark.parametrize("spoiled", [{20}, set(range(20, 40)), {1, 2}, {10, 30, 31, 50}])
-@pytest.mark.parametrize(("extension", "codec", "slack"), [("mkv", "aac", 20), ("mp4", "aac", 2), ("mkv", "libmp3lame", 20), ("mkv", "ac3", 20)])
+@pytest.mark.parametrize(
+    ("extension", "codec", "slack"),
+    [("mkv", "aac", 20), ("mp4", "aac", 2), ("mkv", "libmp3lame", 20), ("mkv", "ac3", 20)],
+)
 def test_a_bad_packet_costs_that_packet(tmp_path, extension, codec, slack, spoiled):
     whole, _ = decode_whole(make_media(tmp_path / f"a.{extension}", audio=codec, sample_rate=48000))
     path = make_media(
-        tmp_path / f"b.{extension}", audio=codec, sample_rate=48000, edit=lambda index, packet: _garbage(packet) if index in spoiled else packet
+        tmp_path / f"b.{extension}",
+        audio=codec,
+        sample_rate=48000,
+        edit=lambda index, packet: _garbage(packet) if index in spoiled else packet,
     )
     samples, decoder = decode_whole(path)
     frame = {"aac": 1024, "libmp3lame": 1152, "ac3": 1536}[codec] * RATE // 48000
-    assert len(spoiled) * frame - 30 <= decoder.lost_samples <= 2 * len(spoiled) * frame + 30  # MP3 packets lean on the ones before
+    assert (
+        len(spoiled) * frame - 30 <= decoder.lost_samples <= 2 * len(spoiled) * frame + 30
+    )  # MP3 packets lean on the ones before
     assert abs(len(samples) - len(whole)) <= slack
     touched = np.zeros(len(whole), bool)
     for index in spoiled:
@@ -311,7 +330,15 @@ def test_a_codec_without_a_decoder_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("sample_rate", 0), ("sample_rate", 3), ("sample_rate", 2**31 - 1), ("sample_rate", 2**32 - 1), ("channels", 0), ("channels", 65535)]
+    ("field", "value"),
+    [
+        ("sample_rate", 0),
+        ("sample_rate", 3),
+        ("sample_rate", 2**31 - 1),
+        ("sample_rate", 2**32 - 1),
+        ("channels", 0),
+        ("channels", 65535),
+    ],
 )
 def test_absurd_rates_and_channels_are_refused(tmp_path, field, value):
     path = make_wav(tmp_path / "a.wav", np.zeros(1000), RATE, claims={field: value})

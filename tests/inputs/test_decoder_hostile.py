@@ -105,7 +105,9 @@ def test_an_index_with_a_wrong_size_is_not_believed(tmp_path, size):
 
 
 def test_a_fragmented_mp4_is_measured_whole(tmp_path):
-    path = make_media(tmp_path / "a.mp4", video=True, options={"movflags": "frag_keyframe+empty_moov", "frag_duration": "200000"})
+    path = make_media(
+        tmp_path / "a.mp4", video=True, options={"movflags": "frag_keyframe+empty_moov", "frag_duration": "200000"}
+    )
     assert probe(path).duration_seconds * RATE == pytest.approx(len(decode_whole(path)[0]), abs=2)
     assert probe(path).duration_seconds == pytest.approx(2.0, abs=0.1)
 
@@ -130,7 +132,10 @@ def test_playlists_are_not_followed(good_files, tmp_path, kind, extension):
         list(media.Decoder(path, RATE))
 
 
-@pytest.mark.parametrize("name", ["concat:a.mp4", "http:a.mp4", "file:a.mp4", "subfile,,start,0,end,0,,:a.mp4", "-a.mp4", "%d.mp4", "pipe:0.mp4"])
+@pytest.mark.parametrize(
+    "name",
+    ["concat:a.mp4", "http:a.mp4", "file:a.mp4", "subfile,,start,0,end,0,,:a.mp4", "-a.mp4", "%d.mp4", "pipe:0.mp4"],
+)
 def test_a_name_that_looks_like_a_protocol_is_a_file_name(good_files, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     Path(name).write_bytes(good_files["mp4"].read_bytes())
@@ -188,12 +193,22 @@ print(recording.duration_seconds, total, peak.split()[1])
 """
 
 
-@pytest.mark.parametrize(("extension", "codec", "rate", "seconds"), [("flac", "flac", 8000, 7200), ("ogg", "libopus", 48000, 300)])
+@pytest.mark.parametrize(
+    ("extension", "codec", "rate", "seconds"), [("flac", "flac", 8000, 7200), ("ogg", "libopus", 48000, 300)]
+)
 def test_hours_in_a_tiny_file_take_no_memory(tmp_path, extension, codec, rate, seconds):
     peaks = {}
     for length in (10, seconds):
-        path = make_media(tmp_path / f"{length}.{extension}", audio=codec, sample_rate=rate, channels=1, sound=np.zeros((1, length * rate), np.float32))
-        output = subprocess.run([sys.executable, "-c", _PEAK, str(path)], check=True, capture_output=True, text=True).stdout
+        path = make_media(
+            tmp_path / f"{length}.{extension}",
+            audio=codec,
+            sample_rate=rate,
+            channels=1,
+            sound=np.zeros((1, length * rate), np.float32),
+        )
+        output = subprocess.run(
+            [sys.executable, "-c", _PEAK, str(path)], check=True, capture_output=True, text=True
+        ).stdout
         duration, total, peaks[length] = (float(word) for word in output.split())
         assert duration == pytest.approx(length, abs=0.1)
         assert total == pytest.approx(length * RATE, abs=1600)

@@ -39,7 +39,10 @@ def test_an_id_is_a_name_without_extension_or_with_it(tmp_path, video_id, name, 
     assert (video_id in find_files([video_id], tmp_path)) == is_found
 
 
-@pytest.mark.parametrize(("video_id", "name"), [("caf\u00e9", "cafe\u0301.mp4"), ("cafe\u0301", "caf\u00e9.MKV"), ("\u304c.mp4", "\u304b\u3099.mp4")])
+@pytest.mark.parametrize(
+    ("video_id", "name"),
+    [("caf\u00e9", "cafe\u0301.mp4"), ("cafe\u0301", "caf\u00e9.MKV"), ("\u304c.mp4", "\u304b\u3099.mp4")],
+)
 def test_accented_letters_are_found_however_they_are_encoded(tmp_path, video_id, name):
     _touch(tmp_path / name)
     assert find_files([video_id], tmp_path) == {video_id: tmp_path / name}
@@ -72,7 +75,23 @@ def test_one_file_under_two_names_is_one_file(tmp_path):
     assert list(find_files(["A"], tmp_path)) == ["A"]
 
 
-@pytest.mark.parametrize("video_id", ["../secret", "..", ".", "/etc/passwd", "a/../../secret", "x\0y", "../secret.mp4", "a" * 10_000, "\n", "~", "*", "$HOME"])
+@pytest.mark.parametrize(
+    "video_id",
+    [
+        "../secret",
+        "..",
+        ".",
+        "/etc/passwd",
+        "a/../../secret",
+        "x\0y",
+        "../secret.mp4",
+        "a" * 10_000,
+        "\n",
+        "~",
+        "*",
+        "$HOME",
+    ],
+)
 def test_no_id_reaches_outside(tmp_path, video_id):
     _touch(tmp_path / "secret.mp4", tmp_path / "videos" / "a" / "A.mp4")
     assert find_files([video_id], tmp_path / "videos") == {}
@@ -92,7 +111,10 @@ def test_a_linked_folder_is_entered_only_if_allowed(tmp_path):
     _touch(tmp_path / "elsewhere" / "A.mp4", tmp_path / "videos" / "B.mp4")
     (tmp_path / "videos" / "more").symlink_to(tmp_path / "elsewhere")
     assert list(find_files(["B"], tmp_path / "videos")) == ["B"]
-    with pytest.raises(MediaError, match="more: a symbolic link to a folder outside --videos, and 1 videos are missing, 'A' for one.*--follow-links"):
+    with pytest.raises(
+        MediaError,
+        match="more: a symbolic link to a folder outside --videos, and 1 videos are missing, 'A' for one.*--follow-links",
+    ):
         find_files(["A", "B"], tmp_path / "videos")
     assert find_files(["A"], tmp_path / "videos", follow_links=True) == {"A": tmp_path / "videos" / "more" / "A.mp4"}
 
@@ -131,7 +153,11 @@ def test_what_only_has_the_name_of_a_video_is_given_when_there_is_no_file(tmp_pa
     (tmp_path / "C.mp4").mkdir()
     _touch(tmp_path / "C.mp4" / "C.mp4")
     (tmp_path / "D.mp4").symlink_to("nowhere")
-    assert find_files("ABCD", tmp_path) == {"A": tmp_path / "A.mp4", "B": tmp_path / "B.mp4", "C": tmp_path / "C.mp4" / "C.mp4"}
+    assert find_files("ABCD", tmp_path) == {
+        "A": tmp_path / "A.mp4",
+        "B": tmp_path / "B.mp4",
+        "C": tmp_path / "C.mp4" / "C.mp4",
+    }
 
 
 @pytest.mark.parametrize("name", ["nothing", "file"])

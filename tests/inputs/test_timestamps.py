@@ -38,7 +38,9 @@ def test_sounds_without_timestamps_follow_one_another():
 @pytest.mark.parametrize("wander", [0.001, 0.01, 0.019])
 def test_wandering_timestamps_are_let_be(wander):
     generator = np.random.default_rng(0)
-    starts, line = _lay([0.0, *(timestamp + generator.uniform(-wander / 2, wander / 2) for timestamp in _clock(500)[1:])])
+    starts, line = _lay(
+        [0.0, *(timestamp + generator.uniform(-wander / 2, wander / 2) for timestamp in _clock(500)[1:])]
+    )
     np.testing.assert_allclose(starts, _clock(500), atol=1e-9)
 
 
@@ -110,7 +112,9 @@ def test_a_clock_that_counts_nothing_as_sound_is_not_asked():
 def test_no_timestamps_make_hours_of_silence_or_take_the_sound_away(seed):
     generator = np.random.default_rng(seed)
     lengths = generator.uniform(0.001, 0.1, 500)
-    stamps = np.cumsum(lengths) + np.cumsum(generator.standard_cauchy(500) * (generator.random(500) < 0.2) * 10.0 ** generator.integers(-3, 6))
+    stamps = np.cumsum(lengths) + np.cumsum(
+        generator.standard_cauchy(500) * (generator.random(500) < 0.2) * 10.0 ** generator.integers(-3, 6)
+    )
     line, heard = TimeLine(0.0), 0.0
     for (stamp, seconds), upcoming in look_ahead(zip(stamps.tolist(), lengths.tolist(), strict=True)):
         if generator.random() < 0.1:
@@ -155,7 +159,14 @@ def test_a_lost_packet_of_unknown_length_lasts_until_the_next():
 
 @pytest.mark.parametrize(
     ("start", "is_arbitrary", "expected"),
-    [(0.0, False, 0.0), (1.4, False, 1.4), (1.4, True, 1.4), (-0.02, False, 0.0), (3600.0, False, 3600.0), (95443.7, True, 95443.7)],
+    [
+        (0.0, False, 0.0),
+        (1.4, False, 1.4),
+        (1.4, True, 1.4),
+        (-0.02, False, 0.0),
+        (3600.0, False, 3600.0),
+        (95443.7, True, 95443.7),
+    ],
 )
 def test_time_zero_is_where_the_container_starts_but_for_an_encoders_delay(start, is_arbitrary, expected):
     assert time_zero(start, is_arbitrary) == expected

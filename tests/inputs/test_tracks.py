@@ -44,7 +44,12 @@ def _two_tracks(path, sounds, codecs=("aac", "aac"), default=None, spoil=()):
         for number, packet in packets:
             if number in spoil:
                 bad = av.Packet(b"\x55" * max(8, packet.size))
-                bad.pts, bad.dts, bad.duration, bad.time_base = packet.pts, packet.dts, packet.duration, packet.time_base
+                bad.pts, bad.dts, bad.duration, bad.time_base = (
+                    packet.pts,
+                    packet.dts,
+                    packet.duration,
+                    packet.time_base,
+                )
                 packet = bad
             packet.stream = streams[number]
             container.mux(packet)
@@ -105,7 +110,10 @@ def test_sound_from_ten_seconds_on_is_found(tmp_path, extension, codec):
     noise = np.random.default_rng(0).integers(0, 255, (480, 640), dtype=np.uint8)
     path = tmp_path / f"a.{extension}"
     with av.open(str(path), "w") as container:
-        picture, sound = container.add_stream("mpeg2video" if extension in ("ts", "mpg", "mkv") else "flv", rate=25), container.add_stream(codec, rate=48000)
+        picture, sound = (
+            container.add_stream("mpeg2video" if extension in ("ts", "mpg", "mkv") else "flv", rate=25),
+            container.add_stream(codec, rate=48000),
+        )
         picture.width, picture.height, picture.pix_fmt, sound.layout = 640, 480, "yuv420p", "mono"
         picture.bit_rate = 6_000_000
         for index in range(12 * 25):
@@ -142,7 +150,9 @@ def test_how_loud_a_recording_is(tmp_path):
     assert not decoder.cancels_out
 
 
-@pytest.mark.parametrize(("extension", "codec"), [("mp4", "aac"), ("wav", "pcm_s16le"), ("mkv", "libopus"), ("mp3", "libmp3lame")])
+@pytest.mark.parametrize(
+    ("extension", "codec"), [("mp4", "aac"), ("wav", "pcm_s16le"), ("mkv", "libopus"), ("mp3", "libmp3lame")]
+)
 def test_a_muted_track_is_silent(tmp_path, extension, codec):
     path = make_media(tmp_path / f"a.{extension}", audio=codec, sample_rate=48000, sound=np.zeros(96000, np.float32))
     _, decoder = decode_whole(path)
@@ -150,7 +160,9 @@ def test_a_muted_track_is_silent(tmp_path, extension, codec):
     assert not decoder.cancels_out
 
 
-@pytest.mark.parametrize(("extension", "codec"), [("wav", "pcm_s16le"), ("flac", "flac"), ("mkv", "libmp3lame"), ("mp4", "aac")])
+@pytest.mark.parametrize(
+    ("extension", "codec"), [("wav", "pcm_s16le"), ("flac", "flac"), ("mkv", "libmp3lame"), ("mp4", "aac")]
+)
 def test_channels_that_cancel_out_are_told_from_silence(tmp_path, extension, codec):
     tone = chirp(48000, 2.0)
     path = make_media(tmp_path / f"a.{extension}", audio=codec, sample_rate=48000, sound=np.stack([tone, -tone]))
@@ -171,7 +183,16 @@ def test_a_faint_sound_is_not_silent(tmp_path):
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize(
     ("extension", "codec"),
-    [("wav", "pcm_s16le"), ("mkv", "aac"), ("mp3", "libmp3lame"), ("flac", "flac"), ("mp4", "aac"), ("ogg", "vorbis"), ("ts", "aac"), ("flv", "aac")],
+    [
+        ("wav", "pcm_s16le"),
+        ("mkv", "aac"),
+        ("mp3", "libmp3lame"),
+        ("flac", "flac"),
+        ("mp4", "aac"),
+        ("ogg", "vorbis"),
+        ("ts", "aac"),
+        ("flv", "aac"),
+    ],
 )
 def test_a_read_error_is_not_the_end_of_the_file(tmp_path, monkeypatch, extension, codec, share):
     path = make_media(tmp_path / f"a.{extension}", audio=codec, seconds=20.0)
@@ -206,7 +227,12 @@ def _link(path, codec, rate, channels):
 def test_the_links_of_a_chained_ogg_file_follow_one_another(tmp_path, extension):
     """Their rates and channels differ, which FFmpeg refuses or plays too fast."""
     codec = LINKS[extension]
-    settings = [(48000, 2), (48000, 2), (24000 if codec == "libopus" else 44100, 2 if codec == "vorbis" else 1), (48000, 2)]
+    settings = [
+        (48000, 2),
+        (48000, 2),
+        (24000 if codec == "libopus" else 44100, 2 if codec == "vorbis" else 1),
+        (48000, 2),
+    ]
     links = [_link(tmp_path / f"{number}.{extension}", codec, *setting) for number, setting in enumerate(settings)]
     path = tmp_path / f"a.{extension}"
     path.write_bytes(b"".join(data for data, _ in links))
@@ -265,4 +291,6 @@ def test_a_delay_that_is_not_stated_can_be_compensated(tmp_path, extension, code
 @pytest.mark.parametrize(("extension", "codec", "rate"), STATED)
 def test_a_delay_that_is_stated_is_not_compensated_twice(tmp_path, extension, codec, rate):
     path = make_media(tmp_path / f"a.{extension}", audio=codec, sample_rate=rate)
-    np.testing.assert_array_equal(np.concatenate(list(Decoder(path, RATE, compensate_delay=True))), decode_whole(path)[0])
+    np.testing.assert_array_equal(
+        np.concatenate(list(Decoder(path, RATE, compensate_delay=True))), decode_whole(path)[0]
+    )

@@ -31,11 +31,21 @@ def make_contents(options=None, model=None, shape=(8, 16), num_classes=3, **chan
     torch.manual_seed(3)
     model = create_model(options.model.model, num_classes, shape, options.model) if model is None else model
     contents = {
-        "egoaudio_version": "0.1.0", "config": to_json(options), "epoch": 2, "weights": dict(model.state_dict()),
+        "egoaudio_version": "0.1.0",
+        "config": to_json(options),
+        "epoch": 2,
+        "weights": dict(model.state_dict()),
         "network": checkpoints.describe_network(model),
-        "class_ids": ["c000", "c001", "no_action"], "class_names": ["Holding", "Eating", "No action"], "feature": "spectrogram", "feature_shape": list(shape),
-        "feature_attributes": json.dumps({"hop_length": 512, "n_fft": 2048}), "sample_rate": 16000, "normalization": {"mean": -4.5, "std": 2.25},
-        "plan_sha256": "a" * 64, "thresholds": [0.5, 0.25, 0.125], "metrics": {"map": 0.5, "val_loss": None},
+        "class_ids": ["c000", "c001", "no_action"],
+        "class_names": ["Holding", "Eating", "No action"],
+        "feature": "spectrogram",
+        "feature_shape": list(shape),
+        "feature_attributes": json.dumps({"hop_length": 512, "n_fft": 2048}),
+        "sample_rate": 16000,
+        "normalization": {"mean": -4.5, "std": 2.25},
+        "plan_sha256": "a" * 64,
+        "thresholds": [0.5, 0.25, 0.125],
+        "metrics": {"map": 0.5, "val_loss": None},
         "smooth_clips": 2,
     }
     return {**contents, **changes}
@@ -53,13 +63,21 @@ def make_file(**changes):
     """Return what ``require_match`` asks of an open file."""
     classes = {"class_id": [b"c000", b"c001", b"no_action"], "name": [b"Holding", b"Eating", b"No action"]}
     fields = {
-        "path": "/data/ego.h5", "features": ("spectrogram", "mfcc"), "sample_rate": 16000, "plan_sha256": "a" * 64,
-        "shape": (100, 8, 16), "parameters": {"n_fft": 2048, "hop_length": 512}, "class_ids": classes["class_id"], **changes,
+        "path": "/data/ego.h5",
+        "features": ("spectrogram", "mfcc"),
+        "sample_rate": 16000,
+        "plan_sha256": "a" * 64,
+        "shape": (100, 8, 16),
+        "parameters": {"n_fft": 2048, "hop_length": 512},
+        "class_ids": classes["class_id"],
+        **changes,
     }
     names = [b"name"] * len(fields["class_ids"])
 
     class File:
-        path, features, sample_rate, plan_sha256 = (fields[name] for name in ("path", "features", "sample_rate", "plan_sha256"))
+        path, features, sample_rate, plan_sha256 = (
+            fields[name] for name in ("path", "features", "sample_rate", "plan_sha256")
+        )
         class_table = {"class_id": np.array(fields["class_ids"]), "name": np.array(names)}
 
         def __getitem__(self, name):
@@ -102,8 +120,15 @@ def test_a_model_that_began_from_published_weights_is_loaded_without_them(tmp_pa
     transformers = pytest.importorskip("transformers")
     folder = tmp_path / "published"
     sizes = transformers.ASTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, patch_size=8, frequency_stride=8, time_stride=8,
-        max_length=64, num_mel_bins=32,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+        patch_size=8,
+        frequency_stride=8,
+        time_stride=8,
+        max_length=64,
+        num_mel_bins=32,
     )
     transformers.ASTModel(sizes).save_pretrained(folder)
     config = from_flat(TrainConfig, {"model": "ast", "pretrained": str(folder), "dropout": 0.25, "patchout": 0.4})
@@ -170,7 +195,11 @@ def mutate(content, kind, rng):
         return content[:at] + bytes([content[at] ^ rng.randrange(1, 256)]) + content[at + 1 :]
     if kind == "zeroed block":
         block = bytes(min(512, len(content) - at))
-        return content[:at] + block + content[at + len(block) :] if content[at : at + len(block)] != block else content[:at]
+        return (
+            content[:at] + block + content[at + len(block) :]
+            if content[at : at + len(block)] != block
+            else content[:at]
+        )
     if kind == "repeated part":
         return content[:at] + content[at // 2 :]
     return content + rng.randbytes(rng.randrange(1, 2000))  # appended to
@@ -209,8 +238,12 @@ def foreign(kind, trap, good, path):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("plain pickle", "cut off, or another program"), ("old torch format", "cut off, or another program"), ("torch archive", "cut off, or another program"),
-        ("torch archive with our seal", "could run code"), ("plain pickle with our seal", "could run code"), ("whole module with our seal", "could run code"),
+        ("plain pickle", "cut off, or another program"),
+        ("old torch format", "cut off, or another program"),
+        ("torch archive", "cut off, or another program"),
+        ("torch archive with our seal", "could run code"),
+        ("plain pickle with our seal", "could run code"),
+        ("whole module with our seal", "could run code"),
     ],
 )
 def test_a_foreign_file_is_refused_and_its_code_never_runs(saved, tmp_path, kind, words):
@@ -229,9 +262,13 @@ def test_the_trap_would_run_if_it_were_unpickled(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda path: path.write_bytes(b""), "0 bytes"), (lambda path: path.unlink(), "No such file"),
+        (lambda path: path.write_bytes(b""), "0 bytes"),
+        (lambda path: path.unlink(), "No such file"),
         (lambda path: (path.unlink(), path.mkdir()), "is a folder; expected a checkpoint"),
-        (lambda path: path.write_bytes(path.read_bytes().replace(b"checkpoint 1 sha", b"checkpoint 7 sha")), "version 7; this egoaudio reads version 1"),
+        (
+            lambda path: path.write_bytes(path.read_bytes().replace(b"checkpoint 1 sha", b"checkpoint 7 sha")),
+            "version 7; this egoaudio reads version 1",
+        ),
         (lambda path: checkpoints.save(path, {"epoch": 1}), "has no 'egoaudio_version'"),
         (lambda path: checkpoints.save(path, make_contents(epoch="two")), "'epoch' is a str"),
         (lambda path: checkpoints.save(path, [1, 2]), "holds a list"),
@@ -247,7 +284,14 @@ def test_what_is_no_checkpoint_is_named(saved, tmp_path, change, words):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"weights": {}}, {"config": "{"}, {"config": '{"epochz": 3}'}, {"class_ids": ["c000"]}, {"feature_shape": [64, 64]}, {"feature_shape": ["a", "b"]}],
+    [
+        {"weights": {}},
+        {"config": "{"},
+        {"config": '{"epochz": 3}'},
+        {"class_ids": ["c000"]},
+        {"feature_shape": [64, 64]},
+        {"feature_shape": ["a", "b"]},
+    ],
 )
 def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path, changes):
     checkpoints.save(tmp_path / "best.pt", make_contents(**changes))
@@ -278,7 +322,10 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_leaves_nothing_else(tmp_pat
     checkpoints.save(path, make_contents(epoch=1))
     before = path.read_bytes()
     limit = room if room >= 0 else len(before) + room
-    with pytest.raises(CheckpointError, match=r"last.pt.*the checkpoint before it is kept as it was"), small_files(limit):
+    with (
+        pytest.raises(CheckpointError, match=r"last.pt.*the checkpoint before it is kept as it was"),
+        small_files(limit),
+    ):
         checkpoints.save(path, make_contents(epoch=2))
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["last.pt"]
@@ -326,7 +373,9 @@ def test_the_file_is_whole_and_on_disk_before_it_gets_its_name_and_the_name_is_s
 
     monkeypatch.setattr(checkpoints.os, "replace", noted)
     monkeypatch.setattr(checkpoints.os, "fsync", lambda descriptor: calls.append("sync") or fsync(descriptor))
-    monkeypatch.setattr(checkpoints.files, "sync_folder", lambda path: calls.append("sync the folder") or sync_folder(path))
+    monkeypatch.setattr(
+        checkpoints.files, "sync_folder", lambda path: calls.append("sync the folder") or sync_folder(path)
+    )
     checkpoints.save(path, make_contents(epoch=2))
     assert calls[:3] == ["sync", ("rename", 2, 1), "sync the folder"]
 
@@ -364,7 +413,10 @@ def test_a_checkpoint_fits_the_file_it_came_from_and_other_recordings_of_the_sam
         ({"parameters": {"n_fft": 1024, "hop_length": 512}}, "n_fft of spectrogram: checkpoint 2048, file 1024"),
         ({"parameters": {"n_fft": 2048}}, "hop_length of spectrogram: checkpoint 512, file None"),
         ({"class_ids": [b"c000", b"c007", b"no_action"]}, "number 1: checkpoint c001, file c007"),
-        ({"class_ids": [b"c000"]}, "checkpoint 3, file 1; the first that differs is number 1: checkpoint c001, file none"),
+        (
+            {"class_ids": [b"c000"]},
+            "checkpoint 3, file 1; the first that differs is number 1: checkpoint c001, file none",
+        ),
         ({"plan_sha256": "b" * 64}, r"plan_sha256: checkpoint aaaaaaaaaaaa\.\.\., file bbbbbbbbbbbb"),
     ],
 )

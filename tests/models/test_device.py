@@ -10,14 +10,21 @@ from egoaudio.models import device
 from egoaudio.models.device import computes_bfloat16, mixed_precision, name_of
 
 
-@pytest.mark.parametrize("machine, onednn, avx512, amx, native", [
-    ("x86_64", True, True, False, True), ("x86_64", True, False, True, True),
-    ("x86_64", True, False, False, False),  # AVX-512 without bfloat16: oneDNN converts
-    ("x86_64", False, False, False, False),  # AVX2
-    ("x86_64", False, True, True, False),  # oneDNN told to leave it (ONEDNN_MAX_CPU_ISA)
-    ("aarch64", True, False, False, True), ("aarch64", False, False, False, False),
-])
-def test_bfloat16_is_native_where_the_processor_has_it_and_onednn_uses_it(monkeypatch, machine, onednn, avx512, amx, native):
+@pytest.mark.parametrize(
+    "machine, onednn, avx512, amx, native",
+    [
+        ("x86_64", True, True, False, True),
+        ("x86_64", True, False, True, True),
+        ("x86_64", True, False, False, False),  # AVX-512 without bfloat16: oneDNN converts
+        ("x86_64", False, False, False, False),  # AVX2
+        ("x86_64", False, True, True, False),  # oneDNN told to leave it (ONEDNN_MAX_CPU_ISA)
+        ("aarch64", True, False, False, True),
+        ("aarch64", False, False, False, False),
+    ],
+)
+def test_bfloat16_is_native_where_the_processor_has_it_and_onednn_uses_it(
+    monkeypatch, machine, onednn, avx512, amx, native
+):
     monkeypatch.setattr(device.platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
@@ -25,10 +32,16 @@ def test_bfloat16_is_native_where_the_processor_has_it_and_onednn_uses_it(monkey
     assert computes_bfloat16() == native
 
 
-@pytest.mark.parametrize("wanted, dtype, native, expected, scaled", [
-    (False, None, True, None, False), (True, None, True, torch.bfloat16, False), (True, None, False, None, False),
-    (True, "float16", False, torch.float16, True), (True, "bfloat16", False, torch.bfloat16, False),
-])
+@pytest.mark.parametrize(
+    "wanted, dtype, native, expected, scaled",
+    [
+        (False, None, True, None, False),
+        (True, None, True, torch.bfloat16, False),
+        (True, None, False, None, False),
+        (True, "float16", False, torch.float16, True),
+        (True, "bfloat16", False, torch.bfloat16, False),
+    ],
+)
 def test_mixed_precision_on_a_cpu(monkeypatch, wanted, dtype, native, expected, scaled):
     monkeypatch.setattr(device, "computes_bfloat16", lambda: native)
     amp_dtype, scaler = mixed_precision(torch.device("cpu"), wanted, dtype)
@@ -38,7 +51,9 @@ def test_mixed_precision_on_a_cpu(monkeypatch, wanted, dtype, native, expected, 
 @pytest.mark.parametrize("slow, taken", [(torch.bfloat16, None), (None, torch.bfloat16)])
 def test_the_first_step_takes_the_faster_precision_says_so_and_is_otherwise_the_same_step(slow, taken):
     said = []
-    stepper, plain = (make_stepper("cnn-small", dropout=0.5, amp_dtype=dtype, log=said.append) for dtype in (torch.bfloat16, taken))
+    stepper, plain = (
+        make_stepper("cnn-small", dropout=0.5, amp_dtype=dtype, log=said.append) for dtype in (torch.bfloat16, taken)
+    )
     stepper.times_precisions = True
     forward = stepper.model.forward
 

@@ -11,17 +11,20 @@ CPU = torch.device("cpu")
 GIB = 2**30
 
 
-@pytest.mark.parametrize("error, expected", [
-    (torch.OutOfMemoryError("CUDA out of memory."), True),
-    (MemoryError(), True),
-    (RuntimeError("CUDA error: out of memory"), True),
-    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
-    (RuntimeError("std::bad_alloc"), True),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), True),
-    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-    (ValueError("out of memory"), False),
-])
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
 def test_errors_that_mean_out_of_memory(error, expected):
     assert is_out_of_memory(error) == expected
 
@@ -33,18 +36,48 @@ def write(root, files):
         (root / path).write_text(text)
 
 
-@pytest.mark.parametrize("files, expected", [
-    ({}, 6 * GIB),
-    ({"proc/self/cgroup": "0::/\n"}, 6 * GIB),
-    ({"proc/self/cgroup": "0::/job\n", "sys/fs/cgroup/job/memory.max": "max\n", "sys/fs/cgroup/job/memory.current": "5\n"}, 6 * GIB),
-    ({"proc/self/cgroup": "0::/job/task\n",
-      "sys/fs/cgroup/job/task/memory.max": "max\n", "sys/fs/cgroup/job/task/memory.current": "5\n",
-      "sys/fs/cgroup/job/memory.max": f"{4 * GIB}\n", "sys/fs/cgroup/job/memory.current": f"{3 * GIB}\n",
-      "sys/fs/cgroup/job/memory.stat": f"anon 7\ninactive_file {GIB}\n"}, 2 * GIB),
-    ({"proc/self/cgroup": "5:cpu:/x\n4:hugetlb,memory:/x\n",
-      "sys/fs/cgroup/memory/x/memory.limit_in_bytes": f"{2 * GIB}\n", "sys/fs/cgroup/memory/x/memory.usage_in_bytes": f"{GIB}\n"}, GIB),
-    ({"proc/self/cgroup": "0::/job\n", "sys/fs/cgroup/job/memory.max": "10\n", "sys/fs/cgroup/job/memory.current": "20\n"}, 0),
-])
+@pytest.mark.parametrize(
+    "files, expected",
+    [
+        ({}, 6 * GIB),
+        ({"proc/self/cgroup": "0::/\n"}, 6 * GIB),
+        (
+            {
+                "proc/self/cgroup": "0::/job\n",
+                "sys/fs/cgroup/job/memory.max": "max\n",
+                "sys/fs/cgroup/job/memory.current": "5\n",
+            },
+            6 * GIB,
+        ),
+        (
+            {
+                "proc/self/cgroup": "0::/job/task\n",
+                "sys/fs/cgroup/job/task/memory.max": "max\n",
+                "sys/fs/cgroup/job/task/memory.current": "5\n",
+                "sys/fs/cgroup/job/memory.max": f"{4 * GIB}\n",
+                "sys/fs/cgroup/job/memory.current": f"{3 * GIB}\n",
+                "sys/fs/cgroup/job/memory.stat": f"anon 7\ninactive_file {GIB}\n",
+            },
+            2 * GIB,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:cpu:/x\n4:hugetlb,memory:/x\n",
+                "sys/fs/cgroup/memory/x/memory.limit_in_bytes": f"{2 * GIB}\n",
+                "sys/fs/cgroup/memory/x/memory.usage_in_bytes": f"{GIB}\n",
+            },
+            GIB,
+        ),
+        (
+            {
+                "proc/self/cgroup": "0::/job\n",
+                "sys/fs/cgroup/job/memory.max": "10\n",
+                "sys/fs/cgroup/job/memory.current": "20\n",
+            },
+            0,
+        ),
+    ],
+)
 def test_the_least_of_what_the_machine_and_the_control_groups_leave(tmp_path, files, expected):
     write(tmp_path, {"proc/meminfo": f"MemTotal: 99 kB\nMemAvailable: {6 * GIB // 1024} kB\n", **files})
     assert free_memory(CPU, tmp_path) == expected

@@ -63,10 +63,15 @@ def test_one_clip_that_seems_not_to_fit_is_never_tried_without_checkpointing(mon
     lines, tried = [], []
     stepper = make_stepper("ast", dropout=0.3, log=lines.append)
     monkeypatch.setattr("egoaudio.models.micro_batch.free_memory", lambda _: 2**10)
-    stepper.model.register_forward_pre_hook(lambda model, _: tried.append(model.training and not model.activation_checkpointing))
+    stepper.model.register_forward_pre_hook(
+        lambda model, _: tried.append(model.training and not model.activation_checkpointing)
+    )
     losses, trained, _ = losses_and_weights(stepper, num_steps=1)
     assert stepper.state_dict() == {"micro_batch_size": 1, "activation_checkpointing": True, "amp_dtype": None}
-    assert lines[-1] == "activation checkpointing is on, as one clip seems not to fit into the 0 MB that are free without it"
+    assert (
+        lines[-1]
+        == "activation checkpointing is on, as one clip seems not to fit into the 0 MB that are free without it"
+    )
     assert not any(tried)
     assert losses == pytest.approx(expected, rel=1e-4)
     torch.testing.assert_close(trained, expected_weights, rtol=1e-3, atol=1e-4)

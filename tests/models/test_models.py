@@ -60,9 +60,20 @@ def test_cnn_small_accepts_any_clip_length_with_the_same_weights():
         assert model(torch.randn(2, num_frames, 1025)).shape == (2, 5)
 
 
-@pytest.mark.parametrize("feature_shape, context_clips", [
-    ((98, 128), 0), ((294, 128), 1), ((490, 128), 2), ((8, 128), 0), ((24, 128), 1), ((3, 20), 1), ((1, 1), 0), ((96, 1025), 1), ((998, 64), 0),
-])
+@pytest.mark.parametrize(
+    "feature_shape, context_clips",
+    [
+        ((98, 128), 0),
+        ((294, 128), 1),
+        ((490, 128), 2),
+        ((8, 128), 0),
+        ((24, 128), 1),
+        ((3, 20), 1),
+        ((1, 1), 0),
+        ((96, 1025), 1),
+        ((998, 64), 0),
+    ],
+)
 def test_cnn_small_fits_any_feature_with_any_context(feature_shape, context_clips):
     model = create_model("cnn-small", 158, feature_shape, context_clips=context_clips)
     assert sum(parameter.numel() for parameter in model.parameters()) < 800_000
@@ -77,10 +88,18 @@ def test_cnn_small_tells_high_from_low_and_the_clip_from_its_context():
     low[:, 98:196, 20:30], high[:, 98:196, 90:100], before[:, :98, 20:30] = 30, 30, 30
     silent = model(torch.zeros(1, 294, 128))
     answers = [model(x) for x in (low, high, before)]
-    assert all((one - other).abs().max() > 0.01 for one in [silent, *answers] for other in [silent, *answers] if one is not other)
+    assert all(
+        (one - other).abs().max() > 0.01
+        for one in [silent, *answers]
+        for other in [silent, *answers]
+        if one is not other
+    )
 
 
-@pytest.mark.parametrize("name, feature_shape", [("cnn", (4, 1025)), ("cnn", (1, 20)), ("cnn-small", (4, 1025)), ("ast", (8, 128)), ("ast", (98, 128))])
+@pytest.mark.parametrize(
+    "name, feature_shape",
+    [("cnn", (4, 1025)), ("cnn", (1, 20)), ("cnn-small", (4, 1025)), ("ast", (8, 128)), ("ast", (98, 128))],
+)
 def test_clips_of_a_tenth_of_a_second_can_be_trained_on(name, feature_shape):
     model = create_model(name, 3, feature_shape, SMALL_AST if name == "ast" else None)
     model(torch.randn(2, *feature_shape)).sum().backward()
@@ -108,7 +127,9 @@ def test_activation_checkpointing_keeps_less_memory():
     for checkpointing in (False, True):
         model = create_model("ast", 4, (98, 128), SMALL_AST, activation_checkpointing=checkpointing)
         sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.nbytes) or tensor, lambda tensor: tensor):  # noqa: B023
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, sizes=sizes: sizes.append(tensor.nbytes) or tensor, lambda tensor: tensor
+        ):
             model(torch.randn(2, 98, 128))
         kept.append(sum(sizes))
     assert kept[1] < kept[0] / 3
@@ -160,16 +181,34 @@ def test_each_dropout_of_ast_is_applied_once_so_that_no_two_share_a_mask():
     for module in dropouts:
         module.register_forward_hook(lambda module, *_: applied.append(module.layer))
     model(torch.randn(2, 48, 40))
-    assert applied == [module.layer for module in dropouts] == list(range(1 + 2 * 2))  # embeddings, then attention and MLP of two layers
+    assert (
+        applied == [module.layer for module in dropouts] == list(range(1 + 2 * 2))
+    )  # embeddings, then attention and MLP of two layers
 
 
 def test_ast_paper_has_the_papers_sizes():
     with torch.device("meta"):
         model = create_model("ast-paper", 158, (32, 1025))
     config = model.network.config
-    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size) == (384, 6, 6, 3072)
-    assert (config.hidden_act, config.hidden_dropout_prob, config.attention_probs_dropout_prob, config.initializer_range) == ("sigmoid", 0.4, 0.0, 0.02)
-    assert (config.patch_size, config.time_stride, config.frequency_stride, config.max_length, config.num_mel_bins) == (16, 1, 1, 32, 1025)
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size) == (
+        384,
+        6,
+        6,
+        3072,
+    )
+    assert (
+        config.hidden_act,
+        config.hidden_dropout_prob,
+        config.attention_probs_dropout_prob,
+        config.initializer_range,
+    ) == ("sigmoid", 0.4, 0.0, 0.02)
+    assert (config.patch_size, config.time_stride, config.frequency_stride, config.max_length, config.num_mel_bins) == (
+        16,
+        1,
+        1,
+        32,
+        1025,
+    )
     assert model.network.audio_spectrogram_transformer.embeddings.position_embeddings.shape[1] == 17172
     assert config._attn_implementation == "sdpa"
     assert {module.p for module in model.modules() if isinstance(module, ClipDropout)} == {0.4}
@@ -185,7 +224,14 @@ def published(tmp_path_factory):
     from transformers import ASTConfig, ASTForAudioClassification
 
     torch.manual_seed(5)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40, "max_length": 130, "num_labels": 11}
+    sizes = {
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 40,
+        "max_length": 130,
+        "num_labels": 11,
+    }
     config = ASTConfig(**sizes, attn_implementation="eager")
     model = ASTForAudioClassification(config)
     for parameter in model.parameters():
@@ -200,7 +246,9 @@ def test_pretrained_of_the_same_length_computes_what_was_published(published):
     ours = create_model("ast", 3, (130, 128), ModelConfig(model="ast", pretrained=str(folder))).eval()
     features = torch.randn(2, 130, 128)
     expected = theirs.audio_spectrogram_transformer(features).pooler_output
-    torch.testing.assert_close(ours.network.audio_spectrogram_transformer(features).pooler_output, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        ours.network.audio_spectrogram_transformer(features).pooler_output, expected, rtol=1e-4, atol=1e-5
+    )
     assert ours(features).shape == (2, 3)
 
 
@@ -229,10 +277,13 @@ def test_pretrained_sizes_win_over_the_options(published):
     assert create_model("ast", 3, (98, 128), config).network.config.hidden_size == 24
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda folder: str(folder / "nowhere"), "there is no such folder"),
-    (lambda folder: str(folder), "no AST weights"),
-])
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda folder: str(folder / "nowhere"), "there is no such folder"),
+        (lambda folder: str(folder), "no AST weights"),
+    ],
+)
 def test_pretrained_that_is_none_is_refused(tmp_path, make, words):
     with pytest.raises(ConfigurationError, match=words):
         create_model("ast", 3, (98, 128), ModelConfig(model="ast", pretrained=make(tmp_path)))
@@ -241,7 +292,9 @@ def test_pretrained_that_is_none_is_refused(tmp_path, make, words):
 def test_pretrained_of_another_kind_is_refused(tmp_path):
     from transformers import ViTConfig, ViTModel
 
-    ViTModel(ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=32)).save_pretrained(tmp_path)
+    ViTModel(
+        ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=32)
+    ).save_pretrained(tmp_path)
     with pytest.raises(ConfigurationError, match="not an Audio Spectrogram Transformer|no AST weights"):
         create_model("ast", 3, (98, 128), ModelConfig(model="ast", pretrained=str(tmp_path)))
 
@@ -249,35 +302,78 @@ def test_pretrained_of_another_kind_is_refused(tmp_path):
 # ----------------------------------------------------------------------------------------------- what does not fit
 
 
-@pytest.mark.parametrize("name, available, chosen, expected", [
-    ("cnn", ("spectrogram", "mfcc"), None, "spectrogram"),
-    ("cnn", ("spectrogram", "mfcc"), "mfcc", "mfcc"),
-    ("cnn-small", ("logmel",), "logmel", "logmel"),
-    ("ast", ("mfcc", "logmel"), None, "logmel"),
-    ("ast-paper", ("spectrogram",), None, "spectrogram"),
-])
+@pytest.mark.parametrize(
+    "name, available, chosen, expected",
+    [
+        ("cnn", ("spectrogram", "mfcc"), None, "spectrogram"),
+        ("cnn", ("spectrogram", "mfcc"), "mfcc", "mfcc"),
+        ("cnn-small", ("logmel",), "logmel", "logmel"),
+        ("ast", ("mfcc", "logmel"), None, "logmel"),
+        ("ast-paper", ("spectrogram",), None, "spectrogram"),
+    ],
+)
 def test_feature_that_fits(name, available, chosen, expected):
     assert check_feature(name, available, chosen) == expected
 
 
-@pytest.mark.parametrize("name, available, chosen, words", [
-    ("ast", ("spectrogram", "mfcc"), None, "ast wants logmel; this file has spectrogram, mfcc: rebuild with --features logmel"),
-    ("ast", ("spectrogram", "logmel"), "spectrogram", "ast wants logmel, not spectrogram; this file has spectrogram, logmel: give --feature logmel"),
-    ("cnn", ("mfcc",), None, "cnn wants spectrogram.*this file has mfcc: rebuild with --features spectrogram or give --feature mfcc"),
-    ("cnn", ("mfcc",), "logmel", "cnn wants logmel; this file has mfcc: rebuild with --features logmel"),
-    ("cnn", ("waveform",), None, "this file has waveform: rebuild with --features spectrogram"),
-    ("yamnet", ("logmel",), None, "yamnet wants yamnet or waveform; this file has logmel: rebuild with --features yamnet"),
-    ("yamnet", ("logmel", "waveform"), None, "yamnet wants .*: rebuild with --features yamnet or give --feature waveform"),
-    ("yamnet", ("logmel", "yamnet"), "logmel", "yamnet wants yamnet or waveform, not logmel.*: give --feature yamnet"),
-    ("cnn-small", ("yamnet",), None, "cnn-small wants logmel or spectrogram or mfcc; this file has yamnet: rebuild with --features logmel"),
-    ("resnet", ("mfcc",), None, "--model resnet: expected one of cnn, cnn-small, ast-paper, ast, yamnet"),
-])
+@pytest.mark.parametrize(
+    "name, available, chosen, words",
+    [
+        (
+            "ast",
+            ("spectrogram", "mfcc"),
+            None,
+            "ast wants logmel; this file has spectrogram, mfcc: rebuild with --features logmel",
+        ),
+        (
+            "ast",
+            ("spectrogram", "logmel"),
+            "spectrogram",
+            "ast wants logmel, not spectrogram; this file has spectrogram, logmel: give --feature logmel",
+        ),
+        (
+            "cnn",
+            ("mfcc",),
+            None,
+            "cnn wants spectrogram.*this file has mfcc: rebuild with --features spectrogram or give --feature mfcc",
+        ),
+        ("cnn", ("mfcc",), "logmel", "cnn wants logmel; this file has mfcc: rebuild with --features logmel"),
+        ("cnn", ("waveform",), None, "this file has waveform: rebuild with --features spectrogram"),
+        (
+            "yamnet",
+            ("logmel",),
+            None,
+            "yamnet wants yamnet or waveform; this file has logmel: rebuild with --features yamnet",
+        ),
+        (
+            "yamnet",
+            ("logmel", "waveform"),
+            None,
+            "yamnet wants .*: rebuild with --features yamnet or give --feature waveform",
+        ),
+        (
+            "yamnet",
+            ("logmel", "yamnet"),
+            "logmel",
+            "yamnet wants yamnet or waveform, not logmel.*: give --feature yamnet",
+        ),
+        (
+            "cnn-small",
+            ("yamnet",),
+            None,
+            "cnn-small wants logmel or spectrogram or mfcc; this file has yamnet: rebuild with --features logmel",
+        ),
+        ("resnet", ("mfcc",), None, "--model resnet: expected one of cnn, cnn-small, ast-paper, ast, yamnet"),
+    ],
+)
 def test_feature_that_does_not_fit_is_refused_with_the_fix(name, available, chosen, words):
     with pytest.raises(ConfigurationError, match=words):
         check_feature(name, available, chosen)
 
 
-@pytest.mark.parametrize("shape, context_clips", [((98, 64), 0), ((16000,), 0), ((294, 64), 1), ((48000,), 1), ((8, 64), 0)])
+@pytest.mark.parametrize(
+    "shape, context_clips", [((98, 64), 0), ((16000,), 0), ((294, 64), 1), ((48000,), 1), ((8, 64), 0)]
+)
 def test_yamnet_takes_its_log_mel_or_waveforms_with_and_without_context(shape, context_clips):
     model = create_model("yamnet", 7, shape, context_clips=context_clips)
     assert model(torch.randn(2, *shape)).shape == (2, 7)
@@ -285,33 +381,56 @@ def test_yamnet_takes_its_log_mel_or_waveforms_with_and_without_context(shape, c
 
 def test_yamnet_starts_from_published_weights_and_says_which_cannot_be_read(tmp_path):
     tensors = random_tensors()
-    model = create_model("yamnet", 7, (98, 64), ModelConfig(model="yamnet", pretrained=str(make_bundle(tmp_path, tensors)), freeze=True, dropout=0.1))
+    model = create_model(
+        "yamnet",
+        7,
+        (98, 64),
+        ModelConfig(model="yamnet", pretrained=str(make_bundle(tmp_path, tensors)), freeze=True, dropout=0.1),
+    )
     assert model.freeze and model.dropout.p == 0.1
-    assert {name for name, value in model.named_parameters() if value.requires_grad} == {"classifier.weight", "classifier.bias"}
+    assert {name for name, value in model.named_parameters() if value.requires_grad} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
     assert float(model.trunk[0].weight.abs().max()) > 1  # batch norm is folded in
     with pytest.raises(CheckpointError, match=f"{tmp_path}/gone: cannot be read .*the README says how to get them"):
         create_model("yamnet", 7, (98, 64), ModelConfig(model="yamnet", pretrained=f"{tmp_path}/gone"))
 
 
-@pytest.mark.parametrize("name, shape, config, words", [
-    ("ast", (98, 12), SMALL_AST, "a patch of 16 bins does not fit in a feature of 12"),
-    ("ast", (98, 128), ModelConfig(model="ast", hidden_size=25, num_heads=2), "--hidden-size 25 is not a multiple of --num-heads 2"),
-    ("cnn", (32, 40), ModelConfig(pretrained="x"), "only --model ast and yamnet start from published weights"),
-    ("cnn-small", (32, 40), ModelConfig(dropout=1.0), "--dropout 1: expected less than 1"),
-    ("cnn", (0, 40), None, "0 x 40"),
-    ("yamnet", (98, 128), None, "yamnet on features of 128 bands: expected YAMNet's own 64"),
-    ("yamnet", (0,), None, "yamnet on clips of 0 with 3 classes"),
-])
+@pytest.mark.parametrize(
+    "name, shape, config, words",
+    [
+        ("ast", (98, 12), SMALL_AST, "a patch of 16 bins does not fit in a feature of 12"),
+        (
+            "ast",
+            (98, 128),
+            ModelConfig(model="ast", hidden_size=25, num_heads=2),
+            "--hidden-size 25 is not a multiple of --num-heads 2",
+        ),
+        ("cnn", (32, 40), ModelConfig(pretrained="x"), "only --model ast and yamnet start from published weights"),
+        ("cnn-small", (32, 40), ModelConfig(dropout=1.0), "--dropout 1: expected less than 1"),
+        ("cnn", (0, 40), None, "0 x 40"),
+        ("yamnet", (98, 128), None, "yamnet on features of 128 bands: expected YAMNet's own 64"),
+        ("yamnet", (0,), None, "yamnet on clips of 0 with 3 classes"),
+    ],
+)
 def test_sizes_that_do_not_fit_are_refused(name, shape, config, words):
     with pytest.raises(ConfigurationError, match=words):
         create_model(name, 3, shape, config)
 
 
-@pytest.mark.parametrize("name, sizes, words", [
-    ("cnn", {"dropout": 0.1}, "--dropout 0.1: cnn has its own, only cnn-small, ast and yamnet can be given another"),
-    ("cnn-small", {"dropout": 0.1, "hidden_size": 64}, "--hidden-size 64: cnn-small has its own, only ast can"),
-    ("ast-paper", {"stride": 10, "num_layers": 2}, "--num-layers 2: ast-paper has its own"),
-])
+@pytest.mark.parametrize(
+    "name, sizes, words",
+    [
+        (
+            "cnn",
+            {"dropout": 0.1},
+            "--dropout 0.1: cnn has its own, only cnn-small, ast and yamnet can be given another",
+        ),
+        ("cnn-small", {"dropout": 0.1, "hidden_size": 64}, "--hidden-size 64: cnn-small has its own, only ast can"),
+        ("ast-paper", {"stride": 10, "num_layers": 2}, "--num-layers 2: ast-paper has its own"),
+    ],
+)
 def test_sizes_without_effect_are_refused(name, sizes, words):
     with pytest.raises(ConfigurationError, match=words):
         check_sizes(ModelConfig(model=name, **sizes))
@@ -350,6 +469,9 @@ def test_dropout_differs_between_clips_layers_and_steps():
 def test_dropout_does_nothing_in_evaluation_and_is_put_in_place_of_torchs():
     model = nn.Sequential(nn.Dropout(0.2), nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)))
     replace_dropout(model)
-    assert [(module.p, module.layer) for module in model.modules() if isinstance(module, ClipDropout)] == [(0.2, 0), (0.5, 1)]
+    assert [(module.p, module.layer) for module in model.modules() if isinstance(module, ClipDropout)] == [
+        (0.2, 0),
+        (0.5, 1),
+    ]
     x = torch.randn(4, 3)
     assert torch.equal(model.eval()[0](x), x)

@@ -91,7 +91,10 @@ def test_a_long_clip_is_sampled_where_its_patches_are(model):
     torch.testing.assert_close(whole[:, :, 14:], shifted[:, :, 12:], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("frames, context_clips, first, stop", [(294, 1, 3, 6), (490, 2, 6, 9), (298, 1, 3, 6), (24, 1, 0, 1), (150, 1, 2, 3), (686, 3, 9, 12)])
+@pytest.mark.parametrize(
+    "frames, context_clips, first, stop",
+    [(294, 1, 3, 6), (490, 2, 6, 9), (298, 1, 3, 6), (24, 1, 0, 1), (150, 1, 2, 3), (686, 3, 9, 12)],
+)
 def test_with_context_the_clips_own_part_stands_beside_the_whole(model, frames, context_clips, first, stop):
     own = YAMNet(5, context_clips=context_clips)
     own.trunk.load_state_dict(model.trunk.state_dict())

@@ -34,7 +34,12 @@ COUNTING = """
 def run(code):
     """Return what a fresh process prints, as numbers."""
     code = textwrap.dedent(COUNTING) + textwrap.dedent(code)
-    return [int(word) for word in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()]
+    return [
+        int(word)
+        for word in subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+    ]
 
 
 def test_freed_memory_is_kept_for_what_comes_next():

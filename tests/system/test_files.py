@@ -43,7 +43,9 @@ def test_reserved_space_is_taken_and_rows_are_kept(tmp_path):
 def test_too_small_a_disk_is_found_before_anything_is_taken(tiny_disk):
     path = tiny_disk / "a.h5"
     create.lay_out(path, synthetic.make_layout(100, 1))
-    with pytest.raises(StoreError, match=r"no space left: 13,\d{3},\d{3} bytes are needed, [12],\d{3},\d{3} are available. Free some") as error:
+    with pytest.raises(
+        StoreError, match=r"no space left: 13,\d{3},\d{3} bytes are needed, [12],\d{3},\d{3} are available. Free some"
+    ) as error:
         files.reserve(path)
     assert error.value.exit_code == 2
     assert path.stat().st_blocks * 512 < 200_000
@@ -61,7 +63,10 @@ def test_nothing_is_reserved_where_it_will_not_fit(tmp_path, monkeypatch):
 def test_disk_that_fills_up_while_writing_stops_with_words_and_a_file_that_opens(tiny_disk):
     path = tiny_disk / "a.h5"
     create.lay_out(path, synthetic.make_layout(100, 1))
-    with RowWriter(path, offsets(path)) as writer, pytest.raises(StoreError, match=r"a\.h5: no space left: [\d,]+ bytes are needed"):
+    with (
+        RowWriter(path, offsets(path)) as writer,
+        pytest.raises(StoreError, match=r"a\.h5: no space left: [\d,]+ bytes are needed"),
+    ):
         for row in range(100):
             writer.write("spectrogram", row, np.ones((1, 32, 1025), "f4"))
     with reader.EgoAudioFile(path) as file:
@@ -156,7 +161,9 @@ def _writers(tmp_path):
     from egoaudio.hdf5 import summary
     from egoaudio.models import checkpoints
 
-    made = synthetic.make_file(tmp_path.parent / f"{tmp_path.name}.h5", features={"mfcc": (32, 20), "waveform": (16000,)})
+    made = synthetic.make_file(
+        tmp_path.parent / f"{tmp_path.name}.h5", features={"mfcc": (32, 20), "waveform": (16000,)}
+    )
     with reader.open(made) as file:
         yield "ego.h5", lambda path: create.lay_out(path, synthetic.make_layout(3, 1))
         yield "last.pt", lambda path: checkpoints.save(path, {"epoch": 1})
@@ -203,7 +210,11 @@ def test_what_is_no_file_is_never_replaced(tmp_path, kind):
         else:
             path.symlink_to("/dev/null")
         before = os.stat(path)
-        words = "it is a folder: give the name of a file" if kind == "folder" else f"it is a {kind}, and only a regular file is replaced"
+        words = (
+            "it is a folder: give the name of a file"
+            if kind == "folder"
+            else f"it is a {kind}, and only a regular file is replaced"
+        )
         with pytest.raises(Exception, match=f"{re.escape(name)}.*{words}"):
             write(path)
         assert os.path.samestat(os.stat(path), before)
@@ -231,7 +242,16 @@ def test_an_input_is_no_output_under_any_name(tmp_path):
 
 
 def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path):
-    for name in (f".a.{'1' * 16}.partial", "a", "a.partial", ".a.1.partial", f".b.{'1' * 16}.partial", f"c.a.{'1' * 16}.partial"):
+    for name in (
+        f".a.{'1' * 16}.partial",
+        "a",
+        "a.partial",
+        ".a.1.partial",
+        f".b.{'1' * 16}.partial",
+        f"c.a.{'1' * 16}.partial",
+    ):
         (tmp_path / name).touch()
     files.remove_leftovers(tmp_path / "a")
-    assert sorted(os.listdir(tmp_path)) == sorted(["a", "a.partial", ".a.1.partial", f".b.{'1' * 16}.partial", f"c.a.{'1' * 16}.partial"])
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        ["a", "a.partial", ".a.1.partial", f".b.{'1' * 16}.partial", f"c.a.{'1' * 16}.partial"]
+    )

@@ -30,7 +30,9 @@ CANNOT_UNSHARE = subprocess.run(["unshare", "--net", "true"], capture_output=Tru
 def holder(tmp_path):
     """A process that holds ``tmp_path/folder/ego.h5``."""
     (tmp_path / "folder").mkdir()
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "folder/ego.h5"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / "folder/ego.h5"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout.readline() == b"held\n"
         yield process
         process.kill()

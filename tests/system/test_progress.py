@@ -23,7 +23,9 @@ def test_a_line_every_ten_seconds_and_one_at_the_end(clock):
             clock[0] += 1
             shown.advance(4)
     assert stream.getvalue().splitlines() == [
-        "training  40%  40/100  4 clips/s, 15 s left", "training  80%  80/100  4 clips/s, 5 s left", "training 100%  100/100  4 clips/s",
+        "training  40%  40/100  4 clips/s, 15 s left",
+        "training  80%  80/100  4 clips/s, 5 s left",
+        "training 100%  100/100  4 clips/s",
     ]
 
 
@@ -43,6 +45,8 @@ def test_what_has_not_begun_says_nothing(clock):
     assert stream.getvalue() == ""
 
 
-@pytest.mark.parametrize(("count", "words"), [(0, "0"), (1, "0.0018"), (150, "0.27"), (5500, "10"), (5_500_000, "10,000")])
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0"), (1, "0.0018"), (150, "0.27"), (5500, "10"), (5_500_000, "10,000")]
+)
 def test_slow_rates_are_not_rounded_to_nothing(count, words):
     assert progress.rate(count, 550) == words

@@ -86,5 +86,11 @@ with terminal.streams():
 
 def test_text_that_the_encoding_lacks_is_said_all_the_same():
     code = "from egoaudio.system import terminal\nwith terminal.streams(): terminal.say('Küche \\udcff')"
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout == "K?che ?\n"

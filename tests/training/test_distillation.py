@@ -189,7 +189,8 @@ def test_the_validation_loss_is_that_of_the_labels(tmp_path, data, teachers):
 @pytest.mark.parametrize(
     ("name", "changes", "stops"),
     [
-        ("mfcc", HARD, [0, 5, 2]), ("single", {"label_mode": "single", "mixup": 0.4}, [7]),
+        ("mfcc", HARD, [0, 5, 2]),
+        ("single", {"label_mode": "single", "mixup": 0.4}, [7]),
         ("mfcc", {"loader_workers": 1}, [4]),
     ],
 )
@@ -241,11 +242,17 @@ def of_another_run(path):
     np.savez(path, rows=np.arange(3), scores=np.zeros((3, 5), np.float32), identity=identity)
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda path: path.write_bytes(path.read_bytes()[:-500]), "cannot be read .*: the teacher scores again, which may"),
-    (lambda path: path.write_bytes(b"scores"), "cannot be read"),
-    (of_another_run, "belongs to another run: the teacher scores again"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-500]),
+            "cannot be read .*: the teacher scores again, which may",
+        ),
+        (lambda path: path.write_bytes(b"scores"), "cannot be read"),
+        (of_another_run, "belongs to another run: the teacher scores again"),
+    ],
+)
 def test_scores_that_cannot_be_used_are_computed_again_and_said_so(
     tmp_path, data, teachers, monkeypatch, change, words
 ):
@@ -282,11 +289,17 @@ def test_a_new_run_by_force_forgets_the_old_ones_scores(tmp_path, data, teachers
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"num_classes": 6}, "classes: checkpoint 5, file 6"),
-    ({"sample_rate": 8000}, "sample rate in Hz: checkpoint 16000, file 8000"),
-    ({"features": {"spectrogram": SHAPE}}, "has no mfcc, which .*; it has spectrogram: rebuild with --features mfcc"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"num_classes": 6}, "classes: checkpoint 5, file 6"),
+        ({"sample_rate": 8000}, "sample rate in Hz: checkpoint 16000, file 8000"),
+        (
+            {"features": {"spectrogram": SHAPE}},
+            "has no mfcc, which .*; it has spectrogram: rebuild with --features mfcc",
+        ),
+    ],
+)
 def test_a_teacher_that_does_not_fit_the_file_is_refused_with_both_sides_named(tmp_path, teachers, changes, words):
     path = make_file(tmp_path / "other.h5", **{"features": FEATURES, **changes})
     words = f"--teacher {teachers['mfcc']}: .*{words}.*Give a teacher of the same classes"
@@ -295,13 +308,20 @@ def test_a_teacher_that_does_not_fit_the_file_is_refused_with_both_sides_named(t
     assert not [name for name in os.listdir(tmp_path / "run") if name.endswith((".pt", ".npz", ".json"))]
 
 
-@pytest.mark.parametrize("name, error, words", [
-    ("missing.pt", CheckpointError, "--teacher .*missing.pt: cannot be read .*expected a checkpoint, such as best.pt"),
-    ("", CheckpointError, "--teacher .*: is a folder; .*give .*best.pt"),
-    ("notes.txt", CheckpointError, "--teacher .*notes.txt: 5 bytes that do not end as a checkpoint"),
-    ("run/best.pt", ConfigurationError, "--teacher .*run/best.pt lies in .*run, where .*: give another --output"),
-    ("sub/../run/last.pt", ConfigurationError, "lies in .*run"),
-])
+@pytest.mark.parametrize(
+    "name, error, words",
+    [
+        (
+            "missing.pt",
+            CheckpointError,
+            "--teacher .*missing.pt: cannot be read .*expected a checkpoint, such as best.pt",
+        ),
+        ("", CheckpointError, "--teacher .*: is a folder; .*give .*best.pt"),
+        ("notes.txt", CheckpointError, "--teacher .*notes.txt: 5 bytes that do not end as a checkpoint"),
+        ("run/best.pt", ConfigurationError, "--teacher .*run/best.pt lies in .*run, where .*: give another --output"),
+        ("sub/../run/last.pt", ConfigurationError, "lies in .*run"),
+    ],
+)
 def test_what_is_no_teacher_is_refused_in_words(tmp_path, data, name, error, words):
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "sub").mkdir()
@@ -330,13 +350,16 @@ def test_a_teacher_whose_scores_are_no_numbers_is_refused(tmp_path, data, teache
         train.train(data, tmp_path / "run", make_config(teacher=(str(tmp_path / "bad.pt"),)))
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"teacher_weight": 0.3}, "--teacher-weight 0.3 has no effect without --teacher"),
-    ({"teacher_temperature": 2.0}, "--teacher-temperature 2 has no effect without --teacher"),
-    ({"teacher": ("a",), "teacher_weight": 1.5}, "--teacher-weight 1.5: expected 0 to 1"),
-    ({"teacher": "a.pt"}, "--teacher 'a.pt': expected tuple"),
-    ({"teacher": (3,)}, "expected paths of checkpoints as text"),
-])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"teacher_weight": 0.3}, "--teacher-weight 0.3 has no effect without --teacher"),
+        ({"teacher_temperature": 2.0}, "--teacher-temperature 2 has no effect without --teacher"),
+        ({"teacher": ("a",), "teacher_weight": 1.5}, "--teacher-weight 1.5: expected 0 to 1"),
+        ({"teacher": "a.pt"}, "--teacher 'a.pt': expected tuple"),
+        ({"teacher": (3,)}, "expected paths of checkpoints as text"),
+    ],
+)
 def test_options_that_cannot_be_carried_out_are_refused(values, words):
     with pytest.raises(ConfigurationError, match=words):
         DistillationConfig(**values)

@@ -71,7 +71,9 @@ def test_the_model_computes_with_the_average_while_asked_and_has_its_own_weights
     for seed in range(3):
         stepper.step(*batch(seed=seed))
         average.update()
-    own, averaged = (({name: value.clone() for name, value in each.state_dict().items()}) for each in (stepper.model, average))
+    own, averaged = (
+        ({name: value.clone() for name, value in each.state_dict().items()}) for each in (stepper.model, average)
+    )
     alone = make_stepper("cnn-small").model
     alone.load_state_dict(averaged)
     features = batch(8)[0]
@@ -128,7 +130,9 @@ def test_a_compiled_model_computes_with_the_average_too():
 # ------------------------------------------------------------------------------------------------ in a run
 
 
-@pytest.mark.parametrize("changes", [{}, {**HARD, "micro_batch_size": 5}, {"smooth_clips": 2, "validation_fraction": 0.0}])
+@pytest.mark.parametrize(
+    "changes", [{}, {**HARD, "micro_batch_size": 5}, {"smooth_clips": 2, "validation_fraction": 0.0}]
+)
 def test_interrupted_and_run_again_it_ends_in_the_same_average(tmp_path, data, monkeypatch, changes):
     config = make_config(ema=0.9, **changes)
     train.train(data, tmp_path / "whole", config)
@@ -162,7 +166,9 @@ def test_the_average_is_what_is_validated_and_kept_and_the_steps_are_the_same_as
     assert all(one != other for one, other in zip(*losses, strict=True))  # of other weights
     last = checkpoints.load(tmp_path / "averaged/last.pt")
     assert all(torch.equal(last["resume"]["weights"][name], value) for name, value in averaged[-1].items())
-    assert not any(torch.equal(last["weights"][name], value) for name, value in averaged[-1].items() if "weight" in name)
+    assert not any(
+        torch.equal(last["weights"][name], value) for name, value in averaged[-1].items() if "weight" in name
+    )
     assert "weights" not in checkpoints.load(tmp_path / "plain/last.pt")["resume"]
     best = checkpoints.load(tmp_path / "averaged/best.pt")
     found = evaluate.evaluate(tmp_path / "averaged/best.pt", data, split="validation", output=tmp_path, num_resamples=0)

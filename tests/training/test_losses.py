@@ -27,7 +27,9 @@ def cross_entropy(logit, label):
 def soft_batch(num_clips=9, seed=0):
     """Return logits and labels of which some are mixed."""
     labels = batch(num_clips, seed)[1]
-    return 3 * torch.randn(num_clips, NUM_CLASSES, generator=torch.Generator().manual_seed(seed)), 0.7 * labels + 0.3 * labels.flip(0)
+    return 3 * torch.randn(
+        num_clips, NUM_CLASSES, generator=torch.Generator().manual_seed(seed)
+    ), 0.7 * labels + 0.3 * labels.flip(0)
 
 
 @pytest.mark.parametrize("kind", ["bce", "asymmetric"])
@@ -60,7 +62,9 @@ def test_label_smoothing_means_that_labels_are_1_less_this_and_this():
     labels = torch.tensor([[1.0, 0.0]])
     torch.testing.assert_close(Loss("multi", label_smoothing=0.1)._smoothed(labels), torch.tensor([[0.9, 0.1]]))
     torch.testing.assert_close(Loss("single", label_smoothing=0.1)._smoothed(labels), torch.tensor([[0.95, 0.05]]))
-    assert float(Loss("single", label_smoothing=0.1).sum(torch.randn(1, 2), torch.zeros(1, 2))) == 0.0  # a clip of no class
+    assert (
+        float(Loss("single", label_smoothing=0.1).sum(torch.randn(1, 2), torch.zeros(1, 2))) == 0.0
+    )  # a clip of no class
 
 
 def test_an_asymmetric_negative_that_the_model_is_sure_of_costs_nothing_and_less_than_cross_entropy_elsewhere():
@@ -84,7 +88,8 @@ def test_an_asymmetric_negative_that_the_model_is_sure_of_costs_nothing_and_less
     "options",
     [
         {"label_mode": "multi", "kind": "asymmetric", "label_smoothing": 0.1},
-        {"label_mode": "multi", "label_smoothing": 0.1}, {"label_mode": "single", "label_smoothing": 0.1},
+        {"label_mode": "multi", "label_smoothing": 0.1},
+        {"label_mode": "single", "label_smoothing": 0.1},
     ],
 )
 def test_gradient_does_not_depend_on_the_slices(options):
@@ -95,7 +100,9 @@ def test_gradient_does_not_depend_on_the_slices(options):
         assert float((sliced - whole).norm() / whole.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("arguments", [{"label_mode": "single", "kind": "asymmetric"}, {"label_mode": "multi", "kind": "focal"}])
+@pytest.mark.parametrize(
+    "arguments", [{"label_mode": "single", "kind": "asymmetric"}, {"label_mode": "multi", "kind": "focal"}]
+)
 def test_a_loss_that_there_is_not_is_refused(arguments):
     with pytest.raises(ValueError, match="expected bce, or asymmetric with multi"):
         Loss(**arguments)

@@ -21,7 +21,10 @@ def edit(path, name, change):
     """Change an array of a file: ``change(rows, test, train)`` in place, with the rows of /clips of either split."""
     with EgoAudioFile(path) as file:
         rows = np.array(file[name] if name in file.features else getattr(file, name))
-        test, trained = (np.flatnonzero((file.video_table["split"] == split)[file.clip_table["video"]]) for split in (b"test", b"train"))
+        test, trained = (
+            np.flatnonzero((file.video_table["split"] == split)[file.clip_table["video"]])
+            for split in (b"test", b"train")
+        )
     change(rows, test, trained)
     with RowWriter(path, offsets(path)) as writer:
         writer.write(name, 0, rows)
@@ -34,7 +37,10 @@ def run(path, folder, **changes):
 
 def test_clips_that_are_all_unlabelled_are_named_as_such(tmp_path):
     path = small_runs.make_file(tmp_path / "ego.h5", unlabelled=1.0)
-    with pytest.raises(TrainingError, match="of 100 clips 100 have sound and 0 of those have labels: the annotations say nothing about them"):
+    with pytest.raises(
+        TrainingError,
+        match="of 100 clips 100 have sound and 0 of those have labels: the annotations say nothing about them",
+    ):
         run(path, tmp_path / "run")
 
 
@@ -67,7 +73,11 @@ def test_no_positives_to_validate_on_are_told(tmp_path):
 
 @pytest.mark.parametrize("changes", [{}, {"label_mode": "single"}])
 def test_labels_other_than_0_and_1_are_not_learnt(tmp_path, changes):
-    path = edit(small_runs.make_file(tmp_path / "ego.h5"), "labels", lambda rows, test, trained: rows.__setitem__((trained[3], 1), 2))
+    path = edit(
+        small_runs.make_file(tmp_path / "ego.h5"),
+        "labels",
+        lambda rows, test, trained: rows.__setitem__((trained[3], 1), 2),
+    )
     with pytest.raises(StoreError, match=r"/labels holds 2 in row 3, class c001: expected 0 or 1"):
         run(path, tmp_path / "run", **changes)
 
@@ -83,7 +93,10 @@ def test_a_test_clip_that_holds_no_numbers_is_named_and_not_the_model(tmp_path):
     path = small_runs.make_file(tmp_path / "ego.h5")
     run(path, tmp_path / "run")
     edit(path, "spectrogram", lambda rows, test, trained: rows.__setitem__(test[3], np.nan))
-    with pytest.raises(TrainingError, match=r"1 clips of a batch hold values that are not finite \(rows of the file: 83\): check it with egoaudio-inspect"):
+    with pytest.raises(
+        TrainingError,
+        match=r"1 clips of a batch hold values that are not finite \(rows of the file: 83\): check it with egoaudio-inspect",
+    ):
         evaluate.evaluate(tmp_path / "run/best.pt", path)
 
 

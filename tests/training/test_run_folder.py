@@ -105,7 +105,9 @@ def test_the_checkpoint_holds_what_the_model_needs_to_be_used(finished, data):
     assert contents["feature"] == "spectrogram" and contents["feature_shape"] == list(SHAPE)
     assert contents["normalization"]["std"] > 0
     assert len(contents["thresholds"]) == 5
-    assert contents["metrics"]["map"] == pytest.approx(max(float(row["map"]) for row in table(finished.folder)), rel=1e-5)
+    assert contents["metrics"]["map"] == pytest.approx(
+        max(float(row["map"]) for row in table(finished.folder)), rel=1e-5
+    )
     assert "resume" not in contents
 
 
@@ -117,8 +119,12 @@ def test_the_configuration_can_be_read_by_people_and_other_programs(finished, da
 
 def test_the_scores_in_the_table_are_those_of_the_command(finished, data, tmp_path):
     best = checkpoints.load(finished.folder / "best.pt")["metrics"]
-    found = evaluate.evaluate(finished.folder / "best.pt", data, split="validation", output=tmp_path, num_resamples=0).scores
-    assert {name: found[name].value for name in ("top1", "top5", "map")} == pytest.approx({name: best[name] for name in ("top1", "top5", "map")})
+    found = evaluate.evaluate(
+        finished.folder / "best.pt", data, split="validation", output=tmp_path, num_resamples=0
+    ).scores
+    assert {name: found[name].value for name in ("top1", "top5", "map")} == pytest.approx(
+        {name: best[name] for name in ("top1", "top5", "map")}
+    )
 
 
 # ------------------------------------------------------------------------------------------------ stop and go on
@@ -127,9 +133,13 @@ def test_the_scores_in_the_table_are_those_of_the_command(finished, data, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "stops"),
     [
-        ({}, [0, 3, 1, 3, 0]), (HARD, [2, 5, 0]), ({**HARD, "context_clips": 1, "time_shift_seconds": 0.5}, [3, 6]),
+        ({}, [0, 3, 1, 3, 0]),
+        (HARD, [2, 5, 0]),
+        ({**HARD, "context_clips": 1, "time_shift_seconds": 0.5}, [3, 6]),
         ({**HARD, "label_mode": "single", "shuffle": "block"}, [7]),
-        ({"amp": True, "amp_dtype": "float16"}, [4, 1]), ({"loader_workers": 1, "mixup": 0.4}, [4]), ({"patience": 1, "learning_rate": 1e-9}, [6]),
+        ({"amp": True, "amp_dtype": "float16"}, [4, 1]),
+        ({"loader_workers": 1, "mixup": 0.4}, [4]),
+        ({"patience": 1, "learning_rate": 1e-9}, [6]),
     ],
 )
 def test_interrupted_and_run_again_it_ends_in_the_same_weights(tmp_path, data, monkeypatch, changes, stops):
@@ -143,7 +153,9 @@ def test_interrupted_and_run_again_it_ends_in_the_same_weights(tmp_path, data, m
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None], ids=["ignored, as after nohup or &", "a handler that returns"])
+@pytest.mark.parametrize(
+    "handler", [signal.SIG_IGN, lambda *_: None], ids=["ignored, as after nohup or &", "a handler that returns"]
+)
 def test_a_signal_that_stops_nothing_does_not_cut_the_epoch_short(tmp_path, data, monkeypatch, handler):
     train.train(data, tmp_path / "whole", make_config())
     former = signal.signal(signal.SIGINT, handler)
@@ -178,7 +190,9 @@ def test_a_row_that_the_checkpoint_does_not_know_is_taken_out_of_the_table(tmp_p
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_waits_for_the_batch_and_the_checkpoint_then_does_what_it_always_does(tmp_path, data, monkeypatch, number):
+def test_a_signal_waits_for_the_batch_and_the_checkpoint_then_does_what_it_always_does(
+    tmp_path, data, monkeypatch, number
+):
     on_step(monkeypatch, {5: lambda: signal.raise_signal(number)})
     with pytest.raises(signals.Interrupted), signals.listening():
         train.train(data, tmp_path / "run", make_config())
@@ -195,8 +209,12 @@ def test_a_second_signal_does_not_wait_and_the_first_says_so(tmp_path, data, mon
     with pytest.raises(signals.Interrupted), signals.listening():
         train.train(data, tmp_path / "run", make_config())
     assert len(steps) == 3
-    assert checkpoints.load(tmp_path / "run/last.pt")["resume"]["state"]["batch"] == 1  # written when the micro-batch was found
-    assert capfd.readouterr().err.count("stopping as soon as this batch is done and saved; once more stops at once") == 1
+    assert (
+        checkpoints.load(tmp_path / "run/last.pt")["resume"]["state"]["batch"] == 1
+    )  # written when the micro-batch was found
+    assert (
+        capfd.readouterr().err.count("stopping as soon as this batch is done and saved; once more stops at once") == 1
+    )
 
 
 def test_the_micro_batch_that_was_found_is_kept_at_once_and_not_found_again(tmp_path, data, monkeypatch):
@@ -225,7 +243,9 @@ def test_the_micro_batch_that_was_found_is_kept_at_once_and_not_found_again(tmp_
 
 def test_a_checkpoint_is_written_within_an_epoch_when_it_is_time(tmp_path, data, monkeypatch):
     saved, save = [], checkpoints.save
-    monkeypatch.setattr(checkpoints, "save", lambda path, contents: saved.append((path.name, contents["epoch"])) or save(path, contents))
+    monkeypatch.setattr(
+        checkpoints, "save", lambda path, contents: saved.append((path.name, contents["epoch"])) or save(path, contents)
+    )
     train.train(data, tmp_path / "run", make_config(epochs=1, checkpoint_minutes=1e-9))
     # At the start; after each of 4 batches and after the last of them again, before the validation; at the end.
     assert saved == [("last.pt", 0)] * (1 + 4 + 1) + [("best.pt", 1), ("last.pt", 1)]
@@ -253,7 +273,9 @@ def test_killed_at_ten_random_moments_it_ends_in_the_same_weights(tmp_path, data
         return child, stepping
 
     def wait_for(child, stepping):
-        while child.is_alive() and not stepping.wait(0.02):  # a run that was killed while it validated may have no step left
+        while child.is_alive() and not stepping.wait(
+            0.02
+        ):  # a run that was killed while it validated may have no step left
             pass
 
     def finish(name):
@@ -282,7 +304,9 @@ def test_killed_at_ten_random_moments_it_ends_in_the_same_weights(tmp_path, data
             kills += 1
         child.join()
         assert child.exitcode in (0, -signal.SIGKILL)
-        if (tmp_path / "killed/last.pt").exists() and checkpoints.load(tmp_path / "killed/last.pt")["resume"]["state"]["finished"]:
+        if (tmp_path / "killed/last.pt").exists() and checkpoints.load(tmp_path / "killed/last.pt")["resume"]["state"][
+            "finished"
+        ]:
             # Faster now than when it was measured: hold it to the same, and begin again.
             assert_same_run(tmp_path / "killed", tmp_path / "whole")
             shutil.rmtree(tmp_path / "killed")
@@ -309,7 +333,10 @@ def test_another_configuration_says_what_differs_and_stops(finished, data):
 
 def test_another_file_is_refused_with_both_sides_named(finished, tmp_path):
     other = make_file(tmp_path / "other.h5", plan_sha256="1" * 64)
-    with pytest.raises(CheckpointError, match=r"last.pt: .*plan_sha256: checkpoint 0{12}\.\.\., file 1{12}.*another --output, or --force"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"last.pt: .*plan_sha256: checkpoint 0{12}\.\.\., file 1{12}.*another --output, or --force",
+    ):
         train.train(other, finished.folder, make_config())
 
 
@@ -319,7 +346,14 @@ def test_force_starts_anew_and_leaves_nothing_of_the_old_run(tmp_path, data):
     (tmp_path / "run/notes.txt").write_text("mine")
     train.train(data, tmp_path / "run", make_config(epochs=1, batch_size=8), force=True)
     assert len(table(tmp_path / "run")) == 1
-    assert sorted(os.listdir(tmp_path / "run")) == ["best.pt", "config.json", "curves.png", "last.pt", "metrics.csv", "notes.txt"]
+    assert sorted(os.listdir(tmp_path / "run")) == [
+        "best.pt",
+        "config.json",
+        "curves.png",
+        "last.pt",
+        "metrics.csv",
+        "notes.txt",
+    ]
 
 
 def test_force_with_options_that_cannot_be_carried_out_keeps_the_old_run(tmp_path, data, finished):
@@ -332,9 +366,21 @@ def test_force_with_options_that_cannot_be_carried_out_keeps_the_old_run(tmp_pat
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        (lambda folder: (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:-1000]), CheckpointError, "cut off.*--force to start anew"),
-        (lambda folder: (folder / "last.pt").unlink(), TrainingError, "holds best.pt, config.json, metrics.csv, curves.png but no last.pt"),
-        (lambda folder: (folder / "last.pt").write_bytes((folder / "best.pt").read_bytes()), TrainingError, "not where its run was"),
+        (
+            lambda folder: (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:-1000]),
+            CheckpointError,
+            "cut off.*--force to start anew",
+        ),
+        (
+            lambda folder: (folder / "last.pt").unlink(),
+            TrainingError,
+            "holds best.pt, config.json, metrics.csv, curves.png but no last.pt",
+        ),
+        (
+            lambda folder: (folder / "last.pt").write_bytes((folder / "best.pt").read_bytes()),
+            TrainingError,
+            "not where its run was",
+        ),
     ],
 )
 def test_a_folder_that_cannot_be_gone_on_with_is_refused_until_forced(tmp_path, data, change, error, words):
@@ -348,9 +394,15 @@ def test_a_folder_that_cannot_be_gone_on_with_is_refused_until_forced(tmp_path, 
 def test_files_of_another_program_are_not_replaced_unasked(tmp_path, data):
     (tmp_path / "config.json").write_text("theirs")
     (tmp_path / "tensorboard").mkdir()
-    with pytest.raises(TrainingError, match=r"holds config.json, tensorboard but no last.pt to go on from: give another --output, or --force to replace them"):
+    with pytest.raises(
+        TrainingError,
+        match=r"holds config.json, tensorboard but no last.pt to go on from: give another --output, or --force to replace them",
+    ):
         train.train(data, tmp_path, make_config(epochs=1))
-    assert (tmp_path / "config.json").read_text() == "theirs" and sorted(os.listdir(tmp_path)) == ["config.json", "tensorboard"]
+    assert (tmp_path / "config.json").read_text() == "theirs" and sorted(os.listdir(tmp_path)) == [
+        "config.json",
+        "tensorboard",
+    ]
 
 
 def test_a_configuration_that_is_lost_is_written_again(tmp_path, data, monkeypatch):

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_steps import NUM_CLASSES, OUT_OF_MEMORY, batch, catch_gradient, fail, losses_and_weights, make_stepper, weights
+from small_steps import (
+    NUM_CLASSES,
+    OUT_OF_MEMORY,
+    batch,
+    catch_gradient,
+    fail,
+    losses_and_weights,
+    make_stepper,
+    weights,
+)
 from torch import nn
 
 from egoaudio.errors import TrainingError
@@ -112,7 +121,9 @@ def test_the_size_found_is_logged_in_one_line_and_kept():
     left = fail(stepper, "forward", times=100, limit=20)
     for seed in range(3):
         stepper.step(*batch(seed=seed))
-    assert lines == ["micro-batch: 16 of 64 clips at a time, as memory ran out with 64 of 64 clips at a time, then 32 of 64 clips at a time"]
+    assert lines == [
+        "micro-batch: 16 of 64 clips at a time, as memory ran out with 64 of 64 clips at a time, then 32 of 64 clips at a time"
+    ]
     assert left == [98]
     resumed = make_stepper(micro_batch_size=None)
     resumed.load_state_dict(json.loads(json.dumps(stepper.state_dict())))
@@ -142,7 +153,9 @@ def test_one_clip_that_does_not_fit_turns_on_checkpointing():
     fail(stepper, "forward", times=2)
     stepper.step(*batch(2))
     assert stepper.state_dict() == {"micro_batch_size": 1, "activation_checkpointing": True, "amp_dtype": None}
-    assert lines[0].startswith("micro-batch: 1 of 2 clips at a time with activation checkpointing, as memory ran out with 2 of 2")
+    assert lines[0].startswith(
+        "micro-batch: 1 of 2 clips at a time with activation checkpointing, as memory ran out with 2 of 2"
+    )
     resumed = make_stepper()
     resumed.load_state_dict(stepper.state_dict())
     assert resumed.model.activation_checkpointing
@@ -155,8 +168,16 @@ def test_giving_up_says_what_was_tried_and_what_would_fit():
     with pytest.raises(TrainingError) as caught:
         stepper.step(*batch(4))
     words = str(caught.value)
-    assert "tried 4 of 4 clips at a time, then 2 of 4 clips at a time, then 1 of 4 clips at a time, then 1 of 4 clips at a time with activation checkp" in words
-    assert "MB are free on cpu" in words and "a clip is 8 x 20" in words and "CUDA out of memory" in words and "--model cnn-small" in words
+    assert (
+        "tried 4 of 4 clips at a time, then 2 of 4 clips at a time, then 1 of 4 clips at a time, then 1 of 4 clips at a time with activation checkp"
+        in words
+    )
+    assert (
+        "MB are free on cpu" in words
+        and "a clip is 8 x 20" in words
+        and "CUDA out of memory" in words
+        and "--model cnn-small" in words
+    )
     assert torch.equal(weights(stepper), before)
 
 
@@ -164,7 +185,9 @@ def test_the_optimisers_state_is_there_before_the_first_forward_pass_and_changes
     stepper, seen = make_stepper(), []
     before = weights(stepper)
     states = stepper.optimizer.state
-    stepper.model.register_forward_pre_hook(lambda *_: seen.append([value.clone() for state in states.values() for value in state.values()]))
+    stepper.model.register_forward_pre_hook(
+        lambda *_: seen.append([value.clone() for state in states.values() for value in state.values()])
+    )
     torch.manual_seed(0)
     stepper._prepare(batch()[0])
     assert torch.equal(weights(stepper), before)
@@ -178,7 +201,9 @@ def test_an_optimiser_that_fails_half_way_stops_the_run():
     stepper.step(*batch())
     step = stepper.optimizer.step
     stepper.optimizer.step = lambda: (step(), (_ for _ in ()).throw(OUT_OF_MEMORY[0]))
-    with pytest.raises(TrainingError, match="half-way between two steps and must not be used; the last checkpoint is whole"):
+    with pytest.raises(
+        TrainingError, match="half-way between two steps and must not be used; the last checkpoint is whole"
+    ):
         stepper.step(*batch())
 
 
@@ -228,7 +253,9 @@ LIMITED = """
 def _train_limited(limit_mb, micro_batch_size):
     """Return what came of it in a process that may take so many MB more."""
     command = [sys.executable, "-c", textwrap.dedent(LIMITED), json.dumps([limit_mb, micro_batch_size])]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 

@@ -49,7 +49,9 @@ def finished(data, tmp_path_factory):
 
 
 def test_it_overfits_64_clips_to_top_1_accuracy_of_1(tmp_path):
-    path = make_file(tmp_path / "noise.h5", 8, 8, class_dependent=False, test_fraction=0.0)  # noise: nothing but memory helps
+    path = make_file(
+        tmp_path / "noise.h5", 8, 8, class_dependent=False, test_fraction=0.0
+    )  # noise: nothing but memory helps
     train.train(path, tmp_path / "run", make_config(epochs=60, validation_fraction=0.0, learning_rate=3e-3))
     found = evaluate.evaluate(tmp_path / "run/best.pt", path, split="train", num_resamples=0)
     assert found.num_clips == 64
@@ -79,7 +81,11 @@ def test_it_learns_what_can_be_heard_and_nothing_from_shuffled_labels(tmp_path):
 
 def test_every_epoch_takes_every_clip_once_in_an_order_of_its_own(tmp_path, data, monkeypatch):
     clips, step = [], Stepper.step
-    monkeypatch.setattr(Stepper, "step", lambda self, features, labels: clips.extend(features.sum(dim=(1, 2)).tolist()) or step(self, features, labels))
+    monkeypatch.setattr(
+        Stepper,
+        "step",
+        lambda self, features, labels: clips.extend(features.sum(dim=(1, 2)).tolist()) or step(self, features, labels),
+    )
     train.train(data, tmp_path / "run", make_config(epochs=2))
     first, second = clips[: len(clips) // 2], clips[len(clips) // 2 :]
     assert len(set(first)) == len(first) == 60
@@ -102,8 +108,13 @@ def test_without_a_validation_split_the_training_loss_chooses(tmp_path, data, ca
     "changes",
     [
         {
-            "model": "cnn-small", "feature": "spectrogram", "dropout": 0.3, "optimizer": "adamw", "weight_decay": 0.1,
-            "clip_gradient": 0.5, "schedule": "constant",
+            "model": "cnn-small",
+            "feature": "spectrogram",
+            "dropout": 0.3,
+            "optimizer": "adamw",
+            "weight_decay": 0.1,
+            "clip_gradient": 0.5,
+            "schedule": "constant",
         },
         {"label_mode": "single", "class_weights": True, "amp": True, "micro_batch_size": 5},
         {"model": "cnn", "amp": True, "amp_dtype": "float16", "loader_workers": 1, "activation_checkpointing": True},
@@ -153,7 +164,9 @@ def test_tensorboard_gets_the_columns_once_however_often_the_run_is_stopped(tmp_
     for name in run_folder.COLUMNS[1:]:
         scalars = written.Scalars(name)
         assert [scalar.step for scalar in scalars] == [1, 2, 3]
-        assert [scalar.value for scalar in scalars] == pytest.approx([float(row[name]) for row in table(tmp_path / "run")], rel=1e-5)
+        assert [scalar.value for scalar in scalars] == pytest.approx(
+            [float(row[name]) for row in table(tmp_path / "run")], rel=1e-5
+        )
 
 
 def test_tensorboard_that_is_not_installed_is_named_before_anything_is_written(tmp_path, data, monkeypatch):
@@ -188,7 +201,9 @@ def test_any_share_of_warm_up_gives_a_learning_rate(warmup):
 def test_every_step_gets_its_learning_rate(tmp_path, data, monkeypatch):
     rates = []
     step = Stepper.step
-    monkeypatch.setattr(Stepper, "step", lambda self, *batch: rates.append(self.optimizer.param_groups[0]["lr"]) or step(self, *batch))
+    monkeypatch.setattr(
+        Stepper, "step", lambda self, *batch: rates.append(self.optimizer.param_groups[0]["lr"]) or step(self, *batch)
+    )
     config = make_config(epochs=2).resolved()
     train.train(data, tmp_path / "run", config)
     assert rates == [learning_rate(number, len(rates), config.optimization) for number in range(len(rates))]
@@ -198,7 +213,9 @@ def test_every_step_gets_its_learning_rate(tmp_path, data, monkeypatch):
 def test_it_stops_early_when_the_validation_gets_no_better(tmp_path, data):
     train.train(data, tmp_path / "run", make_config(epochs=20, patience=2, learning_rate=1e-12))
     assert len(table(tmp_path / "run")) == 3
-    assert "finished" in str(train.train(data, tmp_path / "run", make_config(epochs=20, patience=2, learning_rate=1e-12)))
+    assert "finished" in str(
+        train.train(data, tmp_path / "run", make_config(epochs=20, patience=2, learning_rate=1e-12))
+    )
 
 
 # ------------------------------------------------------------------------------------------------ what goes wrong
@@ -208,14 +225,19 @@ def test_a_clip_that_is_not_a_number_stops_the_run_and_is_named(tmp_path):
     path = make_file(tmp_path / "ego.h5")
     with RowWriter(path, offsets(path)) as writer:
         writer.write("spectrogram", 17, np.full((1, *SHAPE), np.nan, "f4"))
-    with pytest.raises(TrainingError, match=r"the loss is nan in epoch 1, batch \d, of the clips .*\b17\b.*of these, 17 hold values that are not finite"):
+    with pytest.raises(
+        TrainingError,
+        match=r"the loss is nan in epoch 1, batch \d, of the clips .*\b17\b.*of these, 17 hold values that are not finite",
+    ):
         train.train(path, tmp_path / "run", make_config(validation_fraction=0.0))
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
 
 
 def test_a_loss_that_diverges_stops_the_run_and_keeps_the_checkpoint_before(tmp_path, data, monkeypatch):
     on_step(monkeypatch, {}, lambda number, value: math.inf if number == 6 else value)
-    with pytest.raises(TrainingError, match=r"the loss is inf in epoch 2, batch 3, of the clips .*\d+, \d+.*lower --learning-rate"):
+    with pytest.raises(
+        TrainingError, match=r"the loss is inf in epoch 2, batch 3, of the clips .*\d+, \d+.*lower --learning-rate"
+    ):
         train.train(data, tmp_path / "run", make_config())
     assert checkpoints.load(tmp_path / "run/last.pt")["resume"]["state"]["epoch"] == 1
 
@@ -228,7 +250,9 @@ def test_weights_that_are_not_numbers_never_become_a_checkpoint(tmp_path, data, 
         return loss
 
     monkeypatch.setattr(train.Stepper, "step", spoil)
-    with pytest.raises(TrainingError, match=r"the weights are not finite after epoch 1, batch \d.*lower --learning-rate"):
+    with pytest.raises(
+        TrainingError, match=r"the weights are not finite after epoch 1, batch \d.*lower --learning-rate"
+    ):
         train.train(data, tmp_path / "run", make_config(batch_size=1000))
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
 
@@ -240,7 +264,9 @@ def test_a_file_that_changes_while_training_is_noticed_and_named(tmp_path, monke
         train.train(path, tmp_path / "run", make_config(epochs=20))
 
 
-def test_a_file_that_disappears_while_training_is_named_and_the_run_ends_as_if_it_were_there(tmp_path, monkeypatch, finished):
+def test_a_file_that_disappears_while_training_is_named_and_the_run_ends_as_if_it_were_there(
+    tmp_path, monkeypatch, finished
+):
     path = make_file(tmp_path / "ego.h5")
     on_step(monkeypatch, {2: lambda: os.unlink(path)})
     with pytest.warns(UserWarning, match="ego.h5 was moved or deleted"):
@@ -248,7 +274,9 @@ def test_a_file_that_disappears_while_training_is_named_and_the_run_ends_as_if_i
     assert_same_run(tmp_path / "run", finished.folder)
 
 
-def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on_once_there_is_room(tmp_path, data, monkeypatch, finished):
+def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on_once_there_is_room(
+    tmp_path, data, monkeypatch, finished
+):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     on_step(monkeypatch, {6: lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))})
     try:
@@ -268,7 +296,9 @@ def test_time_spent_waiting_for_data_is_counted_and_said(tmp_path, data, monkeyp
     train.train(data, tmp_path / "run", make_config(epochs=1))
     row = table(tmp_path / "run")[0]
     train_seconds = 60 / float(row["clips_per_second"])
-    assert 0.1 <= float(row["data_wait_fraction"]) * train_seconds <= train_seconds  # at least the first batch was waited for
+    assert (
+        0.1 <= float(row["data_wait_fraction"]) * train_seconds <= train_seconds
+    )  # at least the first batch was waited for
     said = capsys.readouterr().err
     assert "of the time was spent waiting for it" in said and "disk" in said
 

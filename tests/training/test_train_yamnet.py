@@ -37,7 +37,17 @@ def plain_curves(monkeypatch):
 
 
 def config_of(published, **changes):
-    return make_config(**{"model": "yamnet", "pretrained": str(published), "epochs": 2, "batch_size": 8, "gain_db": 3.0, "dropout": 0.2, **changes})
+    return make_config(
+        **{
+            "model": "yamnet",
+            "pretrained": str(published),
+            "epochs": 2,
+            "batch_size": 8,
+            "gain_db": 3.0,
+            "dropout": 0.2,
+            **changes,
+        }
+    )
 
 
 def trunk(weights):
@@ -85,8 +95,12 @@ def test_a_frozen_trunk_stays_as_it_was_published(data, published, tmp_path):
 def test_the_published_weights_learn_slower_than_the_new_layer(data, published, tmp_path, monkeypatch):
     rates = []
     step = torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append([group["lr"] for group in self.param_groups]) or step(self))
-    train.train(data, tmp_path / "run", config_of(published, learning_rate=1e-3, warmup_fraction=0.0, schedule="constant"))
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self: rates.append([group["lr"] for group in self.param_groups]) or step(self)
+    )
+    train.train(
+        data, tmp_path / "run", config_of(published, learning_rate=1e-3, warmup_fraction=0.0, schedule="constant")
+    )
     rates = [pair for pair in rates if any(pair)]  # a step at rate 0 makes the optimiser's state
     assert len(rates) == 4 and all(pair == pytest.approx([1e-3, TRUNK_RATE * 1e-3]) for pair in rates)
 
@@ -94,8 +108,14 @@ def test_the_published_weights_learn_slower_than_the_new_layer(data, published, 
 def test_other_models_have_one_learning_rate(tmp_path, monkeypatch):
     rates = []
     step = torch.optim.Adam.step
-    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: rates.append([group["lr"] for group in self.param_groups]) or step(self))
-    train.train(make_file(tmp_path / "ego.h5"), tmp_path / "run", make_config(epochs=1, warmup_fraction=0.0, schedule="constant"))
+    monkeypatch.setattr(
+        torch.optim.Adam, "step", lambda self: rates.append([group["lr"] for group in self.param_groups]) or step(self)
+    )
+    train.train(
+        make_file(tmp_path / "ego.h5"),
+        tmp_path / "run",
+        make_config(epochs=1, warmup_fraction=0.0, schedule="constant"),
+    )
     rates = [rate for rate in rates if any(rate)]
     assert rates and all(rate == [1e-3] for rate in rates)
 
@@ -121,19 +141,54 @@ def test_weights_that_cannot_be_read_are_named(data, tmp_path):
 
 
 def test_normalising_with_the_papers_numbers_is_refused(published):
-    with pytest.raises(ConfigurationError, match="--normalize paper: yamnet hears its features as they are.*leave --normalize out"):
+    with pytest.raises(
+        ConfigurationError, match="--normalize paper: yamnet hears its features as they are.*leave --normalize out"
+    ):
         config_of(published, normalize="paper")
 
 
-@pytest.mark.parametrize("features, changes, sizes, words", [
-    ({"logmel": (8, 16)}, {}, {}, "yamnet wants yamnet or waveform; this file has logmel: rebuild with --features yamnet"),
-    ({"yamnet": (8, 60)}, {}, {}, "yamnet on features of 60 bands: expected YAMNet's own 64"),
-    ({"waveform": (399,)}, {"feature": "waveform"}, {}, "yamnet on waveforms of 399 samples: one frame has 400; build with a longer --clip-seconds"),
-    ({"waveform": (800,)}, {"feature": "waveform"}, {"sample_rate": 8000}, "yamnet hears 16000 Hz.*this file has 8000: rebuild with --sample-rate 16000"),
-    ({"waveform": (800,)}, {"feature": "waveform", "spec_augment": True}, {}, "--spec-augment masks bands of frequency, and waveform has none"),
-    ({"spectrogram": (8, 16)}, {"model": "cnn", "dropout": None}, {}, "--pretrained .*: only --model ast and yamnet start from published weights, not cnn"),
-    ({"spectrogram": (8, 16)}, {"model": "cnn", "dropout": None, "pretrained": None, "freeze": True}, {}, "--freeze True: cnn has its own, only yamnet can"),
-])
+@pytest.mark.parametrize(
+    "features, changes, sizes, words",
+    [
+        (
+            {"logmel": (8, 16)},
+            {},
+            {},
+            "yamnet wants yamnet or waveform; this file has logmel: rebuild with --features yamnet",
+        ),
+        ({"yamnet": (8, 60)}, {}, {}, "yamnet on features of 60 bands: expected YAMNet's own 64"),
+        (
+            {"waveform": (399,)},
+            {"feature": "waveform"},
+            {},
+            "yamnet on waveforms of 399 samples: one frame has 400; build with a longer --clip-seconds",
+        ),
+        (
+            {"waveform": (800,)},
+            {"feature": "waveform"},
+            {"sample_rate": 8000},
+            "yamnet hears 16000 Hz.*this file has 8000: rebuild with --sample-rate 16000",
+        ),
+        (
+            {"waveform": (800,)},
+            {"feature": "waveform", "spec_augment": True},
+            {},
+            "--spec-augment masks bands of frequency, and waveform has none",
+        ),
+        (
+            {"spectrogram": (8, 16)},
+            {"model": "cnn", "dropout": None},
+            {},
+            "--pretrained .*: only --model ast and yamnet start from published weights, not cnn",
+        ),
+        (
+            {"spectrogram": (8, 16)},
+            {"model": "cnn", "dropout": None, "pretrained": None, "freeze": True},
+            {},
+            "--freeze True: cnn has its own, only yamnet can",
+        ),
+    ],
+)
 def test_what_does_not_fit_is_refused_with_the_fix(published, tmp_path, features, changes, sizes, words):
     path = make_file(tmp_path / "ego.h5", 4, 4, features=features, **sizes)
     refuses(path, tmp_path, config_of(published, **changes), words)

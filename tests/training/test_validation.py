@@ -92,7 +92,9 @@ def test_a_run_that_learnt_nothing_says_so_in_its_last_line_and_one_that_did_doe
     assert true.warning == "" and str(true).splitlines()[-1].startswith("next: egoaudio-evaluate ")
     last = str(shuffled).splitlines()[-1]
     assert last == f"warning: {shuffled.warning}"
-    assert last.startswith("warning: this model does not beat the prior: its validation mAP over the classes with enough clips is ")
+    assert last.startswith(
+        "warning: this model does not beat the prior: its validation mAP over the classes with enough clips is "
+    )
     assert "--model cnn-small" in last and "--denoise none" in last
 
 
@@ -109,7 +111,9 @@ def test_the_table_has_the_prior_and_the_score_that_chooses(runs):
     assert run.best_epoch == best["epoch"] == checkpoints.load(folder / "best.pt")["epoch"]
     with reader.open(path) as file:
         labels = file.labels[split_rows(file, make_config().data, 0).validation]
-    assert best["map_prior"] == pytest.approx(metrics.mean_over_classes(np.where(labels.any(axis=0), labels.mean(axis=0), NAN)), rel=1e-5)
+    assert best["map_prior"] == pytest.approx(
+        metrics.mean_over_classes(np.where(labels.any(axis=0), labels.mean(axis=0), NAN)), rel=1e-5
+    )
     assert rows[-1]["map"] > 0.9 > rows[-1]["map_prior"] and rows[-1]["selection"] > 0.9
 
 
@@ -128,7 +132,9 @@ def test_the_number_of_neighbours_is_what_was_asked_for_or_what_validates_best(t
     asked = []
     monkeypatch.setattr(validation, "choose_neighbours", lambda *arguments: asked.append(arguments) or 3)
     judged = []
-    monkeypatch.setattr(validation, "choose_thresholds", lambda scores, truth: judged.append(scores) or choose_thresholds(scores, truth))
+    monkeypatch.setattr(
+        validation, "choose_thresholds", lambda scores, truth: judged.append(scores) or choose_thresholds(scores, truth)
+    )
     train.train(path, tmp_path / "run", make_config(epochs=2, smooth_clips=smooth_clips))
     for name in ("best.pt", "last.pt"):
         assert checkpoints.load(tmp_path / "run" / name)["smooth_clips"] == (3 if smooth_clips is None else 2)
@@ -147,8 +153,18 @@ def test_the_number_of_neighbours_is_what_was_asked_for_or_what_validates_best(t
 
 def test_an_epochs_line_shows_the_map_beside_the_priors():
     numbers = {
-        "epoch": 3, "train_loss": 0.12345, "val_loss": 0.2, "top1": 0.5, "top5": 0.75, "map": 0.3412, "map_prior": 0.0618,
-        "clips_per_second": 812.0, "peak_memory_mb": 310.4, "seconds": 4.05,
+        "epoch": 3,
+        "train_loss": 0.12345,
+        "val_loss": 0.2,
+        "top1": 0.5,
+        "top5": 0.75,
+        "map": 0.3412,
+        "map_prior": 0.0618,
+        "clips_per_second": 812.0,
+        "peak_memory_mb": 310.4,
+        "seconds": 4.05,
     }
     line = describe_epoch(numbers, 20, better=True)
-    assert line.startswith("epoch 3/20: loss 0.1235, val_loss 0.2000; per cent: mAP 34.1 (prior 6.2), top-1 50.0, top-5 75.0 (best); 812")
+    assert line.startswith(
+        "epoch 3/20: loss 0.1235, val_loss 0.2000; per cent: mAP 34.1 (prior 6.2), top-1 50.0, top-5 75.0 (best); 812"
+    )

@@ -21,7 +21,7 @@ from click.core import ParameterSource
 from egoaudio._version import __version__
 from egoaudio.config.build import BUILD_PRESETS, BuildConfig
 from egoaudio.config.options import flag_of, flags, from_flat
-from egoaudio.config.train import MODEL_DEFAULTS, TRAIN_PRESETS, TrainConfig, describe_defaults
+from egoaudio.config.train import MODEL_DEFAULTS, SPLITS, TRAIN_PRESETS, TrainConfig, describe_defaults
 from egoaudio.errors import EgoAudioError
 from egoaudio.system import allocator, signals, surroundings, terminal
 
@@ -199,7 +199,6 @@ def _cores():
     return len(os.sched_getaffinity(0))
 
 
-_SPLITS = ["test", "validation", "train"]  # evaluation's own list would load torch
 _THERE = click.Path(exists=True)  # said at once, where torch would be loaded first
 _FORCE = "Start anew, and replace what is there."
 _ANNOTATIONS = (
@@ -356,7 +355,7 @@ def train(config, file, output, device, tensorboard, force):
 @click.argument("file", type=_THERE)
 @click.option(
     "--split",
-    type=click.Choice(_SPLITS),
+    type=click.Choice(SPLITS),
     default="test",
     show_default=True,
     help="The file's test videos, or a part of the run's own division.",

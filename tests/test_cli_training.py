@@ -58,12 +58,6 @@ def test_help_names_the_defaults():
     )
 
 
-def test_the_splits_that_can_be_asked_for_are_those_there_are():
-    assert (
-        tuple(next(option for option in cli.evaluate.params if option.name == "split").type.choices) == evaluate.SPLITS
-    )
-
-
 def test_what_comes_next_can_be_pasted(trained):
     folder, result = trained
     assert result.exit_code == 0, result.output

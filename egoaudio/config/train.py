@@ -9,6 +9,9 @@ from egoaudio.config.build import FEATURES
 from egoaudio.config.options import Checked, flag_of, from_flat, option, to_flat
 from egoaudio.errors import ConfigurationError
 
+# Whose clips are evaluated: the file's test videos, or a part of its train videos as the run divided them.
+SPLITS = ("test", "validation", "train")
+
 # What an option that is not given means for each model: what was measured to hear best (benchmarks/hearing.py), and
 # the paper's own for its two.
 _PAPER = {

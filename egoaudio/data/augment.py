@@ -1,45 +1,58 @@
-"""Random changes to a batch while training: place in time, level, masks, mixing.
+"""Random changes to a training batch: position in time, level, masks, mixing.
 
 In: a whole normalised batch, features (b, T, F) and labels (b, C), before it is cut into micro-batches. Out: the same
-shapes. Every number is drawn from the generator that is passed in, on the CPU, so the batch is the same on every device
-and when it is made again. Each has its flag (``--time-shift``, ``--gain-db``, ``--spec-augment``, ``--mixup``).
+shapes. Every number is drawn on the CPU from the generator that is passed in, so the batch is the same on every device
+and when it is made again. Each change is an option of ``DataConfig``: ``time_shift_seconds``, ``gain_db``,
+``spec_augment``, ``mixup``.
 
 Sources: SpecAugment (Park et al. 2019), mixup (Zhang et al. 2018).
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from egoaudio.audio.yamnet_features import LOG_OFFSET
 from egoaudio.config.build import FEATURES
+from egoaudio.config.train import DataConfig
 from egoaudio.errors import ConfigurationError
 
-# SpecAugment: so many masks an axis, each up to this share of it.
+# SpecAugment: this many masks per axis, each covering up to this share of it.
 MASKS = 2
 MASK_SHARE = 1 / 8
 
+LevelChange = Callable[[torch.Tensor, np.ndarray], None]
+"""Raises the level of each clip: features (b, ...), changed in place, and float64 decibels (b,)."""
 
-def augment(features, labels, rng, config, change=None, max_shift_frames=0):
-    """Return the batch changed at random, as the configuration asks.
+
+def augment(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    rng: np.random.Generator,
+    config: DataConfig,
+    change: LevelChange | None = None,
+    max_shift_frames: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the batch with the random changes that the configuration asks for.
 
     Parameters
     ----------
-    features : torch.Tensor, float (b, T, F), or (b, samples) of waveforms
+    features : torch.Tensor, float (b, T, F), or (b, num_samples) of waveforms
         Changed in place.
     labels : torch.Tensor, float (b, C)
     rng : numpy.random.Generator
     config : DataConfig
     change : callable or None
-        What ``level_change`` returns; None without gain.
+        From ``level_change``; required for ``gain_db``.
     max_shift_frames : int
-        What ``shift_frames`` returns; 0 without a shift in time.
+        From ``shift_frames``; 0 without a shift in time.
 
     """
     if max_shift_frames:
         shift_time(features, rng, max_shift_frames)
-    if config.gain_db:
+    if config.gain_db and change is not None:
         change_gain(features, rng, config.gain_db, change)
     if config.spec_augment:
         mask(features, rng)
@@ -48,22 +61,22 @@ def augment(features, labels, rng, config, change=None, max_shift_frames=0):
     return features, labels
 
 
-def level_change(feature, num_mel_bands, deviation):
-    """Return the function that makes the sound of each clip louder: ``change(features, decibels)``, in place.
+def level_change(feature: str, num_mel_bands: int, deviation: float) -> LevelChange:
+    """Return the function that raises the level of each clip: ``change(features, decibels)``, in place.
 
     Parameters
     ----------
     feature : str
-        What the features are.
+        Name of the array.
     num_mel_bands : int
-        Mel bands behind the mfcc.
+        Mel bands from which the mfcc is computed.
     deviation : float
-        What the features were divided by; waveforms and yamnet's log-mel are never normalised.
+        The standard deviation that the features were divided by; waveforms and yamnet's log-mel are never normalised.
 
     Raises
     ------
     ConfigurationError
-        For a feature of which it is not known what louder means.
+        For a feature for which the effect of a level change is not known.
     """
     if feature == "waveform":
         return _scale
@@ -71,28 +84,28 @@ def level_change(feature, num_mel_bands, deviation):
         return _scale_magnitudes
     amount, num_bins = gain_per_db(feature, num_mel_bands)
 
-    def shift(features, decibels):
+    def shift(features: torch.Tensor, decibels: np.ndarray) -> None:
         features[..., :num_bins] += _for_clips(decibels * (amount / deviation), features)
 
     return shift
 
 
-def shift_frames(seconds, feature_shape, sound_seconds):
-    """Return how many frames are the most that ``--time-shift`` moves a clip by.
+def shift_frames(seconds: float, feature_shape: tuple[int, ...], sound_seconds: float) -> int:
+    """Return the largest shift of a clip in time, in frames.
 
     Parameters
     ----------
     seconds : float
-        What was asked for.
+        The largest shift (``time_shift_seconds``).
     feature_shape : tuple
-        Frames first, of all that the model sees.
+        Of all that the model sees; frames first.
     sound_seconds : float
-        How much sound that is.
+        The sound that the model sees.
 
     Raises
     ------
     ConfigurationError
-        When it is less than a frame, or more than there is.
+        When it is less than half a frame, or longer than the sound.
 
     """
     if seconds > sound_seconds:
@@ -108,11 +121,11 @@ def shift_frames(seconds, feature_shape, sound_seconds):
     return frames
 
 
-def shift_time(features, rng, max_frames):
-    """Move each clip in time by up to so many frames either way, in place; what leaves at one end comes in at the other.
+def shift_time(features: torch.Tensor, rng: np.random.Generator, max_frames: int) -> None:
+    """Rotate each clip in time by up to ``max_frames`` either way, in place.
 
-    With context that end lies a neighbour away from the clip. Nothing is heard that the recording does not hold, which
-    repeating the last frame would make: a steady sound.
+    Frames that leave at one end enter at the other, which with context is a neighbour away from the clip.
+    Repeating the last frame instead would add a steady sound that the recording does not hold.
     """
     num_clips, num_frames = features.shape[:2]
     shifts = rng.integers(-max_frames, max_frames + 1, num_clips)
@@ -121,51 +134,49 @@ def shift_time(features, rng, max_frames):
     features.copy_(features[clips, frames])
 
 
-def gain_per_db(feature, num_mel_bands):
-    """Return by how much each bin rises when the sound gets 1 dB louder, ``(amount, number of bins)``.
+def gain_per_db(feature: str, num_mel_bands: int) -> tuple[float, int | None]:
+    """Return by how much each bin rises when the sound gets 1 dB louder, and in how many bins (None: all).
 
-    Log-power features rise alike in all bins: 1 in dB, ln(10) / 10 in the filter bank's natural logarithm. Of an mfcc only
-    coefficient 0 rises, by the orthonormal cosine transform of a constant: the square root of the number of mel bands.
-    Digital silence, which lies at the floor of the logarithm, is raised with the rest.
+    Log-power features rise equally in all bins: by 1 in dB, by ln(10) / 10 in the filter bank's natural logarithm. Of
+    an mfcc only coefficient 0 rises, by the orthonormal cosine transform of a constant: the square root of the number
+    of mel bands. Digital silence, which is at the floor of the logarithm, is raised like the rest.
     """
     if feature == "mfcc":
         return math.sqrt(num_mel_bands), 1
     if feature in ("spectrogram", "logmel"):
         return {"spectrogram": 1.0, "logmel": math.log(10) / 10}[feature], None
     raise ConfigurationError(
-        f"--gain-db does not know what a change of level does to {feature!r}: expected one of {', '.join(FEATURES)}"
+        f"--gain-db cannot change the level of {feature!r}: expected one of {', '.join(FEATURES)}, or --gain-db 0"
     )
 
 
-def _scale(features, decibels):
-    """Make waveforms (b, samples) louder."""
+def _scale(features: torch.Tensor, decibels: np.ndarray) -> None:
+    """Raise the level of waveforms (b, num_samples)."""
     features *= _for_clips(10 ** (decibels / 20), features)
 
 
-def _scale_magnitudes(features, decibels):
-    """Make YAMNet's log-mel (b, T, F) louder: the logarithm of what is left when its offset is taken off, scaled and added again."""
+def _scale_magnitudes(features: torch.Tensor, decibels: np.ndarray) -> None:
+    """Raise the level of YAMNet's log-mel (b, T, F): scale the magnitudes in ``log(magnitudes + offset)``."""
     magnitudes = features.exp_().sub_(LOG_OFFSET).clamp_(min=0)
     magnitudes.mul_(_for_clips(10 ** (decibels / 20), features)).add_(LOG_OFFSET).log_()
 
 
-def _for_clips(values, features):
-    """Return a number for each clip, float64 (b,), as a tensor that fits the features (b, ...)."""
+def _for_clips(values: np.ndarray, features: torch.Tensor) -> torch.Tensor:
+    """Return one number per clip, float64 (b,), as a tensor that broadcasts over the features (b, ...)."""
     tensor = torch.as_tensor(values, dtype=features.dtype).to(features.device)
     return tensor.reshape(-1, *[1] * (features.ndim - 1))
 
 
-def change_gain(features, rng, gain_db, change):
-    """Raise or lower each clip by up to ``gain_db``, evenly distributed, in place; ``change`` is from ``level_change``."""
+def change_gain(features: torch.Tensor, rng: np.random.Generator, gain_db: float, change: LevelChange) -> None:
+    """Change the level of each clip by up to ``gain_db`` either way, uniformly; ``change`` is from ``level_change``."""
     change(features, rng.uniform(-gain_db, gain_db, len(features)))
 
 
-def mask(features, rng):
+def mask(features: torch.Tensor, rng: np.random.Generator) -> None:
     """Replace bands of bins and spans of frames of each clip by each bin's mean over the clip, in place.
 
-    One mean for all bins is not enough: no clip's spectrum is flat, so that the spans become clicks and the bands hum,
-    and learning them takes the place of learning sounds. A CNN reached 22.7 % mAP on its own training clips in 8 epochs
-    that way, 28.0 % with each bin's mean, 30.0 % without masks. Masking half of the clips, fewer masks, zero instead of
-    the mean, or batch norm's statistics taken anew from whole clips mended less or nothing.
+    With one mean for all bins the masks themselves become sounds, clicks and hum, which the model learns: 22.7 % mAP on
+    its own training clips after 8 epochs, 28.0 % with each bin's mean, 30.0 % without masks.
     """
     num_clips, num_frames, num_bins = features.shape
     hidden = _spans(num_clips, num_frames, rng)[:, :, None] | _spans(num_clips, num_bins, rng)[:, None, :]  # (b, T, F)
@@ -173,7 +184,7 @@ def mask(features, rng):
     torch.where(hidden.to(features.device), mean, features, out=features)
 
 
-def _spans(num_clips, length, rng):
+def _spans(num_clips: int, length: int, rng: np.random.Generator) -> torch.Tensor:
     """Return a bool tensor (num_clips, length) that is True in ``MASKS`` random spans of each row."""
     widths = rng.integers(0, int(length * MASK_SHARE) + 1, size=(num_clips, MASKS, 1))
     starts = rng.integers(0, length - widths + 1)
@@ -181,8 +192,10 @@ def _spans(num_clips, length, rng):
     return torch.from_numpy(((at >= starts) & (at < starts + widths)).any(axis=1))
 
 
-def mix(features, labels, rng, alpha):
-    """Return each clip mixed with another of the batch, share and labels alike; the share is Beta(alpha, alpha)."""
+def mix(
+    features: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator, alpha: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each clip mixed with another of the batch, features and labels by the same Beta(alpha, alpha) share."""
     partner = torch.from_numpy(rng.permutation(len(features))).to(features.device)
     share = rng.beta(alpha, alpha, len(features))
     return (

@@ -1,4 +1,4 @@
-"""How often each class is active in the rows, and what follows: weights for the loss, probabilities for the draws.
+"""How often each class is active, and what follows from it: weights for the loss, probabilities for sampling.
 
 In: ``/labels`` of a file (num_clips, num_classes), read in blocks, and rows. NumPy only.
 """
@@ -7,11 +7,13 @@ import warnings
 
 import numpy as np
 
+from egoaudio.hdf5.reader import EgoAudioFile
+
 # Rows of /labels that are in memory at once.
 BLOCK_ROWS = 65536
 
 
-def expand_single(labels, rows):
+def expand_single(labels: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return ``(rows, classes)``, one pair for each active class of each row: int64 (m,), int32 (m,)."""
     pairs = [np.nonzero(labels[rows[start : start + BLOCK_ROWS]]) for start in range(0, len(rows), BLOCK_ROWS)]
     at = [rows[start * BLOCK_ROWS + item] for start, (item, _) in enumerate(pairs)]
@@ -20,7 +22,7 @@ def expand_single(labels, rows):
     )
 
 
-def class_counts(labels, rows):
+def class_counts(labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return in how many of the rows each class is active, int64 (C,)."""
     counts = np.zeros(labels.shape[1], dtype=np.int64)
     for start in range(0, len(rows), BLOCK_ROWS):
@@ -28,10 +30,10 @@ def class_counts(labels, rows):
     return counts
 
 
-def class_weights(file, rows, label_mode):
+def class_weights(file: EgoAudioFile, rows: np.ndarray, label_mode: str) -> np.ndarray:
     """Return the paper's weight of each class in the loss, ``total / (num_classes * count)``, float32 (C,).
 
-    ``total`` is the number of samples trained on: rows, or pairs of row and class in single-label mode. A class without
+    ``total`` is the number of training samples: rows, or pairs of row and class in single-label mode. A class without
     samples has weight 0, and a warning names it.
     """
     counts = class_counts(file.labels, rows)
@@ -43,8 +45,8 @@ def class_weights(file, rows, label_mode):
     return np.where(counts > 0, total / (len(counts) * np.maximum(counts, 1)), 0).astype(np.float32)
 
 
-def balanced_probabilities(labels, rows, classes=None):
-    """Return the probability of each item when a class is drawn evenly and then one of its items, float64 (n,).
+def balanced_probabilities(labels: np.ndarray, rows: np.ndarray, classes: np.ndarray | None = None) -> np.ndarray:
+    """Return the probability of each item when a class is drawn uniformly and then one of its items, float64 (n,).
 
     Items are rows, or pairs of row and class when ``classes`` is given. Rows without any class count as one more class,
     so that they are drawn too.

@@ -1,15 +1,16 @@
-"""A clip's neighbours in time: which rows of the file are joined with it, and what stands where there is none.
+"""A clip's neighbours in time: the rows of the file that are joined with it, and silence where there is none.
 
 In: an open file, the name of a feature array, K. Out: the window of each row, int64 (b, 2 * K + 1): the rows of the
 file that follow each other in time without gap or overlap, the clip's own in the middle, -1 for silence.
 
-Conventions: the rows of a video lie in order of time, ``hop_seconds`` apart, each with the sound of ``row_seconds`` around
-its clip. Silence stands before a video's first row, after its last one, and for a row without data. It is what the file's
-own parameters make of a clip of zeros. A row that nobody labelled has sound and counts. Where rows overlap (``hop_seconds``
-shorter than a row), silence also stands for what a video's first hops hold before the first row that fits.
+Conventions: the rows of a video are in order of time, ``hop_seconds`` apart, each with ``row_seconds`` of sound around
+its clip. Silence stands before a video's first row, after its last one, and for a row without data; it is what the
+file's own parameters make of a clip of zeros. An unlabelled row has sound and is used. Where rows overlap
+(``hop_seconds`` shorter than a row), silence also stands for the sound before the first row that fits into the window.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -20,17 +21,21 @@ from egoaudio.audio.features import FeatureExtractor
 from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import from_json
 from egoaudio.errors import TrainingError
+from egoaudio.hdf5.reader import EgoAudioFile
 
 
-def joined_shape(row_shape, context_clips):
+def joined_shape(row_shape: Sequence[int], context_clips: int) -> tuple[int, ...]:
     """Return the shape of a clip joined with its neighbours, ((2 * K + 1) * T, F), from a row's (T, F)."""
     return (int(row_shape[0]) * (2 * context_clips + 1), *(int(size) for size in row_shape[1:]))
 
 
-def row_seconds(file, feature):
-    """Return how much sound a row of an array sees: the build's context if it has one, which a waveform is cut to the clip of."""
+def row_seconds(file: EgoAudioFile, feature: str) -> float:
+    """Return how many seconds of sound a row holds: the build's context, or the clip's length without one.
+
+    A row of ``waveform`` holds the clip alone.
+    """
     context_seconds = file.config.get("context_seconds")
-    return file.clip_seconds if feature == "waveform" or context_seconds is None else context_seconds
+    return file.clip_seconds if feature == "waveform" or context_seconds is None else float(context_seconds)
 
 
 class Context:
@@ -47,21 +52,21 @@ class Context:
     Attributes
     ----------
     silence : float32 array (T, F)
-        What stands for a row that is not there, as the file would store it.
+        Replaces a row that does not exist; the values that the file would store.
 
     Raises
     ------
     TrainingError
-        When the file's rows cannot be joined: they overlap or leave gaps, or what silence is cannot be told.
+        When the file's rows cannot be joined: they overlap, leave gaps, or the values of silence are not known.
 
     """
 
-    def __init__(self, file, feature, context_clips):
+    def __init__(self, file: EgoAudioFile, feature: str, context_clips: int) -> None:
         self._offsets = _rows_apart(file, feature, context_clips) * np.arange(-context_clips, context_clips + 1)
         self.silence = _silent_row(file, feature)
         self._video, self._usable = file.clip_table["video"], file.usable
 
-    def windows(self, rows):
+    def windows(self, rows: np.ndarray) -> np.ndarray:
         """Return the window of each row, int64 (b, 2 * K + 1), for rows (b,) that hold data."""
         around = rows[:, None] + self._offsets
         inside = (around >= 0) & (around < len(self._usable))
@@ -70,21 +75,22 @@ class Context:
         return np.where(present, around, -1)
 
 
-def _rows_apart(file, feature, context_clips):
-    """Return how many rows further the sound of a row is continued; 1 where clips follow each other."""
+def _rows_apart(file: EgoAudioFile, feature: str, context_clips: int) -> int:
+    """Return after how many rows the sound of a row continues; 1 where clips follow each other."""
     length, hop = row_seconds(file, feature), file.hop_seconds
     apart = Fraction(str(length)) / Fraction(str(hop))
     if apart.denominator != 1:
         what = "leave gaps" if length < hop else "overlap, none beginning where another ends"
         raise TrainingError(
-            f"--context-clips {context_clips}: rows of {feature} in {file.path} hold {length:g} s of sound every {hop:g} s and "
-            f"{what}: give --context-clips 0, or build with --hop-seconds {length:g} or a whole fraction of it"
+            f"--context-clips {context_clips}: rows of {feature} in {file.path} hold {length:g} s of sound every "
+            f"{hop:g} s and {what}: give --context-clips 0, or build with --hop-seconds {length:g} or a whole "
+            "fraction of it"
         )
     return int(apart)
 
 
-def _silent_row(file, feature):
-    """Return the row that digital silence makes, float32 (T, F), computed and rounded as the file's own are."""
+def _silent_row(file: EgoAudioFile, feature: str) -> np.ndarray:
+    """Return the row of digital silence, float32 (T, F), computed and rounded as the file's own are."""
     array = file[feature]
     config = from_json(BuildConfig, json.dumps(file.config))
     config = replace(config, features=replace(config.features, features=(feature,), dtype="float32"))
@@ -92,11 +98,11 @@ def _silent_row(file, feature):
     extractor = FeatureExtractor(config.features, file.sample_rate, num_samples)
     silence = extractor(np.zeros((1, num_samples), np.float32))[feature][0]
     if silence.shape != array.shape[1:]:
-        # Seen where a waveform is cut to its clip; one value in all frames and bins fits any shape.
+        # Happens where a waveform is cut to its clip; one value in all frames and bins fits any shape.
         if silence.min() != silence.max():
             raise TrainingError(
-                f"{file.path}: rows of {feature} are {array.shape[1:]}, and its configuration makes {silence.shape}, so that "
-                "what silence is cannot be told: give --context-clips 0, or build again"
+                f"{file.path}: rows of {feature} are {array.shape[1:]}, but its configuration makes {silence.shape}, "
+                "so the values of silence are not known: give --context-clips 0, or build again"
             )
         silence = np.full(array.shape[1:], silence.min())
     return silence.astype(array.dtype).astype(np.float32)

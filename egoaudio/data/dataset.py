@@ -1,16 +1,18 @@
 """The mapped file as a dataset for any PyTorch loader.
 
 ``ClipDataset`` maps the feature array once per process and gathers a whole batch of rows at once; it can be pickled, so
-workers may fork or be spawned.
+workers may be forked or spawned.
 
-Conventions: an *item* is a row of the file, or with ``label_mode="single"`` a pair of a row and one of its classes. Features
-are float32 (b, T, F), ``(x - mean) / std`` already; with context T frames of each of 2 * K + 1 clips, of which the labels are
-those of the middle one. Labels are float32 (b, C): multi-hot, or one-hot of the pair's class
-(``cross_entropy`` takes such rows, and mixup may blend them). Normalisation happens in ``ClipDataset.fetch``, while
-the rows are in the processor's cache.
+Conventions: an *item* is a row of the file, or with ``label_mode="single"`` a pair of a row and one of its classes.
+Features are float32 (b, T, F), already normalised as ``(x - mean) / std``; with context, T frames of each of 2 * K + 1
+clips, and the labels are those of the middle clip. Labels are float32 (b, C): multi-hot, or one-hot of the pair's class
+(``cross_entropy`` takes such rows, and mixup may blend them). ``ClipDataset.fetch`` normalises the rows while they are
+in the processor's cache.
 """
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from egoaudio.data.balance import expand_single
 from egoaudio.data.rows import RowSource
 from egoaudio.errors import TrainingError
 from egoaudio.hdf5 import integrity
+from egoaudio.hdf5.reader import EgoAudioFile
 
 
 class ClipDataset(torch.utils.data.Dataset):
@@ -31,13 +34,15 @@ class ClipDataset(torch.utils.data.Dataset):
     feature : str
         The name of the array.
     rows : array of int, optional
-        Rows of the file, such as ``split_rows(...).train``; all trainable ones if not given. Rows without data are refused.
+        Rows of the file, such as ``split_rows(...).train``; all trainable ones if not given. Rows without data are
+        refused.
     label_mode : {"multi", "single"}
-        One item a row, or one for each active class of each row (a row without one is left out). Nothing is copied.
+        One item per row, or one for each active class of each row (rows without one are left out). Nothing is copied.
     normalization : (float, float)
-        ``(mean, std)`` of ``egoaudio.data.normalization``, or of the checkpoint.
+        ``(mean, std)`` from ``data.normalization`` or the checkpoint.
     context_clips : int
-        K: each clip comes joined in time with so many neighbours on each side, whatever split they are listed in (``data.context``).
+        K: each clip comes joined in time with K neighbours on each side, whatever split they belong to
+        (``data.context``).
 
     Attributes
     ----------
@@ -52,65 +57,75 @@ class ClipDataset(torch.utils.data.Dataset):
     Raises
     ------
     TrainingError
-        When the file lacks the array, there is no item, a row holds no data, or neighbours do not follow each other in time.
+        When the file lacks the array, there is no item, a row holds no data, or neighbours do not follow each other in
+        time.
 
     """
 
-    def __init__(self, path, feature, rows=None, label_mode="multi", normalization=(0.0, 1.0), context_clips=0):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        feature: str,
+        rows: np.ndarray | None = None,
+        label_mode: str = "multi",
+        normalization: tuple[float, float] = (0.0, 1.0),
+        context_clips: int = 0,
+    ) -> None:
         self.path = os.path.abspath(os.fspath(path))
         self.feature = feature
         self.label_mode = label_mode
-        self.normalization = tuple(normalization)
+        self.normalization = normalization
         self.context_clips = context_clips
         if label_mode not in ("multi", "single"):
             raise ValueError(f"label_mode {label_mode!r}: expected 'multi' or 'single'")
         source = RowSource(self.path, feature, context_clips=context_clips)
         self._identity = source.identity
-        self._source, self._process = source, os.getpid()
+        self._source: RowSource | None = source
+        self._process: int | None = os.getpid()
         rows = np.flatnonzero(source.file.trainable) if rows is None else np.asarray(rows, dtype=np.int64)
         without_data = rows[~source.file.usable[rows]]
         if len(without_data):
             raise TrainingError(
-                f"{self.path}: {len(without_data)} of the rows to read hold no data (status is not 1), the first is row {without_data[0]}"
+                f"{self.path}: {len(without_data)} of the rows to read hold no data (status is not 1), the first is "
+                f"row {without_data[0]}: give rows that are usable"
             )
         integrity.require_binary(source.file, "labels", rows)
-        self.rows, self.classes = rows, None
+        self.rows: np.ndarray = rows
+        self.classes: np.ndarray | None = None
         if label_mode == "single":
             self.rows, self.classes = expand_single(source.file.labels, rows)
         if len(self.rows) == 0:
-            active = " with an active class, as --label-mode single needs" if label_mode == "single" else ""
+            active = " with an active class, which --label-mode single needs" if label_mode == "single" else ""
             raise TrainingError(f"{self.path}: there is no usable clip{active}: see egoaudio-inspect")
         self.num_classes = source.file.num_classes
         self.feature_shape = source.joined_shape
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Return the number of items."""
         return len(self.rows)
 
-    def __getstate__(self):
-        """Leave the map behind: the other process makes its own."""
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the memory map: the other process makes its own."""
         return {**self.__dict__, "_source": None, "_process": None}
 
     @property
-    def source(self):
+    def source(self) -> RowSource:
         """The ``RowSource`` of this process; after a fork the child opens the file anew."""
         if self._source is None or self._process != os.getpid():
-            self._source, self._process = (
-                RowSource(self.path, self.feature, self._identity, self.context_clips),
-                os.getpid(),
-            )
+            self._source = RowSource(self.path, self.feature, self._identity, self.context_clips)
+            self._process = os.getpid()
         return self._source
 
     @property
-    def file(self):
+    def file(self) -> EgoAudioFile:
         """The open ``EgoAudioFile`` of this process."""
         return self.source.file
 
-    def announce(self, items):
-        """Let the kernel start to read these items from disk."""
+    def announce(self, items: np.ndarray) -> None:
+        """Ask the kernel to start reading these items from disk."""
         self.source.announce(self.rows[items])
 
-    def fetch(self, items, out=None):
+    def fetch(self, items: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return ``(features, labels)`` of the items, NumPy float32 (b, T, F) and (b, C).
 
         Parameters
@@ -118,7 +133,7 @@ class ClipDataset(torch.utils.data.Dataset):
         items : array of int, (b,)
             Numbers from 0 to ``len(self) - 1``, in any order.
         out : float32 array, (b, T, F), optional
-            Where the features go; a new array if not given, which takes twice the time.
+            Receives the features; a new array if not given, which takes twice as long.
 
         """
         items = np.asarray(items, dtype=np.int64)
@@ -131,13 +146,13 @@ class ClipDataset(torch.utils.data.Dataset):
         labels[np.arange(len(items)), self.classes[items]] = 1
         return features, labels
 
-    def __getitem__(self, items):
-        """Return one item, (T, F) and (C,), or a batch in one gather when ``items`` is an array (``batch_size=None``)."""
-        items = np.asarray(items)
-        self.announce(np.atleast_1d(items))
-        features, labels = self.fetch(np.atleast_1d(items))
-        return (features[0], labels[0]) if items.ndim == 0 else (features, labels)
+    def __getitem__(self, items: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return one item, (T, F) and (C,), or a batch in one gather if ``items`` is an array (``batch_size=None``)."""
+        numbers = np.asarray(items)
+        self.announce(np.atleast_1d(numbers))
+        features, labels = self.fetch(np.atleast_1d(numbers))
+        return (features[0], labels[0]) if numbers.ndim == 0 else (features, labels)
 
-    def __getitems__(self, items):
+    def __getitems__(self, items: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return a list of single items, read in one gather: what a DataLoader with ``batch_size`` asks for."""
         return list(zip(*self[np.asarray(items)], strict=True))

@@ -1,14 +1,12 @@
-"""Batches of a dataset, read ahead: the loader that training and evaluation use.
+"""Batches of a dataset, read ahead: the loader of training and evaluation.
 
-``Loader`` puts items in an order that follows from seed and epoch alone, reads ahead in a thread (or in worker
-processes), and hands over tensors on the device, normalised, and changed at random if asked. What an item is: see
-``data.dataset``.
+In: a ``ClipDataset`` (which defines what an item is), a batch size, a ``DataConfig``, a seed. Out: ``Batch``, tensors
+on the device, normalised and, in training, augmented. The order of the items follows from seed and epoch alone. Batches
+are read ahead in a thread, or in worker processes, which copy every batch once more and pay off only where
+decompressing a repacked file is the limit.
 
-A batch of 256 rows of 131 KB takes 1.8 ms of processor time on one core of an AMD EPYC, 3.0 ms with normalisation: 140,000 and 86,000
-clips/s, 0.77 and 0.48 of ``numpy.take`` from memory. The first 64 batches are read rather than mapped, 5.5 to 4.1 ms each;
-the map's page faults then cost another 1.2 ms a batch until every row was met once.
-Of the 1.8 ms the gather is 1.6, handing over between the threads 0.1 (a bare queue instead of the executor spares 0.01). Worker
-processes copy every batch once more and pay only where decompressing a repacked file is the limit.
+A batch of 256 rows of 131 KB takes 1.8 ms of processor time, 0.77 of the speed of ``numpy.take`` from memory
+(``benchmarks/README.md``).
 """
 
 import contextlib
@@ -18,38 +16,41 @@ import time
 import traceback
 import weakref
 from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from egoaudio.config.train import DataConfig
 from egoaudio.data.augment import augment, level_change, shift_frames
 from egoaudio.data.balance import balanced_probabilities
 from egoaudio.data.context import row_seconds
+from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.seeds import AUGMENTATION, ORDER, generator
 from egoaudio.errors import ConfigurationError, TrainingError
 from egoaudio.system import surroundings
 
-# Batches that are ready or being made while the consumer works on one. Two ride out one slow batch; more only cost memory.
+# Batches that are ready or being made while the consumer works on one. Two cover one slow batch; more only cost memory.
 READ_AHEAD = 2
-# Of worker processes: batches that each has ready or makes, and how long the next one may take. Workers whose batch found no shared memory
-# say nothing, and torch would wait for ever.
+# Batches that each worker process keeps ready or in work, and how long the next one may take: workers whose batch does
+# not fit into shared memory say nothing, and torch would wait for ever.
 _WORKER_BATCHES, _WORKER_SECONDS = 2, 600
 
-# --shuffle block: neighbouring items that stay together. 16 rows of 131 KB are 2 MB, of which a spinning disk reads 60 %
-# of its speed; a batch of 64 still comes from four places.
+# --shuffle block: neighbouring items that stay together. 16 rows of 131 KB are 2 MB, which a spinning disk reads at 60
+# % of its full speed; a batch of 64 still comes from four places.
 BLOCK_ITEMS = 16
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
-    """What the loader hands over: a batch of the optimiser's."""
+    """A batch of the optimiser's."""
 
     features: torch.Tensor
     """float32 (b, T, F), normalised, on the device; with context the T of a clip and its neighbours."""
     labels: torch.Tensor
-    """float32 (b, C), on the device; with a teacher its scores beside them, (b, 2 * C)."""
+    """float32 (b, C), on the device; with a teacher (b, 2 * C), its scores after the labels."""
     rows: np.ndarray
     """int64 (b,): rows of the file."""
 
@@ -66,29 +67,33 @@ class Loader:
     seed : int
     device : str or torch.device
     training : bool
-        Shuffle and augment. Otherwise the items come in their order, unchanged.
+        Shuffle and augment. Otherwise the items come in order, unchanged.
     teacher : callable, optional
-        Rows of the file (b,) to float32 scores (b, C), which come as further columns of the labels.
+        Takes rows of the file (b,) and returns float32 scores (b, C), which become further columns of the labels.
 
     Attributes
     ----------
     wait_seconds : float
-        How long the consumer has waited for data in the epoch at hand.
+        How long the consumer has waited for data in the present epoch.
 
     """
 
-    def __init__(self, dataset, batch_size, config, seed=0, device="cpu", training=False, teacher=None):
-        self.dataset, self.batch_size, self.config, self.seed, self.training = (
-            dataset,
-            batch_size,
-            config,
-            seed,
-            training,
-        )
+    def __init__(
+        self,
+        dataset: ClipDataset,
+        batch_size: int,
+        config: DataConfig,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        training: bool = False,
+        teacher: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        self.dataset, self.batch_size, self.config = dataset, batch_size, config
+        self.seed, self.training = seed, training
         self.device, self.teacher = torch.device(device), teacher
         self.wait_seconds = 0.0
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        # Making a generator that nobody draws from takes 1 % of a batch.
+        # Making a generator that is not used would take 1 % of a batch's time.
         self._augments = training and bool(
             config.time_shift_seconds or config.gain_db or config.spec_augment or config.mixup
         )
@@ -124,8 +129,8 @@ class Loader:
                 timeout=_WORKER_SECONDS,
             )
 
-    def _require_shared_memory(self):
-        """Refuse to start processes whose batches would not find room: torch then waits for them for ever."""
+    def _require_shared_memory(self) -> None:
+        """Refuse to start processes whose batches would not fit into shared memory: torch would wait for ever."""
         num_clips = min(self.batch_size, len(self.dataset))
         batch_bytes = num_clips * (4 * math.prod(self.dataset.feature_shape) + 4 * self.dataset.num_classes)
         workers = self.config.loader_workers
@@ -134,18 +139,18 @@ class Loader:
         )
         surroundings.require_shared_memory((_WORKER_BATCHES * workers + 1) * batch_bytes + (64 << 10), words)
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Return the number of batches in an epoch; the last one may be smaller."""
         return -(-len(self.dataset) // self.batch_size)
 
-    def order(self, epoch):
+    def order(self, epoch: int) -> np.ndarray:
         """Return the items of an epoch in order, int64 (n,): the same for the same seed and epoch."""
         num_items = len(self.dataset)
         if not self.training:
             return np.arange(num_items)
         rng = generator(self.seed, ORDER, epoch)
         if self._cumulative is not None:
-            # The last sum is 1 but for rounding, and the clip keeps a draw beyond it.
+            # The last sum is 1 up to rounding; a draw beyond it takes the last item.
             return np.minimum(np.searchsorted(self._cumulative, rng.random(num_items), side="right"), num_items - 1)
         if self.config.shuffle == "block":
             blocks = rng.permutation(-(-num_items // BLOCK_ITEMS))
@@ -153,11 +158,11 @@ class Loader:
             return items[items < num_items]
         return rng.permutation(num_items)
 
-    def epoch(self, epoch, start_batch=0):
-        """Yield the batches of an epoch from ``start_batch`` on.
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, beginning with ``start_batch``.
 
-        A batch's memory is used again once nothing refers to its tensors any more, never before. To stop early, leave the
-        loop: the thread ends with the generator.
+        A batch's memory is reused only when nothing refers to its tensors any more. To stop early, leave the loop: the
+        thread ends with the generator.
 
         Raises
         ------
@@ -182,7 +187,7 @@ class Loader:
                     self.wait_seconds += time.perf_counter() - asked
                     pending.extend(thread.submit(read, epoch, number) for number in itertools.islice(numbers, 1))
                     if self._copies is not None:
-                        # Made on another stream: its memory must not be given away while this one still computes with it.
+                        # Made on another stream: its memory must not be reused while this one still computes with it.
                         for tensor in (batch.features, batch.labels):
                             tensor.record_stream(torch.cuda.current_stream(self.device))
                     yield batch
@@ -191,30 +196,31 @@ class Loader:
                 for future in pending:
                     future.cancel()
 
-    def _reader(self, items, start_batch):
-        """Return the function that makes one batch of an epoch; the reading thread calls it for one number after the other."""
+    def _reader(self, items: list[np.ndarray], start_batch: int) -> Callable[[int, int], Batch]:
+        """Return the function that makes a batch of an epoch; the reading thread calls it with one number at a time."""
         if self._workers is not None:
             self._batches[:] = items
-            arriving = iter(self._workers)  # made here, not in the thread: processes start and signal handlers are set
+            arriving = iter(self._workers)  # here, not in the thread: this starts processes and sets signal handlers
 
-            def take(epoch, number):
+            def take(epoch: int, number: int) -> Batch:
                 try:
                     features, labels = next(arriving)
                 except Exception as error:
-                    # torch's frames and its error hold each other and the workers, which would take 10 s to end.
+                    # torch's frames and its error refer to each other and to the workers, which would take 10 s to end.
                     traceback.clear_frames(error.__traceback__)
-                    self.dataset.source.check_unchanged()  # names the file, where the worker's death by SIGBUS would not
-                    if isinstance(error, RuntimeError):  # torch's, of a worker that died or says nothing
+                    self.dataset.source.check_unchanged()  # names the file; a worker's death by SIGBUS does not
+                    if isinstance(error, RuntimeError):  # torch's, about a worker that died or does not answer
                         reason = str(error).splitlines()[0]
                         raise TrainingError(
-                            f"the processes of --loader-workers failed ({reason}): give --loader-workers 0, which needs none"
+                            f"the processes of --loader-workers failed ({reason}): give --loader-workers 0, which "
+                            "needs none"
                         ) from error
                     raise
                 return self._finish(features, labels, epoch, number, items[number - start_batch])
 
             return take
 
-        def read(epoch, number):
+        def read(epoch: int, number: int) -> Batch:
             at = number - start_batch
             for ahead in items[at : at + 2] if at == 0 else items[at + 1 : at + 2]:
                 self.dataset.announce(ahead)
@@ -223,11 +229,13 @@ class Loader:
 
         return read
 
-    def _finish(self, features, labels, epoch, number, items):
-        """Move a batch to the device and change it at random."""
+    def _finish(
+        self, features: torch.Tensor, labels: torch.Tensor, epoch: int, number: int, items: np.ndarray
+    ) -> Batch:
+        """Move a batch to the device and augment it."""
         rows = self.dataset.rows[items]
         if self.teacher is not None:
-            labels = torch.cat((labels, torch.from_numpy(self.teacher(rows))), dim=1)  # mixup then mixes both alike
+            labels = torch.cat((labels, torch.from_numpy(self.teacher(rows))), dim=1)  # mixup then mixes both equally
         with contextlib.nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
             features, labels = (
                 tensor.to(self.device, non_blocking=self._copies is not None) for tensor in (features, labels)
@@ -236,31 +244,30 @@ class Loader:
                 rng = generator(self.seed, AUGMENTATION, epoch, number)
                 features, labels = augment(features, labels, rng, self.config, self._change, self._max_shift_frames)
         if self._copies is not None:
-            # Waits in this thread only. Until then the pinned buffer is being read and must not be filled again.
+            # Only this thread waits. Until the copy is done the pinned buffer must not be filled again.
             self._copies.synchronize()
         return Batch(features, labels, rows)
 
 
 class _Buffers:
-    """Arrays for batches, used again: touching new memory takes as long as the gather itself.
+    """Reused arrays for batches: touching new memory takes as long as the gather itself.
 
-    An array comes back when the last tensor or array made of it is gone, however long the consumer keeps it.
+    An array is free again when the last tensor or array made of it is gone, however long the consumer keeps it.
     """
 
-    def __init__(self, shape, pinned):
+    def __init__(self, shape: tuple[int, ...], pinned: bool) -> None:
         self._shape, self._pinned = shape, pinned
         self._free: deque[np.ndarray] = deque(maxlen=READ_AHEAD + 2)
 
-    def take(self, num_clips):
-        """Return a float32 array (num_clips, ...) that nobody else uses."""
+    def take(self, num_clips: int) -> np.ndarray:
+        """Return a float32 array (num_clips, ...) that is not in use."""
         if self._free:
             whole = self._free.pop()
         elif self._pinned:
             whole = torch.empty(self._shape, pin_memory=True).numpy()
         else:
-            whole = np.empty(
-                self._shape, dtype=np.float32
-            )  # NumPy asks for huge pages, torch does not: 20 % faster to fill
+            # NumPy asks for huge pages, torch does not: 20 % faster to fill.
+            whole = np.empty(self._shape, dtype=np.float32)
         part = whole[:num_clips]
         weakref.finalize(part, self._free.append, whole).atexit = False
         return part

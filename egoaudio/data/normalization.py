@@ -1,15 +1,16 @@
-"""The mean and the deviation by which features are normalised, from the sums that the file keeps for each video."""
+"""The mean and standard deviation by which features are normalised, from the sums that the file keeps per video."""
 
 import numpy as np
 
 from egoaudio.errors import TrainingError
+from egoaudio.hdf5.reader import EgoAudioFile
 
 # The student paper's normalisation, (x + 4.2677393) / (2 * 4.5689974): the constants of the published AST.
 PAPER_NORMALIZATION = (-4.2677393, 2 * 4.5689974)
 
 
-def normalization(file, feature, train_rows, how):
-    """Return ``(mean, std)`` such that ``(x - mean) / std`` is what the model is given.
+def normalization(file: EgoAudioFile, feature: str, train_rows: np.ndarray, how: str) -> tuple[float, float]:
+    """Return ``(mean, std)``, where ``(x - mean) / std`` is what the model receives.
 
     Parameters
     ----------
@@ -18,10 +19,10 @@ def normalization(file, feature, train_rows, how):
     feature : str
         Name of the array.
     train_rows : array of int, (n,)
-        ``"dataset"`` takes all clips of the videos these rows are in. With ``--split-unit clip`` those videos hold the
-        validation clips too: two numbers over hours of sound, which tell a model nothing about a clip.
+        ``"dataset"`` takes all clips of the videos these rows are in. With ``split_unit="clip"`` those videos also hold
+        the validation clips: two numbers over hours of sound, which tell a model nothing about a clip.
     how : {"dataset", "paper", "none"}
-        One mean and deviation over all values, the paper's fixed numbers, or (0, 1).
+        One mean and standard deviation over all values, the paper's fixed numbers, or (0, 1).
 
     Raises
     ------
@@ -38,7 +39,8 @@ def normalization(file, feature, train_rows, how):
     # The comparison is relative: a constant feature leaves a rounding error, not zero.
     if not np.isfinite(variance) or variance <= 1e-12 * squares / max(count, 1):
         raise TrainingError(
-            f"{file.path}: {feature} cannot be normalised with mean and deviation (count {count:g}, variance {variance:g} over the "
-            "training videos): check the sound with egoaudio-inspect --verify, or use --normalize none"
+            f"{file.path}: {feature} cannot be normalised with mean and standard deviation (count {count:g}, variance "
+            f"{variance:g} over the training videos): check the sound with egoaudio-inspect --verify, or give "
+            "--normalize none"
         )
     return float(total / count), float(np.sqrt(variance))

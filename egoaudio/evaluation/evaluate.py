@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from egoaudio.config.options import from_json
-from egoaudio.config.train import TrainConfig
+from egoaudio.config.train import SPLITS, TrainConfig
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
 from egoaudio.data.splits import split_rows
@@ -27,8 +27,6 @@ from egoaudio.models.device import choose_device, mixed_precision
 from egoaudio.models.scorer import Scorer, score
 from egoaudio.system import allocator
 from egoaudio.system.progress import Progress
-
-SPLITS = ("test", "validation", "train")
 
 
 def evaluate(

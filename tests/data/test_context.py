@@ -160,7 +160,7 @@ def test_a_file_cut_short_names_the_row_of_the_window_that_is_missing(path, tmp_
     source = gather.RowSource(whole, "spectrogram", context_clips=2)
     monkeypatch.setattr(source, "check_unchanged", lambda: None)
     os.truncate(whole, source._offset + 5 * source.row_bytes + 5)
-    with pytest.raises(TrainingError, match="in the middle of row 5: it was cut short"):
+    with pytest.raises(TrainingError, match="in the middle of row 5: it was truncated"):
         source.take([4], np.empty((1, *source.joined_shape), np.float32))
 
 
@@ -237,7 +237,7 @@ def test_silence_is_what_the_files_parameters_make_of_zeros(tmp_path, feature, s
 
 def test_silence_of_an_array_that_its_configuration_does_not_make_is_refused(tmp_path):
     path = make_file(tmp_path / "ego.h5", 1, 4, {"mfcc": (8, 4)})
-    with pytest.raises(TrainingError, match=r"\(8, 4\), and its configuration makes \(32, 20\).*--context-clips 0"):
+    with pytest.raises(TrainingError, match=r"\(8, 4\), but its configuration makes \(32, 20\).*--context-clips 0"):
         ClipDataset(path, "mfcc", context_clips=1)
 
 

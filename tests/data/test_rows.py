@@ -126,7 +126,7 @@ def test_a_file_cut_short_between_two_looks_is_told_where_rows_are_read(copy, mo
     monkeypatch.setattr(source, "check_unchanged", lambda: None)
     os.truncate(copy, source._offset + 7 * source.row_bytes + 5)
     source.take([6], np.empty((1, *SHAPE), np.float32))
-    with pytest.raises(TrainingError, match="in the middle of row 7: it was cut short"):
+    with pytest.raises(TrainingError, match="in the middle of row 7: it was truncated"):
         source.take([6, 7], np.empty((2, *SHAPE), np.float32))
 
 

@@ -1,4 +1,4 @@
-"""Which clips are trained on: held out whole, only with data, the same for a seed; the numbers that follow."""
+"""Which clips are trained on: whole units are held out, only rows with data, the same for a seed."""
 
 from types import SimpleNamespace
 
@@ -7,17 +7,15 @@ import pytest
 from synthetic import make_file
 
 from egoaudio.config.train import DataConfig
-from egoaudio.data import balance, normalization, seeds, splits
+from egoaudio.data import splits
 from egoaudio.errors import TrainingError
 from egoaudio.hdf5 import reader
-
-FEATURES = {"spectrogram": (8, 12), "mfcc": (8, 4)}
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("splits") / "ego.h5"
-    make_file(path, num_videos=24, clips_per_video=9, features=FEATURES, failed=(3,), silent_clips=(0, 40), seed=5)
+    make_file(path, num_videos=24, clips_per_video=9, failed=(3,), silent_clips=(0, 40), seed=5)
     with reader.open(path) as file:
         yield file
 
@@ -66,7 +64,7 @@ def test_units_are_held_out_whole_and_nothing_is_lost(file, unit):
     assert len(units_of(file, split.validation, unit)) == round(0.35 * num_units)
 
 
-def test_only_rows_with_data_and_labels_take_part(file):
+def test_only_rows_with_data_and_labels_are_used(file):
     split = quiet_split(file)
     rows = np.r_[split.train, split.validation, split.test]
     assert (file.clip_table["status"][rows] == 1).all() and (file.clip_table["labelled"][rows] == 1).all()
@@ -99,9 +97,9 @@ def test_fraction_zero_holds_nothing_out_and_a_small_one_holds_one_out(file):
 @pytest.mark.parametrize(
     ("tables", "unit", "message"),
     [
-        (stand_in(["A"]), "video", "one video only.*smaller unit, or --validation-fraction 0"),
-        (stand_in(["A", "A"]), "subject", "one subject only"),
-        (stand_in(["A", ""]), "subject", "1 of the 2 train videos of ego.h5 name no subject: use --split-unit video"),
+        (stand_in(["A"]), "video", "a single video, which.*smaller unit, or --validation-fraction 0"),
+        (stand_in(["A", "A"]), "subject", "a single subject"),
+        (stand_in(["A", ""]), "subject", "1 of the 2 train videos of ego.h5 name no subject: give --split-unit video"),
         (
             stand_in(["A", "B"], split="test"),
             "video",
@@ -115,10 +113,10 @@ def test_a_split_that_cannot_be_made_says_why_and_what_to_do(tables, unit, messa
         quiet_split(tables, unit)
 
 
-def test_other_splits_are_named_when_left_out():
+def test_other_splits_are_named_when_they_are_ignored():
     tables = stand_in(["A", "B", "C"])
     tables.video_table["split"][2] = "validation"
-    with pytest.warns(UserWarning, match="splits validation are left out"):
+    with pytest.warns(UserWarning, match="splits validation are ignored"):
         split = quiet_split(tables, fraction=0.5)
     assert max(np.r_[split.train, split.validation]) < 8
 
@@ -137,67 +135,3 @@ def test_a_subject_may_be_in_train_and_test():
     tables.video_table["split"][2] = "test"
     split = quiet_split(tables, "subject", 0.5)
     assert len(split.train) == len(split.validation) == len(split.test) == 4
-
-
-@pytest.mark.parametrize("feature", FEATURES)
-def test_dataset_normalisation_gives_mean_zero_and_deviation_one(file, feature):
-    split = quiet_split(file)
-    mean, std = normalization.normalization(file, feature, split.train, "dataset")
-    videos = np.unique(file.clip_table["video"][split.train])
-    values = file[feature][file.usable & np.isin(file.clip_table["video"], videos)].astype(np.float64)
-    assert abs(((values - mean) / std).mean()) < 1e-6 and abs(((values - mean) / std).std() - 1) < 1e-6
-
-
-def test_paper_and_no_normalisation_are_fixed(file):
-    mean, std = normalization.normalization(file, "spectrogram", np.arange(3), "paper")
-    assert (1.5 - mean) / std == pytest.approx((1.5 + 4.2677393) / (2 * 4.5689974), rel=1e-12)
-    assert normalization.normalization(file, "spectrogram", np.arange(3), "none") == (0.0, 1.0)
-
-
-@pytest.mark.parametrize("statistics", [(0, 0, 0), (100, 1000.0, 10000.0 * (1 + 1e-15)), (100, np.nan, np.nan)])
-def test_a_feature_without_spread_cannot_be_normalised(statistics):
-    tables = stand_in(["A"])
-    tables.statistics = lambda feature: np.array([statistics])
-    with pytest.raises(TrainingError, match="mfcc cannot be normalised.*--normalize none"):
-        normalization.normalization(tables, "mfcc", np.arange(4), "dataset")
-
-
-@pytest.mark.parametrize("block", [7, 65536])
-def test_counts_pairs_and_probabilities_follow_their_definitions(file, monkeypatch, block):
-    monkeypatch.setattr(balance, "BLOCK_ROWS", block)
-    rows = quiet_split(file).train[::-1]
-    labels = file.labels.copy()
-    labels[rows[:5]] = 0  # rows without any class
-    pairs = [(row, k) for row in rows.tolist() for k in range(labels.shape[1]) if labels[row, k]]
-    at, classes = balance.expand_single(labels, rows)
-    assert list(zip(at.tolist(), classes.tolist(), strict=True)) == pairs
-    counts = [sum(k == other for _, other in pairs) for k in range(labels.shape[1])]
-    assert balance.class_counts(labels, rows).tolist() == counts
-
-    single = balance.balanced_probabilities(labels, at, classes)
-    np.testing.assert_allclose([single[classes == k].sum() for k in range(labels.shape[1])], 1 / labels.shape[1])
-    multi = balance.balanced_probabilities(labels, rows)
-    expected = [sum(1 / counts[k] for k in np.flatnonzero(labels[row])) if labels[row].any() else 1 / 5 for row in rows]
-    np.testing.assert_allclose(multi, np.array(expected) / np.sum(expected))
-    assert multi.sum() == pytest.approx(1)
-
-
-@pytest.mark.parametrize("label_mode", ["multi", "single"])
-def test_class_weights_are_the_papers_and_name_absent_classes(label_mode):
-    labels = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 1], [0, 1, 1, 0]], np.uint8)
-    file = SimpleNamespace(
-        labels=labels, class_table=np.array([(b"c000",), (b"c001",), (b"c002",), (b"no_action",)], [("class_id", "S9")])
-    )
-    total = {"multi": 3, "single": 5}[label_mode]
-    with pytest.warns(UserWarning, match="1 classes have no training clip and get weight 0: c002"):
-        weights = balance.class_weights(file, np.array([0, 1, 2]), label_mode)
-    np.testing.assert_allclose(weights, [total / (4 * 3), total / (4 * 1), 0, total / (4 * 1)])
-    assert weights.dtype == np.float32
-
-
-def test_random_streams_differ_by_seed_and_purpose_alone():
-    draws = {
-        key: seeds.generator(*key).integers(1 << 60) for key in [(0, 1), (0, 1, 0), (0, 1, 1), (1, 1), (0, 0), (1, 0)]
-    }
-    assert len(set(draws.values())) == len(draws)
-    assert seeds.generator(0, 1, 1).integers(1 << 60) == draws[0, 1, 1]

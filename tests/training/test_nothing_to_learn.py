@@ -46,7 +46,7 @@ def test_clips_that_are_all_unlabelled_are_named_as_such(tmp_path):
 
 def test_no_action_alone_is_nothing_to_tell_apart(tmp_path):
     path = small_runs.make_file(tmp_path / "ego.h5", num_classes=1)
-    with pytest.raises(TrainingError, match="its only class is no_action, so there is nothing to tell apart"):
+    with pytest.raises(TrainingError, match="its only class is no_action, so there is nothing to learn"):
         run(path, tmp_path / "run")
 
 
@@ -56,7 +56,7 @@ def _erase(rows, *_):
 
 def test_no_positives_at_all_are_told_and_no_epoch_is_called_the_best(tmp_path):
     path = edit(small_runs.make_file(tmp_path / "ego.h5"), "labels", _erase)
-    with pytest.raises(TrainingError, match=r"no class is on in any of the \d+ clips to train on"):
+    with pytest.raises(TrainingError, match=r"no class is active in any of the \d+ clips to train on"):
         run(path, tmp_path / "run")
 
 
@@ -66,7 +66,7 @@ def test_no_positives_to_validate_on_are_told(tmp_path):
     with EgoAudioFile(path) as file:
         held_out = train.split_rows(file, config.data, 0).validation
     edit(path, "labels", lambda rows, *_: rows.__setitem__(held_out, 0))
-    with pytest.raises(TrainingError, match=r"no class is on in any of the \d+ clips of the validation split"):
+    with pytest.raises(TrainingError, match=r"no class is active in any of the \d+ clips of the validation split"):
         run(path, tmp_path / "run")
     assert "not validated" in str(run(path, tmp_path / "run", validation_fraction=0.0))
 

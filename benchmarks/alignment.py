@@ -5,11 +5,14 @@ The files are made with the ``ffmpeg`` program, and decoded by it and by us. Its
 are compared: where they match best says by how much ours is later. More than 1 ms needs a reason, which stands in the table.
 
     python benchmarks/alignment.py [--tiny] [--output benchmarks/results/alignment.json]
+    python benchmarks/alignment.py --tables benchmarks/results/alignment.json
 
-Prints Markdown tables: the delays by container and codec, then the conditions. Exit status 1 where a difference has no reason.
+Prints Markdown tables: delays by container and codec, conditions, reasons, and every difference. Exit status 1 where one has no reason.
 """
 
 import argparse
+import collections
+import json
 import os
 import shutil
 import subprocess
@@ -268,21 +271,32 @@ def _reason(result, errors, container, condition):
     return "UNEXPLAINED"
 
 
-def table(results):
-    """Return both tables in Markdown."""
+def read(path):
+    """Return the comparisons of a run that is written in a file."""
+    return [Comparison(**run) for run in json.loads(Path(path).read_text())["runs"]]
+
+
+def page(results):
+    """Return what stands in ``benchmarks/README.md``: the delays, the conditions, and how often each reason was given."""
+    return "\n\n".join([_delays(results), _conditions(results), _reasons(results)])
+
+
+def _delays(results):
+    """Return a Markdown table of the files as made: how late their sound is."""
     lines = [
-        "| container | codec | late in ours, ms | in ffmpeg, ms | with --compensate-delay, ms | largest difference, ms | why |",
-        "|---|---|---|---|---|---|---|",
+        "| container | codec | late in ours, ms | in ffmpeg, ms | with --compensate-delay, ms | largest difference, ms |",
+        "|---|---|---|---|---|---|",
     ]
     for result in results:
         if result.condition == "as made":
-            figures = [
-                f"{value:+.2f}"
-                for value in (result.ours_ms, result.ffmpeg_ms, result.compensated_ms, result.difference_ms)
-            ]
-            lines.append("| " + " | ".join([result.container, result.codec, *figures, result.reason]) + " |")
-    lines += [
-        "",
+            figures = _figures(result.ours_ms, result.ffmpeg_ms, result.compensated_ms, result.difference_ms)
+            lines.append("| " + " | ".join([result.container, result.codec, *figures]) + " |")
+    return "\n".join(lines)
+
+
+def _conditions(results):
+    """Return a Markdown table that counts the files of each condition."""
+    lines = [
         "| condition | files | at most 1 ms apart | explained | unexplained | largest unexplained difference, ms |",
         "|---|---|---|---|---|---|",
     ]
@@ -293,21 +307,41 @@ def table(results):
         explained = [result for result in chosen if result.reason and "UNEXPLAINED" not in result.reason]
         unexplained = [result for result in chosen if "UNEXPLAINED" in result.reason]
         worst = max((abs(result.difference_ms) for result in unexplained), default=0.0)
-        lines.append(
-            f"| {condition} | {len(chosen)} | {len(chosen) - len(explained) - len(unexplained)} | {len(explained)} | {len(unexplained)} | {worst:.2f} |"
-        )
-    lines += [
-        "",
+        counts = [len(chosen), len(chosen) - len(explained) - len(unexplained), len(explained), len(unexplained)]
+        lines.append("| " + " | ".join([condition, *map(str, counts), f"{worst:.2f}"]) + " |")
+    return "\n".join(lines)
+
+
+def _reasons(results):
+    """Return a Markdown table of the reasons, and of how many files each explains."""
+    counts = collections.Counter(result.reason for result in results if result.reason)
+    return "\n".join(
+        [
+            "| why they differ | files |",
+            "|---|---|",
+            *(f"| {reason} | {count} |" for reason, count in counts.most_common()),
+        ]
+    )
+
+
+def _differences(results):
+    """Return a Markdown table of every file with a difference that needed a reason."""
+    lines = [
         "| container | codec | condition | difference, ms | ours, ms | ffmpeg, ms | why |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
         if result.reason:
-            figures = [f"{value:+.2f}" for value in (result.difference_ms, result.ours_ms, result.ffmpeg_ms)]
+            figures = _figures(result.difference_ms, result.ours_ms, result.ffmpeg_ms)
             lines.append(
                 "| " + " | ".join([result.container, result.codec, result.condition, *figures, result.reason]) + " |"
             )
     return "\n".join(lines)
+
+
+def _figures(*milliseconds):
+    """Return numbers as they stand in a table; ``-`` where there is none."""
+    return [f"{value:+.2f}".replace("-0.00", "+0.00") if np.isfinite(value) else "-" for value in milliseconds]
 
 
 def main(arguments=None):
@@ -315,7 +349,11 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="four pairs, three conditions")
     parser.add_argument("--output", default=None)
+    parser.add_argument("--tables", metavar="FILE", help="only print the tables of a run that --output has written")
     arguments = parser.parse_args(arguments)
+    if arguments.tables:
+        print(page(read(arguments.tables)))
+        return 0
     if shutil.which("ffmpeg") is None:
         print("ffmpeg is not installed: nothing to compare with")
         return 2
@@ -337,7 +375,7 @@ def main(arguments=None):
                 if path is not None:
                     results.append(compare(path, container, codec, condition, source))
                     os.unlink(path)
-    print(table(results))
+    print(page(results), _differences(results), sep="\n\n")
     version = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
     rows = [[result.container, result.codec, result.condition] for result in results]
     measuring.write_json(

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 from enum import IntEnum
@@ -94,6 +95,16 @@ def _modules_used(path):
 
 def test_every_module_has_its_place():
     assert set(_modules()) - FOLDERS == set(MODULES)
+
+
+def test_contributing_shows_every_folder_and_only_modules_that_exist():
+    page = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([a-z0-9]+)/` \|.*\| (.*) \|$", page, re.MULTILINE))
+    assert set(rows) == {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"egoaudio"}
+    modules = set(_modules()) | {f"{folder}/__init__" for folder in rows} | {f"egoaudio/{name}" for name in _modules()}
+    named = {f"{folder}/{module}" for folder, start in rows.items() for module in re.findall(r"`(\w+)`", start)}
+    named |= {f"{folder}/{name}" for folder, name in re.findall(r"\b([a-z0-9]+)/([a-z_]+)\b", page) if folder in rows}
+    assert named <= modules
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -60,11 +60,6 @@ def test_an_option_without_a_group_is_shown_under_a_heading_of_its_own(monkeypat
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_readme_shows_every_command(name):
-    assert name in (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("name", COMMANDS)
 def test_commands_run_from_a_checkout_and_through_a_link_from_elsewhere(name, tmp_path):
     (tmp_path / name).symlink_to(ROOT / "bin" / name)
     for path in (ROOT / "bin" / name, tmp_path / name):

@@ -6,7 +6,7 @@ that plan, and ``cut`` takes the clips out of a stream of blocks, a few at a tim
 Conventions: ranges are half-open, ``[start, stop)``. A number of seconds ``x`` means the decimal number that Python
 shows for it, ``Fraction(str(x))``: 0.1 is a tenth and not 0.1000000000000000055, so nothing drifts and an instance
 that ends where a clip starts does not touch it. Comparisons are between whole samples; no rounding decides a label.
-The rules are those of the README: a class is on where it overlaps the clip by more than ``min_overlap_seconds``.
+The rules are those of FORMAT.md: a class is on where it overlaps the clip by more than ``min_overlap_seconds``.
 """
 
 from dataclasses import dataclass

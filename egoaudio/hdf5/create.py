@@ -7,7 +7,7 @@ Conventions: what another tool needs to read the file without us. Version 1.10 o
 and never filled: HDF5 then puts the chunks of an array back to back. Fixed-length strings, no booleans, no times of modification
 (the same layout gives the same bytes).
 
-Source: the format's description in the README, with the reasons and the measurements. With ``safe_access``, the only user of h5py.
+Source: FORMAT.md, with the reasons and the measurements. With ``safe_access``, the only user of h5py.
 """
 
 import contextlib

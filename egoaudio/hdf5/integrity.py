@@ -7,7 +7,7 @@ Conventions: a video's checksum is the CRC-32 of all of its rows of an array, in
 Its statistics are taken over its clips with status 1 only, in float64, row by row, so that they do not depend on how the rows
 were grouped into blocks.
 
-Source: the format's description in the README; CRC-32 as in zlib.
+Source: FORMAT.md; CRC-32 as in zlib.
 """
 
 import zlib

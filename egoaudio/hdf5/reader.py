@@ -9,7 +9,7 @@ dataset leads to another file, and that each array ends before the file does (a 
 
 An array that another tool has repacked (compressed, say) cannot be mapped: it is read through h5py, with a warning.
 
-Source: the format's description in the README.
+Source: FORMAT.md.
 """
 
 import json

@@ -3,7 +3,7 @@
 ``Layout`` is everything about a file but its rows; ``create.lay_out`` makes it. Strings are UTF-8 of fixed length, which
 each file chooses; there are no booleans. NumPy only.
 
-Source: the format's description in the README.
+Source: FORMAT.md.
 """
 
 import math

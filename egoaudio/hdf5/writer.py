@@ -6,7 +6,7 @@ A build calls, in this order: ``create.lay_out`` (the whole structure, closed), 
 Conventions: rows are clips, except in ``/videos``, ``/video_labels``, ``/checksums``, ``/statistics`` and ``/synced`` (videos) and ``/classes``.
 A row is written in the type it is stored in; nothing is converted on the way, so a checksum of what was written holds.
 
-Source: the format's description in the README.
+Source: FORMAT.md.
 """
 
 import os

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
 alignment = importlib.import_module("alignment")
 RATE = 16000
 
@@ -51,10 +52,24 @@ def test_a_difference_needs_a_reason(difference, ours, unexplained):
     assert ("UNEXPLAINED" in alignment._reason(result, np.array([ours]), "mkv", "as made")) == unexplained
 
 
+def test_the_benchmarks_page_holds_the_tables_of_the_run_beside_it(capsys):
+    assert alignment.main(["--tables", str(BENCHMARKS / "results" / "alignment.json")]) == 0
+    tables = capsys.readouterr().out
+    assert "| mkv | libvorbis | +3.00 | +3.00 | +3.00 | +0.00 |" in tables and "nan" not in tables
+    assert tables in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_is_not_there_is_no_figure():
+    missing = alignment.Comparison(
+        "mkv", "aac", "as made", float("nan"), -0.001, 2.0, float("nan"), "ours is where it was put in"
+    )
+    assert "| mkv | aac | +0.00 | +2.00 | - | - |" in alignment.page([missing])
+
+
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the ffmpeg program is not installed")
 def test_a_small_run_shows_no_difference(tmp_path, capsys):
     assert alignment.main(["--tiny", "--output", str(tmp_path / "out.json")]) == 0
-    assert "| mp4 | aac | +0.00 | +0.00 | +0.00 | +0.00 |" in capsys.readouterr().out.replace("-0.00", "+0.00")
+    assert "| mp4 | aac | +0.00 | +0.00 | +0.00 | +0.00 |" in capsys.readouterr().out
     facts = json.loads((tmp_path / "out.json").read_text())
     assert {run["condition"] for run in facts["runs"]} == {"as made", "late 0.75 s", "pause"}
     assert all(abs(run["difference_ms"]) <= facts["limit_ms"] for run in facts["runs"])

@@ -4,14 +4,9 @@ In: rows (rows, samples) of sound with room before and after them, as a ``Layout
 *frame* is 1,024 samples, every 256; a *sub-block* at most 12 frames, a *block* at most 8 sub-blocks. Arrays are (rows,
 frames, bins). Source: noisereduce 3.0.3 (https://github.com/timsainb/noisereduce), to whose results these are equal.
 
-How it is fast (1 s of 16 kHz on one core takes 0.5 ms, noisereduce 19): frames that see only padding are summed in
-closed form; the mean over time, a one-pole filter forward and back, is two small matrix products (19 us; as one product
-52); the mask is smoothed by shifted additions (65 us; as products 115); blocks suit the L2 cache (with 2 instead of 8
-sub-blocks 30 % slower, with 20 instead of 8 9 %); buffers are kept (fresh pages cost 0.3 ms a second of a recording).
-Transforms are 0.18 ms of it. Without gain: frames as columns (91 us instead of 88), two real frames as one complex (80,
-before they are separated), numpy's own FFT (500), spectra in a kept buffer (7 more for the copy; where a worker keeps what
-is freed, the FFT's own arrays cost nothing). Not tried: transforms as matrix products, 140 us at sgemm's speed; tanh for the
-sigmoid would save 7 us, but masks near zero would lose all digits.
+1 s at 16 kHz takes 0.5 ms, noisereduce's own 19: frames that see only padding are summed in closed form; the mean over
+time, a one-pole filter forward and back, is two small matrix products; the mask is smoothed by shifted additions; blocks
+suit the second-level cache; buffers are kept. What each gives, and what gave nothing: ``benchmarks/README.md``.
 """
 
 import functools

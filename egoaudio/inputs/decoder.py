@@ -3,9 +3,7 @@
 In: a path. Out: blocks of float32 samples in [-1, 1] at the asked rate. Sample n is what is heard n / sample_rate seconds into
 the video. Gaps are zeros, and a bad packet costs that packet.
 
-Measured on 30 s of AAC 44.1 kHz stereo beside 480p H.264, CPU time: open 0.5 ms, demux 3, decode 13 in all, with mixing and
-resampling 20. Tried without gain: other block sizes, mixing in NumPy (2 ms more), FFmpeg's ``fd`` protocol. Resampling frame
-by frame costs 30 ms more.
+30 s of AAC beside 480p H.264 take 20 ms; resampled frame by frame it would be 50 (``benchmarks/README.md``).
 """
 
 import math

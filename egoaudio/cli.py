@@ -1,31 +1,20 @@
 """The commands: parse, make one library call, print.
 
-Flags are made from the fields of the configurations, one to one, so a command can express all that the library can and
-an unknown name fails. Libraries are imported inside the commands: ``--help`` takes a tenth of a second. Our own named
-errors end a command with their message and exit status; anything else keeps its traceback, being a defect of ours.
+How flags are made of the configurations, and what becomes of errors, stands in ``command``. Libraries are imported inside
+the commands: ``--help`` takes a tenth of a second.
 
 Exit status: 0 done; 1 ``egoaudio-inspect --verify`` found damage; 2 wrong input, or the run had to stop; 3 a video that
 should have given data gave none; 130 and 143 interrupted by Ctrl-C or SIGTERM.
 """
 
-import functools
 import os
-import sys
-import types
-import typing
-import warnings
 
 import click
-from click.core import ParameterSource
 
-from egoaudio._version import __version__
+from egoaudio.command import command, configured
 from egoaudio.config.build import BUILD_PRESETS, BuildConfig
-from egoaudio.config.options import flag_of, flags, from_flat
-from egoaudio.config.train import MODEL_DEFAULTS, SPLITS, TRAIN_PRESETS, TrainConfig, describe_defaults
-from egoaudio.errors import EgoAudioError
-from egoaudio.system import allocator, signals, surroundings, terminal
-
-_TERM_COLUMNS = 30  # of help for an option and its type; longer ones have their explanation on the next line
+from egoaudio.config.train import SPLITS, TRAIN_PRESETS, TrainConfig
+from egoaudio.system import terminal
 
 # Help by stage, the options that people need first at the top; tests/test_cli.py sees that each has a place.
 _BUILD_GROUPS = {
@@ -50,150 +39,6 @@ _TRAIN_GROUPS = {
 }
 
 
-class _CommaSeparated(click.ParamType):
-    name = "names"
-
-    def convert(self, value, param, ctx):
-        """Return a tuple of names."""
-        return value if isinstance(value, tuple) else tuple(name.strip() for name in value.split(",") if name.strip())
-
-
-class _SizeOrAuto(click.ParamType):
-    name = "n|auto"
-
-    def convert(self, value, param, ctx):
-        """Return an int, or None for ``auto``."""
-        return None if value == "auto" else click.INT.convert(value, param, ctx)
-
-
-class _Command(click.Command):
-    """A command that shows what was typed, or what ``*`` stood for, without what drives a terminal.
-
-    ``groups`` puts the options in its help under headings: ``{heading: flags}``, in the order in which they are shown.
-    """
-
-    def __init__(self, *args, groups=None, **settings):
-        super().__init__(*args, **settings)
-        self.groups = {heading: names.split() for heading, names in (groups or {}).items()}
-
-    def parse_args(self, ctx, args):
-        """Read the arguments."""
-        try:
-            return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            raise click.UsageError(terminal.printable(error.format_message()), error.ctx) from error
-
-    def format_options(self, ctx, formatter):
-        """Write the options under their groups' headings, all explanations in one column."""
-        options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
-        records = {option.opts[-1]: record for option in options if (record := option.get_help_record(ctx))}
-        grouped = {flag for names in self.groups.values() for flag in names}
-        groups = self.groups | {
-            "Other options" if grouped else "Options": [flag for flag in records if flag not in grouped]
-        }
-        width = min(max(len(term) for term, _ in records.values()), _TERM_COLUMNS)
-        for heading, names in groups.items():
-            if names:
-                rows = [records[flag] for flag in names]
-                with formatter.section(heading):
-                    formatter.write_dl(
-                        [(f"{term:<{width}}", explanation) for term, explanation in rows], col_max=_TERM_COLUMNS
-                    )
-
-
-def _kind(option, hint):
-    """Return the click type of a field."""
-    hint = (
-        next((kind for kind in typing.get_args(hint) if kind is not type(None)), hint)
-        if isinstance(hint, types.UnionType)
-        else hint
-    )
-    if typing.get_origin(hint) is tuple:
-        return _CommaSeparated()
-    if option.name == "micro_batch_size":
-        return _SizeOrAuto()
-    if option.metadata["choices"]:
-        return click.Choice(option.metadata["choices"])
-    return {int: click.INT, float: click.FLOAT, str: click.STRING, bool: click.BOOL}[hint]
-
-
-def _configured(config_class, presets):
-    """Add the flags of ``config_class`` and ``--preset`` to a command; it is called with ``config=``."""
-
-    def decorate(command):
-        @functools.wraps(command)
-        def configured(preset, **values):
-            context = click.get_current_context()
-            names = [option.name for option, _ in flags(config_class)]
-            chosen = {name: values.pop(name) for name in names}
-            for name, value in (presets[preset] if preset else {}).items():
-                if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
-                    chosen[name] = value
-            return command(config=from_flat(config_class, chosen), **values)
-
-        for option, hint in reversed(list(flags(config_class))):
-            text, flag = option.metadata["help"], flag_of(option)
-            if config_class is TrainConfig and option.name in MODEL_DEFAULTS[TrainConfig().model.model]:
-                text += f"  [default: {describe_defaults(option.name)}]"
-            default = ",".join(option.default) if isinstance(option.default, tuple) else option.default
-            if hint is bool:
-                configured = click.option(
-                    f"{flag}/--no-{flag[2:]}", option.name, default=default, show_default=True, help=text
-                )(configured)
-            else:
-                default = "auto" if option.name == "micro_batch_size" else default
-                shown = "none" if default == "" else default is not None
-                configured = click.option(
-                    flag, option.name, type=_kind(option, hint), default=default, show_default=shown, help=text
-                )(configured)
-        text = "Start from a named configuration; flags that are given win. paper: what the student paper did."
-        return click.option("--preset", type=click.Choice(sorted(presets)), help=text)(configured)
-
-    return decorate
-
-
-def _command(example, goes_on=False, groups=None):
-    """Make a command of a function: its errors become messages, signals an exit status, ``example`` ends its help.
-
-    With ``goes_on`` the same command, given again, goes on from where it was interrupted. ``groups`` are those of its help.
-    """
-
-    def decorate(function):
-        @functools.wraps(function)
-        def run(*args, **kwargs):
-            try:
-                with (
-                    terminal.streams(),
-                    warnings.catch_warnings(),
-                    allocator.owned(),
-                    signals.listening(),
-                    surroundings.lacking(),
-                ):
-                    warnings.showwarning = lambda message, *_: terminal.say(f"warning: {message}", err=True)
-                    warnings.filterwarnings("always", category=UserWarning, module="egoaudio")
-                    warnings.filterwarnings(
-                        "ignore", category=UserWarning, module="joblib"
-                    )  # about what we stop on purpose
-                    surroundings.require_working_folder()
-                    sys.exit(function(*args, **kwargs) or 0)
-            except EgoAudioError as error:
-                terminal.say(f"error: {error}", err=True)
-                sys.exit(error.exit_code)
-            except signals.Interrupted as interrupted:
-                terminal.say(
-                    "interrupted" + ("; what was done is kept, the same command goes on from there" if goes_on else ""),
-                    err=True,
-                )
-                sys.exit(interrupted.exit_code)
-
-        epilog = "\b\nExample:\n" + example
-        settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-        made = click.command(cls=_Command, groups=groups, context_settings=settings, epilog=epilog)
-        return made(click.version_option(__version__, prog_name="egoaudio")(run))
-
-    return decorate
-
-
 def _cores():
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0))
@@ -211,7 +56,7 @@ _TIMEOUT = "Give a video up when it gets nowhere for so many seconds."
 _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
 
 
-@_command(
+@command(
     "  egoaudio-build --annotations CharadesEgo_v1_train_only1st.csv --classes Charades_v1_classes.txt \\\n"
     "      --test-annotations CharadesEgo_v1_test_only1st.csv --videos CharadesEgo_v1_480 \\\n"
     "      --output ego.h5 --workers 32",
@@ -243,7 +88,7 @@ _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
     help="Try failed videos of a complete or unfinished file again; the others are kept.",
 )
 @click.option("--force", is_flag=True, help=_FORCE)
-@_configured(BuildConfig, BUILD_PRESETS)
+@configured(BuildConfig, BUILD_PRESETS)
 def build(
     config,
     annotations,
@@ -291,7 +136,7 @@ def build(
     return 3 if report.failures and not skip_failed else 0
 
 
-@_command("  egoaudio-inspect ego.h5 --verify")
+@command("  egoaudio-inspect ego.h5 --verify")
 @click.argument("file", type=click.Path())
 @click.option("--failed", is_flag=True, help="List the videos without data, each with its reason.")
 @click.option(
@@ -326,7 +171,7 @@ def inspect(file, failed, verify, plot, export_clip):
     return 0
 
 
-@_command("  egoaudio-train ego.h5 --output runs/cnn --model cnn --amp", goes_on=True, groups=_TRAIN_GROUPS)
+@command("  egoaudio-train ego.h5 --output runs/cnn --model cnn --amp", goes_on=True, groups=_TRAIN_GROUPS)
 @click.argument("file", type=_THERE)
 @click.option(
     "--output",
@@ -337,7 +182,7 @@ def inspect(file, failed, verify, plot, export_clip):
 @click.option("--device", help="cpu, cuda, cuda:1; the GPU if there is one.")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs into OUTPUT.")
 @click.option("--force", is_flag=True, help=_FORCE)
-@_configured(TrainConfig, TRAIN_PRESETS)
+@configured(TrainConfig, TRAIN_PRESETS)
 def train(config, file, output, device, tensorboard, force):
     """Train a classifier on an egoaudio file.
 
@@ -350,7 +195,7 @@ def train(config, file, output, device, tensorboard, force):
     return 0
 
 
-@_command("  egoaudio-evaluate runs/cnn/best.pt ego.h5 --split test")
+@command("  egoaudio-evaluate runs/cnn/best.pt ego.h5 --split test")
 @click.argument("checkpoint", type=_THERE)
 @click.argument("file", type=_THERE)
 @click.option(

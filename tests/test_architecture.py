@@ -35,7 +35,7 @@ MODULES = """
     evaluation/scores evaluation/evaluate
     training/losses training/distillation training/ema training/distributed training/step training/run_folder
     training/optimizer training/validation training/messages training/run training/train
-    cli
+    command cli
 """.split()
 FOLDERS = {
     "system",
@@ -54,7 +54,7 @@ HOMES = {
     "h5py": {"hdf5/create", "hdf5/safe_access"},
     "joblib": {"builder/pool"},
     "transformers": {"models/transformer"},
-    "click": {"cli"},
+    "click": {"command", "cli"},
     "tqdm": {"system/progress"},
     "noisereduce": {"audio/denoise"},
     "matplotlib": {"figures"},

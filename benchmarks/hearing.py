@@ -32,7 +32,7 @@ from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
 from egoaudio.data.splits import split_rows
 from egoaudio.evaluation import bootstrap, metrics
-from egoaudio.evaluation.ground_truth import read_truth
+from egoaudio.evaluation.ground_truth import read_ground_truth
 from egoaudio.evaluation.scores import evaluate_scores
 from egoaudio.evaluation.smoothing import smooth
 from egoaudio.models import checkpoints
@@ -205,7 +205,7 @@ def baselines(folder, seeds):
             StandardScaler().fit(statistics_of(file)[split.train]).transform(statistics_of(file)),
             file.labels,
         )
-        truths = [read_truth(file, split.validation), read_truth(file, split.test)]
+        truths = [read_ground_truth(file, split.validation), read_ground_truth(file, split.test)]
         frequencies = class_counts(labels, split.train) / len(split.train)
 
     def judged(predict):
@@ -257,7 +257,7 @@ def train(candidate, folder, runs, seed):
     with egoaudio.open(path) as file:
         audible, split = audible_columns(folder, file), split_rows(file, stored.data, seed)
         for rows in (split.validation, split.test):
-            truth = read_truth(file, rows)
+            truth = read_ground_truth(file, rows)
             moments = contents["normalization"]["mean"], contents["normalization"]["std"]
             dataset = ClipDataset(
                 path, contents["feature"], rows, normalization=moments, context_clips=stored.data.context_clips

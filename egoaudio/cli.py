@@ -13,7 +13,7 @@ import click
 
 from egoaudio.command import command, configured
 from egoaudio.config.build import BUILD_PRESETS, BuildConfig
-from egoaudio.config.train import SPLITS, TRAIN_PRESETS, TrainConfig
+from egoaudio.config.train import POOLS, SPLITS, TRAIN_PRESETS, TrainConfig
 from egoaudio.system import terminal
 
 # Help by stage, the options that people need first at the top; tests/test_cli.py sees that each has a place.
@@ -207,7 +207,7 @@ def train(config, file, output, device, tensorboard, force):
 )
 @click.option(
     "--pool",
-    type=click.Choice(["max", "mean"]),
+    type=click.Choice(POOLS),
     default="max",
     show_default=True,
     help="How a video's scores follow from its clips'.",

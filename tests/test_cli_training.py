@@ -168,7 +168,7 @@ def test_the_papers_protocol_trains_and_says_what_is_wrong_with_it(tmp_path):
         ("egoaudio-train {data} --model cnn --output {run} --device gpu", "--device gpu: cannot be used here"),
         ("egoaudio-train {data} --model cnn --output {run} --epochs 0", "--epochs 0: expected at least 1"),
         ("egoaudio-train {data} --model cnn --output {run} --epoch 3", "'--epochs'"),
-        ("egoaudio-train {data} --model cnn --output {csv}", "--output {csv}: cannot be made a folder"),
+        ("egoaudio-train {data} --model cnn --output {csv}", "--output {csv}: this folder cannot be made"),
         (
             "egoaudio-train {data} --model cnn --output {trained} --epochs 2 --batch-size 8",
             "another configuration (--batch-size: 16, now 8)",
@@ -182,7 +182,7 @@ def test_the_papers_protocol_trains_and_says_what_is_wrong_with_it(tmp_path):
         ("egoaudio-evaluate {trained}/best.pt {none}", "'FILE': Path '{none}' does not exist"),
         ("egoaudio-evaluate {trained}/best.pt {other}", "checkpoint [8, 16], file [8, 12]"),
         ("egoaudio-evaluate {trained}/best.pt {data} --split dev", "'dev' is not one of 'test', 'validation', 'train'"),
-        ("egoaudio-evaluate {trained}/best.pt {data} --output {csv}", "--output {csv}: cannot be made a folder"),
+        ("egoaudio-evaluate {trained}/best.pt {data} --output {csv}", "--output {csv}: this folder cannot be made"),
         ("egoaudio-evaluate {trained}/best.pt {data} --submission {folder}", "it is a folder: give the name of a file"),
     ],
 )

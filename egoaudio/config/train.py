@@ -11,6 +11,8 @@ from egoaudio.errors import ConfigurationError
 
 # Whose clips are evaluated: the file's test videos, or a part of its train videos as the run divided them.
 SPLITS = ("test", "validation", "train")
+# How a video's scores follow from those of its clips.
+POOLS = ("max", "mean")
 
 # What an option that is not given means for each model: what was measured to hear best (benchmarks/hearing.py), and
 # the paper's own for its two.

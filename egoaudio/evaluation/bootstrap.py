@@ -1,13 +1,15 @@
-"""95 % intervals by resampling videos with replacement. Numpy only.
+"""95 % intervals by resampling videos with replacement. NumPy only.
 
-In: what a metric needs, and for each row the video it belongs to; out: the metric of each resample, and from these an
-interval. Clips of one video resemble each other, so videos are drawn, never clips. A resample is never made: a video
-drawn w times gives its rows the weight w, and every metric here equals that metric on the rows repeated w times (the
-tests do repeat them). Weights are whole numbers, exact in float32 up to 16 million rows.
+In: the inputs of a metric, and the video of each row; out: the metric of each resample, and from these an interval.
+Clips of one video resemble each other, so videos are drawn, never clips. No resample is built: a video drawn w times
+gives its rows the weight w, and every metric here equals that metric on the rows repeated w times (the tests do repeat
+them). Weights are whole numbers, exact in float32 up to 16 million rows.
 
-Repeating rows lifts a ranking metric (copies of a positive support each other), by more than it varies when classes
-are rare. The interval is therefore the resamples' 2.5 % to 97.5 % range, moved so that its mean is the score itself.
+Repeated rows raise a ranking metric (copies of a positive support each other), for rare classes by more than it varies.
+The interval is therefore the resamples' 2.5 % to 97.5 % range, shifted so that the resamples' mean is the score itself.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from egoaudio.evaluation.metrics import check, ranked, ratio
 _POSITIVES_AT_ONCE = 512
 
 
-def draw_weights(num_videos, num_resamples, seed):
+def draw_weights(num_videos: int, num_resamples: int, seed: int) -> np.ndarray:
     """Return how often each video is drawn in each resample, float32 (num_videos, num_resamples)."""
     generator = np.random.default_rng(seed)
     return np.ascontiguousarray(
@@ -24,15 +26,15 @@ def draw_weights(num_videos, num_resamples, seed):
     )
 
 
-def interval(resampled, score):
-    """Return the 95 % interval ``(low, high)`` of ``score`` from its resamples, within [0, 1]; NaN when there is none.
+def interval(resampled: np.ndarray, score: float) -> tuple[float, float]:
+    """Return the 95 % interval ``(low, high)`` of ``score`` from its resamples, within [0, 1]; NaN if not defined.
 
     Parameters
     ----------
     resampled : array (num_resamples,)
         The metric of each resample; NaN where it was not defined.
     score : float
-        The metric itself; the range of the resamples is moved to have it as its mean.
+        The metric itself.
     """
     resampled = resampled[~np.isnan(resampled)]
     if not len(resampled) or np.isnan(score):
@@ -41,10 +43,16 @@ def interval(resampled, score):
     return float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
 
 
-def resample_ratio(numerators, denominators, video, weights, needed=None):
+def resample_ratio(
+    numerators: np.ndarray,
+    denominators: np.ndarray,
+    video: np.ndarray,
+    weights: np.ndarray,
+    needed: np.ndarray | None = None,
+) -> np.ndarray:
     """Return a ratio of two sums over rows, averaged over its columns, for each resample.
 
-    Accuracies are such ratios (one column: hits over rows), and so are the class accuracies and F1 (a column a class).
+    Accuracies are such ratios (one column: hits over rows), and so are class accuracies and F1 (a column per class).
 
     Parameters
     ----------
@@ -53,7 +61,7 @@ def resample_ratio(numerators, denominators, video, weights, needed=None):
         Row of ``weights``.
     weights : array (num_videos, num_resamples)
     needed : array (num_rows, num_columns), optional
-        A column where this sums to 0 in a resample is left out of its mean; the denominators if not given.
+        A column in which this sums to 0 in a resample is left out of its mean; the denominators if not given.
 
     Returns
     -------
@@ -62,7 +70,7 @@ def resample_ratio(numerators, denominators, video, weights, needed=None):
     order = np.argsort(video, kind="stable")
     present, starts = np.unique(video[order], return_index=True)
 
-    def total(values):
+    def total(values: np.ndarray) -> np.ndarray:
         return np.add.reduceat(values[order], starts, axis=0, dtype=np.float32).T @ weights[present]
 
     below = total(denominators)
@@ -70,7 +78,9 @@ def resample_ratio(numerators, denominators, video, weights, needed=None):
     return mean_over_classes(ratio(total(numerators), defined))
 
 
-def resample_ranking(scores, labels, video, weights):
+def resample_ranking(
+    scores: np.ndarray, labels: np.ndarray, video: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the average precision and the AUC (as ``metrics`` defines them) of each class in each resample.
 
     Parameters
@@ -83,7 +93,7 @@ def resample_ranking(scores, labels, video, weights):
     Returns
     -------
     tuple of array (num_classes, num_resamples)
-        NaN where a resample has no clip of the class. ``mean_over_classes`` makes the resampled means of them.
+        NaN where a resample has no clip of the class. ``mean_over_classes`` returns their means.
     """
     scores, labels = check(scores, labels)
     total = np.bincount(video, minlength=len(weights)) @ weights.astype(np.float64)
@@ -96,7 +106,7 @@ def resample_ranking(scores, labels, video, weights):
             precision += (own * found / np.maximum(ranked_through, 1)).sum(axis=0)  # own 0: adds 0
             lost += (own * (ranked_through - found)).sum(axis=0) / 2
         if (first[positive] == last[positive]).all():
-            lost *= 2  # nothing ties a positive: as many negatives lie before it as through it
+            lost *= 2  # no positive is tied: the numbers of negatives above it and up to it are equal
         else:
             for own, ranked_before, found in _weight_above(videos, positive, first, weights):
                 lost += (own * (ranked_before - found)).sum(axis=0) / 2
@@ -105,12 +115,12 @@ def resample_ranking(scores, labels, video, weights):
     return np.stack(precisions), np.stack(areas)
 
 
-def resample_official(scores, labels, video, weights):
+def resample_official(scores: np.ndarray, labels: np.ndarray, video: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the official mean average precision (as ``charades`` defines it) of each resample.
 
-    Copies of a row rank one after another, as the official script would rank them: the i-th of w copies of a positive
-    below N rows, F of them negative, has precision (N - F + i) / (N + i); their sum is w - F (H(N + w) - H(N)), H
-    being the harmonic numbers.
+    Copies of a row rank one after another, as in the official script: the i-th of w copies of a positive below N rows,
+    F of them negative, has precision (N - F + i) / (N + i); their sum is w - F (H(N + w) - H(N)), where H are the
+    harmonic numbers.
 
     Parameters
     ----------
@@ -135,11 +145,13 @@ def resample_official(scores, labels, video, weights):
     return mean_over_classes(np.stack(precisions))
 
 
-def _weight_above(videos, positive, num_above, weights):
+def _weight_above(
+    videos: np.ndarray, positive: np.ndarray, num_above: np.ndarray, weights: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield, a block of positives at a time, the weight of the rows that rank above each.
 
-    It is (how many rows of each video rank above) x (weights): one matrix product for all resamples. At 9,000 clips,
-    846 videos and 2.5 % positives that is 7 times as fast as summing up the weights of all ranked rows.
+    It is (number of rows of each video that rank above) x (weights): one matrix product for all resamples. At 9,000
+    clips, 846 videos and 2.5 % positives that is 7 times as fast as summing up the weights of all ranked rows.
 
     Parameters
     ----------
@@ -147,13 +159,13 @@ def _weight_above(videos, positive, num_above, weights):
         The video of each row, in the order of the ranking.
     positive : array (num_rows,) of bool
     num_above : array (num_rows,) of int
-        How many of the ranked rows count as above; never falling.
+        How many of the ranked rows count as above; non-decreasing.
     weights : array (num_videos, num_resamples)
 
     Yields
     ------
     own, above, found : array (num_positives_of_the_block, num_resamples) of float32
-        The positives' own weight, that of all rows above, and that of the positives among those.
+        The positives' own weight, the weight of all rows above, and that of the positives among those.
     """
     own = weights[videos[positive]]
     found = np.zeros((len(own) + 1, weights.shape[1]), np.float32)
@@ -174,7 +186,7 @@ def _weight_above(videos, positive, num_above, weights):
         yield own[block], up_to @ weights, found[found_above[block]]
 
 
-def mean_over_classes(per_class):
-    """Return the mean of ``per_class`` (num_classes, num_resamples) over the classes that are not NaN in each resample."""
+def mean_over_classes(per_class: np.ndarray) -> np.ndarray:
+    """Return the mean of ``per_class`` (num_classes, num_resamples) over the classes that are not NaN, per resample."""
     defined = ~np.isnan(per_class)
     return ratio(np.where(defined, per_class, 0).sum(axis=0), defined.sum(axis=0))

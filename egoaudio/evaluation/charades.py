@@ -1,36 +1,37 @@
-"""The official Charades protocol: what a video's and a frame's scores are, and how they are judged. Numpy only.
+"""The official Charades protocol: the scores of videos and of frames, and their average precision. NumPy only.
 
-In: the scores of clips, (num_clips, num_actions), actions being the classes of the annotation (157; never no_action).
-Classification: a video's scores are its clips' pooled; it is judged against every action annotated in it, times
-ignored. Localization: 25 frames a video, at j/25 of its length for j = 0..24; an action is on in a frame when
-start <= time <= end, both inclusive (a reversed instance is never on). A frame's scores are its clips'.
+In: the scores of clips, (num_clips, num_actions); actions are the classes of the annotation (157; never no_action).
+Classification: a video's scores are its clips', pooled; its labels are all its annotated actions, whatever their times.
+Localization: 25 frames per video, at j/25 of its length for j = 0..24; an action is active in a frame if start <= time
+<= end, both inclusive (a reversed instance is never active). A frame's scores are those of the clips that contain it.
 
-Of both, from ``Charades_v1_classify.m`` and ``Charades_v1_localize.m`` (Sigurdsson et al., vuchallenge.org):
-rows rank by falling score, equal scores in the order of the annotation file; the average precision of an action is
-the sum of the precision at each of its rows over their number. A video or frame that was not scored ranks last, and
-its actions still count as missed. In classification so does a video without actions (the script drops its id).
-The scripts return NaN if any action never occurs; here, as for all our means, such actions are left out. They take a
-video's length from the CSV; ours is that of the sound, so that a frame lies where it is heard.
+Both follow ``Charades_v1_classify.m`` and ``Charades_v1_localize.m`` (Sigurdsson et al., vuchallenge.org): rows rank by
+descending score, equal scores in the order of the annotation file; the average precision of an action is the mean of
+the precision at each of its rows. A video or frame without scores ranks last, and its actions count as missed; in
+classification so does a video without actions (the script drops its id). Two things differ: the scripts return NaN if
+any action never occurs, while here, as in all our means, such actions are left out; and the scripts take a video's
+length from the CSV, while ours is that of the sound, so that frames and clips agree.
 """
 
 import numpy as np
 
+from egoaudio.config.train import POOLS
 from egoaudio.errors import EvaluationError
 from egoaudio.evaluation.metrics import check, mean_over_classes, ranked
 
 FRAMES_PER_VIDEO = 25
 
 
-# ----------------------------------------------------------------------------------------------------- judging
+# ------------------------------------------------------------------------------------------- average precision
 
 
-def average_precision(scores, labels):
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the official average precision of each action.
 
     Parameters
     ----------
     scores : array (num_rows, num_actions)
-        Of videos or frames in the order of the annotation file; a row that was not scored is minus infinity.
+        Of videos or frames in the order of the annotation file; minus infinity in a row without scores.
     labels : array (num_rows, num_actions)
 
     Returns
@@ -46,16 +47,16 @@ def average_precision(scores, labels):
     return result
 
 
-def mean_average_precision(scores, labels):
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     """Return the official average precision averaged over the actions that occur."""
     return mean_over_classes(average_precision(scores, labels))
 
 
-def chance_average_precision(scores, labels):
+def chance_average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the official average precision of each action, averaged over every order of rows with equal scores.
 
-    This is how a guess that says the same of every row is judged: the script itself would rank it by the order of the
-    annotation file, which says nothing about the guess. (On the Charades-Ego test videos: 7.1 %.)
+    For the prior, whose scores are the same in every row: the script itself would rank them by the order of the
+    annotation file, which is arbitrary. (On the Charades-Ego test videos: 7.1 %.)
     """
     scores, labels = check(scores, labels)
     result = np.full(scores.shape[1], np.nan)
@@ -65,7 +66,7 @@ def chance_average_precision(scores, labels):
             before, size = found[first], last - first + 1
             among = found[last + 1] - before  # positives of the tie
             place = np.arange(len(positive)) - first
-            # The rank is positive with probability among / size; then the others of the tie are spread evenly around it.
+            # The rank is positive with probability among / size; the tie's other positives are then spread evenly.
             expected = before + 1 + (among - 1) * place / np.maximum(size - 1, 1)
             result[column] = np.sum(among / size * expected / (np.arange(len(positive)) + 1)) / positive.sum()
     return result
@@ -74,14 +75,14 @@ def chance_average_precision(scores, labels):
 # ------------------------------------------------------------------------------------------------ videos, frames
 
 
-def pool_videos(scores, clip_video, num_videos, pool):
+def pool_videos(scores: np.ndarray, clip_video: np.ndarray, num_videos: int, pool: str) -> np.ndarray:
     """Return the scores of videos from those of their clips.
 
     Parameters
     ----------
     scores : array (num_clips, num_actions)
     clip_video : array (num_clips,) of int
-        Which video, 0 to ``num_videos`` - 1, a clip belongs to; in any order.
+        The video of each clip, 0 to ``num_videos`` - 1; in any order.
     pool : str
         ``max`` or ``mean``.
 
@@ -93,34 +94,34 @@ def pool_videos(scores, clip_video, num_videos, pool):
     order = np.argsort(clip_video, kind="stable")
     present, starts = np.unique(clip_video[order], return_index=True)
     result = np.full((num_videos, scores.shape[1]), -np.inf, np.float32)
+    if pool not in POOLS:
+        raise EvaluationError(f"--pool {pool!r}: expected {' or '.join(POOLS)}")
     if pool == "max":
         result[present] = np.maximum.reduceat(scores[order], starts)
-    elif pool == "mean":
+    else:
         result[present] = (
             np.add.reduceat(scores[order], starts, dtype=np.float64) / np.diff(np.r_[starts, len(order)])[:, None]
         )
-    else:
-        raise EvaluationError(f"--pool {pool!r}: expected max or mean")
     return result
 
 
-def drop_empty_videos(video_scores, video_labels):
-    """Return the scores with those of videos that have no action at minus infinity: the script ranks them last."""
+def drop_empty_videos(video_scores: np.ndarray, video_labels: np.ndarray) -> np.ndarray:
+    """Return the scores with minus infinity for videos without actions, which the script ranks last."""
     return np.where(video_labels.any(axis=1, keepdims=True), video_scores, -np.inf).astype(np.float32)
 
 
-def frame_seconds(video_seconds):
-    """Return the times of the official frames, (num_videos, 25), of videos of these lengths."""
+def frame_seconds(video_seconds: np.ndarray) -> np.ndarray:
+    """Return the times of the official frames, float64 (num_videos, 25), of videos of these lengths."""
     return np.arange(FRAMES_PER_VIDEO) / FRAMES_PER_VIDEO * np.asarray(video_seconds, np.float64)[:, None]
 
 
-def frame_labels(video_seconds, instances, num_actions):
-    """Return which actions are on in the official frames.
+def frame_labels(video_seconds: np.ndarray, instances: np.ndarray, num_actions: int) -> np.ndarray:
+    """Return which actions are active in the official frames.
 
     Parameters
     ----------
     video_seconds : array (num_videos,)
-        Lengths.
+        Length of each video.
     instances : structured array
         ``video`` (an index into ``video_seconds``), ``class_index``, ``start_seconds``, ``stop_seconds``, as annotated.
 
@@ -130,14 +131,21 @@ def frame_labels(video_seconds, instances, num_actions):
         The 25 frames of the first video, then those of the next.
     """
     times = frame_seconds(video_seconds)
-    on = np.zeros((*times.shape, num_actions), bool)
+    active = np.zeros((*times.shape, num_actions), bool)
     at = times[instances["video"]]  # (num_instances, 25)
     which, frame = np.nonzero((instances["start_seconds"][:, None] <= at) & (at <= instances["stop_seconds"][:, None]))
-    on[instances["video"][which], frame, instances["class_index"][which]] = True
-    return on.reshape(-1, num_actions)
+    active[instances["video"][which], frame, instances["class_index"][which]] = True
+    return active.reshape(-1, num_actions)
 
 
-def frame_scores(scores, clip_video, clip_start_seconds, clip_stop_seconds, video_seconds, pool):
+def frame_scores(
+    scores: np.ndarray,
+    clip_video: np.ndarray,
+    clip_start_seconds: np.ndarray,
+    clip_stop_seconds: np.ndarray,
+    video_seconds: np.ndarray,
+    pool: str,
+) -> np.ndarray:
     """Return the scores of the official frames: those of the clips that contain them, else of the nearest clip.
 
     Parameters
@@ -146,7 +154,7 @@ def frame_scores(scores, clip_video, clip_start_seconds, clip_stop_seconds, vide
     clip_video, clip_start_seconds, clip_stop_seconds : array (num_clips,)
         As in ``pool_videos``; a clip is ``[start, stop)``.
     pool : str
-        ``max`` or ``mean``, where clips overlap.
+        ``max`` or ``mean``, over the clips that contain a frame.
 
     Returns
     -------

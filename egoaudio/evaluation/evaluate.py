@@ -1,7 +1,7 @@
-"""A checkpoint on a split of a file: the command, from the two files to an ``Evaluation`` and what is written of it.
+"""Evaluate a checkpoint on a split of a file: from the two files to an ``Evaluation`` and the files written of it.
 
-Scores (num_clips, num_classes) are sigmoids of the logits, or a softmax for a model trained with ``--label-mode single``
-(``models.scorer``); what is counted from them stands in ``evaluation.scores``.
+Scores (num_clips, num_classes) are sigmoids of the logits, or a softmax for a model trained with
+``label_mode="single"`` (``models.scorer``); ``evaluation.scores`` computes the metrics.
 """
 
 import os
@@ -13,18 +13,18 @@ import numpy as np
 import torch
 
 from egoaudio.config.options import from_json
-from egoaudio.config.train import SPLITS, TrainConfig
+from egoaudio.config.train import POOLS, SPLITS, TrainConfig
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
 from egoaudio.data.splits import split_rows
 from egoaudio.errors import ConfigurationError, TrainingError
 from egoaudio.evaluation import results
-from egoaudio.evaluation.ground_truth import class_frequencies, read_truth
+from egoaudio.evaluation.ground_truth import class_frequencies, read_ground_truth
 from egoaudio.evaluation.scores import NUM_RESAMPLES, evaluate_scores
 from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints
 from egoaudio.models.device import choose_device, mixed_precision
-from egoaudio.models.scorer import Scorer, score
+from egoaudio.models.scorer import Scored, Scorer, score
 from egoaudio.system import allocator
 from egoaudio.system.progress import Progress
 
@@ -41,7 +41,7 @@ def evaluate(
     device: str | None = None,
     num_resamples: int = NUM_RESAMPLES,
 ) -> results.Evaluation:
-    """Evaluate a checkpoint on a split of a file, and write what came out.
+    """Evaluate a checkpoint on a split of a file, and write the results.
 
     Parameters
     ----------
@@ -51,15 +51,15 @@ def evaluate(
         ``test``: the file's test videos, also those without sound. ``validation``, ``train``: as the run divided the
         train videos, which is known only for the file that it was trained on.
     pool : str
-        ``max`` or ``mean``.
+        How a video's scores follow from its clips': ``max`` or ``mean``.
     output : path, optional
         Folder for evaluation.json, per_class.csv and per_class.png; the checkpoint's if not given.
     submission, frame_submission : path, optional
         Files for the scores of the videos, and of their frames, in the official text formats.
     device : str, optional
-        The GPU if there is one.
+        Such as ``cpu`` or ``cuda:1``; if not given, the GPU if there is one.
     num_resamples : int
-        Of the bootstrap.
+        Of the bootstrap, for the intervals.
 
     Returns
     -------
@@ -74,17 +74,18 @@ def evaluate(
     TrainingError
         If the split is empty, or a result cannot be written.
     ConfigurationError
-        If there is no such device.
+        If there is no such split, way of pooling, or device.
     """
-    if split not in SPLITS:
-        raise ConfigurationError(f"--split {split!r}: expected {', '.join(SPLITS)}")
+    for flag, value, choices in (("--split", split, SPLITS), ("--pool", pool, POOLS)):
+        if value not in choices:
+            raise ConfigurationError(f"{flag} {value!r}: expected one of {', '.join(choices)}")
     chosen = choose_device(device)
     model, contents = checkpoints.load_model(checkpoint, chosen)
     config = from_json(TrainConfig, contents["config"])
     with reader.open(path) as file:
         checkpoints.require_match(contents, file, same_plan=split != "test")
         rows, videos, train = _choose_rows(file, contents, config, split)
-        truth = read_truth(file, rows, videos)
+        truth = read_ground_truth(file, rows, videos)
         prior = class_frequencies(file.labels, train) if len(train) else None
     folder = Path(checkpoint).parent if output is None else Path(output)
     results.prepare(folder, (submission, frame_submission), (checkpoint, path))
@@ -113,12 +114,10 @@ def _choose_rows(
     file: reader.EgoAudioFile, contents: dict[str, Any], config: TrainConfig, split: str
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Return the split's clips, its videos (None: those of its clips), and the clips to count classes in."""
-    if (
-        contents["plan_sha256"] != file.plan_sha256
-    ):  # another file than the run's: only its test split, by require_match
-        return *_test_split(file), np.flatnonzero(
-            file.trainable & (file.video_table["split"] == b"train")[file.clip_table["video"]]
-        )
+    if contents["plan_sha256"] != file.plan_sha256:
+        # Another file than the run's: require_match has allowed only its test split.
+        of_train_videos = (file.video_table["split"] == b"train")[file.clip_table["video"]]
+        return *_test_split(file), np.flatnonzero(file.trainable & of_train_videos)
     divided = split_rows(file, config.data, config.optimization.seed)
     if split == "test":
         return *_test_split(file), divided.train
@@ -132,7 +131,7 @@ def _score(
     path: str | os.PathLike[str],
     rows: np.ndarray,
     device: torch.device,
-) -> Any:
+) -> Scored:
     """Score clips with a progress bar, in the precision that the run chose."""
     normalization = contents["normalization"]["mean"], contents["normalization"]["std"]
     dataset = ClipDataset(
@@ -158,6 +157,7 @@ def _test_split(file: reader.EgoAudioFile) -> tuple[np.ndarray, np.ndarray]:
     rows = np.flatnonzero(file.usable & np.isin(file.clip_table["video"], videos))
     if not len(rows):
         raise TrainingError(
-            f"{file.path}: {len(videos)} videos of the split test, none with sound: build with --test-annotations, or give another --split"
+            f"{file.path}: {len(videos)} videos of the split test, none with sound: build with --test-annotations, or "
+            "give another --split"
         )
     return rows, videos

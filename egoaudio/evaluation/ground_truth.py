@@ -1,8 +1,8 @@
-"""What scores are held against: the labels, videos and annotated actions of some clips of a file. Numpy only.
+"""The ground truth of an evaluation: labels, videos and annotated actions of some clips of a file. NumPy only.
 
-In: an open egoaudio file, the clips (rows of ``/clips``) and the videos (rows of ``/videos``) to evaluate. Out: a ``Truth``,
-in which videos are numbered from 0, so that nothing behind it needs the file. Clips are only those with sound; videos
-may be without any, for the official protocol counts their actions as missed.
+In: an open egoaudio file, the clips (rows of ``/clips``) and the videos (rows of ``/videos``) to evaluate. Out: a
+``GroundTruth``, in which videos are numbered from 0, so that later stages do not need the file. All clips have sound;
+videos may have no clips, as the official protocol counts their actions as missed.
 """
 
 from dataclasses import dataclass
@@ -10,41 +10,43 @@ from dataclasses import dataclass
 import numpy as np
 
 from egoaudio.data.balance import class_counts
-from egoaudio.errors import StoreError, TrainingError
+from egoaudio.errors import EvaluationError, StoreError
 from egoaudio.hdf5 import integrity
+from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.inputs.annotations import NO_ACTION
 
 
 @dataclass(frozen=True, eq=False)
-class Truth:
-    """What scores are held against, for given clips (rows of the file) and videos; made by ``read_truth``."""
+class GroundTruth:
+    """What scores are compared with, for given clips (rows of the file) and videos; made by ``read_ground_truth``."""
 
     rows: np.ndarray
-    """int64 (n,): rows of the file, one a clip."""
+    """int64 (n,): the row of each clip in the file."""
     labels: np.ndarray
     """uint8 (n, C), multi-hot."""
     labelled: np.ndarray
     """bool (n,): whether the annotation says anything about the clip."""
     clip_video: np.ndarray
-    """int64 (n,): which of the videos below, from 0."""
+    """int64 (n,): the clip's video, an index from 0 into the videos below."""
     start_seconds: np.ndarray
     """float64 (n,); a clip is ``[start, stop)``."""
     stop_seconds: np.ndarray
-    class_ids: tuple
-    class_names: tuple
+    class_ids: tuple[str, ...]
+    class_names: tuple[str, ...]
     num_actions: int
     """Classes of the annotation: C, or C - 1 where the last one is ``no_action``."""
-    video_ids: tuple
+    video_ids: tuple[str, ...]
     video_labels: np.ndarray
-    """uint8 (V, num_actions): all actions of each video, times ignored."""
+    """uint8 (V, num_actions): all actions of each video, whatever their times."""
     video_seconds: np.ndarray
-    """float64 (V,): lengths of the sound; without sound, the last annotated time; 0 where nothing tells."""
+    """float64 (V,): length of the sound; without sound, the last annotated time; 0 if unknown."""
     instances: np.ndarray | None
-    """Structured (``video`` from 0 to V - 1, ``class_index``, ``start_seconds``, ``stop_seconds``); None if the file has no times."""
+    """Structured: ``video`` (0 to V - 1), ``class_index``, ``start_seconds``, ``stop_seconds``; None if the file has no
+    times."""
 
 
-def read_truth(file, rows, videos=None):
-    """Return the ``Truth`` of some clips and videos of an open file.
+def read_ground_truth(file: EgoAudioFile, rows: np.ndarray, videos: np.ndarray | None = None) -> GroundTruth:
+    """Return the ``GroundTruth`` of some clips and videos of an open file.
 
     Parameters
     ----------
@@ -52,12 +54,12 @@ def read_truth(file, rows, videos=None):
     rows : array of int (n,)
         Clips that have sound.
     videos : array of int, optional
-        Rows of ``/videos``, ascending, to judge whether they have clips or not; those of the clips if not given.
+        Rows of ``/videos``, ascending, to evaluate whether they have clips or not; those of the clips if not given.
 
     Raises
     ------
-    TrainingError
-        When a clip is of none of the videos.
+    EvaluationError
+        When a clip belongs to none of the videos.
     StoreError
         When a label is neither 0 nor 1.
     """
@@ -68,8 +70,9 @@ def read_truth(file, rows, videos=None):
     place[videos] = np.arange(len(videos))
     if (place[clips["video"]] < 0).any():
         stray = file.video_table["video_id"][clips["video"][place[clips["video"]] < 0][0]].decode()
-        raise TrainingError(
-            f"{file.path}: clips of {stray} are to be evaluated, but that video is not among the {len(videos)} videos to evaluate"
+        raise EvaluationError(
+            f"{file.path}: clips of {stray} are to be evaluated, but that video is not among the {len(videos)} videos "
+            "to evaluate: give its row of /videos, too"
         )
     integrity.require_binary(file, "labels", rows)
     integrity.require_binary(file, "video_labels", videos)
@@ -84,7 +87,7 @@ def read_truth(file, rows, videos=None):
         last = np.zeros(len(videos))
         np.maximum.at(last, instances["video"], np.maximum(instances["start_seconds"], instances["stop_seconds"]))
         seconds = np.where(seconds > 0, seconds, last)
-    return Truth(
+    return GroundTruth(
         rows,
         file.labels[rows],
         clips["labelled"] == 1,
@@ -101,8 +104,8 @@ def read_truth(file, rows, videos=None):
     )
 
 
-def _instances(file, place):
-    """Return the annotated actions of the videos to judge; ``place`` says where each video of the file stands among those, or -1."""
+def _instances(file: EgoAudioFile, place: np.ndarray) -> np.ndarray:
+    """Return the annotated actions of the videos to evaluate; ``place`` is each video's index among those, or -1."""
     instances = file.instances
     inside = (
         (instances["video"] >= 0)
@@ -112,7 +115,8 @@ def _instances(file, place):
     )
     if not inside.all():
         raise StoreError(
-            f"{file.path}: row {np.flatnonzero(~inside)[0]} of /instances names a video or class that is not there: the file is damaged"
+            f"{file.path}: row {np.flatnonzero(~inside)[0]} of /instances names a video or class that does not exist: "
+            "the file is damaged, build or copy it again"
         )
     actions = file.class_table["class_id"][instances["class_index"]] != NO_ACTION.encode()
     instances = instances[actions & (place[instances["video"]] >= 0)]  # a copy
@@ -120,6 +124,6 @@ def _instances(file, place):
     return instances
 
 
-def class_frequencies(labels, rows):
-    """Return the prior: the share of the rows in which each class is on, float64 (C,)."""
+def class_frequencies(labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the prior: the share of the rows in which each class is active, float64 (C,)."""
     return class_counts(labels, rows) / max(len(rows), 1)

@@ -1,15 +1,17 @@
-"""Metrics of multi-label scores, numpy only.
+"""Metrics of multi-label scores. NumPy only.
 
 In: ``scores`` (num_rows, num_classes), higher is likelier, and ``labels`` of the same shape, 0 or 1, any number of
-classes on in a row. Out: a number, or one per class. All but ``f1`` and ``best_thresholds`` look at the order of the
-scores alone, so logits and probabilities give the same. A class that a metric is not defined for (no positives; for
-the AUC also no negatives) is NaN in a per-class result and left out of the mean.
+active classes in a row. Out: a number, or one per class. All but ``f1`` and ``best_thresholds`` depend only on the
+order of the scores, so logits and probabilities give the same. A class for which a metric is not defined (no positives;
+for the AUC also no negatives) is NaN in a per-class result and left out of the mean.
 
-Ties are decided once and for all: classes with equal scores rank by their index (top-k), rows with equal scores
-share one threshold (average precision, AUC, F1), so that the order of the rows never matters.
-Source: scikit-learn's average_precision_score, roc_auc_score and f1_score, which the tests hold these to; the set of
+Ties: classes with equal scores rank by their index (top-k); rows with equal scores share one threshold (average
+precision, AUC, F1), so the order of the rows never matters.
+Source: scikit-learn's average_precision_score, roc_auc_score and f1_score, against which these are tested; the set of
 metrics is that of EPIC-SOUNDS (Huh et al., 2023). The official Charades rules differ: see ``charades``.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -18,8 +20,8 @@ from egoaudio.errors import EvaluationError
 _ROWS_AT_ONCE = 1 << 16  # bounds the sorted copies of top-k; a row is a clip
 
 
-def check(scores, labels):
-    """Return ``scores`` as floats and ``labels`` as booleans, or say what is wrong with them.
+def check(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``scores`` as floats and ``labels`` as booleans, after checking both.
 
     Parameters
     ----------
@@ -38,15 +40,18 @@ def check(scores, labels):
         hint = "; is one of them transposed?" if scores.ndim == 2 and scores.shape == labels.shape[::-1] else ""
         if labels.ndim == 1 and scores.ndim == 2 and len(labels) == len(scores):
             hint = "; are the labels class numbers? expected a column per class, 0 or 1"
-        raise EvaluationError(f"scores {scores.shape} and labels {labels.shape}: expected (rows, classes) both{hint}")
+        raise EvaluationError(
+            f"scores {scores.shape} and labels {labels.shape}: expected (num_rows, num_classes) of both{hint}"
+        )
     if not scores.size:
-        raise EvaluationError(f"scores {scores.shape}: nothing to evaluate")
+        raise EvaluationError(f"scores {scores.shape}: nothing to evaluate; expected at least one row and one class")
     if labels.dtype != bool:
         wrong = (labels != 0) & (labels != 1)
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
             raise EvaluationError(
-                f"label {labels[row, column]} in row {row}, class {column}: expected 0 or 1; were scores and labels swapped?"
+                f"label {labels[row, column]} in row {row}, class {column}: expected 0 or 1; were scores and labels "
+                "swapped?"
             )
         labels = labels == 1
     if scores.dtype.kind != "f":
@@ -55,34 +60,35 @@ def check(scores, labels):
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise EvaluationError(
-            f"score {scores[row, column]} in row {row}, class {column} ({bad.sum()} of {scores.size} scores are not numbers): "
-            "has the training diverged? a lower learning rate, or --clip-gradient, helps"
+            f"score {scores[row, column]} in row {row}, class {column} ({bad.sum()} of {scores.size} scores are not "
+            "numbers): has the training diverged? Try a lower learning rate, or --clip-gradient"
         )
     return scores, labels
 
 
-def mean_over_classes(per_class):
+def mean_over_classes(per_class: np.ndarray) -> float:
     """Return the mean over the classes that are not NaN; NaN if all are."""
     defined = per_class[~np.isnan(per_class)]
     return float(defined.mean()) if len(defined) else float("nan")
 
 
-def ratio(numerators, denominators):
+def ratio(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
     """Return ``numerators / denominators``, float64, NaN where the denominator is 0."""
     result = np.full(np.broadcast(numerators, denominators).shape, np.nan)
-    return np.divide(numerators, denominators, out=result, where=np.asarray(denominators) != 0)
+    np.divide(numerators, denominators, out=result, where=np.asarray(denominators) != 0)
+    return result
 
 
 # -------------------------------------------------------------------------------------------------------- top-k
 
 
-def top_k_hits(scores, labels, k):
-    """Return for each row whether one of its ``k`` highest scores belongs to a true class.
+def top_k_hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """Return whether one of the ``k`` highest scores of each row belongs to an active class.
 
     Returns
     -------
     array (num_rows,) of float64
-        1, 0, or NaN for a row in which no class is true: nothing could be hit there.
+        1, 0, or NaN for a row without an active class, in which nothing could be hit.
     """
     scores, labels = check(scores, labels)
     hits = np.empty(len(scores))
@@ -97,18 +103,18 @@ def top_k_hits(scores, labels, k):
     return hits
 
 
-def top_k_accuracy(scores, labels, k):
-    """Return the share of rows with a hit among their ``k`` highest scores; rows without a true class do not count."""
+def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Return the share of rows with a hit among their ``k`` highest scores, of the rows with an active class."""
     return mean_over_classes(top_k_hits(scores, labels, k))
 
 
-def class_hits(scores, labels):
-    """Return which true classes are found when each row names as many classes as it has.
+def class_hits(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return which active classes are found when each row predicts as many classes as are active in it.
 
     Returns
     -------
     array (num_rows, num_classes) of bool
-        True where the class is true and among the row's m highest scores, m being the number of its true classes.
+        True where the class is active and among the row's m highest scores, m being the number of its active classes.
     """
     scores, labels = check(scores, labels)
     hits = np.empty_like(labels)
@@ -122,11 +128,11 @@ def class_hits(scores, labels):
     return hits
 
 
-def mean_class_accuracy(scores, labels):
+def mean_class_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     """Return the accuracy of each class (see ``class_hits``) averaged over the classes that occur.
 
-    With one class a row this is the usual mean of the recalls (EPIC-SOUNDS, scikit-learn's balanced_accuracy_score);
-    with several, perfect scores still give 1, and always naming the commonest class gains nothing for the others.
+    With one class per row this is the usual mean of the recalls (EPIC-SOUNDS, scikit-learn's balanced_accuracy_score);
+    with several, perfect scores still give 1, and always predicting the commonest class gains nothing for the others.
     """
     _, labels = check(scores, labels)
     return mean_over_classes(ratio(class_hits(scores, labels).sum(axis=0), labels.sum(axis=0)))
@@ -135,8 +141,8 @@ def mean_class_accuracy(scores, labels):
 # ------------------------------------------------------------------------------------------------------ ranking
 
 
-def ranked(scores, labels):
-    """Yield for each class what ranking its rows by falling score gives.
+def ranked(scores: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield the ranking of the rows by descending score, for each class.
 
     Yields
     ------
@@ -145,7 +151,7 @@ def ranked(scores, labels):
     positive : array (num_rows,) of bool
         The labels in that order.
     first, last : array (num_rows,) of int
-        The first and last rank of the tie that each rank lies in; both the rank itself where nothing ties.
+        The first and last rank of the tie to which each rank belongs; both the rank itself without a tie.
     """
     for class_scores, class_labels in zip(np.ascontiguousarray(scores.T), np.ascontiguousarray(labels.T), strict=True):
         order = np.argsort(-class_scores, kind="stable")
@@ -155,7 +161,7 @@ def ranked(scores, labels):
         yield order, positive, np.repeat(starts, sizes), np.repeat(starts + sizes - 1, sizes)
 
 
-def average_precision(scores, labels):
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the average precision of each class, as scikit-learn's average_precision_score.
 
     Returns
@@ -173,12 +179,12 @@ def average_precision(scores, labels):
     return result
 
 
-def mean_average_precision(scores, labels):
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     """Return the average precision averaged over the classes with positives (macro mAP)."""
     return mean_over_classes(average_precision(scores, labels))
 
 
-def area_under_roc(scores, labels):
+def area_under_roc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the area under each class's ROC curve, as scikit-learn's roc_auc_score; ties count half.
 
     Returns
@@ -197,7 +203,7 @@ def area_under_roc(scores, labels):
     return result
 
 
-def mean_auc(scores, labels):
+def mean_auc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Return the area under the ROC curve averaged over the classes that have both positives and negatives (mAUC)."""
     return mean_over_classes(area_under_roc(scores, labels))
 
@@ -205,34 +211,34 @@ def mean_auc(scores, labels):
 # ------------------------------------------------------------------------------------------------- F1, thresholds
 
 
-def best_thresholds(scores, labels):
-    """Return for each class the score from which on it is best called present.
+def best_thresholds(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the threshold with the highest F1 for each class: a class is predicted where ``scores >= threshold``.
 
-    On these rows ``scores >= threshold`` has the highest F1 that any threshold gives; among equal ones the highest
-    threshold is taken (the fewest claims). Choose them on the validation split, never on the rows that are reported.
+    Among equally good thresholds the highest is returned (the fewest predictions). Choose thresholds on the validation
+    split, never on the rows that are reported.
 
     Returns
     -------
     array (num_classes,) of float64
-        Infinity for a class without positives: nothing says when it is present, so it is never claimed.
+        Infinity for a class without positives, which is then never predicted.
     """
     scores, labels = check(scores, labels)
     result = np.full(scores.shape[1], np.inf)
     for column, (order, positive, _, last) in enumerate(ranked(scores, labels)):
         if positive.any():
-            ends = np.flatnonzero(last == np.arange(len(last)))  # a threshold takes a whole tie or nothing of it
+            ends = np.flatnonzero(last == np.arange(len(last)))  # a threshold includes a whole tie or none of it
             f1_if_cut = 2 * np.cumsum(positive)[ends] / (ends + 1 + positive.sum())
             result[column] = scores[order[ends[f1_if_cut.argmax()]], column]
     return result
 
 
-def f1(scores, labels, thresholds):
-    """Return the F1 of each class when it is called present from its threshold on.
+def f1(scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Return the F1 of each class, predicted where its score is at least its threshold.
 
     Parameters
     ----------
     thresholds : array (num_classes,)
-        As ``best_thresholds`` gives them.
+        Such as those of ``best_thresholds``.
 
     Returns
     -------
@@ -242,18 +248,18 @@ def f1(scores, labels, thresholds):
     Raises
     ------
     EvaluationError
-        As ``check``, or if there is not one threshold a class.
+        As ``check``, or if there is not one threshold per class.
     """
     scores, labels = check(scores, labels)
     thresholds = np.asarray(thresholds)
     if thresholds.shape != scores.shape[1:]:
-        raise EvaluationError(f"thresholds {thresholds.shape} for scores {scores.shape}: expected one a class")
-    claimed = scores >= thresholds
+        raise EvaluationError(f"thresholds {thresholds.shape} for scores {scores.shape}: expected one per class")
+    predicted = scores >= thresholds
     positives = labels.sum(axis=0)
-    result = 2 * (claimed & labels).sum(axis=0) / np.maximum(claimed.sum(axis=0) + positives, 1)
+    result = 2 * (predicted & labels).sum(axis=0) / np.maximum(predicted.sum(axis=0) + positives, 1)
     return np.where(positives > 0, result, np.nan)
 
 
-def macro_f1(scores, labels, thresholds):
+def macro_f1(scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray) -> float:
     """Return the F1 averaged over the classes with positives."""
     return mean_over_classes(f1(scores, labels, thresholds))

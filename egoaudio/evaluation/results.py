@@ -1,11 +1,12 @@
-"""What an evaluation came to, and how it is written: a table, evaluation.json, per_class.csv, per_class.png, submissions.
+"""The results of an evaluation and their files: evaluation.json, per_class.csv, per_class.png, submissions.
 
-In: an ``Evaluation``. Out: text, or files that are there whole or not at all (written under another name, synced,
-renamed). Scores are fractions from 0 to 1 in the files and per cent in the table; what is not defined (a class without
-positives, an interval of one video) is null in JSON, empty in CSV and ``-`` in the table.
+In: an ``Evaluation``. Out: text, or files, each written atomically (``system.files``). Scores are fractions from 0 to 1
+in the files and per cent in the table; what is not defined (a class without positives, an interval of one video) is
+null in JSON, empty in CSV and ``-`` in the table.
 
-Submissions are the official Charades text format: ``id score1 ... score157`` a video, or ``id frame score1 ... score157``
-with frames 1 to 25; a video without scores has no line, which the official scripts rank last.
+Submissions are in the official Charades text format: ``id score1 ... score157`` per video, or
+``id frame score1 ... score157`` with frames 1 to 25; a video without scores has no line, and the official scripts rank
+it last.
 """
 
 import csv
@@ -26,19 +27,19 @@ from egoaudio.evaluation.charades import FRAMES_PER_VIDEO
 from egoaudio.system import files
 from egoaudio.system.terminal import one_line
 
-# Name in evaluation.json, and what the table calls it.
+# Name in evaluation.json, and title in the table.
 TITLES = {
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
     "map": "mAP",
-    "audible_map": "mAP, audible classes",  # the table says how many
+    "audible_map": "mAP, audible classes",  # the table replaces this by their number
     "mean_class_accuracy": "mean class accuracy",
     "mauc": "mAUC",
     "macro_f1": "macro F1",
     "video_map": "video mAP (Charades classification)",
     "localization_map": "frame mAP (Charades localization)",
 }
-NAMES = ("evaluation.json", "per_class.csv", "per_class.png")  # of what ``write`` writes
+NAMES = ("evaluation.json", "per_class.csv", "per_class.png")  # the files that ``write`` writes
 PER_CLASS_COLUMNS = (
     "class_id",
     "name",
@@ -67,26 +68,26 @@ class Score:
     """Lower end of the 95 % interval over videos."""
     high: float = math.nan
     prior: float = math.nan
-    """The same metric of scores that say nothing but how frequent each class is in the training split."""
+    """The same metric when the scores are the classes' frequencies in the training split."""
     unsmoothed: float = math.nan
-    """The same metric of each clip's own scores, where ``value`` is of those averaged over neighbouring clips."""
+    """The same metric of each clip's own scores, if ``value`` is of scores averaged over neighbouring clips."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Everything about one evaluation; ``str()`` is the table."""
+    """The results of one evaluation; ``str()`` is the table."""
 
     scores: dict[str, Score]
     """``{name of TITLES: Score}``."""
     per_class: dict[str, list]
     """``{name of PER_CLASS_COLUMNS: list}``, an entry per class; NaN where not defined."""
     num_clips: int
-    """Clips behind the clip metrics: with sound and with labels."""
+    """Clips that count in the clip metrics: with sound and with labels."""
     num_videos: int
     """Videos of the split, with sound or not."""
     num_videos_scored: int
     num_resamples: int
-    """Of the bootstrap; 0 if no intervals were asked for."""
+    """Of the bootstrap; 0 if there are no intervals."""
     pool: str
     video_ids: tuple[str, ...]
     video_scores: np.ndarray
@@ -94,7 +95,7 @@ class Evaluation:
     frame_scores: np.ndarray | None
     """float32 (num_videos * 25, num_actions); None without localization."""
     notes: tuple[str, ...] = ()
-    """Sentences that say what is missing and why."""
+    """What is missing and why, in sentences."""
     about: dict[str, Any] = field(default_factory=dict)
     """What was evaluated: checkpoint, file, split."""
     smooth_clips: int = 0
@@ -105,7 +106,7 @@ class Evaluation:
 
 
 def table(evaluation: Evaluation) -> str:
-    """Return the scores as lines of text, in per cent: value, 95 % interval, prior, and without smoothing where there is."""
+    """Return the scores as lines of text, in per cent: value, 95 % interval, prior, and unsmoothed value if any."""
     heading = f"{evaluation.about['split']} split: " if "split" in evaluation.about else ""
     silent = evaluation.num_videos - evaluation.num_videos_scored
     without = f" ({silent:,} of them without sound)" if silent else ""
@@ -132,21 +133,25 @@ def table(evaluation: Evaluation) -> str:
     if smoothed:
         neighbours = _count(evaluation.smooth_clips, "clip", "s")
         lines.append(
-            f"smoothed: each score is the mean over the clip and {neighbours} before and after it; unsmoothed: the clip's own"
+            f"smoothed: each score is the mean over the clip and {neighbours} before and after it; unsmoothed: the "
+            "clip's own"
         )
     if "audible_map" in evaluation.scores:
         lines.append(
-            "audible: classes whose average precision clears the prior's by its interval, chosen on these same clips, which\n"
-            "flatters their mean; to compare models, take the classes of one of them (per_class.csv)"
+            "audible: classes whose interval of average precision is above the prior, chosen on these same clips, "
+            "which\nmakes their mean too high; to compare models, use the audible classes of one of them "
+            "(per_class.csv)"
         )
     return "\n".join(lines + [f"note: {note}" for note in evaluation.notes])
 
 
 def _count(number: int, noun: str, plural: str) -> str:
+    """Return a number and its noun; ``plural`` is the ending to add."""
     return f"{number} {noun}{'' if number == 1 else plural}"
 
 
 def _percent(fraction: float) -> str:
+    """Return a fraction in per cent, ``-`` for NaN."""
     return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
@@ -155,28 +160,28 @@ def prepare(
     submissions: Iterable[str | os.PathLike[str] | None] = (),
     inputs: Iterable[str | os.PathLike[str] | None] = (),
 ) -> None:
-    """Make the folder, and refuse what could not or must not be written to, before hours of scoring rather than after them.
+    """Make the folder, and refuse outputs that cannot or must not be written, before hours of scoring, not after.
 
     Parameters
     ----------
-    folder : pathlib.Path
+    folder : path
         For the files of ``write``.
     submissions : iterable of path or None
         Other files that will be written.
-    inputs : iterable of path
-        What is read, and may not be replaced.
+    inputs : iterable of path or None
+        Files that are read and may not be replaced.
 
     Raises
     ------
     TrainingError
-        The folder cannot be made; or a file is an input, no regular file, or wanted twice.
+        When the folder cannot be made, or an output is an input, not a regular file, or named twice.
     """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(
-            f"--output {folder}: cannot be made a folder ({error.strerror}): give the name of a folder that can be written to"
+            f"--output {folder}: this folder cannot be made ({error.strerror}): give a folder that can be written to"
         ) from error
     taken = set()
     for path in (*(folder / name for name in NAMES), *submissions):
@@ -187,30 +192,28 @@ def prepare(
         except OSError as error:
             raise TrainingError(f"{path}: cannot be written: {error.strerror}") from error
         if os.path.realpath(path) in taken:
-            raise TrainingError(f"{path}: two results would be written there: give each a name of its own")
+            raise TrainingError(f"{path}: two results would be written there: give each its own name")
         taken.add(os.path.realpath(path))
 
 
 def write(evaluation: Evaluation, folder: str | os.PathLike[str]) -> None:
-    """Write evaluation.json, per_class.csv and per_class.png into ``folder``, which is made if it is not there.
+    """Write evaluation.json, per_class.csv and per_class.png into ``folder``, which is made if it does not exist.
 
     Raises
     ------
     TrainingError
-        If they cannot be written; files of an earlier evaluation are then left as they were.
+        If one cannot be written; that file of an earlier evaluation is then left as it was.
     """
     from egoaudio.figures import per_class_png  # matplotlib takes half a second
 
     folder = Path(folder)
-    text = to_json(evaluation).encode(
-        errors="backslashreplace"
-    )  # names of files that are not UTF-8 become JSON's own escapes
+    text = to_json(evaluation).encode(errors="backslashreplace")  # names of files that are not UTF-8: JSON's escapes
     for name, contents in zip(NAMES, (text, to_csv(evaluation).encode(), per_class_png(evaluation)), strict=True):
         write_file(folder / name, contents)
 
 
 def to_json(evaluation: Evaluation) -> str:
-    """Return the evaluation as JSON text, without what is per class."""
+    """Return the evaluation as JSON text, without the values per class."""
     parts = ("value", "low", "high", "prior", "unsmoothed")
     scores = {
         name: {part: _defined(getattr(score, part)) for part in parts} for name, score in evaluation.scores.items()
@@ -236,7 +239,7 @@ def to_json(evaluation: Evaluation) -> str:
 
 
 def to_csv(evaluation: Evaluation) -> str:
-    """Return the evaluation of each class as CSV text; a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    """Return the evaluation of each class as CSV text, in which no text can be taken for a formula."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(PER_CLASS_COLUMNS)
@@ -246,18 +249,18 @@ def to_csv(evaluation: Evaluation) -> str:
 
 
 def _harmless(text: str) -> str:
-    """Return a text that no spreadsheet runs: classes are called what somebody's CSV calls them."""
+    """Return a text, such as a class name from somebody's CSV, with an apostrophe if it looks like a formula."""
     text = one_line(text)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _defined(value: Any) -> Any:
-    """Return ``value``, or None where it is no number."""
+    """Return ``value``, or None if it is a float that is not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_submission(evaluation: Evaluation, path: str | os.PathLike[str], frames: bool = False) -> None:
-    """Write the scores of videos, or of frames, as the official evaluation scripts read them.
+    """Write the scores of videos, or of frames, in the format of the official evaluation scripts.
 
     Parameters
     ----------
@@ -269,7 +272,7 @@ def write_submission(evaluation: Evaluation, path: str | os.PathLike[str], frame
     Raises
     ------
     TrainingError
-        If an id holds white space, which the format cannot express, if there are no frames, or nothing can be written.
+        If an id holds white space, which the format cannot express, there are no frames, or the file cannot be written.
     """
     scores = evaluation.frame_scores if frames else evaluation.video_scores
     if scores is None:
@@ -277,10 +280,11 @@ def write_submission(evaluation: Evaluation, path: str | os.PathLike[str], frame
     for video_id in evaluation.video_ids:
         if video_id.split() != [video_id]:
             raise TrainingError(
-                f"{path}: no submission, for the id {video_id!r} holds white space, which separates the columns of the format"
+                f"{path}: no submission can be written: the id {video_id!r} holds white space, which separates the "
+                "columns"
             )
     per_video = FRAMES_PER_VIDEO if frames else 1
-    number = " ".join(["%.9g"] * scores.shape[1])  # nine digits are all of a float32
+    number = " ".join(["%.9g"] * scores.shape[1])  # nine digits hold any float32
     lines = []
     for row, values in enumerate(scores):
         if np.isfinite(values).all():
@@ -290,7 +294,7 @@ def write_submission(evaluation: Evaluation, path: str | os.PathLike[str], frame
 
 
 def write_file(path: str | os.PathLike[str], contents: bytes) -> None:
-    """Write bytes to ``path`` so that the old file or the new one is there, whole; make its folder.
+    """Write bytes to ``path`` atomically, so that the old file or the new one is there, whole; make its folder.
 
     Raises
     ------
@@ -301,5 +305,5 @@ def write_file(path: str | os.PathLike[str], contents: bytes) -> None:
         files.write_file(path, contents)
     except OSError as error:
         raise TrainingError(
-            f"{path}: could not be written ({error.strerror}): give another place, or make room"
+            f"{path}: could not be written ({error.strerror}): give another path, or free some space"
         ) from error

@@ -1,29 +1,33 @@
-"""From scores to the numbers of the paper's table: one way, for the training loop and the command.
+"""From scores to the numbers of the paper's table, for the training loop and the command alike.
 
-``evaluate_scores``, which knows neither models nor files, compares scores (num_clips, num_classes) with a ``Truth`` and
-makes the ``Evaluation``.
+``evaluate_scores``, which knows neither models nor files, compares scores (num_clips, num_classes) with a
+``GroundTruth`` and returns the ``Evaluation``.
 
 Clip metrics (``metrics``) are over the clips that have sound and labels. Video metrics (``charades``, the official
-protocol) are over every video of the split, with sound or not, and use all clips that have sound. Thresholds for F1 come
-from the validation split (``choose_thresholds``), never from the rows that are reported, and so does the number of
-neighbouring clips that scores are averaged over (``smoothing``). Each number stands beside that of the prior, the class
-frequencies of the training split, and in an interval over videos (``bootstrap``).
+protocol) are over every video of the split, with sound or not, and use all clips that have sound. Thresholds for F1
+come from the validation split (``choose_thresholds``), never from the rows that are reported, and so does the number of
+neighbouring clips over which scores are averaged (``smoothing``). Each number comes with that of the prior, the class
+frequencies of the training split, and with an interval over videos (``bootstrap``).
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from egoaudio.errors import EvaluationError
 from egoaudio.evaluation import bootstrap, charades, metrics
 from egoaudio.evaluation.audible import audible_classes
+from egoaudio.evaluation.ground_truth import GroundTruth
 from egoaudio.evaluation.results import Evaluation, Score
 from egoaudio.evaluation.smoothing import smooth
 
-NUM_RESAMPLES = 500  # ends of the interval good to a tenth of its width; 3 s for 21,150 frames, 157 classes, 846 videos
+# The ends of the interval are accurate to a tenth of its width; 3 s for 21,150 frames, 157 classes, 846 videos.
+NUM_RESAMPLES = 500
 
 
-def choose_thresholds(scores, truth):
+def choose_thresholds(scores: np.ndarray, truth: GroundTruth) -> np.ndarray:
     """Return the threshold of each class with the best F1 on these clips, float64 (C,).
 
     For the checkpoint, from the validation split's scores, averaged over neighbouring clips as all later ones will be.
@@ -31,24 +35,35 @@ def choose_thresholds(scores, truth):
     return metrics.best_thresholds(scores[truth.labelled], truth.labels[truth.labelled])
 
 
-def evaluate_scores(scores, truth, *, thresholds=None, prior=None, pool="max", smooth_clips=0, num_resamples=0, seed=0):
+def evaluate_scores(
+    scores: np.ndarray,
+    truth: GroundTruth,
+    *,
+    thresholds: Sequence[float] | np.ndarray | None = None,
+    prior: np.ndarray | None = None,
+    pool: str = "max",
+    smooth_clips: int = 0,
+    num_resamples: int = 0,
+    seed: int = 0,
+) -> Evaluation:
     """Return the ``Evaluation`` of scores.
 
     Parameters
     ----------
     scores : float array (n, C)
         Of ``truth.rows``, from 0 to 1.
-    truth : Truth
+    truth : GroundTruth
     thresholds : array (C,), optional
         From the validation split; without them there is no F1.
     prior : array (C,), optional
-        Class frequencies of the training split; without them nothing stands beside the scores.
+        Class frequencies of the training split; without them the prior's columns are empty.
     pool : str
-        ``max`` or ``mean``: how a video's scores follow from its clips'.
+        How a video's scores follow from its clips': ``max`` or ``mean``.
     smooth_clips : int
-        Average the scores over so many neighbouring clips on each side first; the numbers without that stand beside.
+        Average the scores over this many neighbouring clips on each side first; the result holds the unsmoothed values
+        as well.
     num_resamples : int
-        Of the bootstrap; 0 gives no intervals, nor does a single video.
+        Of the bootstrap; with 0, or with a single video, there are no intervals.
     seed : int
         Of the bootstrap.
 
@@ -60,18 +75,17 @@ def evaluate_scores(scores, truth, *, thresholds=None, prior=None, pool="max", s
     own_scores = _check(scores, truth)
     scores = smooth(own_scores, truth.rows, truth.clip_video, smooth_clips)
     clips = truth.labelled
-    thresholds = None if thresholds is None else np.asarray(thresholds, np.float64)
+    limits = None if thresholds is None else np.asarray(thresholds, np.float64)
     num_resamples = num_resamples if len(truth.video_ids) > 1 else 0  # one video tells nothing about another
     weights = bootstrap.draw_weights(len(truth.video_ids), num_resamples, seed)
-    all_scores, per_class = _judge_clips(
-        scores[clips], truth.labels[clips], truth.clip_video[clips], thresholds, prior, weights
+    all_scores, per_class = _evaluate_clips(
+        scores[clips], truth.labels[clips], truth.clip_video[clips], limits, prior, weights
     )
-    official, video_scores, frame_scores, more_per_class = _judge_videos(
+    official, video_scores, frame_scores, more_per_class = _evaluate_videos(
         scores, truth, pool, weights, prior is not None
     )
     all_scores |= official
-    per_class |= {"class_id": truth.class_ids, "name": truth.class_names, **more_per_class}
-    per_class = {name: list(values) for name, values in per_class.items()}
+    per_class |= {"class_id": list(truth.class_ids), "name": list(truth.class_names), **more_per_class}
     if smooth_clips:
         all_scores = _beside_unsmoothed(all_scores, per_class, evaluate_scores(own_scores, truth, pool=pool))
     return Evaluation(
@@ -85,51 +99,59 @@ def evaluate_scores(scores, truth, *, thresholds=None, prior=None, pool="max", s
         truth.video_ids,
         video_scores,
         frame_scores,
-        _notes(truth, thresholds, prior),
+        _notes(truth, limits, prior),
         smooth_clips=smooth_clips,
     )
 
 
-def _check(scores, truth):
-    """Return the scores as float32, or say what is wrong with them."""
+def _check(scores: np.ndarray, truth: GroundTruth) -> np.ndarray:
+    """Return the scores as float32, after checking them."""
     scores = np.asarray(scores, dtype=np.float32)
     if scores.shape != truth.labels.shape:
         hint = "; are they transposed?" if scores.shape == truth.labels.shape[::-1] else ""
         raise EvaluationError(
-            f"scores {scores.shape} for {truth.labels.shape[0]} clips and {truth.labels.shape[1]} classes: expected a row per clip{hint}"
+            f"scores {scores.shape} for {truth.labels.shape[0]} clips and {truth.labels.shape[1]} classes: expected a "
+            f"row per clip and a column per class{hint}"
         )
     if not truth.labelled.any():
         raise EvaluationError(
-            f"none of the {len(scores)} clips to evaluate has labels: another split, or a file built with --no-action all, has some"
+            f"none of the {len(scores)} clips to evaluate has labels: give another split, or a file built with "
+            "--no-action all"
         )
     wrong = ~((scores >= 0) & (scores <= 1))
     if wrong.any():
         clip, column = np.argwhere(wrong)[0]
-        logits = np.isfinite(scores).all()
         hint = (
-            "are these logits? they need a sigmoid or softmax first"
-            if logits
+            "are these logits? They need a sigmoid or softmax first"
+            if np.isfinite(scores).all()
             else "the model has diverged: train with a lower learning rate"
         )
         raise EvaluationError(
-            f"score {scores[clip, column]} of clip {truth.rows[clip]}, class {truth.class_ids[column]} ({np.count_nonzero(wrong)} such): "
-            f"expected 0 to 1; {hint}"
+            f"score {scores[clip, column]} of clip {truth.rows[clip]}, class {truth.class_ids[column]} "
+            f"({np.count_nonzero(wrong)} such): expected 0 to 1; {hint}"
         )
     return scores
 
 
-def _judge_clips(scores, labels, video, thresholds, prior, weights):
+def _evaluate_clips(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    video: np.ndarray,
+    thresholds: np.ndarray | None,
+    prior: np.ndarray | None,
+    weights: np.ndarray,
+) -> tuple[dict[str, Score], dict[str, list[Any]]]:
     """Return the clip metrics, ``({name: Score}, {column: values})``."""
     labels = labels == 1
     values, per_class = _clip_values(scores, labels, thresholds)
-    priors = {}
+    priors: dict[str, float] = {}
     if prior is not None:
         guess = np.broadcast_to(np.asarray(prior, np.float64), labels.shape)
         priors = _clip_values(guess, labels, np.where(guess[0] > 0, guess[0], np.inf))[0]
     per_class["prior"] = np.full(labels.shape[1], np.nan) if prior is None else prior
     if not weights.shape[1]:
-        per_class |= {name: [np.nan] * labels.shape[1] for name in ("low", "high", "audible")}
-        intervals = {}
+        per_class |= {name: np.full(labels.shape[1], np.nan) for name in ("low", "high", "audible")}
+        intervals: dict[str, tuple[float, float]] = {}
     else:
         precisions, areas = bootstrap.resample_ranking(scores, labels, video, weights)
         ends = np.array(
@@ -154,23 +176,27 @@ def _judge_clips(scores, labels, video, thresholds, prior, weights):
     return found, {name: np.asarray(column).tolist() for name, column in per_class.items()}
 
 
-def _resample_accuracies(scores, labels, video, thresholds, weights):
+def _resample_accuracies(
+    scores: np.ndarray, labels: np.ndarray, video: np.ndarray, thresholds: np.ndarray | None, weights: np.ndarray
+) -> dict[str, np.ndarray]:
     """Return the accuracies, and the F1, of each resample, ``{name: array (num_resamples,)}``."""
     resampled = {}
-    some = labels.any(axis=1, keepdims=True)
+    some = labels.sum(axis=1, keepdims=True) > 0
     for name, k in (("top1", 1), ("top5", 5)):
         hits = np.nan_to_num(metrics.top_k_hits(scores, labels, k))[:, None]
         resampled[name] = bootstrap.resample_ratio(hits, some, video, weights)
     hits = metrics.class_hits(scores, labels)
     resampled["mean_class_accuracy"] = bootstrap.resample_ratio(hits, labels, video, weights)
     if thresholds is not None:
-        claimed = scores >= thresholds
-        both, either = 2 * (claimed & labels).astype(np.float32), claimed.astype(np.float32) + labels
+        predicted = scores >= thresholds
+        both, either = 2 * (predicted & labels).astype(np.float32), predicted.astype(np.float32) + labels
         resampled["macro_f1"] = bootstrap.resample_ratio(both, either, video, weights, needed=labels)
     return resampled
 
 
-def _clip_values(scores, labels, thresholds):
+def _clip_values(
+    scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray | None
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Return ``({metric: value}, {column of per_class.csv: array (C,)})``."""
     positives = labels.sum(axis=0)
     per_class = {
@@ -197,22 +223,24 @@ def _clip_values(scores, labels, thresholds):
     return values, per_class
 
 
-def _judge_videos(scores, truth, pool, weights, with_prior):
+def _evaluate_videos(
+    scores: np.ndarray, truth: GroundTruth, pool: str, weights: np.ndarray, with_prior: bool
+) -> tuple[dict[str, Score], np.ndarray, np.ndarray | None, dict[str, list[Any]]]:
     """Return the official metrics, ``{name: Score}``, the scores of videos and of frames, and ``{column: values}``."""
     actions = scores[:, : truth.num_actions]
     video_scores = charades.pool_videos(actions, truth.clip_video, len(truth.video_ids), pool)
-    judged = charades.drop_empty_videos(video_scores, truth.video_labels)
+    counted = charades.drop_empty_videos(video_scores, truth.video_labels)
     found, frame_scores, frame_ap = {}, None, np.full(truth.num_actions, np.nan)
-    found["video_map"], video_ap = _judge_official(
-        judged, truth.video_labels, np.arange(len(judged)), weights, with_prior
+    found["video_map"], video_ap = _official_score(
+        counted, truth.video_labels, np.arange(len(counted)), weights, with_prior
     )
     if truth.instances is not None:
         frame_scores = charades.frame_scores(
             actions, truth.clip_video, truth.start_seconds, truth.stop_seconds, truth.video_seconds, pool
         )
-        on = charades.frame_labels(truth.video_seconds, truth.instances, truth.num_actions)
-        video = np.repeat(np.arange(len(judged)), charades.FRAMES_PER_VIDEO)
-        found["localization_map"], frame_ap = _judge_official(frame_scores, on, video, weights, with_prior)
+        labels = charades.frame_labels(truth.video_seconds, truth.instances, truth.num_actions)
+        video = np.repeat(np.arange(len(counted)), charades.FRAMES_PER_VIDEO)
+        found["localization_map"], frame_ap = _official_score(frame_scores, labels, video, weights, with_prior)
     return (
         found,
         video_scores,
@@ -225,7 +253,9 @@ def _judge_videos(scores, truth, pool, weights, with_prior):
     )
 
 
-def _judge_official(scores, labels, video, weights, with_prior):
+def _official_score(
+    scores: np.ndarray, labels: np.ndarray, video: np.ndarray, weights: np.ndarray, with_prior: bool
+) -> tuple[Score, np.ndarray]:
     """Return the official mAP with its interval and prior, and the AP of each action."""
     per_class = charades.average_precision(scores, labels)
     value = metrics.mean_over_classes(per_class)
@@ -234,14 +264,16 @@ def _judge_official(scores, labels, video, weights, with_prior):
         if weights.shape[1]
         else (np.nan, np.nan)
     )
-    # The same score in every row that has one: the class frequencies, or any other number, rank alike.
+    # The same score in every row that has one: the class frequencies rank as any other number.
     guess = np.where(np.isfinite(scores), 0, -np.inf)
     prior = metrics.mean_over_classes(charades.chance_average_precision(guess, labels)) if with_prior else np.nan
     return Score(value, low, high, prior), per_class
 
 
-def _beside_unsmoothed(all_scores, per_class, own):
-    """Return the scores with those of each clip alone, the evaluation ``own``, beside them."""
+def _beside_unsmoothed(
+    all_scores: dict[str, Score], per_class: dict[str, list[Any]], own: Evaluation
+) -> dict[str, Score]:
+    """Return the scores with the unsmoothed ones, those of the evaluation ``own``."""
     values = {name: score.value for name, score in own.scores.items()}
     if "audible_map" in all_scores:  # over the same classes
         audible = np.array(per_class["audible"])
@@ -249,26 +281,29 @@ def _beside_unsmoothed(all_scores, per_class, own):
     return {name: replace(score, unsmoothed=values.get(name, np.nan)) for name, score in all_scores.items()}
 
 
-def _for_all(values, truth):
-    """Return one value a class from one an action: None for ``no_action``, which the official protocol does not know."""
+def _for_all(values: np.ndarray, truth: GroundTruth) -> list[Any]:
+    """Return a value per class from one per action: None for ``no_action``, which is not in the official protocol."""
     return values.tolist() + [None] * (len(truth.class_ids) - truth.num_actions)
 
 
-def _notes(truth, thresholds, prior):
+def _notes(truth: GroundTruth, thresholds: np.ndarray | None, prior: np.ndarray | None) -> tuple[str, ...]:
     """Return what is missing, and why."""
     notes = []
     if not truth.labels[truth.labelled].any():
         notes.append(
-            "no class is on in any of these clips, so the clip metrics are not defined: do the annotations belong to these videos?"
+            "no class is active in any of these clips, so the clip metrics are not defined: do the annotations belong "
+            "to these videos?"
         )
     if thresholds is None:
         notes.append(
-            "no macro F1: its thresholds are chosen on a validation split, and the checkpoint comes from a run without one"
+            "no macro F1: its thresholds are chosen on a validation split, and the checkpoint comes from a run without "
+            "one"
         )
     if prior is None:
         notes.append("no prior: the file has no training split to count the classes in")
     if truth.instances is None:
         notes.append(
-            "no frame mAP: the file holds no annotated times (/instances): nothing is annotated in it, or an earlier egoaudio built it"
+            "no frame mAP: the file holds no annotated times (/instances): nothing is annotated in it, or an earlier "
+            "version of egoaudio built it"
         )
     return tuple(notes)

@@ -1,12 +1,12 @@
-"""Scores averaged over neighbouring clips. Numpy only.
+"""Scores averaged over neighbouring clips. NumPy only.
 
 In: scores (num_clips, num_classes) of clips, their rows in the file and their videos. Out: for each clip the mean over
-itself and up to K clips before and after it, in the same video. What one hears goes on for longer than a clip, and the
-errors of neighbouring clips are not the same, so that the mean ranks better than each clip alone.
+itself and up to K clips before and after it in the same video. Sounds last longer than a clip, and the errors of
+neighbouring clips differ, so the mean ranks better than each clip alone.
 
-Neighbours are rows beside each other in the file, as the file stores a video's clips in the order of time. A neighbour
-without a score (it has no sound, or lies in another split) is left out of the mean, and so is what would lie before
-the video's first clip and after its last.
+Neighbours are adjacent rows of the file, which stores a video's clips in order of time. A neighbour without a score (it
+has no sound, or belongs to another split) is left out of the mean, as are positions before the video's first clip and
+after its last.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from egoaudio.evaluation import metrics
-from egoaudio.evaluation.ground_truth import Truth
+from egoaudio.evaluation.ground_truth import GroundTruth
 
-CANDIDATES = (0, 1, 2, 3)  # numbers of neighbours on each side that are tried on the validation split
+CANDIDATES = (0, 1, 2, 3)  # neighbours on each side to choose from, on the validation split
 
 
 def smooth(scores: np.ndarray, rows: np.ndarray, video: np.ndarray, num_neighbours: int) -> np.ndarray:
@@ -28,7 +28,7 @@ def smooth(scores: np.ndarray, rows: np.ndarray, video: np.ndarray, num_neighbou
     rows : array of int (num_clips,)
         Rows of the file, each once, in any order.
     video : array of int (num_clips,)
-        Any number that is the same for the clips of a video.
+        Any number that identifies the clip's video.
     num_neighbours : int
         K, on each side; 0 returns ``scores`` itself.
 
@@ -42,7 +42,7 @@ def smooth(scores: np.ndarray, rows: np.ndarray, video: np.ndarray, num_neighbou
     rows, video, values = rows[order], video[order], scores[order]
     total, count = values.astype(np.float32, copy=True), np.ones(len(rows), np.float32)
     for distance in range(1, num_neighbours + 1):
-        after = np.minimum(np.searchsorted(rows, rows + distance), len(rows) - 1)  # where that neighbour would stand
+        after = np.minimum(np.searchsorted(rows, rows + distance), len(rows) - 1)  # the place of that neighbour
         there = np.flatnonzero((rows[after] == rows + distance) & (video[after] == video))
         after = after[there]
         total[there] += values[after]  # no clip twice in either, as rows are distinct
@@ -55,17 +55,17 @@ def smooth(scores: np.ndarray, rows: np.ndarray, video: np.ndarray, num_neighbou
 
 
 def choose_neighbours(
-    scores: np.ndarray, truth: Truth, classes: np.ndarray, candidates: Sequence[int] = CANDIDATES
+    scores: np.ndarray, truth: GroundTruth, classes: np.ndarray, candidates: Sequence[int] = CANDIDATES
 ) -> int:
-    """Return the number of neighbours with the best mean average precision on these clips; among equals the smallest.
+    """Return the number of neighbours with the best mean average precision on these clips; the smallest of equals.
 
     Parameters
     ----------
     scores : float array (num_clips, num_classes)
         Of ``truth.rows``, the validation split's.
-    truth : Truth
+    truth : GroundTruth
     classes : array of bool (num_classes,)
-        Those to average over.
+        The classes to average over.
     candidates : sequence of int
         Ascending.
     """

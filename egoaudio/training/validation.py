@@ -17,7 +17,7 @@ from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
 from egoaudio.evaluation import metrics
 from egoaudio.evaluation.audible import selection_classes, unrelated_precision
-from egoaudio.evaluation.ground_truth import read_truth
+from egoaudio.evaluation.ground_truth import read_ground_truth
 from egoaudio.evaluation.scores import choose_thresholds, evaluate_scores
 from egoaudio.evaluation.smoothing import choose_neighbours, smooth
 from egoaudio.models.scorer import score
@@ -55,7 +55,7 @@ class Validator:
     """Scores the validation split, as often as it is called."""
 
     def __init__(self, file, feature, rows, normalization, config, loss, scorer):
-        self.truth = read_truth(file, rows)
+        self.truth = read_ground_truth(file, rows)
         # Every clip once, with all its labels, whatever the model was trained on.
         dataset = ClipDataset(
             file.path, feature, rows, normalization=normalization, context_clips=config.data.context_clips

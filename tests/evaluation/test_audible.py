@@ -1,4 +1,4 @@
-"""Which classes can be heard: tables of videos and clips, unrelated scores, and how often silence is taken for sound."""
+"""Audible classes: tables of videos and clips, unrelated scores, and how often silent classes pass as audible."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What scores are held against, cut out of a file."""
+"""The ground truth of an evaluation, read from a file."""
 
 import types
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import synthetic
 
-from egoaudio.errors import StoreError, TrainingError
-from egoaudio.evaluation.ground_truth import class_frequencies, read_truth
+from egoaudio.errors import EvaluationError, StoreError
+from egoaudio.evaluation.ground_truth import class_frequencies, read_ground_truth
 from egoaudio.hdf5 import reader
 
 
@@ -23,7 +23,7 @@ def file(tmp_path):
 
 
 def facts(file, **changes):
-    """Return what ``read_truth`` reads of a file, with changes."""
+    """Return what ``read_ground_truth`` reads of a file, with changes."""
     names = (
         "path",
         "clip_table",
@@ -39,7 +39,7 @@ def facts(file, **changes):
 
 
 def test_everything_is_that_of_the_clips_and_videos_asked_for(file):
-    truth = read_truth(file, [22, 10, 5], [1, 2, 3, 4])
+    truth = read_ground_truth(file, [22, 10, 5], [1, 2, 3, 4])
     np.testing.assert_array_equal(truth.labels, file.labels[[22, 10, 5]])
     np.testing.assert_array_equal(truth.labelled, file.clip_table["labelled"][[22, 10, 5]])
     np.testing.assert_array_equal(truth.clip_video, [3, 1, 0])
@@ -57,23 +57,23 @@ def test_everything_is_that_of_the_clips_and_videos_asked_for(file):
 
 
 def test_without_videos_those_of_the_clips_are_taken(file):
-    assert read_truth(file, [22, 10, 11]).video_ids == ("V0002EGO", "V0004EGO")
+    assert read_ground_truth(file, [22, 10, 11]).video_ids == ("V0002EGO", "V0004EGO")
 
 
 def test_a_file_without_no_action_has_only_actions(file):
     classes = file.class_table.copy()
     classes["class_id"][-1] = b"c009"
-    truth = read_truth(facts(file, class_table=classes), [0])
+    truth = read_ground_truth(facts(file, class_table=classes), [0])
     assert truth.num_actions == 10 and truth.video_labels.shape == (1, 10)
 
 
 def test_a_file_without_instances_has_no_times(file):
-    assert read_truth(facts(file, instances=file.instances[:0]), [0]).instances is None
+    assert read_ground_truth(facts(file, instances=file.instances[:0]), [0]).instances is None
 
 
 def test_the_file_itself_is_not_changed(file):
     before = file.instances.tolist()
-    read_truth(file, [22])
+    read_ground_truth(file, [22])
     assert file.instances.tolist() == before
 
 
@@ -86,17 +86,17 @@ def test_the_last_annotated_time_stands_in_for_the_length_of_a_video_without_sou
     videos["duration_seconds"][3] = 0
     instances = file.instances.copy()
     instances[[3, 4]] = [(3, 1, 7.5, 2.0), (4, 1, 0.0, 99.0)]
-    truth = read_truth(facts(file, video_table=videos, instances=instances), [10], [2, 3, 4])
+    truth = read_ground_truth(facts(file, video_table=videos, instances=instances), [10], [2, 3, 4])
     np.testing.assert_array_equal(truth.video_seconds, [5, 7.5, 5])
 
 
 def test_clips_of_other_videos_are_refused(file):
-    with pytest.raises(TrainingError, match="V0001EGO"):
-        read_truth(file, [5], [0, 3])
+    with pytest.raises(EvaluationError, match="V0001EGO"):
+        read_ground_truth(file, [5], [0, 3])
 
 
 def test_damaged_instances_are_refused(file):
     bad = file.instances.copy()
     bad["video"][3] = 99
     with pytest.raises(StoreError, match="row 3 of /instances"):
-        read_truth(facts(file, instances=bad), [0])
+        read_ground_truth(facts(file, instances=bad), [0])

@@ -187,7 +187,7 @@ def test_a_missing_score_ranks_last():
 BAD = {
     "transposed": (np.zeros((3, 2)), np.zeros((2, 3)), "transposed"),
     "class numbers": (np.zeros((3, 2)), np.zeros(3), "a column per class"),
-    "one dimension": (np.zeros(3), np.zeros(3), r"expected \(rows, classes\)"),
+    "one dimension": (np.zeros(3), np.zeros(3), r"expected \(num_rows, num_classes\)"),
     "no rows": (np.zeros((0, 2)), np.zeros((0, 2)), "nothing to evaluate"),
     "swapped": (np.zeros((1, 2)), np.array([[0.0, 0.25]]), "label 0.25 in row 0, class 1.*swapped"),
     "nan": (np.array([[0.0, np.nan]]), np.zeros((1, 2)), "score nan in row 0, class 1.*diverged"),
@@ -206,13 +206,14 @@ def test_bad_input_is_refused_with_a_guess_at_the_mistake(name, metric):
 
 
 def test_thresholds_of_another_number_of_classes_are_refused():
-    with pytest.raises(EvaluationError, match="expected one a class"):
+    with pytest.raises(EvaluationError, match="expected one per class"):
         metrics.f1(np.zeros((3, 2)), np.zeros((3, 2)), np.zeros(3))
 
 
-@pytest.mark.parametrize("room", ["metrics", "charades", "bootstrap"])
-def test_numbers_are_counted_with_numpy_alone(room):
-    code = f"import sys, egoaudio.evaluation.{room}; print([name for name in ('torch', 'scipy', 'sklearn', 'pandas', 'h5py') if name in sys.modules])"
+@pytest.mark.parametrize("module", ["metrics", "charades", "bootstrap"])
+def test_metrics_need_numpy_alone(module):
+    heavy = ("torch", "scipy", "sklearn", "pandas", "h5py")
+    code = f"import sys, egoaudio.evaluation.{module}; print([name for name in {heavy} if name in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

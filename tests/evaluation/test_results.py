@@ -76,7 +76,9 @@ def test_audible_classes_are_counted_in_the_table_and_named_in_json(audible, tit
     lines = str(evaluation).splitlines()
     line = next(line for line in lines if line.startswith(title + " "))
     assert line[34:].split() == (["50.0", "25.0", "to", "75.0", "12.5"] if any(audible) else ["-", "-", "-"])
-    assert any(line.startswith("audible: classes whose average precision clears the prior's") for line in lines)
+    assert any(
+        line.startswith("audible: classes whose interval of average precision is above the prior") for line in lines
+    )
     assert max(map(len, lines)) <= 120
     named = json.loads(results.to_json(evaluation))["audible_classes"]
     assert named == [name for name, heard in zip(["c000", "c001"], audible, strict=True) if heard]

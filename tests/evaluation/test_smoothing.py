@@ -48,7 +48,7 @@ def test_scores_that_are_the_same_stay_the_same_and_within_0_and_1():
 
 
 def truth_of(labels, labelled=None):
-    """Return what the choice needs of a ``Truth``: two videos of one half of the clips each."""
+    """Return what the choice needs of a ``GroundTruth``: two videos of one half of the clips each."""
     count = len(labels)
     labelled = np.ones(count, bool) if labelled is None else labelled
     video = np.arange(count) * 2 // count
@@ -90,7 +90,7 @@ def test_only_the_classes_and_clips_that_count_choose():
     classes = np.arange(6) < 3
     assert choose_neighbours(scores, truth_of(labels), classes) == 0
     assert choose_neighbours(scores, truth_of(labels), ~classes) > 0
-    # Clips without labels take part in the means of their neighbours, not in the judgement.
+    # Clips without labels count in the means of their neighbours, not in the metric.
     labelled = np.arange(600) % 2 == 0
     wrong = np.where(labelled[:, None], labels, ~labels)
     assert choose_neighbours(scores, truth_of(wrong, labelled), ~classes) > 0

@@ -1,12 +1,10 @@
-"""Slices of a batch: the first size on a CPU, scoring, precision."""
+"""Slices of a batch: the first size on a CPU, and precision."""
 
 import pytest
 import torch
-from small_steps import batch, fail, losses_and_weights, make_stepper, weights
+from small_steps import batch, losses_and_weights, make_stepper, weights
 
-from egoaudio.errors import TrainingError
 from egoaudio.models.micro_batch import KEPT_TO_PEAK, KEPT_TO_PEAK_OF_ONE
-from egoaudio.models.scorer import Scorer
 
 # ----------------------------------------------------------------------------------------------- the first size on a CPU
 
@@ -75,40 +73,6 @@ def test_one_clip_that_seems_not_to_fit_is_never_tried_without_checkpointing(mon
     assert not any(tried)
     assert losses == pytest.approx(expected, rel=1e-4)
     torch.testing.assert_close(trained, expected_weights, rtol=1e-3, atol=1e-4)
-
-
-def test_scoring_plans_for_a_pass_without_gradients(monkeypatch):
-    stepper = make_stepper("ast")
-    monkeypatch.setattr("egoaudio.models.micro_batch.free_memory", lambda _: stepper._measure(batch(64)[0]).kept)
-    scorer = Scorer(stepper.model, device="cpu")
-    scorer(batch()[0])
-    stepper.step(*batch())
-    assert scorer.micro_batch_size > stepper.micro_batch_size
-
-
-# ----------------------------------------------------------------------------------------------- scoring
-
-
-def test_scores_are_the_models_and_survive_running_out_of_memory():
-    stepper, lines = make_stepper("ast", dropout=0.4), []
-    model, features = stepper.model, batch()[0]
-    with torch.no_grad():
-        expected = model.eval()(features)
-    model.train()
-    scorer = Scorer(model, device="cpu", log=lines.append)
-    fail(stepper, "forward", times=100, limit=20)
-    assert scorer.micro_batch_size is None
-    scores = scorer(features)
-    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
-    assert scores.dtype == torch.float32 and not scores.requires_grad and model.training
-    assert scorer.micro_batch_size == 16 and lines[-1] == "evaluation: 16 clips at a time, as memory ran out with 32"
-
-
-def test_scoring_gives_up_in_words():
-    stepper = make_stepper()
-    fail(stepper, "forward", times=100)
-    with pytest.raises(TrainingError, match="not even one clip can be scored"):
-        Scorer(stepper.model, device="cpu", micro_batch_size=4)(batch(4)[0])
 
 
 # ----------------------------------------------------------------------------------------------- precision

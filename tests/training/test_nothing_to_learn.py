@@ -9,7 +9,7 @@ import small_runs
 
 from egoaudio.errors import StoreError, TrainingError
 from egoaudio.evaluation import evaluate
-from egoaudio.evaluation.ground_truth import read_truth
+from egoaudio.evaluation.ground_truth import read_ground_truth
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.writer import RowWriter, offsets
 from egoaudio.models import checkpoints
@@ -86,7 +86,7 @@ def test_labels_other_than_0_and_1_are_not_learnt(tmp_path, changes):
 def test_labels_other_than_0_and_1_are_not_evaluated(tmp_path, name):
     path = edit(small_runs.make_file(tmp_path / "ego.h5"), name, lambda rows, *_: rows.__setitem__((-1, 1), 7))
     with EgoAudioFile(path) as file, pytest.raises(StoreError, match=rf"/{name} holds 7 in row \d+, class c001"):
-        read_truth(file, np.arange(file.num_clips))
+        read_ground_truth(file, np.arange(file.num_clips))
 
 
 def test_a_test_clip_that_holds_no_numbers_is_named_and_not_the_model(tmp_path):
@@ -104,7 +104,7 @@ def test_an_evaluation_without_positives_says_so(tmp_path):
     path = small_runs.make_file(tmp_path / "ego.h5")
     run(path, tmp_path / "run")
     edit(path, "labels", lambda rows, test, trained: rows.__setitem__(test, 0))
-    assert "note: no class is on in any of these clips" in str(evaluate.evaluate(tmp_path / "run/best.pt", path))
+    assert "note: no class is active in any of these clips" in str(evaluate.evaluate(tmp_path / "run/best.pt", path))
 
 
 def test_a_run_that_guesses_nothing_right_does_not_end_like_a_success(tmp_path, monkeypatch):

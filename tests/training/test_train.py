@@ -323,5 +323,5 @@ def test_a_device_that_is_not_there_is_named(tmp_path, data, device):
 
 def test_an_output_that_is_a_file_is_named(tmp_path, data):
     (tmp_path / "run").write_text("")
-    with pytest.raises(TrainingError, match="--output .*run: cannot be made a folder"):
+    with pytest.raises(TrainingError, match="--output .*run: this folder cannot be made"):
         train.train(data, tmp_path / "run", make_config())

@@ -8,7 +8,7 @@ from small_runs import make_config, make_file, table
 
 from egoaudio.data.splits import split_rows
 from egoaudio.evaluation import evaluate, metrics
-from egoaudio.evaluation.ground_truth import read_truth
+from egoaudio.evaluation.ground_truth import read_ground_truth
 from egoaudio.evaluation.scores import choose_thresholds, evaluate_scores
 from egoaudio.hdf5 import reader, writer
 from egoaudio.models import checkpoints
@@ -145,7 +145,7 @@ def test_the_number_of_neighbours_is_what_was_asked_for_or_what_validates_best(t
     assert not math.isnan(found.scores["map"].unsmoothed)
     run = checkpoints.load(tmp_path / "run/best.pt")
     with reader.open(path) as file:
-        truth = read_truth(file, split_rows(file, make_config().data, 0).validation)
+        truth = read_ground_truth(file, split_rows(file, make_config().data, 0).validation)
     again = evaluate_scores(judged[run["epoch"] - 1], truth)  # thresholds are chosen on smoothed scores, too
     assert again.scores["map"].value == pytest.approx(run["metrics"]["map"])
     assert found.per_class["threshold"] == checkpoints.load(tmp_path / "run/best.pt")["thresholds"]

@@ -1,6 +1,10 @@
 """The pages: their examples run, what they name exists, and what exists they name."""
 
 import configparser
+import contextlib
+import doctest
+import importlib
+import io
 import re
 import sys
 from pathlib import Path
@@ -19,6 +23,11 @@ PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md
 PAGES["benchmarks/README.md"] = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
 COMMANDS = {f"egoaudio-{name}": command for name, command in vars(cli).items() if isinstance(command, click.Command)}
 FOREIGN = {"--no-deps"}  # pip's
+WITH_EXAMPLES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((ROOT / "egoaudio").rglob("*.py"))
+    if ">>> " in path.read_text(encoding="utf-8")
+]
 
 
 def _flags(command):
@@ -31,21 +40,39 @@ def _python(*pages):
     return [block for page in pages for block in re.findall(r"^```python\n(.*?)^```", PAGES[page], re.DOTALL | re.M)]
 
 
-def test_the_examples_run(tmp_path, monkeypatch, capsys):
-    """The one that builds first, then those that read what it has built."""
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory):
+    """Return the folder in which the pages' examples have run, what they named and what they printed."""
+    folder = tmp_path_factory.mktemp("examples")
+    demo_data.make(folder, 6, 1, 6.0, 7.0)
     blocks = _python("README.md", "FORMAT.md")
-    example = next(block for block in blocks if "egoaudio.build(" in block)
-    assert len(blocks) >= 3 and len([line for line in example.splitlines() if line.strip()]) <= 20
-    demo_data.make(tmp_path, 6, 1, 6.0, 7.0)
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    for block in sorted(blocks, key=lambda block: block != example):
-        exec(compile(block, "an example", "exec"), names)
+    names, said = {}, io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.chdir(folder)
+        for block in sorted(blocks, key=lambda block: "egoaudio.build(" not in block):  # what builds runs first
+            exec(compile(block, "an example", "exec"), names)
+    return folder, names, said.getvalue()
+
+
+def test_the_examples_run(tried):
+    folder, names, said = tried
     assert names["spectrogram"].shape[1:] == (32, 1025) == names["row"].shape and names["loud"].shape == (10,)
     assert names["labels"].shape == (len(names["clips"]), 13)
-    said = capsys.readouterr().out
     assert "would hold" in said and "gave no data: " in said and "train_loss" in said and "top-1 accuracy" in said
-    assert (tmp_path / "runs" / "example" / "best.pt").exists()
+    assert (folder / "runs" / "example" / "best.pt").exists()
+
+
+def test_the_example_from_videos_to_an_evaluated_model_is_short():
+    (example,) = [block for block in _python("README.md") if "egoaudio.build(" in block]
+    assert len([line for line in example.splitlines() if line.strip()]) <= 20
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_the_examples_of_docstrings_run(name, tried, monkeypatch):
+    """In the folder where those of the pages have run, which build and train what these read."""
+    monkeypatch.chdir(tried[0])
+    failed, tests = doctest.testmod(importlib.import_module(name))
+    assert tests > 0 and failed == 0
 
 
 def test_no_page_has_an_example_that_nobody_runs():

@@ -49,6 +49,18 @@ class FeatureExtractor:
     ------
     ConfigurationError
         Where a feature cannot be computed from such clips.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from egoaudio import FeatureConfig
+    >>> extract = FeatureExtractor(FeatureConfig(features=("spectrogram",)), sample_rate=16000, num_samples=16000)
+    >>> sine = np.sin(2 * np.pi * 1000 * np.arange(16000, dtype=np.float32) / 16000)
+    >>> spectrogram = extract(sine[None])["spectrogram"]  # (clips, frames, bins)
+    >>> spectrogram.shape
+    (1, 32, 1025)
+    >>> int(spectrogram[0, 16].argmax()) * 16000 / 2048  # Hz
+    1000.0
     """
 
     def __init__(self, config, sample_rate, num_samples):

@@ -73,6 +73,15 @@ def build(
     ------
     EgoAudioError
         For wrong input, an output that exists or is in use, changed inputs, or a full disk.
+
+    Examples
+    --------
+    >>> import egoaudio
+    >>> inputs = egoaudio.Inputs("train.csv", "videos", test_annotations="test.csv", classes="classes.txt")
+    >>> config = egoaudio.BuildConfig(clips=egoaudio.ClipConfig(clip_seconds=1.0, hop_seconds=1.0))
+    >>> report = egoaudio.build(inputs, "ego.h5", config, num_workers=2)
+    >>> [reason for video_id, reason in report.failures]
+    ['not a media file, or cut off before its index (Invalid data found when processing input)']
     """
     config = BuildConfig() if config is None else config
     check_folder(Path(output))
@@ -110,7 +119,16 @@ def preview(
     num_workers: int = 1,
     timeout_seconds: float = 600.0,
 ) -> BuildPlan:
-    """Return what a build would make, how large and how long, without making it; the parameters are those of ``build``."""
+    """Return what a build would make, how large and how long, without making it; the parameters are those of ``build``.
+
+    Examples
+    --------
+    >>> import egoaudio
+    >>> inputs = egoaudio.Inputs("train.csv", "videos", classes="classes.txt")
+    >>> plan = egoaudio.preview(inputs, "other.h5")
+    >>> plan.num_clips > 0
+    True
+    """
     config = BuildConfig() if config is None else config
     gathered = gather(inputs, config)
     num_workers = _limit_workers(num_workers, gathered)

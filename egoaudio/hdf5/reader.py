@@ -30,6 +30,7 @@ from egoaudio.hdf5.safe_access import (
     hard_links,
     open_hdf5,
     open_regular,
+    plain_value,
     reading,
     take_dataset,
 )
@@ -68,6 +69,13 @@ def open(path: str | os.PathLike[str]) -> "EgoAudioFile":
     ------
     StoreError
         The file is not there, not HDF5, not ours, of another version, damaged, or leads to other files.
+
+    Examples
+    --------
+    >>> import egoaudio
+    >>> with egoaudio.open("ego.h5") as file:
+    ...     file["spectrogram"].shape[1:], file.clips[file.usable].columns[0]
+    ((32, 1025), 'video')
     """
     file = EgoAudioFile(path)
     if not file.complete:
@@ -160,7 +168,7 @@ class EgoAudioFile:
     # ------------------------------------------------------------------------------------------------ structure
 
     def _read_root(self) -> None:
-        root = {name: _plain(value) for name, value in self._h5.attrs.items()}
+        root = {name: plain_value(value) for name, value in self._h5.attrs.items()}
         if root.get("format") != FORMAT:
             raise StoreError(
                 f"{self.path} is HDF5, but not an egoaudio file: its root has no attribute format={FORMAT!r}"
@@ -365,7 +373,7 @@ class EgoAudioFile:
         """Return a feature array's attributes: units, axes, and the parameters that made it."""
         with reading(self.path, f"the attributes of /{name}"):
             attributes = self._datasets[name].attrs
-            return {key: _plain(attributes[key]) for key in attributes if key not in _SCALE_ATTRIBUTES}
+            return {key: plain_value(attributes[key]) for key in attributes if key not in _SCALE_ATTRIBUTES}
 
     @property
     def usable(self) -> np.ndarray:
@@ -389,10 +397,3 @@ class EgoAudioFile:
             rows = slice(start, start + 65536)
             counts += self.labels[rows][trainable[rows]].sum(axis=0, dtype=np.int64)
         return counts
-
-
-def _plain(value: Any) -> Any:
-    """Return an attribute as str, int, float or array."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
-    return value.item() if isinstance(value, np.generic) else value

@@ -238,3 +238,10 @@ def _first_chunk(dataset, plan):
 def _plain_dtype(dtype):
     """Return a dtype without h5py's remarks on its strings, so that it pickles small and compares equal."""
     return dtype if dtype.names is None else np.dtype([(name, dtype[name].str) for name in dtype.names])
+
+
+def plain_value(value):
+    """Return an attribute as str, int, float or array."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    return value.item() if isinstance(value, np.generic) else value

@@ -149,6 +149,13 @@ def create_model(name, num_classes, feature_shape, config=None, activation_check
         For an unknown name, or sizes that do not fit each other or the clip.
     CheckpointError
         For published weights of YAMNet that cannot be read, or are another network's.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = create_model("cnn-small", num_classes=158, feature_shape=(98, 128))
+    >>> model(torch.zeros(4, 98, 128)).shape  # logits
+    torch.Size([4, 158])
     """
     _accepted(name)
     config = ModelConfig(model=name) if config is None else config

@@ -100,6 +100,16 @@ def train(
         For a loss that is not finite, memory or disk that do not suffice, data that changes, another run in ``output``.
     CheckpointError
         When ``last.pt`` is damaged or belongs to other data.
+
+    Examples
+    --------
+    >>> import egoaudio
+    >>> config = egoaudio.TrainConfig(optimization=egoaudio.OptimizationConfig(epochs=5))
+    >>> run = egoaudio.train("ego.h5", "runs/example", config)
+    >>> run.history["epoch"].tolist()
+    [1, 2, 3, 4, 5]
+    >>> run.best.name
+    'best.pt'
     """
     config = (TrainConfig() if config is None else config).resolved()
     chosen = choose_device(device)

@@ -1,7 +1,7 @@
 """The commands: parse, make one library call, print.
 
-How flags are made of the configurations, and what becomes of errors, stands in ``command``. Libraries are imported inside
-the commands: ``--help`` takes a tenth of a second.
+How configurations become flags, and errors become messages, is in ``command``. Libraries are imported inside the
+commands: ``--help`` takes a tenth of a second.
 
 Exit status: 0 done; 1 ``egoaudio-inspect --verify`` found damage; 2 wrong input, or the run had to stop; 3 a video that
 should have given data gave none; 130 and 143 interrupted by Ctrl-C or SIGTERM.
@@ -44,15 +44,13 @@ def _cores():
     return len(os.sched_getaffinity(0))
 
 
-_THERE = click.Path(exists=True)  # said at once, where torch would be loaded first
-_FORCE = "Start anew, and replace what is there."
+_THERE = click.Path(exists=True)  # checked at once: torch would be loaded first
+_FORCE = "Start over and replace what is there."
 _ANNOTATIONS = (
     "CSV of training videos; repeatable. Charades, Charades-Ego, EPIC-SOUNDS, or video,start,end,label[,split]."
 )
-_OUTPUT = (
-    "The HDF5 file to make; OUTPUT.partial until it is complete. A symbolic link stays one: its target is written."
-)
-_TIMEOUT = "Give a video up when it gets nowhere for so many seconds."
+_OUTPUT = "The HDF5 file to make; OUTPUT.partial until it is complete. Of a symbolic link, the target is written."
+_TIMEOUT = "Mark a video as failed when it makes no progress for this many seconds."
 _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
 
 
@@ -60,7 +58,7 @@ _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
     "  egoaudio-build --annotations CharadesEgo_v1_train_only1st.csv --classes Charades_v1_classes.txt \\\n"
     "      --test-annotations CharadesEgo_v1_test_only1st.csv --videos CharadesEgo_v1_480 \\\n"
     "      --output ego.h5 --workers 32",
-    goes_on=True,
+    resumes=True,
     groups=_BUILD_GROUPS,
 )
 @click.option("--annotations", multiple=True, required=True, type=click.Path(), help=_ANNOTATIONS)
@@ -71,13 +69,19 @@ _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
 @click.option("--output", required=True, type=click.Path(), help=_OUTPUT)
 @click.option(
     "--workers",
+    "num_workers",
     type=click.IntRange(min=1, max=1024),
     default=_cores,
     show_default="one a core",
     help="Worker processes, one thread each.",
 )
 @click.option(
-    "--video-timeout", type=click.FloatRange(min=0.01, max=1e6), default=600.0, show_default=True, help=_TIMEOUT
+    "--video-timeout",
+    "timeout_seconds",
+    type=click.FloatRange(min=0.01, max=1e6),
+    default=600.0,
+    show_default=True,
+    help=_TIMEOUT,
 )
 @click.option("--dry-run", is_flag=True, help="Stop after the plan: videos, clips, size, and an estimate of the time.")
 @click.option("--list", "list_all", is_flag=True, help="With --dry-run: name every video that would have no data.")
@@ -97,17 +101,16 @@ def build(
     videos,
     follow_links,
     output,
-    workers,
-    video_timeout,
     dry_run,
     list_all,
     skip_failed,
     retry_failed,
     force,
+    **settings,
 ):
     """Make one HDF5 file of clips, features and labels from videos and their annotations.
 
-    Run the same command again to finish a build that was stopped. The exit status is 3 when a video that should have
+    Run the same command again to resume a build that was stopped. The exit status is 3 when a video that should have
     given data gave none; the file is complete all the same.
     """
     from egoaudio.builder import build as building
@@ -117,21 +120,9 @@ def build(
     if list_all and not dry_run:
         raise click.UsageError("--list has no effect without --dry-run: give both, or neither")
     if dry_run:
-        terminal.say(
-            building.preview(inputs, output, config, num_workers=workers, timeout_seconds=video_timeout).describe(
-                list_all
-            )
-        )
+        terminal.say(building.preview(inputs, output, config, **settings).describe(list_all))
         return 0
-    report = building.build(
-        inputs,
-        output,
-        config,
-        num_workers=workers,
-        timeout_seconds=video_timeout,
-        force=force,
-        retry_failed=retry_failed,
-    )
+    report = building.build(inputs, output, config, force=force, retry_failed=retry_failed, **settings)
     terminal.say(report)
     return 3 if report.failures and not skip_failed else 0
 
@@ -140,12 +131,12 @@ def build(
 @click.argument("file", type=click.Path())
 @click.option("--failed", is_flag=True, help="List the videos without data, each with its reason.")
 @click.option(
-    "--verify", is_flag=True, help="Read everything, compare checksums and statuses; exit 1 if something is wrong."
+    "--verify", is_flag=True, help="Read everything, compare checksums and statuses; exit 1 if something is damaged."
 )
 @click.option("--plot", type=click.Path(), help="Write a PNG: samples per class, sorted, on a log scale.")
 @click.option("--export-clip", nargs=2, type=(click.INT, click.Path()), default=None, help=_EXPORT, metavar="N PATH")
 def inspect(file, failed, verify, plot, export_clip):
-    """Show what an egoaudio file holds; without options, a page of facts."""
+    """Show what an egoaudio file holds; without options, a summary."""
     from egoaudio.hdf5 import reader, summary
 
     with reader.open(file) as opened:
@@ -171,7 +162,7 @@ def inspect(file, failed, verify, plot, export_clip):
     return 0
 
 
-@command("  egoaudio-train ego.h5 --output runs/cnn --model cnn --amp", goes_on=True, groups=_TRAIN_GROUPS)
+@command("  egoaudio-train ego.h5 --output runs/cnn --model cnn --amp", resumes=True, groups=_TRAIN_GROUPS)
 @click.argument("file", type=_THERE)
 @click.option(
     "--output",
@@ -186,8 +177,8 @@ def inspect(file, failed, verify, plot, export_clip):
 def train(config, file, output, device, tensorboard, force):
     """Train a classifier on an egoaudio file.
 
-    Run the same command again to go on with a run that was stopped: it ends in the same weights. Out of memory is
-    handled: the batch is computed in smaller slices, with the same result.
+    Run the same command again to resume a run that was stopped; the weights are the same. When memory runs out, the
+    batch is computed in smaller micro-batches, with the same result.
     """
     from egoaudio.training.train import train as run
 
@@ -221,7 +212,7 @@ def train(config, file, output, device, tensorboard, force):
 @click.option("--frame-submission", type=click.Path(), help="The same of 25 frames a video, for localization.")
 @click.option("--device", help="cpu, cuda, cuda:1; the GPU if there is one.")
 def evaluate(checkpoint, file, split, pool, output, submission, frame_submission, device):
-    """Evaluate a trained model on a split of an egoaudio file, beside the score of the classes' frequencies."""
+    """Evaluate a trained model on a split of an egoaudio file, beside the prior: the classes' frequencies."""
     from egoaudio.evaluation.evaluate import evaluate as run
 
     terminal.say(

@@ -1,11 +1,14 @@
 """What every command is made with: flags from a configuration's fields, help under headings, errors as messages.
 
 Flags are made from the fields of the configurations, one to one, so a command can express all that the library can and
-an unknown name fails. Our own named errors end a command with their message and exit status; anything else keeps its
-traceback, being a defect of ours.
+an unknown name fails. The library's messages name its parameters; here, and nowhere else, flags take their place. The
+named errors end a command with their message and exit status; any other exception is a defect of the package and keeps
+its traceback.
 """
 
+import contextlib
 import functools
+import inspect
 import sys
 import types
 import typing
@@ -15,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from egoaudio._version import __version__
-from egoaudio.config.options import flag_of, flags, from_flat
+from egoaudio.config.options import as_flags, flag_of, flags, from_flat
 from egoaudio.config.train import MODEL_DEFAULTS, TrainConfig, describe_defaults
 from egoaudio.errors import EgoAudioError
 from egoaudio.system import allocator, signals, surroundings, terminal
@@ -44,7 +47,7 @@ class SizeOrAuto(click.ParamType):
 
 
 class Command(click.Command):
-    """A command that shows what was typed, or what ``*`` stood for, without what drives a terminal.
+    """A command whose messages about its arguments, which may be file names, cannot drive a terminal.
 
     ``groups`` puts the options in its help under headings: ``{heading: flags}``, in the order in which they are shown.
     """
@@ -95,7 +98,7 @@ def _kind(option, hint):
 
 
 def configured(config_class, presets=None):
-    """Add the flags of ``config_class``, and ``--preset`` where there are some, to a command; it is called with ``config=``."""
+    """Add the flags of ``config_class``, and ``--preset`` if there are any; the command is called with ``config=``."""
 
     def decorate(function):
         @functools.wraps(function)
@@ -108,8 +111,9 @@ def configured(config_class, presets=None):
                     chosen[name] = value
             return function(config=from_flat(config_class, chosen), **values)
 
+        named = {option.name: flag_of(option) for option, _ in flags(config_class)}
         for option, hint in reversed(list(flags(config_class))):
-            text, flag = option.metadata["help"], flag_of(option)
+            text, flag = as_flags(option.metadata["help"], named), flag_of(option)
             if config_class is TrainConfig and option.name in MODEL_DEFAULTS[TrainConfig().model.model]:
                 text += f"  [default: {describe_defaults(option.name)}]"
             default = ",".join(option.default) if isinstance(option.default, tuple) else option.default
@@ -131,38 +135,43 @@ def configured(config_class, presets=None):
     return decorate
 
 
-def command(example, goes_on=False, groups=None):
+@contextlib.contextmanager
+def _warnings():
+    """Print the warnings of the package as lines while the block runs."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: terminal.say(f"warning: {message}", err=True)
+        warnings.filterwarnings("always", category=UserWarning, module="egoaudio")
+        warnings.filterwarnings("ignore", category=UserWarning, module="joblib")  # about workers stopped on purpose
+        yield
+
+
+def command(example, resumes=False, groups=None):
     """Make a command of a function: its errors become messages, signals an exit status, ``example`` ends its help.
 
-    With ``goes_on`` the same command, given again, goes on from where it was interrupted. ``groups`` are those of its help.
+    With ``resumes`` the same command, given again, resumes an interrupted run. ``groups`` are those of its help.
     """
 
     def decorate(function):
+        def with_flags(text):
+            """Put in flags of all commands of the module: a message of one may say how to use another."""
+            module = inspect.unwrap(function).__globals__
+            commands = [value for value in module.values() if isinstance(value, click.Command)]
+            options = [option for each in commands for option in each.params if isinstance(option, click.Option)]
+            return as_flags(text, {option.name: option.opts[-1] for option in options})
+
         @functools.wraps(function)
+        @terminal.spelling(with_flags)
         def run(*args, **kwargs):
             try:
-                with (
-                    terminal.streams(),
-                    warnings.catch_warnings(),
-                    allocator.owned(),
-                    signals.listening(),
-                    surroundings.lacking(),
-                ):
-                    warnings.showwarning = lambda message, *_: terminal.say(f"warning: {message}", err=True)
-                    warnings.filterwarnings("always", category=UserWarning, module="egoaudio")
-                    warnings.filterwarnings(
-                        "ignore", category=UserWarning, module="joblib"
-                    )  # about what we stop on purpose
+                with terminal.streams(), allocator.owned(), signals.listening(), surroundings.lacking(), _warnings():
                     surroundings.require_working_folder()
                     sys.exit(function(*args, **kwargs) or 0)
             except EgoAudioError as error:
                 terminal.say(f"error: {error}", err=True)
                 sys.exit(error.exit_code)
             except signals.Interrupted as interrupted:
-                terminal.say(
-                    "interrupted" + ("; what was done is kept, the same command goes on from there" if goes_on else ""),
-                    err=True,
-                )
+                kept = "; what was done is kept, and the same command resumes from there" if resumes else ""
+                terminal.say(f"interrupted{kept}", err=True)
                 sys.exit(interrupted.exit_code)
 
         epilog = "\b\nExample:\n" + example

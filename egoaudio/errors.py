@@ -1,8 +1,8 @@
 """The named errors, and the named outcomes of a row.
 
-Everything that goes wrong for a reason a user can mend raises an ``EgoAudioError``; the commands print its
-message and exit with its ``exit_code``. Anything else that escapes is a defect of ours and keeps its traceback.
-``Status`` says what became of a video or a clip in the file (see the format): a failure never becomes data.
+Everything that goes wrong for a reason a user can fix raises an ``EgoAudioError``; the commands print its message and
+exit with its ``exit_code``. Any other exception is a defect of the package and keeps its traceback. ``Status`` says
+what became of a video or a clip in the file (see FORMAT.md): a failure never becomes data.
 
     EgoAudioError
     ├── ConfigurationError   an option                            is a ValueError, too
@@ -15,14 +15,18 @@ message and exit with its ``exit_code``. Anything else that escapes is a defect 
     ├── TrainingError        a training run or an evaluation that had to stop
     └── ResourceError        what the machine lacks
 
-An ``except OSError`` around a call that may raise one of the three in the middle lets it pass first.
+Messages name a parameter as Python has it, in backticks, alone or with its value: `` `hop_seconds` ``,
+`` `hop_seconds=0.5` ``, `` `denoise.mode='none'` ``. The commands print the flag in its place
+(``config.options.as_flags``): ``--hop-seconds 0.5``, ``--denoise none``.
+
+``except OSError`` also catches the three in the middle: catch ``EgoAudioError`` before it.
 """
 
 from enum import IntEnum
 
 
 class EgoAudioError(Exception):
-    """Raise for what a user can mend; the message says what, where, the value, and the fix."""
+    """Raise for what a user can fix; the message says what, where, the value, and the fix."""
 
     exit_code = 2
 
@@ -36,7 +40,7 @@ class AnnotationError(EgoAudioError, ValueError):
 
 
 class EvaluationError(EgoAudioError, ValueError):
-    """Scores, labels or thresholds that cannot be evaluated: their shapes, or a value that is none of a score or label."""
+    """Scores, labels or thresholds of a shape or with values that cannot be evaluated."""
 
 
 class MediaError(EgoAudioError, OSError):
@@ -56,11 +60,11 @@ class TrainingError(EgoAudioError):
 
 
 class CheckpointError(EgoAudioError, OSError):
-    """A checkpoint that is truncated, foreign, or does not fit the data."""
+    """A checkpoint that is truncated, was not written by egoaudio, or does not fit the data."""
 
 
 class ResourceError(EgoAudioError):
-    """The machine lacks what a run needs: open files, memory, shared memory, a working folder, room on standard output."""
+    """The machine lacks what a run needs: open files, memory, shared memory, a working folder, a writable output."""
 
 
 class Status(IntEnum):

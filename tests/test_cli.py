@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import click
@@ -16,6 +17,8 @@ from egoaudio import cli
 from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import flag_of, flags
 from egoaudio.config.train import TrainConfig
+from egoaudio.errors import BuildError
+from egoaudio.system.progress import Progress
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bin"))
 import demo_data  # noqa: E402
@@ -81,6 +84,33 @@ def test_every_command_has_its_link_in_bin_and_its_entry_point():
 def test_every_field_of_the_configuration_is_a_flag(command, config_class):
     known = {flag for option in command.params for flag in option.opts}
     assert {flag_of(option) for option, _ in flags(config_class)} <= known
+
+
+def test_a_parameter_has_the_same_flag_in_every_command():
+    """A message of one command may name an option of another: ``build with --features logmel``."""
+    flags_of = {}
+    for command in COMMANDS.values():
+        for option in command.params:
+            flags_of.setdefault(option.name, set()).add(tuple(option.opts))
+    assert {name: found for name, found in flags_of.items() if len(found) > 1} == {}
+
+
+def test_the_librarys_parameters_are_shown_as_flags(tmp_path, monkeypatch):
+    from egoaudio.builder import build
+
+    def refuse(*_, **__):
+        warnings.warn("`split_unit='clip'` is the paper's", stacklevel=2)
+        with Progress(1, "build") as progress:
+            progress.write("`timeout_seconds=5.0` is short")
+        raise BuildError("`clips.hop_seconds=0.5`, `num_workers=2`: give another `output`, or `force=True`")
+
+    monkeypatch.setattr(build, "build", refuse)
+    result = CliRunner().invoke(cli.build, ["--annotations", "a.csv", "--videos", "v", "--output", "o.h5"])
+    assert result.stderr.splitlines() == [
+        "warning: --split-unit clip is the paper's",
+        "--video-timeout 5.0 is short",
+        "error: --hop-seconds 0.5, --workers 2: give another --output, or --force",
+    ]
 
 
 @pytest.fixture

@@ -215,7 +215,7 @@ def test_an_interruption_promises_only_what_is_so(name, goes_on, data, monkeypat
         {"train": f"egoaudio-train '{data}' --output run", "evaluate": f"egoaudio-evaluate '{data}' '{data}'"}[name]
     )
     assert result.exit_code == 130
-    assert result.stderr.startswith("interrupted") and ("the same command goes on" in result.stderr) == goes_on
+    assert result.stderr.startswith("interrupted") and ("the same command resumes" in result.stderr) == goes_on
 
 
 def on_a_terminal(words, columns):

@@ -9,21 +9,21 @@ from egoaudio.config.options import Checked, option
 from egoaudio.errors import ConfigurationError
 
 FEATURES = ("spectrogram", "mfcc", "logmel", "yamnet", "waveform")
-YAMNET_SAMPLE_RATE = 16000  # Hz; its network knows no other
+YAMNET_SAMPLE_RATE = 16000  # Hz; the network takes no other
 
 
 def check_yamnet_rate(sample_rate: int) -> None:
-    """Raise ConfigurationError unless ``sample_rate`` (Hz) is the one that YAMNet hears."""
+    """Raise ConfigurationError unless ``sample_rate`` (Hz) is the one that YAMNet takes."""
     if sample_rate != YAMNET_SAMPLE_RATE:
         raise ConfigurationError(
-            f"--features yamnet at --sample-rate {sample_rate}: YAMNet hears {YAMNET_SAMPLE_RATE} Hz and no other rate; "
-            f"build with --sample-rate {YAMNET_SAMPLE_RATE}, or leave yamnet out"
+            f"`features=('yamnet',)` at `sample_rate={sample_rate}`: YAMNet takes {YAMNET_SAMPLE_RATE} Hz and no other "
+            f"rate; build with `sample_rate={YAMNET_SAMPLE_RATE}`, or leave yamnet out"
         )
 
 
 @dataclass(frozen=True)
 class ClipConfig(Checked):
-    """Which clips a recording yields, and when a class is on in one."""
+    """Which clips a recording yields, and when a class is active in one."""
 
     clip_seconds: float = option(1.0, "Length of a clip.", above=0)
     hop_seconds: float | None = option(
@@ -31,26 +31,29 @@ class ClipConfig(Checked):
     )
     context_seconds: float | None = option(
         None,
-        "Features see this much sound around the clip's centre (silence beyond the recording's ends), "
-        "labels only the clip; the clip's length if not given.",
+        "Take features from this much sound around the clip's centre (silence beyond the recording's ends); labels are "
+        "the clip's alone. The clip's length if not given.",
         above=0,
     )
     min_overlap_seconds: float = option(
-        0.0, "A class is on when it overlaps the clip by more than this many seconds.", flag="--min-overlap", minimum=0
+        0.0,
+        "A class is active when it overlaps the clip by more than this many seconds.",
+        flag="--min-overlap",
+        minimum=0,
     )
     no_action: str = option(
         "all",
-        "The class that is on where no other is: everywhere (all), only before the last annotated end, with later clips "
-        "unlabelled (interior), or no such class (none).",
+        "The class that is active where no other is: everywhere (all), only before the last annotated end, with later "
+        "clips unlabelled (interior), or no such class (none).",
         choices=("all", "interior", "none"),
     )
 
     def __post_init__(self) -> None:
-        """Check that the features see at least the clip itself."""
+        """Check that the features cover at least the clip itself."""
         super().__post_init__()
         if self.context_seconds is not None and self.context_seconds < self.clip_seconds:
             raise ConfigurationError(
-                f"--context-seconds {self.context_seconds:g} is less than --clip-seconds {self.clip_seconds:g}: "
+                f"`context_seconds={self.context_seconds:g}` is less than `clip_seconds={self.clip_seconds:g}`: "
                 "give at least the clip's length, or leave it out"
             )
 
@@ -62,7 +65,7 @@ class ClipConfig(Checked):
 
 @dataclass(frozen=True)
 class DenoiseConfig(Checked):
-    """How the sound is gated before features are taken."""
+    """How the sound is denoised before features are taken."""
 
     mode: str = option(
         "nonstationary",
@@ -72,13 +75,13 @@ class DenoiseConfig(Checked):
     )
     scope: str = option(
         "clip",
-        "Learn the noise floor from each clip alone (as the paper; hears best), or from the whole recording.",
+        "Estimate the noise floor from each clip alone (as in the paper; best mAP), or from the whole recording.",
         choices=("recording", "clip"),
         flag="--denoise-scope",
     )
     engine: str = option(
         "egoaudio",
-        "Ours, or the noisereduce library: the same result, slower, and with the whole recording in memory.",
+        "The package's own, or the noisereduce library: the same result, slower, with the whole recording in memory.",
         choices=("egoaudio", "noisereduce"),
         flag="--denoise-engine",
     )
@@ -90,10 +93,8 @@ class FeatureConfig(Checked):
 
     features: tuple[str, ...] = option(
         ("spectrogram", "mfcc", "logmel"),
-        "Comma-separated, any of: "
-        + ", ".join(FEATURES)
-        + ". The default is what the models that start from nothing take; yamnet is the log-mel of the "
-        "model yamnet.",
+        f"Comma-separated, any of: {', '.join(FEATURES)}. The default is what the models trained from scratch take; "
+        "yamnet is the log-mel of the model yamnet.",
         choices=FEATURES,
     )
     n_fft: int = option(2048, "Samples in a frame of spectrogram and mfcc.", minimum=2, most=1 << 18)
@@ -115,31 +116,33 @@ class FeatureConfig(Checked):
         """Check the combination and put the features in the file's order."""
         super().__post_init__()
         if not self.features:
-            raise ConfigurationError("--features is empty: expected any of " + ", ".join(FEATURES))
+            raise ConfigurationError(f"`features` is empty: expected any of {', '.join(FEATURES)}")
         object.__setattr__(self, "features", tuple(name for name in FEATURES if name in self.features))
         if self.n_mfcc > self.n_mels:
             raise ConfigurationError(
-                f"--n-mfcc {self.n_mfcc} is more than --n-mels {self.n_mels}: an mfcc has at most as many coefficients as bands"
+                f"`n_mfcc={self.n_mfcc}` is more than `n_mels={self.n_mels}`: an mfcc has at most as many coefficients "
+                "as bands"
             )
 
 
 @dataclass(frozen=True)
 class SoundConfig(Checked):
-    """Which sound of a media file is taken, and where it is put."""
+    """Which sound of a media file is taken, and where it is placed in time."""
 
     audio_track: int | None = option(
         None,
-        "Audio track to take, counted from 0; if not given, the one marked as the default, else the first, of those that decode.",
+        "Audio track to take, counted from 0; if not given, of those that decode the one marked as the default, else "
+        "the first.",
         minimum=0,
     )
     compensate_delay: bool = option(
         False,
-        "Move sound earlier by its codec's delay (5 to 46 ms) where the container does not state it. Players do not, nor did those "
-        "who annotated with one.",
+        "Move sound earlier by its codec's delay (5 to 46 ms) where the container does not state it. Players do not, "
+        "so annotations made with a player include the delay.",
     )
     skip_silent: bool = option(
         False,
-        "Leave out recordings in which nothing can be heard: muted, digital silence, or channels that cancel out.",
+        "Leave out silent recordings: muted, digital silence, or channels that cancel out.",
     )
 
 
@@ -158,22 +161,22 @@ class BuildConfig(Checked):
         super().__post_init__()
         if self.clips.clip_seconds * self.sample_rate < 1:
             raise ConfigurationError(
-                f"--clip-seconds {self.clips.clip_seconds:g} is less than one sample at {self.sample_rate} Hz"
+                f"`clip_seconds={self.clips.clip_seconds:g}` is less than one sample at {self.sample_rate} Hz"
             )
         if (
             self.features.f_max_hz is not None
             and not self.features.f_min_hz < self.features.f_max_hz <= self.sample_rate / 2
         ):
             raise ConfigurationError(
-                f"--f-max {self.features.f_max_hz:g}: expected more than --f-min {self.features.f_min_hz:g} and at most "
-                f"{self.sample_rate / 2:g}, half the sample rate"
+                f"`f_max_hz={self.features.f_max_hz:g}`: expected more than `f_min_hz={self.features.f_min_hz:g}` and "
+                f"at most {self.sample_rate / 2:g}, half the sample rate"
             )
         if "yamnet" in self.features.features:
             check_yamnet_rate(self.sample_rate)
 
 
 BUILD_PRESETS = {
-    # The student paper: every second of video gated by itself, 1 s spectrogram and MFCC, no_action wherever nothing is on.
+    # The student paper: each 1 s clip denoised by itself, spectrogram and MFCC, no_action where no class is active.
     "paper": {
         "sample_rate": 16000,
         "clip_seconds": 1.0,

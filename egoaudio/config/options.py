@@ -1,14 +1,18 @@
 """The machinery of configuration: what an option is, and every way in which options are read and written.
 
-A configuration is a frozen dataclass whose fields are made by ``option``, each with its help and its limits, or a dataclass of
-such dataclasses (``config.build``, ``config.train``). The commands make their flags from the fields (``flags``), the
-file and the checkpoint store them as JSON (``to_json``), and ``differences`` says in words where two runs part. Values
-are checked on construction, so a configuration that exists is one that can be run. Standard library only: ``--help``
-costs nothing.
+A configuration is a frozen dataclass whose fields are made by ``option``, each with its help and its limits, or a
+dataclass of such dataclasses (``config.build``, ``config.train``). The commands make their flags from the fields
+(``flags``), the file and the checkpoint store them as JSON (``to_json``), and ``differences`` says in words how two
+runs differ. Values are checked on construction, so a configuration that exists is one that can be run.
+
+Messages name parameters as Python has them, in backticks (see ``errors``); ``as_flags`` makes flags of them for the
+commands. Standard library only, to keep ``--help`` fast.
 """
 
+import ast
 import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +21,9 @@ from typing import Any, TypeVar
 
 from egoaudio.errors import ConfigurationError
 
-LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 1e9  # of an option without a limit of its own: nothing overflows on the way
+LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 1e9  # of an option without a limit of its own, so that nothing overflows
+# `name`, `part.name` or `name=value`; a value that is a string may hold a backtick.
+_PARAMETER = re.compile(r"""`(?:\w+\.)*(\w+)(?:=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^`]*))?`""")
 _ALWAYS_STORED = object()
 Config = TypeVar("Config", bound="Checked")
 
@@ -34,8 +40,8 @@ def option(
 ) -> Any:
     """Return a dataclass field that also carries its flag's name, help and limits.
 
-    ``before`` is the value that a stored configuration without this option was run with: that of the versions before
-    the option came.
+    ``before`` is the value that a stored configuration without this option was run with: what versions without the
+    option did.
     """
     metadata = {
         "help": help,
@@ -77,21 +83,21 @@ def _check(setting: dataclasses.Field[Any], hint: Any, value: Any) -> None:
         fits = False
     if not fits:
         names = " or ".join(kind.__name__ for kind in kinds)
-        raise ConfigurationError(f"{flag_of(setting)} {value!r}: expected {names}")
+        raise ConfigurationError(f"`{setting.name}={value!r}`: expected {names}")
     choices, minimum, above = (setting.metadata[name] for name in ("choices", "minimum", "above"))
     if choices and value is not None:
         for one in value if isinstance(value, tuple) else (value,):
             if one not in choices:
-                raise ConfigurationError(f"{flag_of(setting)} {one!r}: expected one of {', '.join(choices)}")
+                raise ConfigurationError(f"`{setting.name}={one!r}`: expected one of {', '.join(choices)}")
     if number and not abs(value) < float("inf"):
-        raise ConfigurationError(f"{flag_of(setting)} {value!r}: expected a finite number")
+        raise ConfigurationError(f"`{setting.name}={value!r}`: expected a finite number")
     if number and minimum is not None and value < minimum:
-        raise ConfigurationError(f"{flag_of(setting)} {value!r}: expected at least {minimum}")
+        raise ConfigurationError(f"`{setting.name}={value!r}`: expected at least {minimum}")
     if number and above is not None and value <= above:
-        raise ConfigurationError(f"{flag_of(setting)} {value!r}: expected more than {above}")
+        raise ConfigurationError(f"`{setting.name}={value!r}`: expected more than {above}")
     most = setting.metadata["most"] or (LARGEST_INT if isinstance(value, int) else LARGEST_FLOAT)
     if number and value > most:
-        raise ConfigurationError(f"{flag_of(setting)} {value!r}: expected at most {most}")
+        raise ConfigurationError(f"`{setting.name}={value!r}`: expected at most {most}")
 
 
 def flags(config_class: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
@@ -158,14 +164,41 @@ def from_json(config_class: type[Config], text: str) -> Config:
 
 
 def differences(config: Checked, other: Checked) -> list[str]:
-    """Return a line for each flag whose value differs: ``--clip-seconds: 1.0, now 0.1``."""
+    """Return a line for each option whose value differs: `` `clip_seconds`: 1.0, now 0.1 ``."""
     before, after = to_flat(config), to_flat(other)
-    changed = [setting for setting, _ in flags(type(config)) if before[setting.name] != after[setting.name]]
     return [
-        f"{flag_of(setting)}: {_shown(before[setting.name])}, now {_shown(after[setting.name])}" for setting in changed
+        f"`{setting.name}`: {_typed(before[setting.name])}, now {_typed(after[setting.name])}"
+        for setting, _ in flags(type(config))
+        if before[setting.name] != after[setting.name]
     ]
 
 
-def _shown(value: Any) -> str:
+def _typed(value: Any) -> str:
     """Return a value as it would be typed."""
-    return "not given" if value is None else ",".join(value) if isinstance(value, tuple) else str(value)
+    return "not given" if value is None else ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def as_flags(text: str, names: Mapping[str, str]) -> str:
+    """Return a message with flags in place of the parameters it names, ``{parameter: flag}``, and without their quotes.
+
+    >>> as_flags("`clips.hop_seconds=0.5` in `output='a b.h5'`", {"hop_seconds": "--hop-seconds", "output": "--output"})
+    '--hop-seconds 0.5 in --output a b.h5'
+    >>> as_flags("`amp=True`, or `amp=False`; `other=1` and `h5repack -f mfcc:NONE`", {"amp": "--amp"})
+    '--amp, or --no-amp; `other=1` and `h5repack -f mfcc:NONE`'
+    """
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        if name not in names:
+            return found[0]
+        if value in (None, "True"):
+            return names[name]
+        if value == "False":
+            return f"--no-{names[name][2:]}"
+        try:
+            literal = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            return f"{names[name]} {value}"
+        return f"{names[name]} {_typed(literal) if isinstance(literal, (str, tuple)) else value}"
+
+    return _PARAMETER.sub(flag, text)

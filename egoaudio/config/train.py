@@ -1,4 +1,4 @@
-"""What decides a trained model, besides the file: the rows, the network, the loop.
+"""What decides a trained model, besides the file: the rows, the network, the optimisation, a teacher.
 
 Units are in the names: ``_db``, ``_minutes``.
 """
@@ -6,7 +6,7 @@ Units are in the names: ``_db``, ``_minutes``.
 from dataclasses import dataclass, field, fields
 
 from egoaudio.config.build import FEATURES
-from egoaudio.config.options import Checked, flag_of, from_flat, option, to_flat
+from egoaudio.config.options import Checked, from_flat, option, to_flat
 from egoaudio.errors import ConfigurationError
 
 # Whose clips are evaluated: the file's test videos, or a part of its train videos as the run divided them.
@@ -14,8 +14,8 @@ SPLITS = ("test", "validation", "train")
 # How a video's scores follow from those of its clips.
 POOLS = ("max", "mean")
 
-# What an option that is not given means for each model: what was measured to hear best (benchmarks/hearing.py), and
-# the paper's own for its two.
+# What an option that is not given means for each model: what gave the best mAP (benchmarks/hearing.py), and the paper's
+# values for its two models.
 _PAPER = {
     "epochs": 30,
     "optimizer": "adam",
@@ -66,8 +66,8 @@ MODEL_DEFAULTS = {
     },
 }
 
-RAW_MODELS = ("yamnet",)  # hear their features as they are, not normalised
-# And where it starts from published weights: a tenth of the learning rate, or what they know is lost. Not measured here.
+RAW_MODELS = ("yamnet",)  # take their features as they are, not normalised
+# Where a model starts from published weights: a tenth of the learning rate, lest they are overwritten; not measured.
 PRETRAINED_DEFAULTS = {"ast": {"learning_rate": 5e-5}}
 
 
@@ -80,12 +80,14 @@ class DataConfig(Checked):
     )
     split_unit: str = option(
         "video",
-        "What is held out whole. 'clip' is the paper's: neighbouring clips of a video fall on both sides, so its scores leak.",
+        "What is held out as a whole. 'clip' is the paper's: neighbouring clips of a video fall on both sides, so "
+        "validation scores are too high.",
         choices=("video", "subject", "clip"),
     )
     normalize: str = option(
         "dataset",
-        "By the training videos' mean and deviation, the paper's numbers, or not; never for yamnet, which hears its own log-mel as it is.",
+        "By mean and standard deviation of the training videos, by the paper's numbers, or not at all; never for "
+        "yamnet, which takes its own log-mel as it is.",
         choices=("dataset", "paper", "none"),
     )
     label_mode: str = option(
@@ -101,12 +103,12 @@ class DataConfig(Checked):
         choices=("full", "block"),
     )
     loader_workers: int = option(
-        0, "Processes that read; 0 reads in a thread of this one, which is fastest.", minimum=0, most=512
+        0, "Processes that read; 0 reads in a thread of the main process, which is fastest.", minimum=0, most=512
     )
     spec_augment: bool = option(False, "Mask bands of frequency and spans of time while training.")
     context_clips: int | None = option(
         None,
-        "The model also sees so many neighbouring clips on each side; labels stay the clip's.",
+        "The model also takes this many neighbouring clips on each side; labels are those of the clip.",
         minimum=0,
         most=1000,
         before=0,
@@ -128,12 +130,13 @@ class DataConfig(Checked):
         super().__post_init__()
         if self.validation_fraction >= 1:
             raise ConfigurationError(
-                f"--validation-fraction {self.validation_fraction:g}: expected less than 1, or nothing is left to train on"
+                f"`validation_fraction={self.validation_fraction:g}`: expected less than 1, "
+                "or nothing is left to train on"
             )
         if self.context_clips and self.split_unit == "clip":
             raise ConfigurationError(
-                f"--context-clips {self.context_clips} (the default of some models) with --split-unit clip: training clips "
-                "would be heard together with neighbours that are held out: give --context-clips 0, or --split-unit video"
+                f"`context_clips={self.context_clips}` (the default of some models) with `split_unit='clip'`: training "
+                "clips would include neighbours that are held out: give `context_clips=0`, or `split_unit='video'`"
             )
 
 
@@ -143,7 +146,7 @@ class ModelConfig(Checked):
 
     model: str = option(
         "cnn-small",
-        "cnn-small hears best for its size; yamnet and ast start from published weights (--pretrained); "
+        "cnn-small is the best for its size; yamnet and ast start from published weights (`pretrained`); "
         "cnn and ast-paper are the paper's.",
         choices=tuple(MODEL_DEFAULTS),
     )
@@ -155,10 +158,10 @@ class ModelConfig(Checked):
     pretrained: str | None = option(
         None,
         "Published weights to start from: for ast a folder or a hub id, whose sizes replace those below (and "
-        "--learning-rate is 5e-5 if not given); for yamnet a file of YAMNet's.",
+        "`learning_rate` is 5e-5 if not given); for yamnet a file of YAMNet's weights.",
     )
     freeze: bool = option(
-        False, "Keep the published weights of yamnet as they are and train its last layer alone.", before=False
+        False, "Keep the published weights of yamnet as they are and train its last layer only.", before=False
     )
     hidden_size: int = option(192, "Width of ast.", minimum=1, most=1 << 16)
     num_layers: int = option(4, "Layers of ast.", minimum=1, most=1 << 10)
@@ -168,7 +171,7 @@ class ModelConfig(Checked):
     dropout: float | None = option(None, "Dropout of ast, cnn-small and yamnet.", minimum=0)
     patchout: float | None = option(
         None,
-        "Share of the rows and of the columns of patches that ast leaves out while training (PaSST's structured patchout).",
+        "Share of the rows and columns of patches that ast leaves out in training (PaSST's structured patchout).",
         minimum=0,
         before=0.0,
     )
@@ -176,7 +179,7 @@ class ModelConfig(Checked):
 
 @dataclass(frozen=True)
 class OptimizationConfig(Checked):
-    """The loop: optimiser, schedule, memory, precision."""
+    """The optimisation: optimiser, schedule, memory, precision."""
 
     epochs: int | None = option(None, "Passes over the training clips.", minimum=1)
     batch_size: int = option(64, "Clips in a step of the optimiser; never changed by the search for memory.", minimum=1)
@@ -190,22 +193,21 @@ class OptimizationConfig(Checked):
     warmup_fraction: float | None = option(None, "Share of all steps over which the learning rate rises.", minimum=0)
     ema: float | None = option(
         None,
-        "Evaluate an average of the weights over the last steps, this share of it kept from step to step; 0 is off.",
+        "Evaluate a moving average of the weights, of which each step keeps this share; 0 is off.",
         minimum=0,
         before=0.0,
     )
     loss: str = option(
         "bce",
-        "bce, or asymmetric: negatives that the model is sure of count less, for annotations with gaps.",
+        "bce, or asymmetric: negatives that the model is sure of count less, for incomplete annotations.",
         choices=("bce", "asymmetric"),
         before="bce",
     )
-    label_smoothing: float = option(
-        0.0, "Train towards this much less than 1, and as much more than 0.", minimum=0, before=0.0
-    )
+    label_smoothing: float = option(0.0, "Train towards 1 less this much, and 0 plus this much.", minimum=0, before=0.0)
     smooth_clips: int | None = option(
         None,
-        "Average a clip's scores with those of so many neighbours on each side; chosen on the validation split if not given.",
+        "Average a clip's scores with those of this many neighbours on each side; chosen on the validation split if "
+        "not given.",
         minimum=0,
         before=0,
     )
@@ -215,30 +217,33 @@ class OptimizationConfig(Checked):
     clip_gradient: float = option(0.0, "Largest norm of the gradient; 0 does not clip.", minimum=0)
     amp: bool = option(
         False,
-        "Mixed precision where it is faster: bfloat16 if the device computes it natively, else float16 on a GPU and float32 on a CPU.",
+        "Mixed precision where it is faster: bfloat16 if the device computes it natively, else float16 on a GPU and "
+        "float32 on a CPU.",
     )
     amp_dtype: str | None = option(
-        None, "The type for --amp, if the choice is to be yours.", choices=("bfloat16", "float16")
+        None, "The type for `amp`; chosen by the device if not given.", choices=("bfloat16", "float16")
     )
     activation_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: less memory, about a third more time."
     )
     compile: bool = option(False, "Compile the model first (torch.compile).")
-    checkpoint_minutes: float = option(10.0, "Write last.pt this often within an epoch too.", above=0)
-    seed: int = option(0, "All randomness follows from it.", minimum=0, most=2**63 - 1)
+    checkpoint_minutes: float = option(10.0, "Write last.pt this often within an epoch, too.", above=0)
+    seed: int = option(0, "Seed of all randomness.", minimum=0, most=2**63 - 1)
 
     def __post_init__(self) -> None:
         """Check that no option would be without effect."""
         super().__post_init__()
         if self.amp_dtype is not None and not self.amp:
-            raise ConfigurationError(f"--amp-dtype {self.amp_dtype} has no effect without --amp: give both, or neither")
+            raise ConfigurationError(
+                f"`amp_dtype={self.amp_dtype!r}` has no effect without `amp=True`: give both, or neither"
+            )
         if self.ema is not None and self.ema >= 1:
             raise ConfigurationError(
-                f"--ema {self.ema:g}: expected less than 1, or the average never changes; 0.999 is usual"
+                f"`ema={self.ema:g}`: expected less than 1, or the average never changes; 0.999 is usual"
             )
         if self.label_smoothing >= 0.5:
             raise ConfigurationError(
-                f"--label-smoothing {self.label_smoothing:g}: expected less than 0.5, from where labels say the opposite"
+                f"`label_smoothing={self.label_smoothing:g}`: expected less than 0.5, where a label says nothing"
             )
 
 
@@ -255,19 +260,19 @@ class DistillationConfig(Checked):
     )
 
     def __post_init__(self) -> None:
-        """Check that the labels and the teacher share one loss, and that no option would be without effect."""
+        """Check the share of the teacher, and that no option would be without effect."""
         super().__post_init__()
         for setting in fields(self)[1:]:
             value = getattr(self, setting.name)
             if not self.teacher and value != setting.default:
                 raise ConfigurationError(
-                    f"{flag_of(setting)} {value:g} has no effect without --teacher: give both, or neither"
+                    f"`{setting.name}={value:g}` has no effect without `teacher`: give both, or neither"
                 )
         if not all(isinstance(path, str) for path in self.teacher):
-            raise ConfigurationError(f"--teacher {self.teacher!r}: expected paths of checkpoints as text")
+            raise ConfigurationError(f"`teacher={self.teacher!r}`: expected paths of checkpoints as text")
         if self.teacher_weight > 1:
             raise ConfigurationError(
-                f"--teacher-weight {self.teacher_weight:g}: expected 0 to 1, the rest of the loss being the labels'"
+                f"`teacher_weight={self.teacher_weight:g}`: expected 0 to 1, as the labels get the rest of the loss"
             )
 
 
@@ -285,12 +290,12 @@ class TrainConfig(Checked):
         super().__post_init__()
         if self.data.normalize == "paper" and self.model.model in RAW_MODELS:
             raise ConfigurationError(
-                f"--normalize paper: {self.model.model} hears its features as they are, and other numbers are another sound to it: "
-                "leave --normalize out"
+                f"`normalize='paper'`: {self.model.model} takes its features as they are: leave `normalize` out"
             )
         if self.optimization.loss == "asymmetric" and self.data.label_mode == "single":
             raise ConfigurationError(
-                "--loss asymmetric weighs the classes of a clip one by one: give --label-mode multi, or --loss bce"
+                "`loss='asymmetric'` weighs the classes of a clip one by one: "
+                "give `label_mode='multi'`, or `loss='bce'`"
             )
 
     def resolved(self) -> "TrainConfig":
@@ -319,7 +324,7 @@ def describe_defaults(name: str) -> str:
 
 
 TRAIN_PRESETS = {
-    # The student paper's protocol, for either of its models; its clip split leaks neighbouring clips into validation.
+    # The student paper's protocol, for either of its models; its split by clips leaks neighbours into validation.
     "paper": {
         "model": "cnn",
         "normalize": "paper",

@@ -54,7 +54,7 @@ class Progress:
     def write(self, line):
         """Show a line above the bar, or among the lines."""
         if self._bar is not None:
-            self._bar.write(terminal.printable(line), file=self.stream)
+            self._bar.write(terminal.shown(line), file=self.stream)
         else:
             terminal.write(self.stream, line + "\n")
 

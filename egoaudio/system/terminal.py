@@ -1,8 +1,9 @@
-"""Text for people: nothing in it can drive a terminal, and whoever stops reading it stops nothing else.
+"""Text for people: nothing in it can drive a terminal, and a reader that stops reading stops nothing else.
 
-``say`` prints a line, ``write`` is for those who hold a stream; both pass every text through ``printable``, for names of files, ids and
-classes come from anywhere. A command runs inside ``streams``: closed descriptors are opened (else the first file that is opened becomes
-standard error, and what a library says there lands in it), and a reader that is gone (``| head``) costs what it does not read.
+``say`` prints a line, ``write`` takes a stream; both pass every text through ``shown``, as file names, ids and classes
+come from anywhere. A command runs inside ``streams``: closed descriptors are opened (otherwise the first file that is
+opened becomes standard error, and what a library prints ends up in it), and where the reader is gone (``| head``) the
+output is discarded. Inside ``spelling`` texts also pass through a function of the command: flags replace parameters.
 """
 
 import contextlib
@@ -10,14 +11,33 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 from egoaudio.errors import ResourceError
 
+_spellings: list[Callable[[str], str]] = []  # one entry for each block inside ``spelling``
+
+
+@contextlib.contextmanager
+def spelling(spell: Callable[[str], str]) -> Iterator[None]:
+    """Pass every text that is shown in this process through ``spell`` while the block runs."""
+    _spellings.append(spell)
+    try:
+        yield
+    finally:
+        _spellings.pop()
+
+
+def shown(text: str) -> str:
+    """Return a text as a terminal gets it: spelled as the command has it, and printable."""
+    for spell in _spellings:
+        text = spell(text)
+    return printable(text)
+
 
 def printable(text: str) -> str:
-    """Return a text without what would drive a terminal, be invisible, or have no encoding: each such character becomes ``?``."""
+    """Return a text with ``?`` for each character that would drive a terminal, be invisible, or have no encoding."""
     return (
         text
         if text.isprintable()
@@ -26,13 +46,13 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a text likewise, in one line: a name with a line feed would pass for two."""
+    """Return a printable text in one line: a name with a line feed would look like two."""
     return printable(text).replace("\n", "?").replace("\t", "?")
 
 
 @contextlib.contextmanager
 def streams() -> Iterator[None]:
-    """Make standard input, output and error usable while the block runs, and what was said there arrive.
+    """Make standard input, output and error usable while the block runs, and flush them at its end.
 
     Raises
     ------
@@ -43,11 +63,10 @@ def streams() -> Iterator[None]:
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(
-                os.open(os.devnull, os.O_RDWR), True
-            )  # the lowest number that is free; workers need it as much
+            nowhere = os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+            os.set_inheritable(nowhere, True)  # workers need it as much
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (open(os.devnull, "w") if stream is None else stream for stream in before)  # noqa: SIM115 - as long as the process
+    sys.stdout, sys.stderr = (_nowhere() if stream is None else stream for stream in before)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -58,13 +77,17 @@ def streams() -> Iterator[None]:
             write(stream, "")
 
 
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w")  # stays open as long as the process
+
+
 def say(text: object = "", err: bool = False) -> None:
     """Print a line, or several, to standard output or error."""
     write(sys.stderr if err else sys.stdout, f"{text}\n")
 
 
 def write(stream: "TextIO | Careful", text: str) -> None:
-    """Write to a stream and see that it arrives, as long as somebody reads it.
+    """Write to a stream and flush it, as long as somebody reads it.
 
     Raises
     ------
@@ -72,7 +95,7 @@ def write(stream: "TextIO | Careful", text: str) -> None:
         Standard output could not be written for another reason than that its reader is gone.
     """
     try:
-        stream.write(printable(text))
+        stream.write(shown(text))
         stream.flush()
     except (OSError, ValueError) as error:  # ValueError: it is closed
         _discard(stream)
@@ -81,31 +104,32 @@ def write(stream: "TextIO | Careful", text: str) -> None:
 
 
 class Careful:
-    """A stream for a library: written to as ``write`` does, otherwise as it is."""
+    """A stream for a library: a reader that is gone is no error in ``write`` and ``flush``; the rest is unchanged."""
 
-    def __init__(self, stream):
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def write(self, text):
-        """Write; a reader that is gone is no error."""
+    def write(self, text: str) -> int | None:
+        """Write; discard the output where the reader is gone."""
         try:
             return self._stream.write(text)
         except (OSError, ValueError):
-            return _discard(self._stream)
+            _discard(self._stream)
+            return None
 
-    def flush(self):
+    def flush(self) -> None:
         """Flush likewise."""
         try:
             self._stream.flush()
         except (OSError, ValueError):
             _discard(self._stream)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-def _discard(stream):
-    """Have what is still to be written to a stream, by whomever, go nowhere: Python would complain at its exit."""
+def _discard(stream: "TextIO | Careful") -> None:
+    """Send what is still buffered in a stream, by whomever, nowhere: Python would complain at its exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         os.dup2(nowhere, stream.fileno())

@@ -304,9 +304,7 @@ def test_yamnet_is_its_own_log_mel():
 
 
 def test_yamnet_at_another_rate_is_refused():
-    with pytest.raises(
-        ConfigurationError, match="--features yamnet at --sample-rate 44100: YAMNet hears 16000 Hz and no other"
-    ):
+    with pytest.raises(ConfigurationError, match="at `sample_rate=44100`: YAMNet takes 16000 Hz and no other"):
         _extractor(("yamnet",), 44100, 44100)
 
 

@@ -61,7 +61,7 @@ def test_silence_is_the_logarithm_of_the_offset():
 
 def test_other_rates_and_short_clips_are_refused():
     with pytest.raises(
-        ConfigurationError, match="44100: YAMNet hears 16000 Hz and no other rate; build with --sample-rate 16000"
+        ConfigurationError, match="44100`: YAMNet takes 16000 Hz and no other rate; build with `sample_rate=16000`"
     ):
         yamnet_logmel(noise(1, 44100), 44100)
     with pytest.raises(ConfigurationError, match="a clip of 0.02.* s is shorter than one frame of 25 ms"):

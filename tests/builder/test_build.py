@@ -345,7 +345,7 @@ def test_a_signal_stops_the_build_soon_and_says_how_to_go_on(charades, tmp_path,
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == status, errors.decode()
-    assert b"the same command goes on" in errors
+    assert b"the same command resumes" in errors
     assert b"Traceback" not in errors
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,12 +1,15 @@
 """Options: checked on construction, kept as JSON, compared in words."""
 
 import dataclasses
+import doctest
 import json
+import re
 
 import pytest
 
+from egoaudio.config import options
 from egoaudio.config.build import BUILD_PRESETS, BuildConfig, ClipConfig, FeatureConfig
-from egoaudio.config.options import differences, flags, from_flat, from_json, to_flat, to_json
+from egoaudio.config.options import as_flags, differences, flags, from_flat, from_json, to_flat, to_json
 from egoaudio.config.train import MODEL_DEFAULTS, TRAIN_PRESETS, TrainConfig
 from egoaudio.errors import ConfigurationError
 
@@ -27,49 +30,49 @@ def test_json_and_back_is_the_same(config):
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"clip_seconds": 0.0}, "--clip-seconds 0.0: expected more than 0"),
+        ({"clip_seconds": 0.0}, "`clip_seconds=0.0`: expected more than 0"),
         ({"clip_seconds": float("nan")}, "expected a finite number"),
-        ({"clip_seconds": "1"}, "--clip-seconds '1': expected float"),
-        ({"n_fft": 2.5}, "--n-fft 2.5: expected int"),
-        ({"n_fft": True}, "--n-fft True: expected int"),
-        ({"mode": "loud"}, "--denoise 'loud': expected one of nonstationary, stationary, none"),
-        ({"features": ["mfcc", "chroma"]}, "--features 'chroma': expected one of"),
-        ({"features": []}, "--features is empty"),
-        ({"context_seconds": 0.5}, "--context-seconds 0.5 is less than --clip-seconds 1"),
-        ({"f_max_hz": 9000.0}, "--f-max 9000: expected more than --f-min 0 and at most 8000"),
-        ({"n_mfcc": 200}, "--n-mfcc 200 is more than --n-mels 128"),
+        ({"clip_seconds": "1"}, "`clip_seconds='1'`: expected float"),
+        ({"n_fft": 2.5}, "`n_fft=2.5`: expected int"),
+        ({"n_fft": True}, "`n_fft=True`: expected int"),
+        ({"mode": "loud"}, "`mode='loud'`: expected one of nonstationary, stationary, none"),
+        ({"features": ["mfcc", "chroma"]}, "`features='chroma'`: expected one of"),
+        ({"features": []}, "`features` is empty"),
+        ({"context_seconds": 0.5}, "`context_seconds=0.5` is less than `clip_seconds=1`"),
+        ({"f_max_hz": 9000.0}, "`f_max_hz=9000`: expected more than `f_min_hz=0` and at most 8000"),
+        ({"n_mfcc": 200}, "`n_mfcc=200` is more than `n_mels=128`"),
         ({"clip_secnds": 1.0}, "unknown options clip_secnds"),
         ({"clip_seconds": 0.00001}, "less than one sample"),
         (
             {"features": ["yamnet"], "sample_rate": 22050},
-            "--features yamnet at --sample-rate 22050: YAMNet hears 16000 Hz and no other rate",
+            "`features=('yamnet',)` at `sample_rate=22050`: YAMNet takes 16000 Hz and no other rate",
         ),
     ],
 )
 def test_what_cannot_be_run_is_refused_in_words(values, message):
-    with pytest.raises(ConfigurationError, match=message.replace("(", r"\(")):
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
         from_flat(BuildConfig, values)
 
 
 def test_nothing_is_left_to_train_on_without_a_training_share():
-    with pytest.raises(ConfigurationError, match="--validation-fraction 1: expected less than 1"):
+    with pytest.raises(ConfigurationError, match="`validation_fraction=1`: expected less than 1"):
         from_flat(TrainConfig, {"validation_fraction": 1.0})
 
 
 def test_an_option_without_effect_is_refused():
-    with pytest.raises(ConfigurationError, match="--amp-dtype float16 has no effect without --amp"):
+    with pytest.raises(ConfigurationError, match="`amp_dtype='float16'` has no effect without `amp=True`"):
         from_flat(TrainConfig, {"amp_dtype": "float16"})
 
 
-def test_differences_name_the_flag_and_both_values():
+def test_differences_name_the_option_and_both_values():
     assert differences(BuildConfig(), BuildConfig(clips=ClipConfig(min_overlap_seconds=0.5))) == [
-        "--min-overlap: 0.0, now 0.5"
+        "`min_overlap_seconds`: 0.0, now 0.5"
     ]
     assert differences(
         BuildConfig(), BuildConfig(clips=ClipConfig(context_seconds=2.0), features=FeatureConfig(features=("logmel",)))
     ) == [
-        "--context-seconds: not given, now 2.0",
-        "--features: spectrogram,mfcc,logmel, now logmel",
+        "`context_seconds`: not given, now 2.0",
+        "`features`: spectrogram,mfcc,logmel, now logmel",
     ]
     assert differences(BuildConfig(), BuildConfig()) == []
 
@@ -145,12 +148,34 @@ def test_published_weights_of_ast_are_trained_gently_unless_a_rate_is_given():
     [
         (
             {"loss": "asymmetric", "label_mode": "single"},
-            "--loss asymmetric weighs the classes of a clip one by one: give --label-mode multi",
+            "`loss='asymmetric'` weighs the classes of a clip one by one: give `label_mode='multi'`",
         ),
-        ({"label_smoothing": 0.5}, "--label-smoothing 0.5: expected less than 0.5"),
-        ({"ema": 1.0}, "--ema 1: expected less than 1"),
+        ({"label_smoothing": 0.5}, "`label_smoothing=0.5`: expected less than 0.5"),
+        ({"ema": 1.0}, "`ema=1`: expected less than 1"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, words):
     with pytest.raises(ConfigurationError, match=words):
         from_flat(TrainConfig, options)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("`hop_seconds=0.5`: expected", "--hop-seconds 0.5: expected"),
+        ("`clips.hop_seconds` or `denoise.mode='none'`", "--hop-seconds or --denoise none"),
+        ("`output='it`s (1) \\\\ here'` is there", "--output it`s (1) \\ here is there"),
+        ("`features=('mfcc', 'logmel')`", "--features mfcc,logmel"),
+        ("`force=True` replaces, `force=False` keeps", "--force replaces, --no-force keeps"),
+        ("`hop_seconds=nan`", "--hop-seconds nan"),
+        ("hop_seconds=0.5, `other=1`, `ls output` and `", "hop_seconds=0.5, `other=1`, `ls output` and `"),
+    ],
+)
+def test_parameters_become_flags(text, shown):
+    names = ["hop_seconds", "mode", "output", "features", "force"]
+    given = {name: f"--{name.replace('_', '-')}" for name in names} | {"mode": "--denoise"}
+    assert as_flags(text, given) == shown
+
+
+def test_the_examples_of_the_docstrings_run():
+    assert doctest.testmod(options).failed == 0

@@ -278,7 +278,7 @@ def test_neighbours_come_from_the_clips_own_video_alone_also_those_nobody_labell
 
 
 def test_context_across_the_papers_split_is_refused_with_the_fix():
-    message = "--context-clips 1 .* with --split-unit clip: .*give --context-clips 0, or --split-unit video"
+    message = "`context_clips=1` .* with `split_unit=.clip.`: .*give `context_clips=0`, or `split_unit=.video.`"
     with pytest.raises(ConfigurationError, match=message):
         DataConfig(split_unit="clip", context_clips=1)
     with pytest.raises(ConfigurationError, match=message):

@@ -327,7 +327,7 @@ def test_a_finished_run_says_so_and_ends_at_once(finished, data, monkeypatch):
 
 
 def test_another_configuration_says_what_differs_and_stops(finished, data):
-    with pytest.raises(TrainingError, match="--model: cnn, now cnn-small.*--batch-size: 16, now 8"):
+    with pytest.raises(TrainingError, match="`model`: cnn, now cnn-small.*`batch_size`: 16, now 8"):
         train.train(data, finished.folder, make_config(batch_size=8, model="cnn-small", feature="spectrogram"))
 
 

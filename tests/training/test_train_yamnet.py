@@ -142,7 +142,7 @@ def test_weights_that_cannot_be_read_are_named(data, tmp_path):
 
 def test_normalising_with_the_papers_numbers_is_refused(published):
     with pytest.raises(
-        ConfigurationError, match="--normalize paper: yamnet hears its features as they are.*leave --normalize out"
+        ConfigurationError, match="`normalize=.paper.`: yamnet takes its features as they are: leave `normalize` out"
     ):
         config_of(published, normalize="paper")
 

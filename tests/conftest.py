@@ -10,7 +10,7 @@ import pytest
 
 from egoaudio.inputs import decoder as media
 
-VIDEO_CODECS = {".avi": "mpeg4", ".webm": "libvpx", ".mpg": "mpeg2video", ".flv": "flv"}
+VIDEO_CODECS = {".avi": "mpeg4", ".asf": "mpeg4", ".webm": "libvpx", ".mpg": "mpeg2video", ".flv": "flv"}
 LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "quad", 6: "5.1"}
 
 

@@ -194,16 +194,3 @@ def _wander_of(drifts):
     step_down = sorted(map(operator.sub, drifts[:-1], drifts[1:]))[-3]
     return max(0.0, min(_WIDTH * out_of_order, _STEPS * step_down, _WANDER_SECONDS))
 
-
-def time_zero(start_time, is_arbitrary):
-    """Return the timestamp of the moment at which a recording begins.
-
-    Parameters
-    ----------
-    start_time : float
-        The container's earliest timestamp, in seconds, over all tracks: players begin there.
-    is_arbitrary : bool
-        Whether its clock starts anywhere, as in MPEG streams. Others start at 0, and what comes before that is an encoder's
-        delay, which is cut off.
-    """
-    return start_time if is_arbitrary else max(0.0, start_time)

@@ -14,7 +14,6 @@ import av
 
 from egoaudio.errors import MediaError
 from egoaudio.inputs.containers import FAULTS, open_media
-from egoaudio.inputs.timestamps import time_zero
 
 SOURCE_RATES_HZ = range(1000, 768001)  # outside these a header lies, and resampling would cost memory
 _WITH_DECODING_TIMES = ("mov,", "mpeg")  # formats that state in which order pictures are decoded
@@ -110,9 +109,7 @@ def _decodes(path, index, part):
 def begin_seconds(container, path, part=None):
     """Return the timestamp at which the recording begins, in seconds."""
     start = (container.start_time or 0) / av.time_base
-    is_doubtful = (
-        start > 0 and not container.format.name.startswith(_WITH_DECODING_TIMES) or container.format.name == "nut"
-    )
+    is_doubtful = start and not container.format.name.startswith(_WITH_DECODING_TIMES) or container.format.name == "nut"
     if is_doubtful and container.streams.video:
         tracks = [
             float(track.start_time * track.time_base)
@@ -120,9 +117,7 @@ def begin_seconds(container, path, part=None):
             if track.start_time is not None
         ]
         start = min([*tracks, *_first_pictures(path, part)], default=start)
-    # MP3 is no stream, but counts the encoder's delay, which is cut off, as time.
-    is_arbitrary = container.format.flags & av.format.Flags.ts_discont.value or container.format.name == "mp3"
-    return time_zero(start, is_arbitrary)
+    return start
 
 
 def _first_pictures(path, part):

@@ -182,6 +182,21 @@ def test_time_zero_is_where_the_container_starts(tmp_path, extension, offset, la
     assert decoder.lost_samples == 0
 
 
+@pytest.mark.parametrize("late", [0.3, 1.3])
+def test_time_zero_may_be_before_0(tmp_path, late):
+    """As of a file that was cut out of a longer one with its timestamps left as they were."""
+    path = make_media(
+        tmp_path / "a.asf", audio="libmp3lame", seconds=3.0, video=True, start_seconds=late - 2.0, video_start_seconds=-2.0,
+        options={"avoid_negative_ts": "disabled"},
+    )  # fmt: skip
+    with av.open(str(path)) as container:
+        assert next(container.demux(video=0)).pts * container.streams.video[0].time_base == -2
+    samples, decoder = decode_whole(path)
+    assert abs(_onset(samples) - late) < 0.0015
+    assert abs(probe(path).duration_seconds - len(samples) / RATE) < 0.05
+    assert decoder.lost_samples == decoder.clock_jumps == 0
+
+
 def test_an_edit_list_is_obeyed(tmp_path):
     """An empty edit before the sound of an MP4, and one that cuts its beginning off."""
     path = _make(tmp_path, "mp4", start_seconds=0.5, video=True)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from egoaudio.inputs.timestamps import TimeLine, look_ahead, time_zero
+from egoaudio.inputs.timestamps import TimeLine, look_ahead
 
 FRAME = 0.02
 
@@ -155,18 +155,3 @@ def test_a_lost_packet_of_unknown_length_lasts_until_the_next():
     line.place(0.0, 0.1, [(0.1, 0.1)])
     line.lose(0.1, 0.0, [(0.4, 0.1)])
     assert line.lost_until == pytest.approx(0.4)
-
-
-@pytest.mark.parametrize(
-    ("start", "is_arbitrary", "expected"),
-    [
-        (0.0, False, 0.0),
-        (1.4, False, 1.4),
-        (1.4, True, 1.4),
-        (-0.02, False, 0.0),
-        (3600.0, False, 3600.0),
-        (95443.7, True, 95443.7),
-    ],
-)
-def test_time_zero_is_where_the_container_starts_but_for_an_encoders_delay(start, is_arbitrary, expected):
-    assert time_zero(start, is_arbitrary) == expected

@@ -193,4 +193,3 @@ def _wander_of(drifts):
     out_of_order = sorted(map(abs, map(operator.sub, drifts, sorted(drifts))))[-3]
     step_down = sorted(map(operator.sub, drifts[:-1], drifts[1:]))[-3]
     return max(0.0, min(_WIDTH * out_of_order, _STEPS * step_down, _WANDER_SECONDS))
-

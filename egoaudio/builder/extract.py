@@ -9,24 +9,17 @@ A clip of 1 s takes 1.2 ms, of which half is decoding (``benchmarks/README.md``)
 """
 
 import os
-import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 
-from egoaudio.audio import clips, denoise
-from egoaudio.audio.features import FeatureExtractor
-from egoaudio.builder.pool import heartbeat
+from egoaudio.audio import clips
+from egoaudio.builder.feature_stream import Clock, enough_sound, feature_blocks, open_decoder, why_silent
 from egoaudio.errors import MediaError, Status
 from egoaudio.hdf5.integrity import checksum, statistics
 from egoaudio.hdf5.schema import encode
 from egoaudio.hdf5.writer import RowWriter
-from egoaudio.inputs.decoder import Decoder
 from egoaudio.inputs.fingerprint import UNKNOWN, fingerprint
-
-STAGES = ("decode", "denoise", "features", "write")
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ class Outcome:
     lost_samples: int = 0
     """Samples that could not be decoded, at the file's sample rate."""
     stage_seconds: dict = field(default_factory=dict)
-    """Time spent in each of ``STAGES``."""
+    """Time spent in each of ``feature_stream.STAGES``."""
     written: bool = True
     """Whether the video's rows say so too; where the file could not be read any more, the parent asks first whether its folder is there."""
 
@@ -87,27 +80,25 @@ def extract(path, extents, config, job):
         When the file cannot be written.
     """
     plan = clips.plan_clips(job.recording_samples, config.clips, config.sample_rate)
-    clock = _Clock()
+    clock = Clock()
     with RowWriter(path, extents) as writer:
         found = fingerprint(job.path)
         if found == UNKNOWN:
             return _gone(job)
         if job.fingerprint not in (UNKNOWN, found):
             return _give_up(writer, job, plan, "its file was changed since the build began", clock)
-        decoder = _decoder(config, job)
+        decoder = open_decoder(job.path, config)
         try:
             arrived = _write_features(writer, decoder, job, plan, config, clock)
         except MediaError as error:
             if fingerprint(job.path) == UNKNOWN:
                 return _gone(job)
             return _give_up(writer, job, plan, str(error), clock)
-        if config.sound.skip_silent and (decoder.is_silent or decoder.cancels_out):
-            reason = "nothing can be heard in it: " + (
-                "its channels cancel out" if decoder.cancels_out else "muted, or digital silence"
-            )
+        reason = why_silent(decoder) if config.sound.skip_silent else ""
+        if reason:
             fail(writer, job, plan.num_clips, Status.NO_AUDIO, reason, decoder)
             return Outcome(Status.NO_AUDIO, reason, stage_seconds=clock.seconds)
-        enough = _enough(arrived, plan)
+        enough = enough_sound(arrived, plan)
         with clock("write"):
             _finish(writer, job, arrived, np.where(enough, Status.OK, Status.NO_SOUND), Status.OK, decoder=decoder)
     return Outcome(
@@ -140,8 +131,8 @@ def fail(writer, job, num_clips, status, reason, decoder=None):
 def rehearse(config, job):
     """Do all of a job but the writing, to see how long it takes; return its Outcome."""
     plan = clips.plan_clips(job.recording_samples, config.clips, config.sample_rate)
-    clock = _Clock()
-    decoder = _decoder(config, job)
+    clock = Clock()
+    decoder = open_decoder(job.path, config)
     try:
         _write_features(_Nowhere(), decoder, job, plan, config, clock)
     except MediaError as error:
@@ -158,52 +149,22 @@ class _Nowhere:
         """Forget the rows."""
 
 
-@lru_cache(maxsize=2)
-def feature_extractor(config):
-    """Return the extractor of a build configuration, made once a process."""
-    _, context_samples = clips.count_samples(config.clips, config.sample_rate)
-    return FeatureExtractor(config.features, config.sample_rate, context_samples)
-
-
 def _write_features(writer, decoder, job, plan, config, clock):
     """Write the feature rows, checksums and statistics of a video; return the samples of each clip that arrived."""
-    extractor = feature_extractor(config)
-    gated = config.denoise.mode != "none"
-    blocks = clock.each("decode", _with_heartbeat(decoder))
-    if gated and config.denoise.scope == "recording":
-        blocks = clock.each("denoise", denoise.gate_blocks(blocks, config.sample_rate, config.denoise))
     arrived = np.zeros(plan.num_clips, np.int32)
     sums = {name: (0, np.zeros(3)) for name in config.features.features}
-    with clock("features"):
-        for first, windows, real in clips.cut(blocks, plan):
-            if gated and config.denoise.scope == "clip":
-                with clock("denoise"):
-                    windows = denoise.gate(windows, config.sample_rate, config.denoise)
-            features = extractor(windows)
-            if "waveform" in features:
-                features["waveform"] = clips.take_clips(features["waveform"], plan)
-            arrived[first : first + len(real)] = real
-            enough = _enough(real, plan)
-            with clock("write"):
-                for name, rows in features.items():
-                    rows[~enough] = 0
-                    usable = rows if enough.all() else rows[enough]  # the copy would cost 1 % of a build
-                    sums[name] = (checksum(rows, sums[name][0]), statistics(usable, sums[name][1]))
-                    writer.write(name, job.first_clip + first, rows)
+    for first, features, real in feature_blocks(decoder, plan, config, clock):
+        arrived[first : first + len(real)] = real
+        enough = enough_sound(real, plan)
+        with clock("write"):
+            for name, rows in features.items():
+                usable = rows if enough.all() else rows[enough]  # the copy would cost 1 % of a build
+                sums[name] = (checksum(rows, sums[name][0]), statistics(usable, sums[name][1]))
+                writer.write(name, job.first_clip + first, rows)
     for name, (crc, moments) in sums.items():
         writer.write(f"checksums/{name}", job.video, np.array([crc], np.uint32))
         writer.write(f"statistics/{name}", job.video, moments[None])
     return arrived
-
-
-def _enough(arrived, plan):
-    """Return which clips have at least half a clip of sound, as the plan asks of the last one."""
-    return 2 * arrived >= plan.clip_samples
-
-
-def _decoder(config, job):
-    """Return the decoder of a job."""
-    return Decoder(job.path, config.sample_rate, config.sound.audio_track, config.sound.compensate_delay)
 
 
 def _finish(writer, job, num_samples, clip_status, video_status, reason="", decoder=None):
@@ -223,47 +184,3 @@ def _finish(writer, job, num_samples, clip_status, video_status, reason="", deco
 def _feature_arrays(writer):
     """Return the names of the file's feature arrays."""
     return [name.split("/")[1] for name in writer.extents if name.startswith("checksums/")]
-
-
-def _with_heartbeat(blocks):
-    """Yield the blocks of a decoder; each is a sign of life."""
-    for block in blocks:
-        heartbeat()
-        yield block
-
-
-class _Clock:
-    """Charges time to one stage at a time, also where a stage pulls from the one before it."""
-
-    def __init__(self):
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-        self._stack, self._since = [], time.perf_counter()
-
-    @contextmanager
-    def __call__(self, stage):
-        """Charge the block to ``stage``, and nothing to the stage around it."""
-        self._switch(stage, 1)
-        try:
-            yield
-        finally:
-            self._switch(None, -1)
-
-    def each(self, stage, blocks):
-        """Yield from ``blocks``; what they cost is charged to ``stage``."""
-        iterator = iter(blocks)
-        while True:
-            with self(stage):
-                block = next(iterator, None)
-            if block is None:
-                return
-            yield block
-
-    def _switch(self, stage, change):
-        now = time.perf_counter()
-        if self._stack:
-            self.seconds[self._stack[-1]] += now - self._since
-        self._since = now
-        if change > 0:
-            self._stack.append(stage)
-        else:
-            self._stack.pop()

@@ -12,7 +12,7 @@ import numpy as np
 
 from egoaudio.audio import clips
 from egoaudio.builder.beyond import Beyond
-from egoaudio.builder.extract import feature_extractor
+from egoaudio.builder.feature_stream import feature_extractor
 from egoaudio.builder.plan import probe_recordings
 from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import differences, from_flat, to_json

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from egoaudio.builder.beyond import Beyond
-from egoaudio.builder.extract import STAGES, Outcome
+from egoaudio.builder.extract import Outcome
+from egoaudio.builder.feature_stream import STAGES
 from egoaudio.builder.plan import Plan
 from egoaudio.builder.sound import describe_sound
 from egoaudio.config.build import BuildConfig
@@ -54,7 +55,7 @@ class BuildReport:
     seconds: float
     """Wall time of this run, from the start of the workers to the end."""
     stage_seconds: Mapping[str, float]
-    """Worker time of this run by stage, ``extract.STAGES``."""
+    """Worker time of this run by stage, ``feature_stream.STAGES``."""
     num_clips: int
     """Clips made in this run; a build that resumed made the others before."""
     sound_seconds: float

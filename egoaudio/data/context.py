@@ -75,34 +75,65 @@ class Context:
         return np.where(present, around, -1)
 
 
+def hops_in(length_seconds: float, hop_seconds: float) -> int | None:
+    """Return how many hops make a length, exactly; None where no whole number does."""
+    hops = Fraction(str(length_seconds)) / Fraction(str(hop_seconds))
+    return int(hops) if hops.denominator == 1 else None
+
+
+def silent_row(
+    config: BuildConfig, feature: str, row_shape: Sequence[int], dtype: np.dtype, place: str
+) -> np.ndarray:
+    """Return the row of digital silence, float32 (T, F), computed and rounded as a file's own are.
+
+    Parameters
+    ----------
+    config : BuildConfig
+        The configuration that makes the rows.
+    feature : str
+    row_shape : sequence of int
+        (T, F).
+    dtype : numpy.dtype
+        In which the rows are stored.
+    place : str
+        What holds them, for the error.
+
+    Raises
+    ------
+    TrainingError
+        When the configuration makes other rows than these.
+    """
+    config = replace(config, features=replace(config.features, features=(feature,), dtype="float32"))
+    _, num_samples = clips.count_samples(config.clips, config.sample_rate)
+    extractor = FeatureExtractor(config.features, config.sample_rate, num_samples)
+    silence = extractor(np.zeros((1, num_samples), np.float32))[feature][0]
+    if silence.shape != tuple(row_shape):
+        # Happens where a waveform is cut to its clip; one value in all frames and bins fits any shape.
+        if silence.min() != silence.max():
+            raise TrainingError(
+                f"{place}: rows of {feature} are {tuple(row_shape)}, but its configuration makes {silence.shape}, "
+                "so the values of silence are not known: give --context-clips 0, or build again"
+            )
+        silence = np.full(row_shape, silence.min())
+    return silence.astype(dtype).astype(np.float32)
+
+
 def _rows_apart(file: EgoAudioFile, feature: str, context_clips: int) -> int:
     """Return after how many rows the sound of a row continues; 1 where clips follow each other."""
     length, hop = row_seconds(file, feature), file.hop_seconds
-    apart = Fraction(str(length)) / Fraction(str(hop))
-    if apart.denominator != 1:
+    apart = hops_in(length, hop)
+    if apart is None:
         what = "leave gaps" if length < hop else "overlap, none beginning where another ends"
         raise TrainingError(
             f"--context-clips {context_clips}: rows of {feature} in {file.path} hold {length:g} s of sound every "
             f"{hop:g} s and {what}: give --context-clips 0, or build with --hop-seconds {length:g} or a whole "
             "fraction of it"
         )
-    return int(apart)
+    return apart
 
 
 def _silent_row(file: EgoAudioFile, feature: str) -> np.ndarray:
-    """Return the row of digital silence, float32 (T, F), computed and rounded as the file's own are."""
+    """Return the row that silence is in a file."""
     array = file[feature]
-    config = from_json(BuildConfig, json.dumps(file.config))
-    config = replace(config, features=replace(config.features, features=(feature,), dtype="float32"))
-    _, num_samples = clips.count_samples(config.clips, file.sample_rate)
-    extractor = FeatureExtractor(config.features, file.sample_rate, num_samples)
-    silence = extractor(np.zeros((1, num_samples), np.float32))[feature][0]
-    if silence.shape != array.shape[1:]:
-        # Happens where a waveform is cut to its clip; one value in all frames and bins fits any shape.
-        if silence.min() != silence.max():
-            raise TrainingError(
-                f"{file.path}: rows of {feature} are {array.shape[1:]}, but its configuration makes {silence.shape}, "
-                "so the values of silence are not known: give --context-clips 0, or build again"
-            )
-        silence = np.full(array.shape[1:], silence.min())
-    return silence.astype(array.dtype).astype(np.float32)
+    config = replace(from_json(BuildConfig, json.dumps(file.config)), sample_rate=file.sample_rate)
+    return silent_row(config, feature, array.shape[1:], array.dtype, file.path)

@@ -23,7 +23,7 @@ from egoaudio.evaluation.ground_truth import class_frequencies, read_ground_trut
 from egoaudio.evaluation.scores import NUM_RESAMPLES, evaluate_scores
 from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints
-from egoaudio.models.device import choose_device, mixed_precision
+from egoaudio.models.device import choose_device, inference_dtype
 from egoaudio.models.scorer import Scored, Scorer, score
 from egoaudio.system import allocator
 from egoaudio.system.progress import Progress
@@ -138,8 +138,7 @@ def _score(
         path, contents["feature"], rows, normalization=normalization, context_clips=config.data.context_clips or 0
     )
     loader = Loader(dataset, config.optimization.batch_size, config.data, device=device)
-    slower = device.type == "cpu" and contents.get("amp_dtype", "unknown") is None  # the run found float32 to be faster
-    amp_dtype, _ = mixed_precision(device, config.optimization.amp and not slower, config.optimization.amp_dtype)
+    amp_dtype = inference_dtype(device, config.optimization, contents)
     with Progress(len(rows), "scoring", unit="clips") as progress:
         if device.type == "cpu":
             allocator.reuse_blocks()  # the next slice takes the same blocks again

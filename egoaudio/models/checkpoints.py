@@ -22,7 +22,8 @@ from pathlib import Path
 
 import torch
 
-from egoaudio.config.options import from_json
+from egoaudio.config.build import BuildConfig
+from egoaudio.config.options import from_json, to_json
 from egoaudio.config.train import TrainConfig
 from egoaudio.data.context import joined_shape
 from egoaudio.errors import CheckpointError, EgoAudioError
@@ -47,13 +48,17 @@ FIELDS = {
     "feature_attributes": str,  # the parameters that made the array, JSON
     "sample_rate": int,  # Hz
     "normalization": dict,  # {"mean": float, "std": float}, of the feature's values
+    "build": (
+        str,
+        type(None),
+    ),  # the whole BuildConfig of that file, JSON: how to make the same features of other sound
     "plan_sha256": str,  # of the file that was trained on
     "thresholds": (list, type(None)),  # a score per class, chosen on the validation split; None without one
     "metrics": dict,  # the epoch's row of metrics.csv
     "smooth_clips": int,  # scores are averaged over so many neighbouring clips on each side
 }
 # What a checkpoint without a later field means: that of the versions before the field came.
-LATER_FIELDS = {"smooth_clips": 0}
+LATER_FIELDS = {"smooth_clips": 0, "build": None}
 
 
 # ------------------------------------------------------------------------------------------------ save and load
@@ -238,6 +243,7 @@ def describe_data(file, feature):
         "feature_shape": [int(size) for size in file[feature].shape[1:]],
         "feature_attributes": json.dumps(file.attributes(feature), sort_keys=True),
         "sample_rate": int(file.sample_rate),
+        "build": to_json(from_json(BuildConfig, json.dumps(file.config))),
         "plan_sha256": str(file.plan_sha256),
     }
 

@@ -65,6 +65,21 @@ def mixed_precision(device, wanted, dtype=None):
     return getattr(torch, dtype), scaler
 
 
+def inference_dtype(device, options, contents):
+    """Return the type of autocast in which a checkpoint is scored, None for float32: the one that its run computed in.
+
+    Parameters
+    ----------
+    device : torch.device
+    options : OptimizationConfig
+        The run's.
+    contents : dict
+        The checkpoint.
+    """
+    slower = device.type == "cpu" and contents.get("amp_dtype", "unknown") is None  # the run found float32 to be faster
+    return mixed_precision(device, options.amp and not slower, options.amp_dtype)[0]
+
+
 def name_of(dtype: torch.dtype | None) -> str | None:
     """Return a type's name as checkpoints hold it, such as ``bfloat16``; None for None."""
     return None if dtype is None else str(dtype).removeprefix("torch.")

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import from_flat, to_json
 from egoaudio.config.train import ModelConfig, TrainConfig
 from egoaudio.errors import CheckpointError
@@ -43,6 +44,7 @@ def make_contents(options=None, model=None, shape=(8, 16), num_classes=3, **chan
         "feature_attributes": json.dumps({"hop_length": 512, "n_fft": 2048}),
         "sample_rate": 16000,
         "normalization": {"mean": -4.5, "std": 2.25},
+        "build": to_json(BuildConfig()),
         "plan_sha256": "a" * 64,
         "thresholds": [0.5, 0.25, 0.125],
         "metrics": {"map": 0.5, "val_loss": None},
@@ -68,6 +70,7 @@ def make_file(**changes):
         "sample_rate": 16000,
         "plan_sha256": "a" * 64,
         "shape": (100, 8, 16),
+        "config": {},
         "parameters": {"n_fft": 2048, "hop_length": 512},
         "class_ids": classes["class_id"],
         **changes,
@@ -75,8 +78,8 @@ def make_file(**changes):
     names = [b"name"] * len(fields["class_ids"])
 
     class File:
-        path, features, sample_rate, plan_sha256 = (
-            fields[name] for name in ("path", "features", "sample_rate", "plan_sha256")
+        path, features, sample_rate, plan_sha256, config = (
+            fields[name] for name in ("path", "features", "sample_rate", "plan_sha256", "config")
         )
         class_table = {"class_id": np.array(fields["class_ids"]), "name": np.array(names)}
 
@@ -92,11 +95,12 @@ def make_file(**changes):
 # ------------------------------------------------------------------------------------------------ there and back
 
 
-def test_a_checkpoint_from_before_scores_were_averaged_over_neighbours_says_that_they_are_not(tmp_path):
+def test_a_checkpoint_from_before_a_field_came_says_what_was_meant(tmp_path):
     contents = make_contents()
-    del contents["smooth_clips"]
+    del contents["smooth_clips"], contents["build"]
     checkpoints.save(tmp_path / "best.pt", contents)
-    assert checkpoints.load(tmp_path / "best.pt")["smooth_clips"] == 0
+    loaded = checkpoints.load(tmp_path / "best.pt")
+    assert (loaded["smooth_clips"], loaded["build"]) == (0, None)
 
 
 def test_what_is_saved_comes_back_equal(saved):

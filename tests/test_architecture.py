@@ -19,22 +19,23 @@ ROOT = Path(egoaudio.__file__).parent
 MODULES = """
     _version errors
     system/signals system/files system/allocator system/surroundings system/terminal system/progress system/lock figures
-    config/options config/build config/train
+    config/options config/build config/train config/predict
     inputs/csv_rows inputs/annotations inputs/fingerprint inputs/timestamps inputs/containers inputs/tracks inputs/silence inputs/ogg
     inputs/find_media inputs/frames inputs/decoder inputs/probe
     audio/clips audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/framing audio/yamnet_features audio/features
-    hdf5/schema hdf5/create hdf5/safe_access hdf5/integrity hdf5/tables hdf5/reader hdf5/writer hdf5/summary
+    hdf5/schema hdf5/create hdf5/safe_access hdf5/integrity hdf5/tables hdf5/mapped_file hdf5/reader hdf5/writer hdf5/summary
     builder/pool builder/feature_stream builder/extract builder/plan builder/beyond builder/prepare builder/sound builder/summary builder/retry builder/build
     data/context data/rows data/balance data/dataset data/seeds data/splits data/normalization data/augment data/loader
     models/crc32c models/published_files models/tensorflow_bundle models/onnx_graph
     models/dropout models/yamnet models/yamnet_conversion models/yamnet_weights
     models/cnn models/small_cnn models/transformer models
-    models/checkpoints models/device models/memory models/micro_batch models/scorer
+    models/checkpoints models/device models/memory models/micro_batch models/scorer models/steady_scorer
     evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/ground_truth evaluation/results
     evaluation/smoothing evaluation/audible
     evaluation/scores evaluation/evaluate
     training/losses training/distillation training/ema training/distributed training/step training/run_folder
     training/optimizer training/validation training/messages training/run training/train
+    prediction/channel prediction/worker prediction/windows prediction/scoring
     command cli
 """.split()
 FOLDERS = {
@@ -47,6 +48,7 @@ FOLDERS = {
     "data",
     "evaluation",
     "training",
+    "prediction",
 }  # with an empty __init__
 
 HOMES = {
@@ -147,6 +149,7 @@ def test_no_module_or_function_is_long_and_no_name_is_the_standard_librarys(modu
             "egoaudio.builder.feature_stream",
             ["torch", "torchaudio", "noisereduce", "pandas", "transformers", "matplotlib"],
         ),
+        ("egoaudio.prediction.worker", ["torch", "torchaudio", "noisereduce", "pandas", "transformers", "matplotlib"]),
         ("egoaudio.builder.extract", ["torch", "torchaudio", "noisereduce", "pandas", "transformers", "matplotlib"]),
     ],
 )

@@ -3,10 +3,7 @@
 In: a path. Out: ``EgoAudioFile``, whose arrays are read-only memory maps and whose tables are structured arrays or
 DataFrames. Nothing but the structure is read until it is asked for, so opening a million clips takes milliseconds.
 
-A file may be damaged or made to harm, so everything is checked before it is used: kinds and shapes, that no link and no
-dataset leads to another file, and that each array ends before the file does (a map beyond the end is a SIGBUS, which no
-``except`` can catch). What fails is a ``StoreError`` that names the file and the part.
-
+A file may be damaged or made to harm, so everything is checked before it is used (``mapped_file``).
 An array that another tool has repacked (compressed, say) cannot be mapped: it is read through h5py, with a warning.
 
 Source: FORMAT.md.
@@ -16,24 +13,14 @@ import json
 import math
 import os
 import warnings
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from egoaudio.config.build import FEATURES
 from egoaudio.errors import Status, StoreError
-from egoaudio.hdf5.safe_access import (
-    Extent,
-    RepackedArray,
-    find_extent,
-    hard_links,
-    open_hdf5,
-    open_regular,
-    plain_value,
-    reading,
-    take_dataset,
-)
+from egoaudio.hdf5.mapped_file import MappedFile
+from egoaudio.hdf5.safe_access import RepackedArray, hard_links
 from egoaudio.hdf5.schema import (
     CLASS_COLUMNS,
     CLIP_DTYPE,
@@ -43,14 +30,6 @@ from egoaudio.hdf5.schema import (
     INSTANCE_DTYPE,
     VIDEO_COLUMNS,
 )
-from egoaudio.hdf5.tables import to_data_frame
-
-if TYPE_CHECKING:
-    import pandas
-
-_SCALE_ATTRIBUTES = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST"}  # HDF5's own, of dimension scales
-_LARGEST_READ_BYTES = 1 << 28
-_LARGEST_RATIO = 1032  # of deflate
 
 
 def open(path: str | os.PathLike[str]) -> "EgoAudioFile":
@@ -88,8 +67,8 @@ def open(path: str | os.PathLike[str]) -> "EgoAudioFile":
     return file
 
 
-class EgoAudioFile:
-    """An egoaudio file, read-only; pickled as its path.
+class EgoAudioFile(MappedFile):
+    """An egoaudio file, read-only; pickled as its path; a context manager.
 
     ``file["spectrogram"]`` is the whole array, a ``numpy.memmap`` (N, T, F). ``clips``, ``videos`` and ``classes`` are DataFrames,
     ``clip_table``, ``video_table`` and ``class_table`` the same as structured arrays (strings as bytes). Rows without
@@ -130,54 +109,9 @@ class EgoAudioFile:
     num_classes: int
     num_bytes: int
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.path.abspath(os.fspath(path))
-        self._arrays: dict[str, Any] = {}
-        self._raw = open_regular(self.path)
-        try:
-            info = os.fstat(self._raw.fileno())
-            self.num_bytes, self.identity = info.st_size, (info.st_dev, info.st_ino)
-            self._h5 = open_hdf5(self.path, self._raw)
-            try:
-                with reading(self.path, "its structure"):
-                    self._read_root()
-                    self._read_structure()
-            except BaseException:
-                self._h5.close()
-                raise
-        except BaseException:
-            self._raw.close()
-            raise
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the path; the other process opens the file itself."""
-        return EgoAudioFile, (self.path,)
-
-    def __enter__(self) -> "EgoAudioFile":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; arrays already taken from it stay valid."""
-        self._arrays.clear()
-        self._h5.close()
-        self._raw.close()
-
     # ------------------------------------------------------------------------------------------------ structure
 
     def _read_root(self) -> None:
-        root = {name: plain_value(value) for name, value in self._h5.attrs.items()}
-        if root.get("format") != FORMAT:
-            raise StoreError(
-                f"{self.path} is HDF5, but not an egoaudio file: its root has no attribute format={FORMAT!r}"
-            )
-        if root.get("format_version") != FORMAT_VERSION:
-            raise StoreError(
-                f"{self.path} has format version {root.get('format_version')}, and this egoaudio reads version {FORMAT_VERSION}: "
-                "use the egoaudio that wrote it, or build the file anew"
-            )
         kinds: dict[str, Any] = {
             "complete": int,
             "sample_rate": int,
@@ -188,14 +122,9 @@ class EgoAudioFile:
             "created_utc": str,
             "egoaudio_version": str,
         }
-        for name, kind in kinds.items():
-            if not isinstance(root.get(name), kind):
-                raise StoreError(
-                    f"{self.path}: the root attribute {name} is {root.get(name, 'missing')!r}; the file is damaged or not ours"
-                )
-            setattr(self, name, root[name])
-        self.complete = root["complete"] == 1
-        self.config = json.loads(root["config"])
+        self._root(FORMAT, FORMAT_VERSION, kinds, "an egoaudio file")
+        self.complete = self.complete == 1
+        self.config = json.loads(self.config)  # type: ignore[arg-type]
         if not isinstance(self.config, dict):
             raise StoreError(
                 f"{self.path}: the root attribute config holds no options; the file is damaged or not ours"
@@ -210,8 +139,6 @@ class EgoAudioFile:
         for group in ("checksums", "statistics", "axes"):
             if group in links[""]:
                 links[group] = hard_links(self._h5[group], self.path)
-        self._datasets: dict[str, Any] = {}
-        self._extents: dict[str, Extent] = {}
         self.num_clips = self._add("clips", (CLIP_DTYPE,), (None,))[0]
         self.num_videos = self._add("videos", VIDEO_COLUMNS, (None,))[0]
         self.num_classes = self._add("classes", CLASS_COLUMNS, (None,))[0]
@@ -236,20 +163,6 @@ class EgoAudioFile:
         for name in self._axes:
             self._add(f"axes/{name}", (np.dtype("<f8"),), (None,))
 
-    def _add(self, name: str, types: Any, shape: tuple[int | None, ...]) -> tuple[int, ...]:
-        """Take a dataset in, once its type, shape and place are what they must be; return its shape."""
-        dataset = take_dataset(self._h5, self.path, name, types, shape)
-        self._datasets[name] = dataset
-        extent = find_extent(dataset, self.path, self.num_bytes)
-        if extent is not None:
-            self._extents[name] = extent
-        return dataset.shape
-
-    @property
-    def extents(self) -> dict[str, Extent]:
-        """``{dataset: Extent}`` of all that can be mapped, ``"checksums/mfcc"`` and the like among them."""
-        return dict(self._extents)
-
     # --------------------------------------------------------------------------------------------------- arrays
 
     def __getitem__(self, name: str) -> np.ndarray | RepackedArray:
@@ -267,68 +180,6 @@ class EgoAudioFile:
                 )
                 self._arrays[name] = RepackedArray(self._datasets[name])
         return self._arrays[name]
-
-    def is_mapped(self, name: str) -> bool:
-        """Return whether a feature array is one memory map."""
-        return name in self._extents
-
-    def _map(self, name: str) -> np.ndarray:
-        extent = self._extents[name]
-        if 0 in extent.shape:  # nothing can be mapped there
-            empty = np.empty(extent.shape, extent.dtype)
-            empty.flags.writeable = False
-            return empty
-        return np.memmap(self._raw, dtype=extent.dtype, mode="r", offset=extent.offset, shape=extent.shape)
-
-    def _whole(self, name: str) -> Any:
-        """Return a table or a small array: mapped where it can be, else read."""
-        if name not in self._arrays:
-            if self.is_mapped(name):
-                self._arrays[name] = self._map(name)
-            else:
-                self._arrays[name] = self._read(name)
-        return self._arrays[name]
-
-    def _read(self, name: str) -> np.ndarray:
-        """Read what cannot be mapped, if it can hold what it says: a few bytes of HDF5 can claim to be terabytes."""
-        dataset = self._datasets[name]
-        with reading(self.path, f"/{name}"):
-            stored = dataset.id.get_storage_size()
-            if dataset.nbytes > max(_LARGEST_READ_BYTES, _LARGEST_RATIO * stored):
-                raise StoreError(
-                    f"{self.path}: /{name} claims {dataset.nbytes:,} bytes and holds {stored:,}; the file is damaged or not ours"
-                )
-            return dataset[()]
-
-    @property
-    def clip_table(self) -> np.ndarray:
-        """``/clips`` as a structured array (N,)."""
-        return self._whole("clips")
-
-    @property
-    def video_table(self) -> np.ndarray:
-        """``/videos`` as a structured array (V,), strings as UTF-8 bytes."""
-        return self._whole("videos")
-
-    @property
-    def class_table(self) -> np.ndarray:
-        """``/classes`` as a structured array (C,), strings as UTF-8 bytes."""
-        return self._whole("classes")
-
-    @cached_property
-    def clips(self) -> "pandas.DataFrame":
-        """``/clips`` as a DataFrame."""
-        return to_data_frame(self.clip_table)
-
-    @cached_property
-    def videos(self) -> "pandas.DataFrame":
-        """``/videos`` as a DataFrame, strings decoded."""
-        return to_data_frame(self.video_table)
-
-    @cached_property
-    def classes(self) -> "pandas.DataFrame":
-        """``/classes`` as a DataFrame, strings decoded."""
-        return to_data_frame(self.class_table)
 
     @property
     def labels(self) -> np.ndarray:
@@ -368,12 +219,6 @@ class EgoAudioFile:
     def axes(self) -> dict[str, np.ndarray]:
         """``{name: float64 values}``: frequency_hz, mel_hz, frame_seconds, ..."""
         return {name: self._whole(f"axes/{name}") for name in self._axes}
-
-    def attributes(self, name: str) -> dict[str, Any]:
-        """Return a feature array's attributes: units, axes, and the parameters that made it."""
-        with reading(self.path, f"the attributes of /{name}"):
-            attributes = self._datasets[name].attrs
-            return {key: plain_value(attributes[key]) for key in attributes if key not in _SCALE_ATTRIBUTES}
 
     @property
     def usable(self) -> np.ndarray:

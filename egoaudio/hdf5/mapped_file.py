@@ -1,0 +1,186 @@
+"""An HDF5 file of ours, open for reading: checked before it is used, its arrays read-only memory maps.
+
+In: a path. Out: a ``MappedFile``, of which each format of ours has a kind: ``reader.EgoAudioFile``, ``scores_file.ScoresFile``.
+A file may be damaged or made to harm, so everything is checked: kinds and shapes, that no link and no dataset leads to
+another file, and that each array ends before the file does (a map beyond the end is a SIGBUS, which no ``except`` can
+catch). What fails is a ``StoreError`` that names the file and the part.
+"""
+
+import os
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from egoaudio.errors import StoreError
+from egoaudio.hdf5.safe_access import Extent, find_extent, open_hdf5, open_regular, plain_value, reading, take_dataset
+from egoaudio.hdf5.tables import to_data_frame
+
+if TYPE_CHECKING:
+    import pandas
+
+_SCALE_ATTRIBUTES = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST"}  # HDF5's own, of dimension scales
+_LARGEST_READ_BYTES = 1 << 28
+_LARGEST_RATIO = 1032  # of deflate
+_Self = TypeVar("_Self", bound="MappedFile")
+
+
+class MappedFile:
+    """An HDF5 file of ours, read-only; pickled as its path; a context manager.
+
+    Attributes
+    ----------
+    path : str
+        Absolute.
+    num_bytes : int
+        Size of the file.
+    identity : tuple of int
+        Device and inode.
+    """
+
+    path: str
+    num_bytes: int
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+        self._arrays: dict[str, Any] = {}
+        self._datasets: dict[str, Any] = {}
+        self._extents: dict[str, Extent] = {}
+        self._raw = open_regular(self.path)
+        try:
+            info = os.fstat(self._raw.fileno())
+            self.num_bytes, self.identity = info.st_size, (info.st_dev, info.st_ino)
+            self._h5 = open_hdf5(self.path, self._raw)
+            try:
+                with reading(self.path, "its structure"):
+                    self._read_root()
+                    self._read_structure()
+            except BaseException:
+                self._h5.close()
+                raise
+        except BaseException:
+            self._raw.close()
+            raise
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the path; the other process opens the file itself."""
+        return type(self), (self.path,)
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; arrays already taken from it stay valid."""
+        self._arrays.clear()
+        self._h5.close()
+        self._raw.close()
+
+    def _read_root(self) -> None:
+        """Check the root's attributes and keep them."""
+        raise NotImplementedError
+
+    def _read_structure(self) -> None:
+        """Take in every dataset that belongs there, with ``_add``."""
+        raise NotImplementedError
+
+    def _root(self, file_format: str, version: int, kinds: dict[str, Any], what: str) -> None:
+        """Check that the root says that this is such a file, and keep its attributes."""
+        root = {name: plain_value(value) for name, value in self._h5.attrs.items()}
+        if root.get("format") != file_format:
+            raise StoreError(f"{self.path} is HDF5, but not {what}: its root has no attribute format={file_format!r}")
+        if root.get("format_version") != version:
+            raise StoreError(
+                f"{self.path} has format version {root.get('format_version')}, and this egoaudio reads version {version}: "
+                "use the egoaudio that wrote it, or build the file anew"
+            )
+        for name, kind in kinds.items():
+            if not isinstance(root.get(name), kind):
+                raise StoreError(
+                    f"{self.path}: the root attribute {name} is {root.get(name, 'missing')!r}; the file is damaged or not ours"
+                )
+            setattr(self, name, root[name])
+
+    def _add(self, name: str, types: Any, shape: tuple[int | None, ...]) -> tuple[int, ...]:
+        """Take a dataset in, once its type, shape and place are what they must be; return its shape."""
+        dataset = take_dataset(self._h5, self.path, name, types, shape)
+        self._datasets[name] = dataset
+        extent = find_extent(dataset, self.path, self.num_bytes)
+        if extent is not None:
+            self._extents[name] = extent
+        return dataset.shape
+
+    @property
+    def extents(self) -> dict[str, Extent]:
+        """``{dataset: Extent}`` of all that can be mapped, ``"checksums/mfcc"`` and the like among them."""
+        return dict(self._extents)
+
+    def is_mapped(self, name: str) -> bool:
+        """Return whether a feature array is one memory map."""
+        return name in self._extents
+
+    def _map(self, name: str) -> np.ndarray:
+        extent = self._extents[name]
+        if 0 in extent.shape:  # nothing can be mapped there
+            empty = np.empty(extent.shape, extent.dtype)
+            empty.flags.writeable = False
+            return empty
+        return np.memmap(self._raw, dtype=extent.dtype, mode="r", offset=extent.offset, shape=extent.shape)
+
+    def _whole(self, name: str) -> Any:
+        """Return a table or a small array: mapped where it can be, else read."""
+        if name not in self._arrays:
+            if self.is_mapped(name):
+                self._arrays[name] = self._map(name)
+            else:
+                self._arrays[name] = self._read(name)
+        return self._arrays[name]
+
+    def _read(self, name: str) -> np.ndarray:
+        """Read what cannot be mapped, if it can hold what it says: a few bytes of HDF5 can claim to be terabytes."""
+        dataset = self._datasets[name]
+        with reading(self.path, f"/{name}"):
+            stored = dataset.id.get_storage_size()
+            if dataset.nbytes > max(_LARGEST_READ_BYTES, _LARGEST_RATIO * stored):
+                raise StoreError(
+                    f"{self.path}: /{name} claims {dataset.nbytes:,} bytes and holds {stored:,}; the file is damaged or not ours"
+                )
+            return dataset[()]
+
+    @property
+    def clip_table(self) -> np.ndarray:
+        """``/clips`` as a structured array (N,)."""
+        return self._whole("clips")
+
+    @property
+    def video_table(self) -> np.ndarray:
+        """``/videos`` as a structured array (V,), strings as UTF-8 bytes."""
+        return self._whole("videos")
+
+    @property
+    def class_table(self) -> np.ndarray:
+        """``/classes`` as a structured array (C,), strings as UTF-8 bytes."""
+        return self._whole("classes")
+
+    @cached_property
+    def clips(self) -> "pandas.DataFrame":
+        """``/clips`` as a DataFrame."""
+        return to_data_frame(self.clip_table)
+
+    @cached_property
+    def videos(self) -> "pandas.DataFrame":
+        """``/videos`` as a DataFrame, strings decoded."""
+        return to_data_frame(self.video_table)
+
+    @cached_property
+    def classes(self) -> "pandas.DataFrame":
+        """``/classes`` as a DataFrame, strings decoded."""
+        return to_data_frame(self.class_table)
+
+    def attributes(self, name: str) -> dict[str, Any]:
+        """Return a feature array's attributes: units, axes, and the parameters that made it."""
+        with reading(self.path, f"the attributes of /{name}"):
+            attributes = self._datasets[name].attrs
+            return {key: plain_value(attributes[key]) for key in attributes if key not in _SCALE_ATTRIBUTES}

@@ -1,0 +1,1 @@
+"""New recordings -> scores, segments, files."""

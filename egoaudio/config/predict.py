@@ -53,11 +53,11 @@ class SegmentConfig(Checked):
         super().__post_init__()
         if self.threshold is not None and not self.threshold <= 1:
             raise ConfigurationError(
-                f"--threshold {self.threshold:g}: expected 0 to 1, as scores are probabilities; did you mean per cent?"
+                f"`threshold={self.threshold:g}`: expected 0 to 1, as scores are probabilities; did you mean per cent?"
             )
         if not self.offset_ratio <= 1:
             raise ConfigurationError(
-                f"--offset-ratio {self.offset_ratio:g}: expected 0 to 1: a segment would end before it begins"
+                f"`offset_ratio={self.offset_ratio:g}`: expected 0 to 1: a segment would end before it begins"
             )
 
 

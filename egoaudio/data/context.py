@@ -81,9 +81,7 @@ def hops_in(length_seconds: float, hop_seconds: float) -> int | None:
     return int(hops) if hops.denominator == 1 else None
 
 
-def silent_row(
-    config: BuildConfig, feature: str, row_shape: Sequence[int], dtype: np.dtype, place: str
-) -> np.ndarray:
+def silent_row(config: BuildConfig, feature: str, row_shape: Sequence[int], dtype: np.dtype, place: str) -> np.ndarray:
     """Return the row of digital silence, float32 (T, F), computed and rounded as a file's own are.
 
     Parameters

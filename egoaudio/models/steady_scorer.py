@@ -79,7 +79,7 @@ class SteadyScorer(Slices):
         scores, failure = self.attempt(self._score)
         if failure is not None:
             self.release()
-            hint = f"give --batch-size {self.batch_size // 2}, or score" if self.batch_size > 1 else "score"
+            hint = f"give `batch_size={self.batch_size // 2}`, or score" if self.batch_size > 1 else "score"
             raise ResourceError(
                 f"out of memory with {self.batch_size} clips at once ({failure}): {hint} on a device with more memory"
             )

@@ -17,6 +17,7 @@ import selectors
 import socket
 import struct
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +89,7 @@ class Sender:
         Which try this is, for the receiver to know the rows by.
     """
 
-    def __init__(self, address, recording, num_clips):
+    def __init__(self, address: Address, recording: int, num_clips: int) -> None:
         self.attempt = secrets.token_bytes(16)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -104,22 +105,22 @@ class Sender:
             self._socket.close()
             raise
 
-    def __enter__(self):
+    def __enter__(self) -> "Sender":
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self._socket.close()
 
-    def send(self, first_clip, usable, rows):
+    def send(self, first_clip: int, usable: np.ndarray, rows: np.ndarray) -> None:
         """Send rows (n, T, F) of consecutive clips, and which of them are usable (n,); waits until there is room."""
         self._send(_BLOCK.pack(first_clip, len(rows)) + usable.astype("u1").tobytes())
         self._send(np.ascontiguousarray(rows).reshape(-1).view("u1").data)
 
-    def end(self):
+    def end(self) -> None:
         """Say that all rows were sent."""
         self._send(_BLOCK.pack(-1, 0))
 
-    def _send(self, raw):
+    def _send(self, raw: bytes | memoryview) -> None:
         view = memoryview(raw)
         while len(view):
             try:
@@ -145,7 +146,7 @@ class Receiver:
         For the senders.
     """
 
-    def __init__(self, row_shape, dtype):
+    def __init__(self, row_shape: Sequence[int], dtype: np.dtype) -> None:
         self._row_shape, self._dtype = tuple(row_shape), np.dtype(dtype)
         self.address = Address(b"egoaudio-" + secrets.token_hex(16).encode(), secrets.token_bytes(16))
         self._messages: queue.Queue[Begun | Block | Ended] = queue.Queue(MOST_WAITING)
@@ -158,20 +159,20 @@ class Receiver:
         self._thread = threading.Thread(target=self._receive, name="egoaudio-receiver", daemon=True)
         self._thread.start()
 
-    def __enter__(self):
+    def __enter__(self) -> "Receiver":
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def get(self, timeout_seconds=None):
+    def get(self, timeout_seconds: float | None = None) -> Begun | Block | Ended | None:
         """Return the next message, ``Begun``, ``Block`` or ``Ended``; None when none comes for ``timeout_seconds``."""
         try:
             return self._messages.get(timeout=timeout_seconds)
         except queue.Empty:
             return None
 
-    def close(self):
+    def close(self) -> None:
         """Listen no more; senders that are connected find it out."""
         self._stopping.set()
         for connection in list(self._attempts):  # one of which the thread may be reading
@@ -182,7 +183,7 @@ class Receiver:
             connection.close()
         self._attempts.clear()
 
-    def _receive(self):
+    def _receive(self) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
             while not self._stopping.is_set():
@@ -192,7 +193,7 @@ class Receiver:
                     else:
                         self._read(selector, key.fileobj)
 
-    def _accept(self, selector):
+    def _accept(self, selector: selectors.BaseSelector) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionError):
             connection, _ = self._listener.accept()
             connection.settimeout(_SILENT_SECONDS)
@@ -208,9 +209,10 @@ class Receiver:
             selector.register(connection, selectors.EVENT_READ)
             self._put(Begun(attempt, recording, num_clips))
 
-    def _read(self, selector, connection):
+    def _read(self, selector: selectors.BaseSelector, connection: socket.socket) -> None:
         """Read one block, or the end, of a connection that has something to say."""
-        attempt, message = self._attempts[connection], None
+        attempt = self._attempts[connection]
+        message: Block | Ended | None = None
         with contextlib.suppress(OSError):
             head = _take(connection, _BLOCK.size)
             if head is not None:
@@ -222,13 +224,13 @@ class Receiver:
             connection.close()
         self._put(message or Ended(attempt, False))
 
-    def _read_rows(self, connection, first_clip, num_rows):
+    def _read_rows(self, connection: socket.socket, first_clip: int, num_rows: int) -> Block | None:
         usable, rows = np.empty(num_rows, "u1"), np.empty((num_rows, *self._row_shape), self._dtype)
         if not (_fill(connection, usable) and _fill(connection, rows)):
             return None
         return Block(self._attempts[connection], first_clip, usable == 1, rows)
 
-    def _put(self, message):
+    def _put(self, message: Begun | Block | Ended) -> None:
         """Hand a message on, and wait for room as long as somebody may still take it."""
         while not self._stopping.is_set():
             with contextlib.suppress(queue.Full):
@@ -236,18 +238,20 @@ class Receiver:
                 return
 
 
-def _peer(connection):
+def _peer(connection: socket.socket) -> tuple[int, int, int]:
     """Return process, user and group at the other end."""
-    return _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    process, user, group = _CREDENTIALS.unpack(raw)
+    return process, user, group
 
 
-def _take(connection, num_bytes):
+def _take(connection: socket.socket, num_bytes: int) -> bytes | None:
     """Return the next bytes, None where the connection ends before them."""
     raw = np.empty(num_bytes, "u1")
     return raw.tobytes() if _fill(connection, raw) else None
 
 
-def _fill(connection, array):
+def _fill(connection: socket.socket, array: np.ndarray) -> bool:
     """Fill an array from a connection; return whether enough came."""
     view = memoryview(array.reshape(-1).view("u1"))
     while len(view):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from egoaudio.models.steady_scorer import SteadyScorer
-from egoaudio.prediction.channel import Begun, Block, Receiver
+from egoaudio.prediction.channel import Begun, Block, Ended, Receiver
 from egoaudio.prediction.windows import WindowPlan, Windows
 
 _LINGER_SECONDS = 2.0  # clips that fill no batch wait so long for others
@@ -169,19 +169,19 @@ class Scoring:
                 self._failure = error
                 self._changed.notify_all()
 
-    def _handle(self, message: object) -> None:
+    def _handle(self, message: Begun | Block | Ended) -> None:
         if isinstance(message, Begun):
             self._begin(message)
             return
-        recording = self._recordings.get(message.attempt)  # type: ignore[attr-defined]
+        recording = self._recordings.get(message.attempt)
         if recording is None:
             return
         if isinstance(message, Block):
             self._batches.add(recording.scores, *recording.windows.add(message.usable, message.rows))
-        elif message.whole:  # type: ignore[attr-defined]
+        elif message.whole:
             recording.has_ended = True
         else:
-            del self._recordings[message.attempt]  # type: ignore[attr-defined]
+            del self._recordings[message.attempt]
         self._release()
 
     def _begin(self, begun: Begun) -> None:

@@ -58,7 +58,7 @@ def plan_windows(
     apart = hops_in(length, config.clips.step_seconds)
     if apart is None:
         raise ConfigurationError(
-            f"--hop-seconds {config.clips.step_seconds:g}: the network also sees the {context_clips} clips before and after, which follow "
+            f"`hop_seconds={config.clips.step_seconds:g}`: the network also sees the {context_clips} clips before and after, which follow "
             f"{length:g} s apart: give {length:g}, or a whole fraction of it, such as {length / 2:g}"
         )
     silence = silent_row(config, feature, row_shape, dtype, "the checkpoint")

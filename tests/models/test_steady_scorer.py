@@ -52,5 +52,5 @@ def test_the_size_follows_from_the_model_alone(monkeypatch):
 def test_memory_that_runs_out_is_told_with_the_size_to_give():
     scorer = make_scorer("cnn", batch_size=4)
     scorer.model.forward = lambda features: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
-    with pytest.raises(ResourceError, match="4 clips at once .*--batch-size 2"):
+    with pytest.raises(ResourceError, match="4 clips at once .*batch_size=2"):
         scorer(np.zeros((1, *MODELS["cnn"]), np.float32))

@@ -78,7 +78,7 @@ def test_windows_of_a_stream_are_those_that_a_file_gives(tmp_path_factory, data)
 
 def test_a_hop_after_which_no_neighbour_begins_is_refused_with_one_that_would_do():
     config = BuildConfig(clips=ClipConfig(hop_seconds=0.3), features=FeatureConfig(features=("logmel",)))
-    with pytest.raises(ConfigurationError, match="--hop-seconds 0.3.*give 1, or a whole fraction of it, such as 0.5"):
+    with pytest.raises(ConfigurationError, match="hop_seconds=0.3.*give 1, or a whole fraction of it, such as 0.5"):
         plan_windows(config, "logmel", (98, 128), (0.0, 1.0), 1)
     assert (
         plan_windows(replace(config, clips=ClipConfig(hop_seconds=0.25)), "logmel", (98, 128), (0, 1), 1).rows_apart
@@ -197,7 +197,7 @@ def test_what_the_network_fails_with_is_raised_where_somebody_waits_and_the_send
 
     with Receiver(SHAPE, np.float32) as receiver, Scoring(receiver, make_scorer(model=Broken()), PLAIN, 2) as scoring:
         attempt = send(receiver.address, 0, np.ones((4, *SHAPE), np.float32), pieces=1)
-        with pytest.raises(ResourceError, match="--batch-size 2"):
+        with pytest.raises(ResourceError, match="batch_size=2"):
             scoring.take(attempt, wait=True)
         with pytest.raises(Disconnected):
             Sender(receiver.address, 0, 1)

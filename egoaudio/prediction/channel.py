@@ -188,10 +188,10 @@ class Receiver:
             selector.register(self._listener, selectors.EVENT_READ)
             while not self._stopping.is_set():
                 for key, _ in selector.select(_LOOK_SECONDS):
-                    if key.fileobj is self._listener:
-                        self._accept(selector)
-                    else:
+                    if isinstance(key.fileobj, socket.socket) and key.fileobj is not self._listener:
                         self._read(selector, key.fileobj)
+                    else:
+                        self._accept(selector)
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionError):
@@ -253,7 +253,7 @@ def _take(connection: socket.socket, num_bytes: int) -> bytes | None:
 
 def _fill(connection: socket.socket, array: np.ndarray) -> bool:
     """Fill an array from a connection; return whether enough came."""
-    view = memoryview(array.reshape(-1).view("u1"))
+    view = array.reshape(-1).view("u1").data
     while len(view):
         count = connection.recv_into(view)
         if not count:

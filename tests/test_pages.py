@@ -4,6 +4,7 @@ import configparser
 import contextlib
 import doctest
 import importlib
+import inspect
 import io
 import re
 import sys
@@ -73,6 +74,11 @@ def test_the_examples_of_docstrings_run(name, tried, monkeypatch):
     monkeypatch.chdir(tried[0])
     failed, tests = doctest.testmod(importlib.import_module(name))
     assert tests > 0 and failed == 0
+
+
+@pytest.mark.parametrize("name", [name for name in egoaudio.__all__ if inspect.isfunction(getattr(egoaudio, name))])
+def test_every_public_function_has_an_example(name):
+    assert ">>> " in getattr(egoaudio, name).__doc__
 
 
 def test_no_page_has_an_example_that_nobody_runs():

@@ -90,6 +90,12 @@ def pool_videos(scores: np.ndarray, clip_video: np.ndarray, num_videos: int, poo
     -------
     array (num_videos, num_actions) of float32
         Minus infinity for a video without clips. Float32, so that nine digits in a submission lose nothing.
+
+    Examples
+    --------
+    >>> scores = np.array([[0.25, 0.5], [0.75, 0.0], [0.5, 0.5]])
+    >>> pool_videos(scores, np.array([0, 0, 2]), 3, "max").tolist()
+    [[0.75, 0.5], [-inf, -inf], [0.5, 0.5]]
     """
     order = np.argsort(clip_video, kind="stable")
     present, starts = np.unique(clip_video[order], return_index=True)

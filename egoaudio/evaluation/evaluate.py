@@ -19,7 +19,7 @@ from egoaudio.data.loader import Loader
 from egoaudio.data.splits import split_rows
 from egoaudio.errors import ConfigurationError, TrainingError
 from egoaudio.evaluation import results
-from egoaudio.evaluation.ground_truth import class_frequencies, read_ground_truth
+from egoaudio.evaluation.ground_truth import GroundTruth, class_frequencies, read_ground_truth
 from egoaudio.evaluation.scores import NUM_RESAMPLES, evaluate_scores
 from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints
@@ -75,18 +75,19 @@ def evaluate(
         If the split is empty, or a result cannot be written.
     ConfigurationError
         If there is no such split, way of pooling, or device.
+
+    Examples
+    --------
+    >>> import egoaudio
+    >>> evaluation = egoaudio.evaluate("runs/example/best.pt", "ego.h5", num_resamples=0)
+    >>> 0 <= evaluation.scores["map"].value <= 1
+    True
     """
-    for flag, value, choices in (("--split", split, SPLITS), ("--pool", pool, POOLS)):
-        if value not in choices:
-            raise ConfigurationError(f"{flag} {value!r}: expected one of {', '.join(choices)}")
+    _check_choices(split, pool)
     chosen = choose_device(device)
     model, contents = checkpoints.load_model(checkpoint, chosen)
     config = from_json(TrainConfig, contents["config"])
-    with reader.open(path) as file:
-        checkpoints.require_match(contents, file, same_plan=split != "test")
-        rows, videos, train = _choose_rows(file, contents, config, split)
-        truth = read_ground_truth(file, rows, videos)
-        prior = class_frequencies(file.labels, train) if len(train) else None
+    rows, truth, prior = _read_split(path, contents, config, split)
     folder = Path(checkpoint).parent if output is None else Path(output)
     results.prepare(folder, (submission, frame_submission), (checkpoint, path))
     scored = _score(model, contents, config, path, rows, chosen)
@@ -100,14 +101,32 @@ def evaluate(
         num_resamples=num_resamples,
         seed=config.optimization.seed,
     )
-    about = {"checkpoint": str(checkpoint), "file": str(path), "split": split}
-    about |= {name: contents[name] for name in ("epoch", "plan_sha256")}
-    evaluation = replace(evaluation, about=about)
+    about = {name: contents[name] for name in ("epoch", "plan_sha256")}
+    evaluation = replace(evaluation, about={"checkpoint": str(checkpoint), "file": str(path), "split": split} | about)
     results.write(evaluation, folder)
-    for text, frames in ((submission, False), (frame_submission, True)):
-        if text is not None:
-            results.write_submission(evaluation, text, frames)
+    if submission is not None:
+        results.write_submission(evaluation, submission)
+    if frame_submission is not None:
+        results.write_submission(evaluation, frame_submission, frames=True)
     return evaluation
+
+
+def _check_choices(split: str, pool: str) -> None:
+    """Raise ConfigurationError for a split or a way of pooling that does not exist."""
+    for flag, value, choices in (("--split", split, SPLITS), ("--pool", pool, POOLS)):
+        if value not in choices:
+            raise ConfigurationError(f"{flag} {value!r}: expected one of {', '.join(choices)}")
+
+
+def _read_split(
+    path: str | os.PathLike[str], contents: dict[str, Any], config: TrainConfig, split: str
+) -> tuple[np.ndarray, GroundTruth, np.ndarray | None]:
+    """Return the split's clips (rows of the file), their ground truth, and the prior: the class frequencies in training."""
+    with reader.open(path) as file:
+        checkpoints.require_match(contents, file, same_plan=split != "test")
+        rows, videos, train = _choose_rows(file, contents, config, split)
+        prior = class_frequencies(file.labels, train) if len(train) else None
+        return rows, read_ground_truth(file, rows, videos), prior
 
 
 def _choose_rows(

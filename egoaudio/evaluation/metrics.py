@@ -104,7 +104,15 @@ def top_k_hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
 
 
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Return the share of rows with a hit among their ``k`` highest scores, of the rows with an active class."""
+    """Return the share of rows with a hit among their ``k`` highest scores, of the rows with an active class.
+
+    Examples
+    --------
+    >>> scores = np.array([[0.9, 0.1, 0.3], [0.2, 0.5, 0.4]])
+    >>> labels = np.array([[1, 0, 0], [0, 0, 1]])
+    >>> top_k_accuracy(scores, labels, 1), top_k_accuracy(scores, labels, 2)
+    (0.5, 1.0)
+    """
     return mean_over_classes(top_k_hits(scores, labels, k))
 
 
@@ -133,6 +141,13 @@ def mean_class_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
 
     With one class per row this is the usual mean of the recalls (EPIC-SOUNDS, scikit-learn's balanced_accuracy_score);
     with several, perfect scores still give 1, and always predicting the commonest class gains nothing for the others.
+
+    Examples
+    --------
+    >>> scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])  # always the first class
+    >>> labels = np.array([[1, 0], [1, 0], [0, 1]])
+    >>> mean_class_accuracy(scores, labels)
+    0.5
     """
     _, labels = check(scores, labels)
     return mean_over_classes(ratio(class_hits(scores, labels).sum(axis=0), labels.sum(axis=0)))
@@ -168,6 +183,13 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     -------
     array (num_classes,) of float64
         The mean over the positives of the precision at their score; NaN for a class without positives.
+
+    Examples
+    --------
+    >>> scores = np.array([[0.9, 0.5], [0.8, 0.5], [0.1, 0.5], [0.3, 0.5]])
+    >>> labels = np.array([[1, 1], [0, 0], [1, 0], [0, 0]])
+    >>> average_precision(scores, labels).tolist()  # a constant scores the share of its positives
+    [0.75, 0.25]
     """
     scores, labels = check(scores, labels)
     result = np.full(scores.shape[1], np.nan)
@@ -191,6 +213,13 @@ def area_under_roc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     -------
     array (num_classes,) of float64
         NaN for a class without positives or without negatives.
+
+    Examples
+    --------
+    >>> scores = np.array([[0.9, 0.5], [0.8, 0.5], [0.1, 0.5], [0.3, 0.5]])
+    >>> labels = np.array([[1, 1], [0, 0], [1, 0], [0, 0]])
+    >>> area_under_roc(scores, labels).tolist()
+    [0.5, 0.5]
     """
     scores, labels = check(scores, labels)
     result = np.full(scores.shape[1], np.nan)
@@ -221,6 +250,13 @@ def best_thresholds(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     -------
     array (num_classes,) of float64
         Infinity for a class without positives, which is then never predicted.
+
+    Examples
+    --------
+    >>> scores = np.array([[0.9, 0.4], [0.6, 0.3], [0.2, 0.2]])
+    >>> labels = np.array([[1, 0], [1, 0], [0, 0]])
+    >>> best_thresholds(scores, labels).tolist()
+    [0.6, inf]
     """
     scores, labels = check(scores, labels)
     result = np.full(scores.shape[1], np.inf)
@@ -249,6 +285,12 @@ def f1(scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray) -> np.nda
     ------
     EvaluationError
         As ``check``, or if there is not one threshold per class.
+
+    Examples
+    --------
+    >>> scores, labels = np.array([[0.9], [0.6], [0.2]]), np.array([[1], [0], [0]])
+    >>> f1(scores, labels, [0.5]).round(3).tolist()  # one of two predictions is right
+    [0.667]
     """
     scores, labels = check(scores, labels)
     thresholds = np.asarray(thresholds)

@@ -35,6 +35,12 @@ def smooth(scores: np.ndarray, rows: np.ndarray, video: np.ndarray, num_neighbou
     Returns
     -------
     float32 array (num_clips, num_classes)
+
+    Examples
+    --------
+    >>> scores = np.array([[0.0], [0.5], [1.0], [9.0]], np.float32)
+    >>> smooth(scores, rows=np.arange(4), video=np.array([0, 0, 0, 1]), num_neighbours=1)[:, 0].tolist()
+    [0.25, 0.5, 0.75, 9.0]
     """
     if num_neighbours == 0:
         return scores

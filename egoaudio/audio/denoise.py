@@ -6,7 +6,7 @@ mode *nonstationary* it is how far a bin rises above its own mean over about two
 whether it is above its mean plus 1.5 deviations. The mask is smoothed over 50 ms and 500 Hz. All as noisereduce 3.0.3
 does it with its defaults (https://github.com/timsainb/noisereduce): every call is padded by 30,000 zeros on both
 sides, and a recording goes in chunks of 600,000 samples that see 30,000 of their neighbours. Silence stays silence.
-The engine, with what was measured, is in ``gating``; the two modes are in ``masks``.
+The engine is in ``denoise_engine``, the two modes in ``denoise_masks``.
 """
 
 from contextlib import contextmanager

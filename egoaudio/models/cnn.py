@@ -4,14 +4,11 @@ In: float (batch, num_frames, num_bins), seen as an image with one channel. Out:
 An axis that is down to one frame or bin is not halved any more, so clips of 0.1 s (4 frames) fit too; from 8 frames
 and 8 bins on, the cnn is the paper's to the letter: its parameters, its outputs, its gradients.
 
-What makes it fast, in CPU time of one core for 64 clips of 32 x 1025, forward, backward and Adam (AMD EPYC, AVX-512):
-1.64 s as people write it, 0.58 s here in float32, 0.30 s in bfloat16.
-- The ReLU comes after the pooling. The two commute (the largest of four numbers, cut at zero, is the largest of the
-  four cut at zero), gradients included, and it runs on a quarter of the numbers.
-- One input channel is the slowest case of oneDNN's convolutions (0.15 s), and its output comes in a layout whose
-  pooling is slow too (0.18 s). The same numbers from a 2x2 convolution of 4 channels: 0.01 s (``FirstConvolution``).
-- channels_last throughout, and slices of a batch whose largest maps stay in the cache (float32: 16 at once 0.55 s, all 64 0.65 s).
-Tried without gain: a matrix product on unfolded patches, own masks in place of max_pool2d's indices.
+A third of the time of the network as it is usually written (``benchmarks/README.md``), because
+- the ReLU comes after the pooling, on a quarter of the numbers. The two commute (the largest of four numbers, cut at
+  zero, is the largest of the four cut at zero), gradients included;
+- a convolution of one input channel is computed as one of four (``FirstConvolution``), which oneDNN does faster;
+- memory is channels_last throughout, in slices of a batch whose largest maps stay in the cache.
 """
 
 from itertools import pairwise

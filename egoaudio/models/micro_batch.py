@@ -18,7 +18,7 @@ from egoaudio.system import allocator
 
 # A step takes more than the activations and gradients it keeps: workspaces, the allocator's gaps. Measured peaks were
 # 1.05 (ast) to 1.16 (cnn) times what is kept, more than twice that where the C library's heap tears. It does not for
-# one clip at a time (``heap.return_freed_memory``).
+# one clip at a time (``allocator.return_freed_memory``).
 KEPT_TO_PEAK = 2.5
 KEPT_TO_PEAK_OF_ONE = 1.3
 

@@ -5,9 +5,7 @@ https://arxiv.org/abs/2104.01778.
 
 Attention is always torch's memory-efficient one (SDPA): the eager one would hold num_tokens**2 numbers a head. The last
 layer computes only the two special tokens, all that the classifier reads: one layer less to wait for and to keep.
-The first step of ``ast-paper`` on one clip took 3.55 GB of resident memory (5.42 GB by transformers' own layers, in a heap
-that tears): 0.94 GB are libraries and weights, 0.19 GB Adam's state, 2.18 GB what five layers keep, each 16.5 times its
-input. With activation checkpointing 1.67 GB.
+The first step of ``ast-paper`` on one clip takes 3.5 GB, with activation checkpointing 1.7 (``benchmarks/README.md``).
 The model is made for the clip's own number of frames (98 for 1 s), not the 1,024 that transformers assumes: position
 embeddings of published weights are cut in time, as their authors do, or interpolated where the clip is longer.
 A clip shorter than one patch is padded with zeros at its end up to one patch.

@@ -1,4 +1,4 @@
-"""Loops that train the paper's CNN: as people write it, Lightning, Hugging Face's Trainer, and ours.
+"""Loops that train a network: as people write it, Lightning, Hugging Face's Trainer, and ours.
 
 In: ``Data``, clips of one egoaudio file. Out: a function that trains on them once and returns what that took from the first
 batch to the last; starting a trainer (1 s for Hugging Face's) does not count. All take Adam with a learning rate of
@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from egoaudio.config.train import DataConfig, OptimizationConfig
+from egoaudio.config.train import DataConfig, ModelConfig, OptimizationConfig, TrainConfig
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
 from egoaudio.models import create_model
 from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
+from egoaudio.models.small_cnn import SmallCNN
 from egoaudio.system import allocator
 from egoaudio.training.losses import Loss
 from egoaudio.training.optimizer import make_optimizer
@@ -30,16 +31,27 @@ MEMORY_BATCHES = 3  # of a run whose memory is measured; the first already shows
 
 
 class Data:
-    """The first ``num_batches`` batches of a file, normalised.
+    """The first ``num_batches`` batches of a file, normalised, for a network on one of its features.
 
     Parameters
     ----------
     path : str or os.PathLike
     batch_size, num_batches : int
+    model : str
+        ``cnn`` on spectrograms, or ``cnn-small`` on log-mels, each clip between its neighbours as by default.
     """
 
-    def __init__(self, path, batch_size, num_batches):
-        self.clips = ClipDataset(path, "spectrogram", np.arange(batch_size * num_batches), normalization=(0.5, 2.0))
+    def __init__(self, path, batch_size, num_batches, model="cnn"):
+        config = TrainConfig(model=ModelConfig(model=model)).resolved()
+        feature = "logmel" if model == "cnn-small" else "spectrogram"
+        self.model, self.context_clips = model, config.data.context_clips
+        self.clips = ClipDataset(
+            path,
+            feature,
+            np.arange(batch_size * num_batches),
+            normalization=(0.5, 2.0),
+            context_clips=self.context_clips,
+        )
         self.batch_size, self.num_clips = batch_size, len(self.clips)
         self.feature_shape, self.num_classes = self.clips.feature_shape, self.clips.num_classes
 
@@ -47,6 +59,20 @@ class Data:
     def tensors(self):
         """Features (n, T, F) and labels (n, C) in memory."""
         return tuple(torch.from_numpy(array) for array in self.clips.fetch(np.arange(self.num_clips)))
+
+
+def network_of(data):
+    """Return the network as people write it: its modules in the order of the paper, nothing tuned."""
+    if data.model == "cnn":
+        return papers_cnn(data)
+    return SmallCNN(data.num_classes, data.feature_shape, context_clips=data.context_clips).to(
+        memory_format=torch.contiguous_format
+    )
+
+
+def batch_of(data, features):
+    """Return features (b, T, F) as the network takes them."""
+    return features.unsqueeze(1) if data.model == "cnn" else features
 
 
 def papers_cnn(data):
@@ -60,7 +86,7 @@ def papers_cnn(data):
 def plain(data, amp):
     """The loop of PyTorch's tutorials, on tensors in memory; a permutation by index is cheaper than a DataLoader."""
     features, labels = data.tensors
-    model, loss = papers_cnn(data), nn.BCEWithLogitsLoss()
+    model, loss = network_of(data), nn.BCEWithLogitsLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
 
     def run():
@@ -68,7 +94,7 @@ def plain(data, amp):
         for rows in torch.randperm(data.num_clips).split(data.batch_size):
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-                value = loss(model(features[rows].unsqueeze(1)), labels[rows])
+                value = loss(model(batch_of(data, features[rows])), labels[rows])
             value.backward()
             optimizer.step()
             total += value.item()
@@ -83,13 +109,13 @@ def lightning(data, amp):
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     features, labels = data.tensors
-    dataset = torch.utils.data.TensorDataset(features.unsqueeze(1), labels)
+    dataset = torch.utils.data.TensorDataset(batch_of(data, features), labels)
     batches = torch.utils.data.DataLoader(dataset, data.batch_size, shuffle=True)
 
     class Module(pl.LightningModule):
         def __init__(self):
             super().__init__()
-            self.network, self.loss, self.total = papers_cnn(data), nn.BCEWithLogitsLoss(), 0.0
+            self.network, self.loss, self.total = network_of(data), nn.BCEWithLogitsLoss(), 0.0
 
         def training_step(self, batch, _):
             return self.loss(self.network(batch[0]), batch[1])
@@ -135,12 +161,12 @@ def hugging_face(data, amp):
             return len(features)
 
         def __getitem__(self, item):
-            return {"x": features[item, None], "labels": labels[item]}
+            return {"x": batch_of(data, features[item : item + 1])[0], "labels": labels[item]}
 
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.network, self.loss = papers_cnn(data), nn.BCEWithLogitsLoss()
+            self.network, self.loss = network_of(data), nn.BCEWithLogitsLoss()
 
         def forward(self, x, labels):
             logits = self.network(x)
@@ -178,9 +204,9 @@ def hugging_face(data, amp):
     return run
 
 
-def make_stepper(name, data, amp):
+def make_stepper(data, amp):
     """Return our step on a model, as ``egoaudio-train`` makes it."""
-    model = create_model(name, data.num_classes, data.feature_shape)
+    model = create_model(data.model, data.num_classes, data.feature_shape, context_clips=data.context_clips)
     optimizer = make_optimizer(
         model, OptimizationConfig(optimizer="adam", learning_rate=LEARNING_RATE, weight_decay=0.0)
     )
@@ -197,7 +223,7 @@ def make_stepper(name, data, amp):
 def ours_in_memory(data, amp):
     """Our step on batches that are ready: what the loop from a file cannot be faster than."""
     features, labels = data.tensors
-    stepper = make_stepper("cnn", data, amp)
+    stepper = make_stepper(data, amp)
 
     def run():
         watch = measuring.Stopwatch()
@@ -210,7 +236,7 @@ def ours_in_memory(data, amp):
 
 def ours(data, amp):
     """What ``egoaudio-train`` does: batches from the file, in random order, read and normalised while the step computes."""
-    stepper = make_stepper("cnn", data, amp)
+    stepper = make_stepper(data, amp)
     loader = Loader(data.clips, data.batch_size, DataConfig(), training=True)
     epochs = iter(range(10**9))
 
@@ -239,9 +265,9 @@ _started = {}  # the loops of this process
 
 
 @allocator.owned()
-def start(name, path, batch_size, num_batches):
+def start(name, path, batch_size, num_batches, model="cnn"):
     """Make a loop of this process ready, and run it once."""
-    _started[name] = (PEERS | OURS)[name](Data(path, batch_size, num_batches))
+    _started[name] = (PEERS | OURS)[name](Data(path, batch_size, num_batches, model))
     _started[name]()
 
 
@@ -253,9 +279,9 @@ def run(name):
 
 
 @allocator.owned()
-def measure_memory(name, path, batch_size):
+def measure_memory(name, path, batch_size, model="cnn"):
     """Return what one loop takes in this process, which must be a fresh one: ``peak_mb`` and ``before_mb``, in MB of resident memory."""
-    run = (PEERS | OURS)[name](Data(path, batch_size, MEMORY_BATCHES))
+    run = (PEERS | OURS)[name](Data(path, batch_size, MEMORY_BATCHES, model))
     reset_peak_memory(CPU)
     before = peak_memory_mb(CPU)
     run()

@@ -69,6 +69,9 @@ def _free_mb():
         return next(int(line.split()[1]) for line in file if line.startswith("MemFree:")) // 1024
 
 
+ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")  # AVX2 and avx2 make this an AVX2 machine for PyTorch
+
+
 def machine():
     """Return the processor, its cores, and the versions of what was measured."""
     with open("/proc/cpuinfo") as file:
@@ -81,10 +84,20 @@ def machine():
             versions[name] = "not installed"
     return {
         "processor": model,
+        "instructions": instructions(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def instructions():
+    """Return the vector instructions that this processor has, and what the environment holds PyTorch to, if it does."""
+    with open("/proc/cpuinfo") as file:
+        flags = next((set(line.split(":")[1].split()) for line in file if line.startswith("flags")), set())
+    found = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+    held = [f"{name}={os.environ[name]}" for name in ISA_LIMITS if name in os.environ]
+    return " ".join(found + held) or platform.machine()
 
 
 def cpu_seconds():

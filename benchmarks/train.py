@@ -1,16 +1,17 @@
-"""Training: clips a second and memory of the paper's CNN beside other loops, and of the Audio Spectrogram Transformer.
+"""Training: clips a second and memory of the two CNNs beside other loops, and of the Audio Spectrogram Transformer.
 
 All cores, wall time, medians; for choice with nothing else running (the load of the machine goes into the JSON):
 
 - ``cnn``: batches of 64 clips of 32 x 1025, 158 classes, each loop in a process of its own: the plain PyTorch loop, Lightning and Hugging
   Face's Trainer on data in memory, ours from the file, and our step alone on batches that are ready;
+- ``cnn-small``: the same loops on the default network, log-mels of 98 x 128, each clip between its neighbours;
 - ``ast``: transformers' own with eager attention, for the 1,024 frames that it assumes and for the 98 of a second, and ours;
 - ``ast-paper``: the first step on one clip, with and without activation checkpointing.
 
 Each measurement of memory has a fresh process; it is the resident memory at its peak, the libraries and the data included
 (a process that has imported PyTorch and egoaudio has 0.7 to 0.9 GB; the JSON says what each had before it trained).
 
-    python benchmarks/train.py [--parts cnn ast ast-paper] [--repeats 5] [--tiny] [--output train.json]
+    python benchmarks/train.py [--parts cnn cnn-small ast ast-paper] [--repeats 5] [--tiny] [--output train.json]
 """
 
 import argparse
@@ -34,6 +35,7 @@ from egoaudio.config.train import ModelConfig
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import synthetic  # noqa: E402
 
+PARTS = ("cnn", "cnn-small", "ast", "ast-paper")
 OUR_RUNS = 3  # of each of our loops, where the others have one
 PLAIN = "plain loop, float32"
 FILE, MEMORY = "egoaudio, from the file", "egoaudio, step on data in memory"
@@ -59,7 +61,7 @@ def megabytes(memory, which="peak_mb"):
 # --------------------------------------------------------------------------------------------------------------- cnn
 
 
-def measure_cnn(path, batch_size, peer_batches, our_batches, repeats, memory_of, new_pool):
+def measure_cnn(path, batch_size, peer_batches, our_batches, repeats, memory_of, new_pool, model="cnn"):
     """Return ``(clips/s of every run by name, raw runs, memory by name, what is missing)``.
 
     Each loop has a process of its own, as what others did to the heap decides what memory costs. Ours do more batches a run, as
@@ -71,7 +73,7 @@ def measure_cnn(path, batch_size, peer_batches, our_batches, repeats, memory_of,
         for name, num_batches in batches.items():
             pool = stack.enter_context(new_pool())
             try:
-                pool.submit(loops.start, name, path, batch_size, num_batches).result()
+                pool.submit(loops.start, name, path, batch_size, num_batches, model).result()
                 pools[name] = pool
             except ImportError as error:
                 missing[name] = f"not installed ({error.name})"
@@ -82,7 +84,9 @@ def measure_cnn(path, batch_size, peer_batches, our_batches, repeats, memory_of,
             runs[name].append(pools[name].submit(loops.run, name).result())
     speeds = {name: [batches[name] * batch_size / run["wall"] for run in found] for name, found in runs.items()}
     memory = {
-        name: in_fresh_process(loops.measure_memory, name, path, batch_size) for name in pools if name in memory_of
+        name: in_fresh_process(loops.measure_memory, name, path, batch_size, model)
+        for name in pools
+        if name in memory_of
     }
     return speeds, runs, memory, missing
 
@@ -116,6 +120,15 @@ def cnn_bars(speeds):
             "0.99",
         ],
         ["the same, --amp", ratio(speeds, f"{FILE}, --amp", f"{MEMORY}, --amp"), "0.97", "0.99"],
+    ]
+
+
+def small_bars(speeds):
+    """Return the rows of bars of the default network."""
+    speed = statistics.median(speeds[f"{FILE}, float32"])
+    return [
+        ["cnn-small in float32, clips/s", f"{speed:,.0f}", "600", ""],
+        ["cnn-small in float32, against the plain float32 loop", ratio(speeds, f"{FILE}, float32", PLAIN), "1.0", ""],
     ]
 
 
@@ -172,26 +185,27 @@ def measure_paper(shape, num_classes, repeats, apart):
 def main(argv=None):
     """Measure, print tables, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=("cnn", "ast", "ast-paper"), default=["cnn", "ast", "ast-paper"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--tiny", action="store_true", help="small clips and models, once, one fresh process, to see that it runs"
     )
     parser.add_argument("--output", help="JSON to write")
     arguments = parser.parse_args(argv)
-    repeats, batch_size, peer_batches, our_batches, shape, num_classes = arguments.repeats, 64, 4, 16, (32, 1025), 158
+    repeats, batch_size, peer_batches, our_batches, num_classes = arguments.repeats, 64, 4, 16, 158
+    shape, small_shape = (32, 1025), (98, 128)
     config = ModelConfig(model="ast", hidden_size=384, num_layers=6, num_heads=6, dropout=0.0, patchout=0.0)
     cases, paper_shape = (((98, 128), 16), ((1024, 128), 2)), shape
     memory_of, apart, new_pool = (*loops.PEERS, *loops.OURS), in_fresh_process, new_process
     if arguments.tiny:
-        repeats, batch_size, peer_batches, our_batches, shape, num_classes = (
+        repeats, batch_size, peer_batches, our_batches, num_classes = (
             1,
             4,
             loops.MEMORY_BATCHES,
             loops.MEMORY_BATCHES,
-            (8, 20),
             5,
         )
+        shape, small_shape = (8, 20), (24, 16)
         cases, config, paper_shape = (((16, 32), 2), ((64, 32), 2)), SMALL, (16, 20)
         memory_of, apart, new_pool = (PLAIN,), lambda work, *about: work(*about), lambda: ThreadPoolExecutor(1)
     facts, bars, load, num_threads = {"rows": []}, [], os.getloadavg(), torch.get_num_threads()
@@ -201,24 +215,23 @@ def main(argv=None):
         measuring.fill_memory()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if "cnn" in arguments.parts:
-            path = Path(folder) / "clips.h5"
-            synthetic.make_file(
-                path,
-                our_batches,
-                batch_size,
-                {"spectrogram": shape},
-                num_classes,
-                unlabelled=0.0,
-                class_dependent=False,
+        for part, shapes, find_bars in (
+            ("cnn", {"spectrogram": shape}, cnn_bars),
+            ("cnn-small", {"logmel": small_shape}, small_bars),
+        ):
+            if part not in arguments.parts:
+                continue
+            path = Path(folder) / f"{part}.h5"
+            labels = {"unlabelled": 0.0, "class_dependent": False}
+            synthetic.make_file(path, our_batches, batch_size, shapes, num_classes, **labels)
+            measured = measure_cnn(
+                path, batch_size, peer_batches, our_batches, repeats, memory_of, new_pool, model=part
             )
-            facts["cnn_clips_per_second"], runs, memory, missing = measure_cnn(
-                path, batch_size, peer_batches, our_batches, repeats, memory_of, new_pool
-            )
-            facts |= {"runs": runs, "memory": memory, "not_measured": missing}
-            rows = cnn_rows(facts["cnn_clips_per_second"], memory, missing)
-            measuring.table([f"cnn, batch {batch_size}", "clips/s", "times the plain loop", "peak memory, MB"], rows)
-            bars += cnn_bars(facts["cnn_clips_per_second"])
+            speeds, runs, memory, missing = measured
+            facts[part] = {"clips_per_second": speeds, "runs": runs, "memory": memory, "not_measured": missing}
+            rows = cnn_rows(speeds, memory, missing)
+            measuring.table([f"{part}, batch {batch_size}", "clips/s", "times the plain loop", "peak memory, MB"], rows)
+            bars += find_bars(speeds)
             facts["rows"] += rows
     if "ast" in arguments.parts:
         rows, facts["ast_runs"], facts["ast_memory"] = measure_ast(cases, num_classes, config, repeats, apart)

@@ -40,10 +40,11 @@ from egoaudio.models.scorer import Scorer, score
 
 SPLIT = {"split_unit": "subject", "validation_fraction": 0.2}
 NUM_RESAMPLES = 200
+# Each file of the set: what the build is told, and the features that its rows train on.
 DENOISING = {
-    "none": ["--denoise", "none"],
-    "clip": ["--denoise-scope", "clip"],
-    "recording": ["--denoise-scope", "recording"],
+    "clip": (["--denoise-scope", "clip"], "spectrogram,logmel,yamnet"),
+    "none": (["--denoise", "none"], "logmel,yamnet"),
+    "recording": (["--denoise-scope", "recording"], "logmel"),
 }
 COLUMNS = ("validation", "test", "low", "high", "all", "top1", "video_map", "segment_f1", "seconds", "clips_per_second")
 
@@ -54,7 +55,7 @@ class Candidate:
 
     name: str
     options: dict = field(default_factory=dict)
-    denoising: str = "none"
+    denoising: str = "clip"
     quick: bool = False
     """Whether ``--quick`` trains it."""
     most_seeds: int = 3
@@ -64,25 +65,34 @@ def candidates(weights):
     """Return what is trained; ``weights`` is a file of YAMNet's, or None."""
     rows = [
         Candidate("cnn-small, every default", quick=True),
+        Candidate("cnn-small, without denoising", denoising="none", quick=True),
+        Candidate("cnn-small, denoised per recording", denoising="recording", quick=True),
         Candidate("cnn-small, no context", {"context_clips": 0}, quick=True),
         Candidate("cnn-small, context 2", {"context_clips": 2}),
         Candidate("cnn-small, no change of level", {"gain_db": 0.0}),
-        Candidate("cnn-small, mixup 0.3", {"mixup": 0.3}),
         Candidate("cnn-small, time shift 0.25 s", {"time_shift_seconds": 0.25}),
+        Candidate("cnn-small, mixup 0.3", {"mixup": 0.3}),
         Candidate("cnn-small, spec-augment", {"spec_augment": True}),
+        Candidate("cnn-small, balanced sampling", {"balanced_sampling": True}),
         Candidate("cnn-small, EMA 0.99", {"ema": 0.99}),
         Candidate("cnn-small, asymmetric loss", {"loss": "asymmetric"}),
         Candidate("cnn-small, label smoothing 0.05", {"label_smoothing": 0.05}),
-        Candidate("cnn-small, denoised per clip", denoising="clip", quick=True),
-        Candidate("cnn-small, denoised per recording", denoising="recording", quick=True),
-        Candidate("cnn (the paper's)", {"model": "cnn", "epochs": 10}, most_seeds=1),
+        Candidate("cnn-small, 10 epochs", {"epochs": 10}),
+        Candidate("cnn (the paper's), 10 epochs", {"model": "cnn", "epochs": 10}, quick=True, most_seeds=1),
         Candidate("ast, from nothing", {"model": "ast"}, quick=True, most_seeds=2),
     ]
     if weights is not None:
+        yamnet = {"model": "yamnet", "pretrained": str(weights)}
         rows += [
-            Candidate("yamnet, fine-tuned", {"model": "yamnet", "pretrained": str(weights)}, quick=True),
-            Candidate("yamnet, frozen", {"model": "yamnet", "pretrained": str(weights), "freeze": True}),
-            Candidate("cnn-small, taught by yamnet", {"teacher": "yamnet, fine-tuned"}, quick=True),
+            Candidate("yamnet, fine-tuned", yamnet, quick=True),
+            Candidate("yamnet, fine-tuned, without denoising", yamnet, denoising="none", quick=True),
+            Candidate("yamnet, frozen, without denoising", yamnet | {"freeze": True}, denoising="none"),
+            Candidate(
+                "cnn-small, without denoising, taught by yamnet",
+                {"teacher": "yamnet, fine-tuned, without denoising"},
+                denoising="none",
+                quick=True,
+            ),
         ]
     return rows
 
@@ -94,9 +104,8 @@ def prepare(folder):
     """Make the set and its three files in ``folder``, unless they are there."""
     if not (folder / "truth.json").exists():
         subprocess.run([sys.executable, Path(__file__).with_name("hearing_set.py"), folder], check=True)
-    for name, options in DENOISING.items():
+    for name, (options, features) in DENOISING.items():
         if not (folder / f"{name}.h5").exists():
-            features = "spectrogram,mfcc,logmel,yamnet" if name == "none" else "logmel"
             arguments = [
                 "--annotations",
                 folder / "train.csv",
@@ -192,49 +201,48 @@ def statistics_of(file):
     )
 
 
-def baselines(folder, seeds):
-    """Yield (name, row) of the prior, logistic regression and an MLP on log-mel statistics."""
+def baselines(folder, seed):
+    """Yield (name, what ``train`` returns) of the prior, logistic regression and an MLP on log-mel statistics."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neural_network import MLPClassifier
     from sklearn.preprocessing import StandardScaler
 
     with egoaudio.open(folder / "none.h5") as file:
-        audible = audible_columns(folder, file)
-        split = split_rows(file, from_flat(TrainConfig, SPLIT).data, 0)
-        features, labels = (
-            StandardScaler().fit(statistics_of(file)[split.train]).transform(statistics_of(file)),
-            file.labels,
-        )
+        audible, labels = audible_columns(folder, file), np.array(file.labels)
+        split = split_rows(file, from_flat(TrainConfig, SPLIT).data, seed)
+        features = statistics_of(file)
+        features = StandardScaler().fit(features[split.train]).transform(features)
         truths = [read_ground_truth(file, split.validation), read_ground_truth(file, split.test)]
-        frequencies = class_counts(labels, split.train) / len(split.train)
+    frequencies = class_counts(labels, split.train) / len(split.train)
 
-    def judged(predict):
+    def judged(predict, started):
         scored = [np.tile(frequencies, (len(truth.rows), 1)).astype(np.float32) for truth in truths]
         for scores, truth in zip(scored, truths, strict=True):
             predict(scores, features[truth.rows])
         thresholds = metrics.best_thresholds(scored[0], truths[0].labels)
-        return [judge(scores, truth, audible, thresholds) for scores, truth in zip(scored, truths, strict=True)]
+        found = [judge(scores, truth, audible, thresholds) for scores, truth in zip(scored, truths, strict=True)]
+        return *found, time.perf_counter() - started, 0.0
 
     def regression(scores, of):
         for column, model in models.items():
             scores[:, column] = model.predict_proba(of)[:, 1]
 
-    prior = judged(lambda scores, of: None)
-    yield "prior", row_of(prior[:1], prior[1:], 0, 0)
+    yield "prior", judged(lambda scores, of: None, time.perf_counter())
     started = time.perf_counter()
     models = {
         column: LogisticRegression(C=0.01, max_iter=300).fit(features[split.train], labels[split.train, column])
         for column in audible
+        if 0 < np.count_nonzero(labels[split.train, column]) < len(split.train)
     }
-    found = judged(regression)
-    yield "logistic regression on log-mel statistics", row_of(found[:1], found[1:], time.perf_counter() - started, 0)
-    started, found = time.perf_counter(), []
-    for seed in range(seeds):
-        mlp = MLPClassifier((128,), alpha=1.0, max_iter=20, random_state=seed).fit(
-            features[split.train], labels[split.train]
-        )
-        found.append(judged(lambda scores, of, mlp=mlp: np.copyto(scores, mlp.predict_proba(of))))
-    yield "MLP on log-mel statistics", row_of(*zip(*found, strict=True), (time.perf_counter() - started) / seeds, 0)
+    yield "logistic regression on log-mel statistics", judged(regression, started)
+    started = time.perf_counter()
+    mlp = MLPClassifier((128,), alpha=1.0, max_iter=20, random_state=seed).fit(
+        features[split.train], labels[split.train]
+    )
+    yield (
+        "MLP on log-mel statistics",
+        judged(lambda scores, of: np.copyto(scores, mlp.predict_proba(of)), started),
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- models
@@ -276,14 +284,19 @@ def name_of(name, seed):
 # ---------------------------------------------------------------------------------------------------------- the table
 
 
-def show(name, row):
-    """Print one row of the Markdown table."""
-    percent = {key: f"{100 * row[key]:.1f}" for key in COLUMNS[:-2]}
-    print(
-        f"| {name} | {percent['validation']} | {percent['test']} ({percent['low']} to {percent['high']}) | {percent['all']} | {percent['top1']} "
-        f"| {percent['video_map']} | {percent['segment_f1']} | {row['seconds']:.0f} | {row['clips_per_second']:,.0f} |",
-        flush=True,
-    )
+def show(table):
+    """Print the table in Markdown."""
+    print("| model | seeds | validation | test, audible classes | all | top-1 | video mAP | segment F1 | s | clips/s |")
+    print("|---" * 10 + "|")
+    for name, row in table.items():
+        percent = {key: f"{100 * row[key]:.1f}" for key in COLUMNS[:-2]}
+        test = f"{percent['test']} ({percent['low']} to {percent['high']})"
+        others = " | ".join(percent[key] for key in ("all", "top1", "video_map", "segment_f1"))
+        seeds = len(row["test_by_seed"])
+        print(
+            f"| {name} | {seeds} | {percent['validation']} | {test} | {others} "
+            f"| {row['seconds']:.0f} | {row['clips_per_second']:,.0f} |"
+        )
 
 
 def main(arguments=None):
@@ -298,29 +311,25 @@ def main(arguments=None):
     given = parser.parse_args(arguments)
     seeds = 1 if given.quick else given.seeds
     prepare(given.folder)
-    table = {}
-    print(
-        "| model | validation | test, audible classes | all | top-1 | video mAP | segment F1 | s | clips/s |\n"
-        + "|---" * 9
-        + "|"
-    )
+    table, found = {}, {}
 
-    def keep(name, row):
-        table[name] = row
-        show(name, row)
-        given.output.write_text(json.dumps({"machine": machine(), "seeds": seeds, "rows": table}, indent=1) + "\n")
+    def keep(name, result):
+        found.setdefault(name, []).append(result)
+        validation, tests, seconds, speeds = zip(*found[name], strict=True)
+        table[name] = row_of(validation, tests, float(np.mean(seconds)), float(np.median(speeds)))
+        given.output.write_text(json.dumps({"machine": machine(), "rows": table}, indent=1) + "\n")
+        print(f"seed {seed}, validation {100 * validation[-1].values['audible']:.1f}: {name}", file=sys.stderr)
 
-    for name, row in baselines(given.folder, seeds):
-        keep(name, row)
-    for candidate in candidates(given.yamnet):
-        if given.quick and not candidate.quick or given.only and not any(part in candidate.name for part in given.only):
-            continue
-        results = [
-            train(candidate, given.folder, given.folder / "runs", seed)
-            for seed in range(min(seeds, candidate.most_seeds))
-        ]
-        validation, tests, seconds, speeds = zip(*results, strict=True)
-        keep(candidate.name, row_of(validation, tests, float(np.mean(seconds)), float(np.median(speeds))))
+    for seed in range(seeds):  # seed by seed: a run that is stopped has every row
+        for name, result in baselines(given.folder, seed):
+            keep(name, result)
+        for candidate in candidates(given.yamnet):
+            if seed >= candidate.most_seeds or given.quick and not candidate.quick:
+                continue
+            if given.only and not any(part in candidate.name for part in given.only):
+                continue
+            keep(candidate.name, train(candidate, given.folder, given.folder / "runs", seed))
+    show(table)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ import pytest
 import egoaudio
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import hearing
 import hearing_set
 import hearing_sounds
+import synthetic
 from hearing_sounds import Sound
 
 
@@ -147,3 +149,31 @@ def test_the_set_is_built_by_the_product_and_the_seed_repeats_it(tmp_path, sound
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
     with egoaudio.open(tmp_path / "set.h5") as file:
         assert (file.num_clips, int(file.usable.sum())) == (150, 150)
+
+
+def test_the_benchmark_judges_every_row_and_keeps_its_figures(tmp_path, monkeypatch, capsys):
+    features = {"logmel": (24, 8)}
+    for name in ("none", "clip"):
+        path = synthetic.make_file(tmp_path / f"{name}.h5", 12, 8, features, test_fraction=0.3)
+    with egoaudio.open(path) as file:
+        ids = file.classes.class_id.tolist()
+    truth = {"audible_classes": dict.fromkeys(ids[:3], "a class")}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    monkeypatch.setattr(hearing, "DENOISING", {"none": ([], "logmel"), "clip": ([], "logmel")})
+    monkeypatch.setattr(
+        hearing, "candidates", lambda weights: [hearing.Candidate("small", {"epochs": 3, "context_clips": 0})]
+    )
+    hearing.main([str(tmp_path), "--seeds", "2", "--output", str(tmp_path / "out.json")])
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert list(rows) == [
+        "prior",
+        "logistic regression on log-mel statistics",
+        "MLP on log-mel statistics",
+        "small",
+    ]
+    printed = capsys.readouterr().out
+    for name, row in rows.items():
+        assert len(row["test_by_seed"]) == 2 and f"| {name} | 2 |" in printed
+        assert 0 <= row["low"] <= row["test"] <= row["high"] <= 1
+    # Each class has a band of its own: linear models hear that at once, and the prior does not.
+    assert rows["logistic regression on log-mel statistics"]["test"] > 0.9 > 0.6 > rows["prior"]["test"]

@@ -77,3 +77,19 @@ class Status(IntEnum):
     MISSING = 4
     CRASHED = 5
     NO_SOUND = 6  # clips only: the recording decoded shorter than its plan
+
+    @staticmethod
+    def describe(status: int) -> str:
+        """Return a status in words, also one that this version does not know."""
+        return _STATUS_WORDS.get(status, f"status {status}")
+
+
+_STATUS_WORDS: dict[int, str] = {
+    Status.PLANNED: "planned, not done yet",
+    Status.OK: "with sound",
+    Status.NO_AUDIO: "without an audio stream",
+    Status.UNREADABLE: "unreadable",
+    Status.MISSING: "without a file",
+    Status.CRASHED: "crashed or timed out",
+    Status.NO_SOUND: "beyond the end of the sound",
+}

@@ -1,28 +1,36 @@
 """Every picture: an egoaudio file's classes and clips, the curves of training, the precision of each class.
 
-In: an ``EgoAudioFile``, rows of metrics.csv, an ``Evaluation``. Out: PNG files, or PNG bytes for an atomic write. The one user of
-matplotlib; figures are made without pyplot, which keeps every figure in a global and wants a display. Takes half a second to
-import: import it where it is called.
+In: an ``EgoAudioFile``, rows of metrics.csv, an ``Evaluation``. Out: PNG files, or PNG bytes for an atomic write. The
+one user of matplotlib; figures are made without pyplot, which keeps every figure in a global and needs a display. The
+import takes half a second, so import this module where it is used.
 """
 
 import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from egoaudio.errors import StoreError, TrainingError
 from egoaudio.system import files
 
+if TYPE_CHECKING:
+    from egoaudio.evaluation.results import Evaluation
+    from egoaudio.hdf5.reader import EgoAudioFile
+
 _BLUE, _GREY = "#33658a", "#9a9a9a"
 _DPI = 120
 _DOTS_PER_INCH = 100  # of curves and classes, whose height grows with the data
 _CLASS_INCHES = 0.17  # height of one class
-_MOST_CLASSES = 400  # a picture of 5,000 takes two minutes, and would be 85,000 pixels high
+_MOST_CLASSES = 400  # a picture of 5,000 takes two minutes and is 85,000 pixels high
 
 
-def plot_classes(file, path):
-    """Draw the samples per class, sorted, on a log scale (the paper's Figure 1); every class can be read, 158 of them too.
+def plot_classes(file: "EgoAudioFile", path: str | os.PathLike[str]) -> None:
+    """Draw the clips per class, sorted, on a log scale (the paper's Figure 1); 158 class names are legible, too.
 
     Parameters
     ----------
@@ -71,8 +79,8 @@ def plot_classes(file, path):
     _finish(figure, axes, path, file)
 
 
-def plot_clip(file, number, path):
-    """Draw every feature of one clip, one below the other, with the times and the classes that are on."""
+def plot_clip(file: "EgoAudioFile", number: int, path: str | os.PathLike[str]) -> None:
+    """Draw every feature of one clip, one below the other, with the times and the active classes."""
     clip = file.clip_table[number]
     video = file.video_table[clip["video"]]["video_id"].decode("utf-8", errors="replace")
     figure = Figure(figsize=(9.0, 0.8 + 2.4 * len(file.features)), layout="constrained")
@@ -82,8 +90,8 @@ def plot_clip(file, number, path):
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     panels[-1].set_xlabel("seconds in the clip")
-    on = [_class_name(file, k) for k in np.flatnonzero(file.labels[number])]
-    what = "; ".join(on) if clip["labelled"] else "not labelled"
+    active = [_class_name(file, k) for k in np.flatnonzero(file.labels[number]).tolist()]
+    what = "; ".join(active) if clip["labelled"] else "not labelled"
     figure.suptitle(
         f"clip {number}: {video}, {clip['start_seconds']:.2f} to {clip['stop_seconds']:.2f} s\n{what or 'no class'}",
         fontsize=9,
@@ -92,7 +100,9 @@ def plot_clip(file, number, path):
     _finish(figure, None, path, file)
 
 
-def _draw_feature(figure, axes, file, name, number, clip_seconds):
+def _draw_feature(
+    figure: Figure, axes: Axes, file: "EgoAudioFile", name: str, number: int, clip_seconds: float
+) -> None:
     """Draw one clip's feature: a line for the waveform, else an image with time to the right."""
     values = np.asarray(file[name][number], np.float32)
     if name == "waveform":
@@ -100,10 +110,8 @@ def _draw_feature(figure, axes, file, name, number, clip_seconds):
         axes.set_xlim(0, len(values) / file.sample_rate)
         axes.set_ylabel("waveform")
         return
-    shape = (
-        values[:, 1:] if name == "mfcc" and values.shape[1] > 1 else values
-    )  # mfcc 0 is the level, and dwarfs the others
-    low, high = np.percentile(shape, (1, 99.5))
+    scaled = values[:, 1:] if name == "mfcc" and values.shape[1] > 1 else values  # mfcc 0, the level, dwarfs the others
+    low, high = np.percentile(scaled, (1, 99.5))
     seconds = float(file.config.get("context_seconds") or clip_seconds)
     frequency = (
         name == "spectrogram" and "frequency_hz" in file.axes and len(file.axes["frequency_hz"]) == values.shape[1]
@@ -123,17 +131,17 @@ def _draw_feature(figure, axes, file, name, number, clip_seconds):
     figure.colorbar(image, ax=axes, pad=0.01, label=str(file.attributes(name).get("units", "")))
 
 
-def _class_name(file, k):
-    """Return identity and name of a class, the name cut where it would fill the picture."""
+def _class_name(file: "EgoAudioFile", k: int) -> str:
+    """Return id and name of a class, cut where they would fill the picture."""
     row = file.class_table[k]
     identity, name = (row[column].decode("utf-8", errors="replace") for column in ("class_id", "name"))
     text = identity if name in ("", identity) else f"{identity} {name}"
     text = text if len(text) <= 44 else text[:43] + "…"
-    return text.replace("$", r"\$")  # matplotlib would read a formula
+    return _plain(text)
 
 
-def _finish(figure, axes, path, file):
-    """Write the picture, never over the file it is of; no date inside, so that the same file gives the same picture."""
+def _finish(figure: Figure, axes: Axes | None, path: str | os.PathLike[str], file: "EgoAudioFile") -> None:
+    """Write the picture, never over ``file`` itself; without a date, so that the same file gives the same picture."""
     if axes is not None:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
@@ -146,14 +154,14 @@ def _finish(figure, axes, path, file):
         raise StoreError(f"{path}: the picture cannot be written: {error.strerror or error}") from error
 
 
-def curves_png(rows):
+def curves_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Return loss and accuracy over the epochs as a PNG.
 
     Parameters
     ----------
     rows : sequence of mapping
-        Of metrics.csv, one an epoch, numbers or their text: ``epoch``, ``train_loss``, ``val_loss``, ``top1``, ``top5``, ``map``; what
-        is empty or missing (there may be no validation split) leaves a gap.
+        Of metrics.csv, one an epoch, numbers or their text: ``epoch``, ``train_loss``, ``val_loss``, ``top1``,
+        ``top5``, ``map``; empty or missing ones (there may be no validation split) leave a gap.
 
     Raises
     ------
@@ -189,10 +197,10 @@ def curves_png(rows):
     return _png(figure)
 
 
-def per_class_png(evaluation):
+def per_class_png(evaluation: "Evaluation") -> bytes:
     """Return the average precision of each class, best first, with its prior, as a PNG.
 
-    Classes without positives are left out, and of more than 400 the rarer ones.
+    Classes without positives are left out, and the rarest of more than 400.
     """
     precision, prior, counts = (
         np.array(evaluation.per_class[name], dtype=np.float64) for name in ("average_precision", "prior", "num_clips")
@@ -226,29 +234,29 @@ def per_class_png(evaluation):
     return _png(figure)
 
 
-def _of_split(evaluation):
+def _of_split(evaluation: "Evaluation") -> str:
     """Return which split is shown, where that is known."""
     return f" in the {evaluation.about['split']} split" if "split" in evaluation.about else ""
 
 
-def _dress(axes, grid):
-    """Take away what says nothing, and put the grid behind what is drawn."""
+def _dress(axes: Axes, grid: Literal["both", "x"]) -> None:
+    """Remove the frame, and put the grid behind the data."""
     axes.grid(axis=grid, alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _column(rows, name):
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     """Return a column of metrics.csv as floats, NaN where it is empty or missing."""
     return np.array([float("nan" if row.get(name) in (None, "") else row[name]) for row in rows])
 
 
-def _plain(text):
+def _plain(text: str) -> str:
     """Return text that matplotlib shows as it is: a dollar sign would start a formula."""
     return text.replace("$", r"\$")
 
 
-def _png(figure):
+def _png(figure: Figure) -> bytes:
     """Return a figure as PNG bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

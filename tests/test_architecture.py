@@ -74,9 +74,13 @@ def _modules():
 
 
 def _imports(path):
-    """Return the modules that a file imports, inside functions too."""
+    """Return the modules that a file imports, inside functions too; not what only a type checker imports."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -189,7 +189,7 @@ def test_a_video_without_data_is_exit_status_3_unless_skipped(tmp_path):
     page = CliRunner().invoke(cli.inspect, [str(tmp_path / "ego.h5")])
     assert page.exit_code == 0 and "c000 Knocking on a door" in page.output
     failed = CliRunner().invoke(cli.inspect, [str(tmp_path / "ego.h5"), "--failed"])
-    assert "unreadable" in failed.output and "no audio stream" in failed.output
+    assert "unreadable" in failed.output and "without an audio stream" in failed.output
 
 
 def test_verify_finds_a_flipped_byte_and_exits_with_1(tmp_path):

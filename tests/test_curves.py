@@ -132,5 +132,8 @@ def test_names_are_shown_as_they_are(drawn_figures):
 
 
 def test_pyplot_is_never_loaded():
-    code = "import sys; from egoaudio import figures; figures.curves_png([{'epoch': 1, 'train_loss': 1}]); assert 'matplotlib.pyplot' not in sys.modules"
+    code = (
+        "import sys; from egoaudio import figures; figures.curves_png([{'epoch': 1, 'train_loss': 1}]); "
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -23,18 +23,11 @@ from egoaudio.config.build import BuildConfig
 from egoaudio.errors import Status
 from egoaudio.hdf5 import reader
 from egoaudio.hdf5.reader import EgoAudioFile
+from egoaudio.system.terminal import describe_bytes, describe_duration
 
 _MOST_NAMES = 3  # of the videos that failed for one reason
 FAILED = (Status.UNREADABLE, Status.MISSING, Status.CRASHED)
 """Statuses of videos that should have given data and gave none; a video without sound is none of them."""
-_MEANING = {
-    Status.OK: "with sound",
-    Status.NO_AUDIO: "without an audio stream",
-    Status.UNREADABLE: "unreadable",
-    Status.MISSING: "without a file",
-    Status.CRASHED: "crashed or out of time",
-    Status.PLANNED: "planned",
-}
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ class BuildReport:
         if busy:
             shares = ", ".join(f"{stage} {seconds / busy:.0%}" for stage, seconds in self.stage_seconds.items())
             lines.append(
-                f"  time     {_duration(self.seconds)} with {self.num_workers} worker{'s' if self.num_workers > 1 else ''}: "
+                f"  time     {describe_duration(self.seconds)} with {self.num_workers} worker{'s' if self.num_workers > 1 else ''}: "
                 f"{self.num_clips / self.seconds:,.0f} clips/s, {self.sound_seconds / self.seconds:,.0f}x real time"
             )
             lines.append(f"  spent    {shares}")
@@ -132,13 +125,13 @@ def _describe_file(file: EgoAudioFile) -> list[str]:
     labels = int(file.class_table["num_clips"].sum())
     seen = int((file.class_table["num_clips"] > 0).sum())
     facts = {
-        "videos": f"{len(videos):,}: {_counted({_MEANING[status]: count for status, count in sorted(statuses.items())})}",
+        "videos": f"{len(videos):,}: {_by_status(statuses)}",
         "twice": _describe_twins(file),
         "clips": f"{usable.sum():,} of {file.clip_seconds:g} s, {hours:.2f} h{without}",
         "labels": f"{labels:,} in {seen} of {file.num_classes} classes",
         "beyond": str(Beyond.of_file(file)),
         "arrays": ", ".join(f"{name} {'x'.join(map(str, file[name].shape))}" for name in file.features),
-        "size": _bytes(file.num_bytes),
+        "size": describe_bytes(file.num_bytes),
     }
     lines = [f"{name:<9}{words}" for name, words in facts.items() if words]
     place = next(number for number, line in enumerate(lines) if line.startswith("labels"))
@@ -179,19 +172,18 @@ class BuildPlan:
     def describe(self, list_all: bool = False) -> str:
         """Return the page, with every video that would have no data or with a few of each kind."""
         enough = "" if self.free_bytes > self.num_bytes else ": NOT ENOUGH"
-        statuses = _counted({_MEANING[status]: count for status, count in sorted(self.statuses.items())})
         lines = [
             f"{self.path} would hold",
-            f"  videos   {self.num_videos:,}: {statuses}",
+            f"  videos   {self.num_videos:,}: {_by_status(self.statuses)}",
             f"  clips    {self.num_clips:,} of {self.clip_seconds:g} s from {self.sound_seconds / 3600:.2f} h of sound",
             f"  classes  {self.num_classes}",
-            f"  size     {_bytes(self.num_bytes)}; {_bytes(self.free_bytes)} are free there{enough}",
+            f"  size     {describe_bytes(self.num_bytes)}; {describe_bytes(self.free_bytes)} are free there{enough}",
         ]
         if self.irregularities:
             lines.append("  csv      " + _counted(self.irregularities))
         lines += ["  " + note for note in self.notes]
         if self.estimated_seconds is not None:
-            time_needed = _duration(self.estimated_seconds)
+            time_needed = describe_duration(self.estimated_seconds)
             lines.append(f"  time     about {time_needed} with {self.num_workers} workers, judging by one video")
         if self.failures:
             lines.append(f"{len(self.failures):,} videos would have no data:")
@@ -225,7 +217,7 @@ def describe_plan(
         per_second = sum(rehearsal.stage_seconds.values()) / rehearsal.sound_seconds
         estimate = per_second * sound_seconds / num_workers
     failures = tuple(
-        (video.video_id, recording.error or _MEANING[recording.status])
+        (video.video_id, recording.error or Status.describe(recording.status))
         for video, recording in zip(plan.gathered.annotations.videos, plan.recordings, strict=True)
         if recording.status != Status.OK
     )
@@ -279,19 +271,6 @@ def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {what}" for what, count in counts.items())
 
 
-def _bytes(count: float) -> str:
-    """Return a size in words."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.2f} TB"
-
-
-def _duration(seconds: float) -> str:
-    """Return a time in words."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+def _by_status(statuses: Mapping[Status, int]) -> str:
+    """Return the counts of statuses in words, in the order of their numbers."""
+    return _counted({Status.describe(status): count for status, count in sorted(statuses.items())})

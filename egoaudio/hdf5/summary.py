@@ -15,20 +15,11 @@ import numpy as np
 from egoaudio.errors import Status, StoreError
 from egoaudio.hdf5.integrity import verify
 from egoaudio.system import files
-from egoaudio.system.terminal import one_line
+from egoaudio.system.terminal import describe_bytes, one_line
 
 __all__ = ["export_clip", "failed", "summary", "verify"]
 
 _COLUMNS = 100
-_STATUS_WORDS = {
-    Status.PLANNED: "planned, not done yet",
-    Status.OK: "ok",
-    Status.NO_AUDIO: "no audio stream",
-    Status.UNREADABLE: "unreadable",
-    Status.MISSING: "missing file",
-    Status.CRASHED: "decoder crashed or ran out of time",
-    Status.NO_SOUND: "no sound there",
-}
 _NUM_CLASSES = 8  # of the most and least frequent
 
 
@@ -38,7 +29,7 @@ def summary(file):
     hours = videos["duration_seconds"][status == Status.OK].sum() / 3600
     state = "complete" if file.complete else "NOT COMPLETE: run the same egoaudio-build again to finish it"
     sections = [
-        f"{os.path.basename(file.path)}: {_size(file.num_bytes)}, {state}",
+        f"{os.path.basename(file.path)}: {describe_bytes(file.num_bytes)}, {state}",
         _facts(
             {
                 "made": f"{file.created_utc} by egoaudio {file.egoaudio_version}",
@@ -66,7 +57,6 @@ def summary(file):
 
 def failed(file):
     """Return a line for each video without data (why, id, file, reason), and for each that lost some of its sound."""
-    words = {status: word for status, word in _STATUS_WORDS.items() if status not in (Status.OK, Status.PLANNED)}
     lines = []
     for row in file.video_table:
         if row["status"] == Status.OK and row["lost_samples"] > 0:
@@ -75,7 +65,7 @@ def failed(file):
         elif row["status"] not in (Status.OK, Status.PLANNED):
             lines.append(
                 (
-                    words.get(row["status"], f"status {row['status']}"),
+                    Status.describe(row["status"]),
                     _text(row["video_id"]),
                     _text(row["file"]),
                     _text(row["error"]),
@@ -99,7 +89,7 @@ def export_clip(file, number, path):
     if not file.usable[number]:
         clip = file.clip_table[number]
         video = file.video_table[clip["video"]]
-        reason = _STATUS_WORDS.get(clip["status"] if clip["status"] != Status.OK else video["status"], "unknown status")
+        reason = Status.describe(clip["status"] if clip["status"] != Status.OK else video["status"])
         raise StoreError(
             f"clip {number} of {file.path} has no data: {reason} (video {_text(video['video_id'])}). See egoaudio-inspect --failed"
         )
@@ -160,7 +150,7 @@ def _arrays(file):
     for name in file.features:
         array, attributes = file[name], file.attributes(name)
         shape = " x ".join(f"{length:,}" for length in array.shape)
-        size = _size(array.dtype.itemsize * np.prod(array.shape, dtype=float))
+        size = describe_bytes(array.dtype.itemsize * np.prod(array.shape, dtype=float))
         units, axes = str(attributes.get("units", "")), str(attributes.get("axes", "")).replace(",", ", ")
         lines.append(
             (name, shape, str(array.dtype), size, units, axes if file.is_mapped(name) else axes + " (repacked: slow)")
@@ -196,7 +186,7 @@ def _by_status(status, nothing):
     """Return how often each status occurs, in words."""
     values, counts = np.unique(status, return_counts=True)
     pairs = sorted(zip(values.tolist(), counts.tolist(), strict=True), key=lambda pair: pair[0] != Status.OK)
-    words = [f"{count:,} {_STATUS_WORDS.get(value, f'status {value}')}" for value, count in pairs]
+    words = [f"{count:,} {Status.describe(value)}" for value, count in pairs]
     return ", ".join(words) or nothing
 
 
@@ -233,15 +223,6 @@ def _table(rows, alignment, gap="  "):
 def _option(value):
     """Return an option's value as one would type it."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _size(num_bytes):
-    """Return a number of bytes in the unit that suits it: 25.1 GB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.1f} TB"
 
 
 def _text(raw):

@@ -1,10 +1,12 @@
-"""Write files that are whole or not there, on disks that may be full, limited, read-only or gone.
+"""Write files that are whole or absent, on disks that may be full, limited, read-only or gone.
 
-``replacing`` is the one atomic write of the package: builds, checkpoints, tables, pictures and submissions use it. In: paths and
-descriptors. Out: nothing, or an ``OSError`` that ``explain`` puts into words, with the bytes needed and available.
+``replacing`` is the one atomic write of the package: builds, checkpoints, tables, pictures and submissions use it. In:
+paths and descriptors. Out: nothing, or an ``OSError`` that ``explain`` puts into words, with the bytes needed and
+available.
 
-Conventions: what was written is on disk only after a sync, of the file and, for a new or changed name, of its folder. An output
-that is a symbolic link stays one: its target is replaced. Only regular files are replaced, never a device, a pipe or a folder.
+Conventions: what was written is on disk only after a sync, of the file and, for a new or changed name, of its folder.
+Where an output is a symbolic link, its target is replaced and the link stays. Only regular files are replaced, never a
+device, a pipe or a folder.
 """
 
 import contextlib
@@ -12,14 +14,17 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from egoaudio.errors import StoreError
 
+StrPath = str | os.PathLike[str]
 LONGEST_NAME_BYTES = 255
 """Of a file's name, on every file system in use."""
-_TOKEN_BYTES = 8  # of chance in a temporary name
-_RESERVE_BYTES = 1 << 30  # a slice at a time, so that a signal is heard between two
+_TOKEN_BYTES = 8  # random ones in a temporary name
+_RESERVE_BYTES = 1 << 30  # in one call, so that signals are handled between two
 _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -29,11 +34,11 @@ _KINDS = {
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """Yield a new file that takes the place of ``path``, whole and on disk, when the block ends; else nothing changes.
+def replacing(path: StrPath) -> Iterator[BinaryIO]:
+    """Yield a new file that takes the place of ``path``, whole and on disk, when the block ends without an exception.
 
-    The file is made beside the one it replaces, under a random name that did not exist, so nothing that lies there is followed
-    or overwritten. Its ``name`` is its path until then.
+    The file is made beside the one it replaces, under a random name that did not exist, so no link is followed and
+    nothing else overwritten. Until the end of the block, its ``name`` is its path.
 
     Parameters
     ----------
@@ -67,15 +72,15 @@ def replacing(path):
     sync_folder(target)
 
 
-def write_file(path, contents):
-    """Write bytes to ``path`` as ``replacing`` does; its folder is made if it is not there."""
+def write_file(path: StrPath, contents: bytes) -> None:
+    """Write bytes to ``path`` as ``replacing`` does; its folder is made if it is missing."""
     Path(os.path.realpath(path)).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(contents)
 
 
-def remove_leftovers(path):
-    """Remove what writers of ``path`` that were killed have left beside it; the caller knows that none is at work."""
+def remove_leftovers(path: StrPath) -> None:
+    """Remove what killed writers of ``path`` left beside it; the caller makes sure that none is running."""
     target = os.path.realpath(path)
     with os.scandir(os.path.dirname(target)) as entries:
         for entry in entries:
@@ -84,20 +89,20 @@ def remove_leftovers(path):
                 os.unlink(entry.path)
 
 
-def _beside(target, token):
-    """Return the temporary name of a file; a long one is shortened."""
+def _beside(target: str, token: str) -> str:
+    """Return the temporary name of a file; a long name is shortened."""
     folder, name = os.path.split(target)
     return os.path.join(folder, f".{os.fsdecode(os.fsencode(name)[:200])}.{token}.partial")
 
 
-def check_output(path, inputs=()):
-    """Refuse an output that could not be replaced, or must not be.
+def check_output(path: StrPath, inputs: Iterable[StrPath | None] = ()) -> None:
+    """Refuse an output that cannot or must not be replaced.
 
     Parameters
     ----------
     path : str or os.PathLike
     inputs : iterable of path
-        Files that are read: none of them, under whatever name, may be the output. None is passed over.
+        Files that are read: none of them, under whatever name, may be the output. None is ignored.
 
     Raises
     ------
@@ -108,7 +113,7 @@ def check_output(path, inputs=()):
     if len(os.fsencode(name)) > LONGEST_NAME_BYTES:
         raise OSError(
             errno.ENAMETOOLONG,
-            f"its name has {len(os.fsencode(name))} bytes, and {LONGEST_NAME_BYTES} are the most: give a shorter one",
+            f"its name has {len(os.fsencode(name))} bytes, more than {LONGEST_NAME_BYTES}: give a shorter one",
         )
     try:
         there = os.stat(path)
@@ -124,15 +129,16 @@ def check_output(path, inputs=()):
             raise OSError(errno.EEXIST, f"it is an input of this command, {given}: give another name")
 
 
-def reserve(path):
-    """Take the disk space of the whole file now, so that no row finds the disk full later.
+def reserve(path: StrPath) -> None:
+    """Allocate the disk space of the whole file now, so that the disk is not found full later.
 
-    Call it before anything writes to the file: where the file system cannot reserve, the C library touches every block instead.
+    Call it before anything writes to the file: where the file system cannot reserve, the C library writes to every
+    block instead.
 
     Raises
     ------
     StoreError
-        There is not enough space, or a quota or limit is in the way; the bytes needed and available are named.
+        There is not enough space, or a quota or limit is reached; the bytes needed and available are named.
     """
     path = os.fspath(path)
     try:
@@ -149,26 +155,23 @@ def reserve(path):
     except StoreError:
         raise
     except OSError as error:
-        if error.errno not in (
-            errno.EOPNOTSUPP,
-            errno.EINVAL,
-            errno.ENOSYS,
-        ):  # a file system that reserves nothing: space was there a moment ago
+        # Where the file system cannot reserve, go on: there was enough space a moment ago.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise StoreError(explain(path, error, missing)) from error
     finally:
         os.close(descriptor)
 
 
-def write_all(descriptor, raw, offset):
-    """Write all bytes at an offset; one call to the system may write fewer."""
+def write_all(descriptor: int, raw: bytes | memoryview, offset: int) -> None:
+    """Write all bytes at an offset; one system call may write fewer."""
     view = memoryview(raw)
     while len(view):
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
 
 
-def sync_folder(path):
-    """Put a rename on disk."""
+def sync_folder(path: StrPath) -> None:
+    """Sync the folder of ``path``, so that a rename is on disk."""
     descriptor = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -176,20 +179,21 @@ def sync_folder(path):
         os.close(descriptor)
 
 
-def available_bytes(path):
+def available_bytes(path: StrPath) -> int:
     """Return the bytes a user may still write where ``path`` is, or will be."""
     info = os.statvfs(os.path.dirname(os.path.abspath(path)))
     return info.f_bavail * info.f_frsize
 
 
-def explain(path, error, num_bytes=None):
-    """Say in words why a file cannot be written, and what to do."""
+def explain(path: StrPath, error: Exception, num_bytes: int | None = None) -> str:
+    """Return in words why a file cannot be written, and what to do."""
     code = getattr(error, "errno", None)
-    needed = "" if num_bytes is None else f" {num_bytes:,} bytes are needed"
+    needed = "more bytes are needed" if num_bytes is None else f"{num_bytes:,} bytes are needed"
+    fix = "Free some, or choose another `output`"
     if code == errno.ENOSPC:
-        return f"{path}: no space left:{needed or ' more bytes are needed'}, {available_bytes(path):,} are available. Free some, or choose another --output"
-    if code == getattr(errno, "EDQUOT", None):
-        return f"{path}: the disk quota is used up:{needed or ' more bytes are needed'}. Free some, or choose another --output"
+        return f"{path}: no space left: {needed}, {available_bytes(path):,} are available. {fix}"
+    if code == errno.EDQUOT:
+        return f"{path}: the disk quota is used up: {needed}. {fix}"
     if code == errno.EFBIG:
-        return f"{path}: the file would be larger than a limit (ulimit -f) or the file system allows:{needed or ' more bytes are needed'}"
-    return f"{path}: cannot be written: {error.strerror if code else error}"
+        return f"{path}: the file would be larger than a limit (ulimit -f) or the file system allows: {needed}"
+    return f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}"

@@ -1,13 +1,14 @@
-"""Show how long work gets on: a bar on a terminal, a plain line every ten seconds elsewhere.
+"""Show the progress of work: a bar on a terminal, a plain line every ten seconds elsewhere.
 
 Work is counted in clips; ``progress.advance(clips, seconds)`` adds some and the seconds of sound they hold, from which
-come clips a second, times real time and what is left. Everything goes to standard error, so that a command's
-output can be piped.
+clips per second, times real time and the time left are computed. Everything goes to standard error, so that a
+command's output can be piped.
 """
 
 import io
 import sys
 import time
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -19,28 +20,28 @@ _LINE_SECONDS = 10.0
 class Progress:
     """Count clips, or whatever ``unit`` says, up to ``total``; use as a context manager."""
 
-    def __init__(self, total, what, stream=None, unit=""):
+    def __init__(self, total: int, what: str, stream: TextIO | None = None, unit: str = "") -> None:
         self.total, self.what, self.unit = total, what, unit
         self.stream = terminal.Careful(stream or sys.stderr or io.StringIO())  # None where standard error is closed
         self.done, self.sound_seconds, self.failures = 0, 0.0, 0
         self._said = 0
         self.started = self._last_line = time.monotonic()
-        self._bar = None
+        self._bar: Any = None
         if _is_terminal(self.stream):
-            # The bar's own rate forgets; ours, in the postfix, is that of the whole run, as the summary's.
+            # tqdm's own rate is a moving average; the postfix has that of the whole run, as the summary does.
             form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
             self._bar = tqdm(total=total, desc=what, file=self.stream, bar_format=form, dynamic_ncols=True)
 
-    def __enter__(self):
+    def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
         elif self.done > self._said:
             self._line()
 
-    def advance(self, clips, sound_seconds=0.0, failures=0):
+    def advance(self, clips: int, sound_seconds: float = 0.0, failures: int = 0) -> None:
         """Add what has been done; draw if it is time."""
         self.done += clips
         self.sound_seconds += sound_seconds
@@ -51,14 +52,14 @@ class Progress:
         elif time.monotonic() - self._last_line >= _LINE_SECONDS:
             self._line()
 
-    def write(self, line):
-        """Show a line above the bar, or among the lines."""
+    def write(self, line: str) -> None:
+        """Show a line above the bar, or between the lines."""
         if self._bar is not None:
             self._bar.write(terminal.shown(line), file=self.stream)
         else:
             terminal.write(self.stream, line + "\n")
 
-    def _line(self):
+    def _line(self) -> None:
         self._last_line, self._said = time.monotonic(), self.done
         elapsed = self._last_line - self.started
         left = (self.total - self.done) * elapsed / self.done if self.done else float("nan")
@@ -66,21 +67,21 @@ class Progress:
         eta = f", {left:.0f} s left" if left > 0 else ""
         self.write(f"{self.what} {share:4.0%}  {self.done:,}/{self.total:,}  {self._speed()}{eta}")
 
-    def _speed(self):
+    def _speed(self) -> str:
         elapsed = max(time.monotonic() - self.started, 1e-9)
         real_time = f", {self.sound_seconds / elapsed:,.0f}x real time" if self.sound_seconds else ""
         failures = f", {self.failures} failed" if self.failures else ""
         return f"{rate(self.done, elapsed)} {self.unit}".rstrip() + f"/s{real_time}{failures}"
 
 
-def _is_terminal(stream):
+def _is_terminal(stream: "TextIO | terminal.Careful") -> bool:
     try:
-        return stream.isatty()
+        return bool(stream.isatty())
     except ValueError:  # it is closed
         return False
 
 
-def rate(count, seconds):
-    """Return how many a second in words: in whole numbers, but in two digits where there are less than ten."""
+def rate(count: float, seconds: float) -> str:
+    """Return how many per second, as text: whole numbers, or two digits below ten."""
     value = count / seconds
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

@@ -1,9 +1,10 @@
-"""Ctrl-C and SIGTERM, heard for certain.
+"""Ctrl-C and SIGTERM: no signal is lost.
 
-A command runs inside ``listening``; the signal then raises ``Interrupted`` wherever the program is. Python drops what is raised
-while it runs a finaliser or a weak reference's callback (seen in one of two stops of a build), so long loops call
-``check``, which raises it again. Where a signal has to wait until something is saved, the block runs inside ``DeferredSignals``.
-Outside ``listening``, in a program that calls the library, no handler is touched: Ctrl-C then raises ``KeyboardInterrupt`` at once.
+A command runs inside ``listening``; the signal then raises ``Interrupted`` wherever the program is. Python drops what
+is raised while it runs a finaliser or a weak reference's callback (seen in one of two stops of a build), so long loops
+call ``check``, which raises it again. Where a signal has to wait until something is saved, the block runs inside
+``DeferredSignals``. Outside ``listening``, in a program that calls the library, handlers stay as they are: Ctrl-C then
+raises ``KeyboardInterrupt`` at once.
 """
 
 import contextlib
@@ -28,16 +29,16 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.number
 
 
-_heard: list[int] = []  # the signal that came, if one has
+_received: list[int] = []  # the signal that came, if any
 _listeners: list[bool] = []  # one entry while a command is listening
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
     """Have SIGINT and SIGTERM raise ``Interrupted`` while the block runs."""
-    _heard.clear()
+    _received.clear()
     unraisable, sys.unraisablehook = sys.unraisablehook, _stay_quiet
-    before = {number: signal.signal(number, _hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, _handle) for number in (signal.SIGINT, signal.SIGTERM)}
     _listeners.append(True)
     try:
         yield
@@ -46,27 +47,27 @@ def listening() -> Iterator[None]:
         sys.unraisablehook = unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
-        _heard.clear()
+        _received.clear()
 
 
 def check() -> None:
     """Raise ``Interrupted`` if a signal has come and what it raised was lost."""
-    if _heard:
-        raise Interrupted(_heard[0])
+    if _received:
+        raise Interrupted(_received[0])
 
 
 def _stay_quiet(unraisable: Any) -> None:
-    """Print what Python drops, but not our own exception, which ``check`` raises again."""
+    """Print what Python drops, except ``Interrupted``, which ``check`` raises again."""
     if not isinstance(unraisable.exc_value, Interrupted):
         sys.__unraisablehook__(unraisable)
 
 
-def _hear(number: int, _frame: Any) -> None:
-    _heard.append(number)
+def _handle(number: int, _frame: Any) -> None:
+    _received.append(number)
     raise Interrupted(number)
 
 
-_STOPPING = b"\nstopping as soon as this batch is done and saved; once more stops at once\n"
+_STOPPING = b"\nstopping as soon as this batch is done and saved; a second Ctrl-C stops at once\n"
 
 
 class DeferredSignals:
@@ -78,18 +79,18 @@ class DeferredSignals:
         self._process = os.getpid()
 
     def __enter__(self) -> "DeferredSignals":
-        if _listeners and threading.current_thread() is threading.main_thread():  # Python hears signals in no other
+        if _listeners and threading.current_thread() is threading.main_thread():  # no other can handle signals
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._hear)
+                self._former[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
-    def _hear(self, number: int, _frame: Any) -> None:
+    def _handle(self, number: int, _frame: Any) -> None:
         if os.getpid() != self._process:
-            # A reading process that was forked in the block. Ctrl-C reaches it too, but we still wait for its batch.
+            # A loader process that was forked in the block. Ctrl-C reaches it, too, but its batch is still awaited.
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return

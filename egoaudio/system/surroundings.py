@@ -1,6 +1,7 @@
-"""What a run needs of the machine besides memory and disks: open files, shared memory, a working folder; and words where it lacks.
+"""What a run needs of the machine besides memory and disks: open files, shared memory, a working folder.
 
-Containers often have a /dev/shm of 64 kB or none, and limits on open files. What then fails, fails deep inside a library.
+Containers often have a /dev/shm of 64 kB or none, and limits on open files. What then fails, fails deep inside a
+library, so it is checked before, or its error put into words.
 """
 
 import contextlib
@@ -8,14 +9,15 @@ import errno
 import os
 import resource
 import sys
+from collections.abc import Iterator
 
 from egoaudio.errors import ResourceError
 
 SHARED_MEMORY = "/dev/shm"
 
 
-def require_working_folder():
-    """Raise an ``ResourceError`` where the working folder was deleted: no relative path leads anywhere, and workers cannot start."""
+def require_working_folder() -> None:
+    """Raise ResourceError where the working folder was deleted: relative paths and workers need it."""
     try:
         os.getcwd()
     except OSError as error:
@@ -25,13 +27,13 @@ def require_working_folder():
 
 
 @contextlib.contextmanager
-def lacking():
-    """Turn errors about what the system does not give into an ``ResourceError`` that names it and the remedy."""
+def lacking() -> Iterator[None]:
+    """Turn errors about what the system lacks into a ResourceError that names it and the fix."""
     try:
         yield
     except MemoryError as error:
         raise ResourceError(
-            f"out of memory ({str(error) or 'no more is to be had'}): give smaller numbers, or free some"
+            f"out of memory ({str(error) or 'no more is available'}): give smaller numbers, or free some"
         ) from error
     except OSError as error:
         words = _words(error)
@@ -40,28 +42,26 @@ def lacking():
         raise ResourceError(words) from error
 
 
-def _words(error):
+def _words(error: OSError) -> str | None:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return f"too many open files: at most {limit} are allowed, and more are needed. Raise it: ulimit -n 1024"
+        return f"too many open files: at most {limit} are allowed, and more are needed. Raise the limit: ulimit -n 1024"
     if error.errno == errno.ENAMETOOLONG:
         return f"{error.filename}: the name is too long: give a shorter one"
     if error.errno == errno.EAGAIN and isinstance(error, BlockingIOError):  # of fork
-        return (
-            f"no more processes may be started ({error.strerror}): give fewer --workers, or raise the limit: ulimit -u"
-        )
+        return f"no more processes may be started ({error.strerror}): give fewer workers, or raise the limit: ulimit -u"
     return None
 
 
-def require_shared_memory(num_bytes, user):
-    """Refuse to start processes that exchange data in shared memory where there is too little: they would hang, or die one by one.
+def require_shared_memory(num_bytes: int, user: str) -> None:
+    """Refuse to start processes that exchange data in shared memory where there is too little: they would hang or die.
 
     Parameters
     ----------
     num_bytes : int
-        What will be there at once.
+        Needed at one time.
     user : str
-        Who needs it, and what to do without: ``--loader-workers 2 needs it; 0 does not``.
+        What needs it, and what does not: ``The loader processes need it; `loader_workers=0` does not``.
 
     Raises
     ------
@@ -75,19 +75,20 @@ def require_shared_memory(num_bytes, user):
         info = os.statvfs(SHARED_MEMORY)
     except OSError as error:
         raise ResourceError(
-            f"{SHARED_MEMORY}, the shared memory, is not there ({error.strerror}). {user}. {remedy}"
+            f"{SHARED_MEMORY}, the shared memory, is missing ({error.strerror}). {user}. {remedy}"
         ) from error
     if info.f_flag & os.ST_RDONLY or not os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
         raise ResourceError(f"{SHARED_MEMORY}, the shared memory, cannot be written to. {user}. {remedy}")
     free = info.f_bavail * info.f_frsize
     if free < num_bytes:
         raise ResourceError(
-            f"{SHARED_MEMORY}, the shared memory, has {free:,} bytes free, and {num_bytes:,} are needed. {user}. {remedy}"
+            f"{SHARED_MEMORY}, the shared memory, has {free:,} bytes free, and {num_bytes:,} are needed. {user}. "
+            f"{remedy}"
         )
 
 
-def require_open_files(num_files):
-    """Refuse to start what will have so many files open where fewer are allowed.
+def require_open_files(num_files: int) -> None:
+    """Refuse to start where fewer than ``num_files`` open files are allowed.
 
     Raises
     ------
@@ -97,5 +98,6 @@ def require_open_files(num_files):
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit != resource.RLIM_INFINITY and limit < num_files:
         raise ResourceError(
-            f"at most {limit} open files are allowed, and up to {num_files} are needed. Raise it: ulimit -n {max(1024, num_files)}"
+            f"at most {limit} open files are allowed, and up to {num_files} are needed. "
+            f"Raise the limit: ulimit -n {max(1024, num_files)}"
         )

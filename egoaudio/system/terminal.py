@@ -103,6 +103,34 @@ def write(stream: "TextIO | Careful", text: str) -> None:
             raise ResourceError(f"standard output cannot be written: {error.strerror}") from error
 
 
+def describe_bytes(num_bytes: float) -> str:
+    """Return a number of bytes in the unit that suits it.
+
+    >>> describe_bytes(999), describe_bytes(25_120_000_000)
+    ('999 bytes', '25.1 GB')
+    """
+    if num_bytes < 1000:
+        return f"{num_bytes:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        num_bytes /= 1000
+        if num_bytes < 1000:
+            return f"{num_bytes:.1f} {unit}"
+    return f"{num_bytes / 1000:,.1f} TB"
+
+
+def describe_duration(seconds: float) -> str:
+    """Return a duration in words.
+
+    >>> describe_duration(9.87), describe_duration(754), describe_duration(7500)
+    ('9.9 s', '12 min 34 s', '2 h 05 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
 class Careful:
     """A stream for a library: a reader that is gone is no error in ``write`` and ``flush``; the rest is unchanged."""
 

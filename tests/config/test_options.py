@@ -1,13 +1,11 @@
 """Options: checked on construction, kept as JSON, compared in words."""
 
 import dataclasses
-import doctest
 import json
 import re
 
 import pytest
 
-from egoaudio.config import options
 from egoaudio.config.build import BUILD_PRESETS, BuildConfig, ClipConfig, FeatureConfig
 from egoaudio.config.options import as_flags, differences, flags, from_flat, from_json, to_flat, to_json
 from egoaudio.config.train import MODEL_DEFAULTS, TRAIN_PRESETS, TrainConfig
@@ -175,7 +173,3 @@ def test_parameters_become_flags(text, shown):
     names = ["hop_seconds", "mode", "output", "features", "force"]
     given = {name: f"--{name.replace('_', '-')}" for name in names} | {"mode": "--denoise"}
     assert as_flags(text, given) == shown
-
-
-def test_the_examples_of_the_docstrings_run():
-    assert doctest.testmod(options).failed == 0

@@ -43,8 +43,8 @@ def test_summary_is_a_page_of_true_facts(file):
         "1 s every 1 s, 16,000 Hz",
         "mode=nonstationary",
         "features=spectrogram,mfcc",
-        "videos 12: 10 ok, 2 unreadable",
-        "clips 120: 99 ok, 20 unreadable, 1 no sound there",
+        "videos 12: 10 with sound, 2 unreadable",
+        "clips 120: 99 with sound, 20 unreadable, 1 beyond the end of the sound",
         "0.03 hours",
         f"to train on {file.trainable.sum()} clips",
         "spectrogram 120 x 32 x 1,025 float32 15.7 MB dB clip, frame_seconds, frequency_hz",
@@ -90,7 +90,7 @@ def test_summary_of_an_unfinished_file_says_so_and_counts_what_is_there(tmp_path
     with reader.EgoAudioFile(path) as file:
         text = summary.summary(file)
     assert "NOT COMPLETE: run the same egoaudio-build again" in text
-    assert "8: 5 ok, 3 planned, not done yet" in text
+    assert "8: 5 with sound, 3 planned, not done yet" in text
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_summary_of_almost_nothing(tmp_path, num_videos, clips_per_video, featur
         tmp_path / "ego.h5", num_videos=num_videos, clips_per_video=clips_per_video, features=features
     )
     with reader.open(path) as file:
-        assert f"{num_videos}: {f'{num_videos} ok' if num_videos else 'none'}" in summary.summary(file)
+        assert f"{num_videos}: {f'{num_videos} with sound' if num_videos else 'none'}" in summary.summary(file)
         assert summary.verify(file) == []
 
 
@@ -171,7 +171,7 @@ def test_exported_picture_is_a_png(file, tmp_path, suffix):
         (120, "a.wav", "has no clip 120: give 0 to 119"),
         (-1, "a.wav", "has no clip -1"),
         (20, "a.wav", r"clip 20 of .* has no data: unreadable \(video V0002EGO\). See egoaudio-inspect --failed"),
-        (5, "a.png", r"clip 5 of .* has no data: no sound there"),
+        (5, "a.png", r"clip 5 of .* has no data: beyond the end of the sound"),
         (0, "a.mp3", r"a.mp3: expected a name that ends in .wav \(the waveform\) or .png"),
         (0, "nowhere/a.wav", "a.wav: cannot be written: No such file"),
         (0, "nowhere/a.png", "a.png: the picture cannot be written: No such file"),

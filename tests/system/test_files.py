@@ -227,7 +227,7 @@ def test_any_name_that_a_file_can_have_will_do(tmp_path, name):
 
 
 def test_a_name_that_is_too_long_is_told(tmp_path):
-    with pytest.raises(OSError, match="its name has 256 bytes, and 255 are the most: give a shorter one"):
+    with pytest.raises(OSError, match="its name has 256 bytes, more than 255: give a shorter one"):
         files.write_file(tmp_path / ("x" * 256), b"1")
 
 

@@ -12,7 +12,13 @@ import pytest
 from egoaudio.errors import BuildError
 from egoaudio.system import lock
 
-HOLD = "import sys; from egoaudio.system import lock\nwith lock.held(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+HOLD = """
+import sys
+from egoaudio.system import lock
+with lock.held(sys.argv[1]):
+    print('held', flush=True)
+    sys.stdin.read()
+"""
 TRY = """
 import sys
 from egoaudio import errors
@@ -105,7 +111,7 @@ def test_what_lies_there_is_neither_followed_nor_overwritten(tmp_path, kind):
         os.mkfifo(path)
     else:
         path.write_text("another program's")
-    with pytest.raises(BuildError, match=r"ego\.h5\.lock: no lock can be made there"), lock.held(tmp_path / "ego.h5"):
+    with pytest.raises(BuildError, match=r"ego\.h5\.lock: the lock cannot be made"), lock.held(tmp_path / "ego.h5"):
         pass
     assert victim.read_text() == "mine"
     assert os.path.lexists(path)

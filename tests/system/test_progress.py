@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: few lines, none of them twice. The bar of a terminal is in the commands' tests."""
+"""Progress without a terminal: few lines, none of them twice. The bar of a terminal is in the commands' tests."""
 
 import io
 

@@ -23,11 +23,11 @@ def test_a_working_folder_that_is_gone_is_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("raised", "words"),
     [
-        (OSError(errno.EMFILE, "Too many open files"), "too many open files: at most .* Raise it: ulimit -n"),
+        (OSError(errno.EMFILE, "Too many open files"), "too many open files: at most .* Raise the limit: ulimit -n"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "xxx"), "xxx: the name is too long"),
         (
             BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
-            "no more processes may be started .* fewer --workers",
+            "no more processes may be started .*: give fewer workers",
         ),
         (MemoryError("Unable to allocate 15 GiB"), "out of memory .Unable to allocate 15 GiB.: give smaller numbers"),
     ],
@@ -47,7 +47,7 @@ def test_other_errors_stay_what_they_are():
     [
         (
             "absent",
-            r"is not there \(No such file or directory\)\. The loader needs it\. In a container: docker run --shm-size",
+            r"is missing \(No such file or directory\)\. The loader needs it\. In a container: docker run --shm-size",
         ),
         ("read-only", r"cannot be written to\. The loader"),
         ("small", r"has 65,536 bytes free, and 65,537 are needed\. The loader"),
@@ -71,7 +71,8 @@ def test_shared_memory_that_does_not_suffice_is_told(tmp_path, monkeypatch, kind
 def test_a_low_limit_on_open_files_is_told(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (20, 20))
     with pytest.raises(
-        ResourceError, match=r"at most 20 open files are allowed, and up to 40 are needed\. Raise it: ulimit -n 1024"
+        ResourceError,
+        match=r"at most 20 open files are allowed, and up to 40 are needed\. Raise the limit: ulimit -n 1024",
     ):
         surroundings.require_open_files(40)
     surroundings.require_open_files(20)

@@ -15,10 +15,15 @@ from egoaudio.system.progress import Progress
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("Küche, 台所: a b", "Küche, 台所: a b"), ("two\nlines\tof it", "two\nlines\tof it"), ("\x1b[31mred\x1b]0;title\x07", "?[31mred?]0;title?"),
-        ("over\rwritten\b", "over?written?"), ("right\u202eto left", "right?to left"), ("\udcff", "?"), ("\x9b2J", "?2J"),
+        ("Küche, 台所: a b", "Küche, 台所: a b"),
+        ("two\nlines\tof it", "two\nlines\tof it"),
+        ("\x1b[31mred\x1b]0;title\x07", "?[31mred?]0;title?"),
+        ("over\rwritten\b", "over?written?"),
+        ("right\u202eto left", "right?to left"),
+        ("\udcff", "?"),
+        ("\x9b2J", "?2J"),
     ],
-)  # fmt: skip
+)
 def test_nothing_drives_a_terminal(text, shown):
     assert terminal.printable(text) == shown
     assert terminal.one_line(text) == shown.replace("\n", "?").replace("\t", "?")

@@ -1,7 +1,7 @@
 """egoaudio: from egocentric videos with action annotations to trained audio classifiers.
 
 ``build`` makes one HDF5 file of clips, features and labels from videos and their CSVs (``preview`` says what it would
-make), ``open`` reads it, ``train`` makes a model from it, ``evaluate`` says how good that is. Each does what the command
+make), ``open`` reads it, ``train`` makes a model from it, ``evaluate`` says how good that is, ``report`` makes a page to look at. Each does what the command
 of its name does; what it returns prints as the command does.
 
 Importing the package loads nothing else: each name loads what it needs when it is first asked for (PEP 562), so that a
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from egoaudio.builder.plan import Inputs
     from egoaudio.builder.summary import BuildPlan, BuildReport
     from egoaudio.config.build import BuildConfig, ClipConfig, DenoiseConfig, FeatureConfig
+    from egoaudio.config.report import ReportConfig
     from egoaudio.config.train import DataConfig, DistillationConfig, ModelConfig, OptimizationConfig, TrainConfig
     from egoaudio.errors import (
         AnnotationError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         EgoAudioError,
         EvaluationError,
         MediaError,
+        ReportError,
         Status,
         StoreError,
         TrainingError,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from egoaudio.evaluation.evaluate import evaluate
     from egoaudio.evaluation.results import Evaluation, Score
     from egoaudio.hdf5.reader import EgoAudioFile, open
+    from egoaudio.reporting.report import Report, report
     from egoaudio.training.run_folder import TrainingRun
     from egoaudio.training.train import train
 
@@ -42,6 +45,7 @@ _HOMES = {
     "builder.plan": ("Inputs",),
     "builder.summary": ("BuildPlan", "BuildReport"),
     "config.build": ("BuildConfig", "ClipConfig", "DenoiseConfig", "FeatureConfig"),
+    "config.report": ("ReportConfig",),
     "config.train": ("DataConfig", "DistillationConfig", "ModelConfig", "OptimizationConfig", "TrainConfig"),
     "errors": (
         "AnnotationError",
@@ -51,6 +55,7 @@ _HOMES = {
         "EgoAudioError",
         "EvaluationError",
         "MediaError",
+        "ReportError",
         "Status",
         "StoreError",
         "TrainingError",
@@ -58,6 +63,7 @@ _HOMES = {
     "evaluation.evaluate": ("evaluate",),
     "evaluation.results": ("Evaluation", "Score"),
     "hdf5.reader": ("EgoAudioFile", "open"),
+    "reporting.report": ("Report", "report"),
     "training.run_folder": ("TrainingRun",),
     "training.train": ("train",),
 }
@@ -84,6 +90,9 @@ __all__ = [
     "MediaError",
     "ModelConfig",
     "OptimizationConfig",
+    "Report",
+    "ReportConfig",
+    "ReportError",
     "Score",
     "Status",
     "StoreError",
@@ -95,6 +104,7 @@ __all__ = [
     "evaluate",
     "open",
     "preview",
+    "report",
     "train",
 ]
 

@@ -13,6 +13,7 @@ import click
 
 from egoaudio.command import command, configured
 from egoaudio.config.build import BUILD_PRESETS, BuildConfig
+from egoaudio.config.report import ReportConfig
 from egoaudio.config.train import POOLS, SPLITS, TRAIN_PRESETS, TrainConfig
 from egoaudio.system import terminal
 
@@ -227,4 +228,19 @@ def evaluate(checkpoint, file, split, pool, output, submission, frame_submission
             device=device,
         )
     )
+    return 0
+
+
+@command("  egoaudio-report ego.h5 --videos CharadesEgo_v1_480 --output report.html")
+@click.argument("paths", nargs=-1, required=True, type=_THERE, metavar="EGO.H5")
+@click.option("--output", required=True, type=click.Path(), help="The HTML file to make.")
+@click.option(
+    "--videos", type=click.Path(), help="Folder of the videos, to hear clips from; else from the file's waveform."
+)
+@configured(ReportConfig)
+def report(config, paths, output, videos):
+    """Make one HTML page about an egoaudio file, to be looked at and listened to; it needs no network and no server."""
+    from egoaudio.reporting.report import report as run
+
+    terminal.say(run(*paths, output=output, config=config, videos=videos))
     return 0

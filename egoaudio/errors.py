@@ -13,6 +13,7 @@ what became of a video or a clip in the file (see FORMAT.md): a failure never be
     ├── CheckpointError      a checkpoint                         is an OSError, too
     ├── BuildError           a build that had to stop
     ├── TrainingError        a training run or an evaluation that had to stop
+    ├── ReportError          a page that cannot be made
     └── ResourceError        what the machine lacks
 
 Messages name a parameter as Python has it, in backticks, alone or with its value: `` `hop_seconds` ``,
@@ -57,6 +58,10 @@ class BuildError(EgoAudioError):
 
 class TrainingError(EgoAudioError):
     """A training or evaluation run that had to stop: NaN in the loss, no memory, changed data."""
+
+
+class ReportError(EgoAudioError):
+    """A report that cannot be made: nothing to report on, or a page that cannot be written."""
 
 
 class CheckpointError(EgoAudioError, OSError):

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -232,6 +233,12 @@ def per_class_png(evaluation: "Evaluation") -> bytes:
     _dress(axes, "x")
     figure.legend(loc="outside lower right", ncols=2, frameon=False)
     return _png(figure)
+
+
+def palette(num_colours: int) -> bytes:
+    """Return the colours of spectrograms, dark to bright: red, green and blue of each, a byte each."""
+    colours = matplotlib.colormaps["magma"](np.linspace(0, 1, num_colours))[:, :3]
+    return np.round(255 * colours).astype(np.uint8).tobytes()
 
 
 def _of_split(evaluation: "Evaluation") -> str:

@@ -1,5 +1,7 @@
 """Media for the tests, made with PyAV: any container, codec and fault, in milliseconds."""
 
+import os
+import shutil
 import signal
 import struct
 from fractions import Fraction
@@ -141,3 +143,44 @@ def good_files(tmp_path_factory):
     """One good file of two seconds for each of a dozen kinds, ``{name: path}``."""
     folder = tmp_path_factory.mktemp("good")
     return {kind: make_media(folder / f"good.{kind}", **settings) for kind, settings in GOOD_KINDS.items()}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium, without a window."""
+    path = shutil.which("chromium")
+    if path is None:
+        reason = "no Chromium to open pages in: apt-get install chromium"
+        (pytest.fail if os.environ.get("EGOAUDIO_REQUIRE_BROWSER") == "1" else pytest.skip)(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Chromium's own sandbox does not start as root.
+        options = ["--no-sandbox"] if os.geteuid() == 0 else []
+        opened = playwright.chromium.launch(executable_path=path, args=options)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Return a function that opens a page; whatever it says on its console or asks for elsewhere fails the test at its end."""
+    said, contexts = [], []
+
+    def open_page(path, width=1400, **options):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **options))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: said.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: said.append(f"error: {error}"))
+        own = path.resolve().as_uri()
+        page.on("request", lambda request: request.url.startswith((own, "data:", "blob:")) or said.append(request.url))
+        page.goto(own)
+        return page
+
+    yield open_page
+    for context in contexts:
+        for page in context.pages:
+            said += ["a stranger's script ran"] if page.evaluate("'pwned' in window") else []
+        context.close()
+    assert said == []

@@ -19,9 +19,9 @@ ROOT = Path(egoaudio.__file__).parent
 MODULES = """
     _version errors
     system/signals system/files system/allocator system/surroundings system/terminal system/progress system/lock figures
-    config/options config/build config/train config/predict
+    config/options config/build config/train config/predict config/report
     inputs/csv_rows inputs/annotations inputs/fingerprint inputs/timestamps inputs/containers inputs/tracks inputs/silence inputs/ogg
-    inputs/find_media inputs/frames inputs/decoder inputs/probe
+    inputs/find_media inputs/frames inputs/decoder inputs/probe inputs/encode
     audio/clips audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/framing audio/yamnet_features audio/features
     hdf5/schema hdf5/create hdf5/safe_access hdf5/integrity hdf5/tables hdf5/mapped_file hdf5/reader hdf5/writer hdf5/summary
     builder/pool builder/feature_stream builder/extract builder/plan builder/beyond builder/prepare builder/sound builder/summary builder/retry builder/build
@@ -36,6 +36,8 @@ MODULES = """
     training/losses training/distillation training/ema training/distributed training/step training/run_folder
     training/optimizer training/validation training/messages training/run training/train
     prediction/channel prediction/worker prediction/windows prediction/scoring
+    reporting/sources reporting/names reporting/charts reporting/levels reporting/oddities reporting/file_section
+    reporting/pictures reporting/excerpts reporting/gallery reporting/cards reporting/page reporting/report
     command cli
 """.split()
 FOLDERS = {
@@ -49,10 +51,19 @@ FOLDERS = {
     "evaluation",
     "training",
     "prediction",
+    "reporting",
 }  # with an empty __init__
 
 HOMES = {
-    "av": {"inputs/containers", "inputs/tracks", "inputs/silence", "inputs/frames", "inputs/decoder", "inputs/probe"},
+    "av": {
+        "inputs/containers",
+        "inputs/tracks",
+        "inputs/silence",
+        "inputs/frames",
+        "inputs/decoder",
+        "inputs/probe",
+        "inputs/encode",
+    },
     "h5py": {"hdf5/create", "hdf5/safe_access"},
     "joblib": {"builder/pool"},
     "transformers": {"models/transformer"},
@@ -60,6 +71,7 @@ HOMES = {
     "tqdm": {"system/progress"},
     "noisereduce": {"audio/denoise"},
     "matplotlib": {"figures"},
+    "jinja2": {"reporting/page"},
 }
 
 

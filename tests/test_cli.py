@@ -29,6 +29,7 @@ COMMANDS = {
     "egoaudio-inspect": cli.inspect,
     "egoaudio-train": cli.train,
     "egoaudio-evaluate": cli.evaluate,
+    "egoaudio-report": cli.report,
 }
 
 

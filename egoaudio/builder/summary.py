@@ -126,7 +126,7 @@ def _describe_file(file: EgoAudioFile) -> list[str]:
     seen = int((file.class_table["num_clips"] > 0).sum())
     facts = {
         "videos": f"{len(videos):,}: {_by_status(statuses)}",
-        "twice": _describe_twins(file),
+        "twice": describe_twins(file),
         "clips": f"{usable.sum():,} of {file.clip_seconds:g} s, {hours:.2f} h{without}",
         "labels": f"{labels:,} in {seen} of {file.num_classes} classes",
         "beyond": str(Beyond.of_file(file)),
@@ -239,7 +239,7 @@ def describe_plan(
     )
 
 
-def _describe_twins(file: EgoAudioFile) -> str:
+def describe_twins(file: EgoAudioFile) -> str:
     """Return which videos hold the same recording as another one, by the fingerprints of their files."""
     videos = file.video_table
     known = np.flatnonzero((videos["status"] == Status.OK) & file.fingerprints.any(axis=1)).tolist()

@@ -17,7 +17,7 @@ from egoaudio.hdf5.integrity import verify
 from egoaudio.system import files
 from egoaudio.system.terminal import describe_bytes, one_line
 
-__all__ = ["export_clip", "failed", "summary", "verify"]
+__all__ = ["count_splits", "export_clip", "failed", "summary", "verify"]
 
 _COLUMNS = 100
 _NUM_CLASSES = 8  # of the most and least frequent
@@ -126,21 +126,25 @@ def _write_wav(file, number, path):
 # --------------------------------------------------------------------------------------------------------- sections
 
 
-def _splits(file):
-    """Return a line for each split: videos, clips with data, clips to train on, subjects."""
+def count_splits(file):
+    """Return for each split its name and its numbers of videos, subjects, clips with data, and clips to train on."""
     videos = file.video_table
     per_video = np.zeros((2, file.num_videos), np.int64)
     for row, chosen in enumerate((file.usable, file.trainable)):
         per_video[row] = np.bincount(file.clip_table["video"][chosen], minlength=file.num_videos)
-    lines: list[tuple[str, ...]] = [("split", "videos", "subjects", "clips", "to train on")]
+    counts = []
     for split in sorted(set(videos["split"].tolist()), key=lambda name: (name != b"train", name)):
         inside = videos["split"] == split
-        counts = (
-            np.count_nonzero(inside),
-            len(set(videos["subject"][inside].tolist()) - {b""}),
-            *per_video[:, inside].sum(axis=1),
-        )
-        lines.append((_text(split) or "(none)", *(f"{count:,}" for count in counts)))
+        subjects = len(set(videos["subject"][inside].tolist()) - {b""})
+        clips, trainable = per_video[:, inside].sum(axis=1).tolist()
+        counts.append((_text(split) or "(none)", int(np.count_nonzero(inside)), subjects, clips, trainable))
+    return counts
+
+
+def _splits(file):
+    """Return a line for each split: videos, clips with data, clips to train on, subjects."""
+    lines = [("split", "videos", "subjects", "clips", "to train on")]
+    lines += [(name, *(f"{count:,}" for count in counts)) for name, *counts in count_splits(file)]
     return "\n".join(_table(lines, "<>>>>"))
 
 

@@ -1,0 +1,128 @@
+"""Which clips of a page are heard and seen: as many as its size allows, the most important first.
+
+Sections ask for clips, each with a rank; when all have asked, ``fill`` makes pictures and sounds in the order of the ranks until the
+bytes are used up. A clip that several sections show is encoded once. What was left out is counted.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from egoaudio.hdf5.reader import EgoAudioFile
+from egoaudio.inputs import encode
+from egoaudio.reporting.excerpts import Excerpt, Sounds
+from egoaudio.reporting.pictures import Painter
+from egoaudio.system.progress import Progress
+
+_CARD_BYTES = 1000  # of a clip's own text in the page
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A clip as a page has it; base64 text."""
+
+    picture: str
+    """A PNG."""
+    sound: str
+    """Opus in WebM; empty where there is no sound to be had."""
+
+
+@dataclass
+class Gallery:
+    """The clips of one file that a page shows."""
+
+    file: EgoAudioFile
+    painter: Painter | None
+    sounds: Sounds | None
+    shown: dict[int, Shown] = field(default_factory=dict)
+    """``{row: Shown}`` of what ``fill`` had room for."""
+    _ranks: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _uses: dict[int, int] = field(default_factory=dict)
+
+    def ask(self, rows: Sequence[int], rank: int = 0) -> None:
+        """Ask for clips, the most important first; ``rank`` is that of the first of them."""
+        for place, row in enumerate(rows):
+            row = int(row)
+            self._ranks[row] = min(
+                self._ranks.get(row, (rank + place, len(self._ranks))), (rank + place, len(self._ranks))
+            )
+            self._uses[row] = self._uses.get(row, 0) + 1
+
+    @property
+    def num_asked(self) -> int:
+        """How many clips were asked for."""
+        return len(self._ranks)
+
+    @property
+    def note(self) -> str:
+        """What is to be said of pictures and sound that are not there; empty where all are."""
+        left = self.num_asked - len(self.shown)
+        words = []
+        if self.num_asked and self.painter is None:
+            words.append("The file has no array to draw, so there are no pictures.")
+        elif left:
+            words.append(
+                f"{left:,} of {self.num_asked:,} clips were left out, so that the page is no larger than `max_mb` allows."
+            )
+        mute = sum(not shown.sound for shown in self.shown.values())
+        if mute and self.sounds is None:
+            words.append(
+                "There is no sound: the file holds no waveform. Give the folder of the videos as `videos`, or build with `features=('waveform',)` too."
+            )
+        elif mute:
+            words.append(
+                f"{mute:,} clips are without sound: their videos are not there, or others than were built from."
+            )
+        return " ".join(words)
+
+    def fill(self, num_bytes: int) -> None:
+        """Make pictures and sounds for what was asked, as far as so many bytes of a page go."""
+        if self.painter is None:
+            return
+        excerpts, pictures, left = [], {}, num_bytes
+        for row in sorted(self._ranks, key=self._ranks.__getitem__):
+            excerpt = Excerpt.of_clip(self.file, row)
+            picture = _base64(self.painter.paint(np.asarray(self.file[self.painter.feature][row])))
+            expected = self._uses[row] * (len(picture) + _CARD_BYTES)
+            if self.sounds is not None:
+                expected += 4 * encode.expected_bytes(excerpt.stop_seconds - excerpt.start_seconds) // 3
+            if expected > left:
+                break
+            left -= expected
+            excerpts.append(excerpt)
+            pictures[row] = picture
+        encoded = self._encode(excerpts)
+        self.shown = {row: Shown(picture, encoded.get(row, "")) for row, picture in pictures.items()}
+        self._fit(num_bytes)
+
+    def _encode(self, excerpts: list[Excerpt]) -> Mapping[int, str]:
+        """Return the sounds, ``{row: base64}``."""
+        if self.sounds is None:
+            return {}
+        encoded = {}
+        with Progress(len(excerpts), "sound", unit="clips") as progress:
+            for excerpt, samples in self.sounds.read(excerpts):
+                if len(samples):
+                    encoded[excerpt.row] = _base64(encode.encode_opus(samples, self.sounds.sample_rate))
+                progress.advance(1, excerpt.stop_seconds - excerpt.start_seconds)
+        return encoded
+
+    def _fit(self, num_bytes: int) -> None:
+        """Take the least important away, should sounds have turned out larger than expected."""
+        used = sum(self._bytes(row) for row in self.shown)
+        for row in sorted(self.shown, key=self._ranks.__getitem__, reverse=True):
+            if used <= num_bytes:
+                break
+            used -= self._bytes(row)
+            del self.shown[row]
+
+    def _bytes(self, row: int) -> int:
+        """Return about how much of the page a clip takes."""
+        shown = self.shown[row]
+        return self._uses[row] * (len(shown.picture) + _CARD_BYTES) + len(shown.sound)
+
+
+def _base64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode("ascii")

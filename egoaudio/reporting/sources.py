@@ -1,0 +1,85 @@
+"""What each argument of a report is, found from what it is: an egoaudio file, a run or its checkpoint, or a folder of predictions.
+
+In: paths. Out: ``Sources``. Nothing is opened further than is needed to tell.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from egoaudio.errors import ReportError
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_CHECKPOINTS = ("best.pt", "last.pt")
+SCORES = "scores.h5"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a report is made of."""
+
+    file: Path | None
+    """An egoaudio file."""
+    checkpoints: tuple[Path, ...]
+    """Of runs, in the order in which they were given."""
+
+    @property
+    def every(self) -> tuple[Path, ...]:
+        """All that is read, and may not be replaced."""
+        return tuple(path for path in (self.file, *self.checkpoints) if path is not None)
+
+
+def find_sources(paths: Sequence[str | os.PathLike[str]]) -> Sources:
+    """Return what paths are.
+
+    Raises
+    ------
+    ReportError
+        There is none; one is not there, or none of these; two are egoaudio files.
+    """
+    if not paths:
+        raise ReportError("nothing to report on: give an egoaudio file, folders of runs, or both")
+    files, checkpoints = [], []
+    for path in map(Path, paths):
+        checkpoint = _checkpoint(path)
+        if checkpoint is not None:
+            checkpoints.append(checkpoint)
+        elif _is_hdf5(path):
+            files.append(path)
+        else:
+            raise ReportError(_refusal(path))
+    if len(files) > 1:
+        raise ReportError(f"{files[0]} and {files[1]} are two egoaudio files: a report is of one")
+    twice = next((path for number, path in enumerate(checkpoints) if path in checkpoints[:number]), None)
+    if twice is not None:
+        raise ReportError(f"{twice} was given twice")
+    return Sources(files[0] if files else None, tuple(checkpoints))
+
+
+def _checkpoint(path):
+    """Return the checkpoint of a run's folder, or the path itself where it is one; else None."""
+    if path.is_dir():
+        return next((path / name for name in _CHECKPOINTS if (path / name).is_file()), None)
+    return path if path.suffix == ".pt" and path.is_file() else None
+
+
+def _is_hdf5(path):
+    """Return whether a path is an HDF5 file."""
+    if not path.is_file():
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_HDF5)) == _HDF5
+    except OSError as error:
+        raise ReportError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _refusal(path):
+    """Return why a path is none of what is expected."""
+    expected = "expected an egoaudio file (ego.h5), the folder of a run (with best.pt), or a checkpoint"
+    if not os.path.lexists(path):
+        return f"{path} does not exist: {expected}"
+    if path.is_dir():
+        return f"{path} is a folder without best.pt or last.pt: {expected}"
+    return f"{path} is neither HDF5 nor a checkpoint: {expected}"

@@ -32,7 +32,7 @@ MODULES = """
     models/checkpoints models/device models/memory models/micro_batch models/scorer models/steady_scorer
     evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/ground_truth evaluation/results
     evaluation/smoothing evaluation/audible
-    evaluation/scores evaluation/evaluate
+    evaluation/reliability evaluation/scores evaluation/comparison evaluation/evaluate
     training/losses training/distillation training/ema training/distributed training/step training/run_folder
     training/optimizer training/validation training/messages training/run training/train
     prediction/channel prediction/worker prediction/windows prediction/scoring

@@ -26,8 +26,8 @@ def draw_weights(num_videos: int, num_resamples: int, seed: int) -> np.ndarray:
     )
 
 
-def interval(resampled: np.ndarray, score: float) -> tuple[float, float]:
-    """Return the 95 % interval ``(low, high)`` of ``score`` from its resamples, within [0, 1]; NaN if not defined.
+def interval(resampled: np.ndarray, score: float, lowest: float = 0.0) -> tuple[float, float]:
+    """Return the 95 % interval ``(low, high)`` of ``score`` from its resamples, within [lowest, 1]; NaN if not defined.
 
     Parameters
     ----------
@@ -35,12 +35,14 @@ def interval(resampled: np.ndarray, score: float) -> tuple[float, float]:
         The metric of each resample; NaN where it was not defined.
     score : float
         The metric itself.
+    lowest : float
+        What a score can be at least; -1 for a difference of two.
     """
     resampled = resampled[~np.isnan(resampled)]
     if not len(resampled) or np.isnan(score):
         return float("nan"), float("nan")
     low, high = np.percentile(resampled, (2.5, 97.5)) - resampled.mean() + score
-    return float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
+    return float(np.clip(low, lowest, 1)), float(np.clip(high, lowest, 1))
 
 
 def resample_ratio(

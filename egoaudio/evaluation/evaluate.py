@@ -5,7 +5,7 @@ Scores (num_clips, num_classes) are sigmoids of the logits, or a softmax for a m
 """
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from egoaudio.errors import ConfigurationError, TrainingError
 from egoaudio.evaluation import results
 from egoaudio.evaluation.ground_truth import GroundTruth, class_frequencies, read_ground_truth
 from egoaudio.evaluation.scores import NUM_RESAMPLES, evaluate_scores
+from egoaudio.evaluation.smoothing import smooth
 from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints
 from egoaudio.models.device import choose_device, inference_dtype
@@ -84,31 +85,81 @@ def evaluate(
     True
     """
     _check_choices(split, pool)
-    chosen = choose_device(device)
-    model, contents = checkpoints.load_model(checkpoint, chosen)
-    config = from_json(TrainConfig, contents["config"])
-    rows, truth, prior = _read_split(path, contents, config, split)
+    loaded = _Loaded(checkpoint, path, split, choose_device(device))
     folder = Path(checkpoint).parent if output is None else Path(output)
     results.prepare(folder, (submission, frame_submission), (checkpoint, path))
-    scored = _score(model, contents, config, path, rows, chosen)
-    evaluation = evaluate_scores(
-        scored.scores,
-        truth,
-        thresholds=contents["thresholds"],
-        prior=prior,
-        pool=pool,
-        smooth_clips=contents["smooth_clips"],
-        num_resamples=num_resamples,
-        seed=config.optimization.seed,
-    )
-    about = {name: contents[name] for name in ("epoch", "plan_sha256")}
-    evaluation = replace(evaluation, about={"checkpoint": str(checkpoint), "file": str(path), "split": split} | about)
+    evaluation = loaded.score().evaluate(pool, num_resamples)
     results.write(evaluation, folder)
     if submission is not None:
         results.write_submission(evaluation, submission)
     if frame_submission is not None:
         results.write_submission(evaluation, frame_submission, frames=True)
     return evaluation
+
+
+@dataclass(frozen=True, eq=False)
+class SplitScores:
+    """A checkpoint's scores of a split, with all that is needed to evaluate them."""
+
+    scores: np.ndarray
+    """float32 (n, C), of ``truth.rows``: each clip's own, not smoothed."""
+    truth: GroundTruth
+    prior: np.ndarray | None
+    """float64 (C,): class frequencies in training."""
+    contents: dict[str, Any]
+    """Of the checkpoint."""
+    config: TrainConfig
+    about: dict[str, Any]
+    """Names of the checkpoint, the file and the split."""
+
+    @property
+    def smoothed(self) -> np.ndarray:
+        """The scores that are evaluated: averaged over neighbouring clips as the checkpoint says."""
+        return smooth(self.scores, self.truth.rows, self.truth.clip_video, self.contents["smooth_clips"])
+
+    def evaluate(self, pool: str = "max", num_resamples: int = NUM_RESAMPLES) -> results.Evaluation:
+        """Return the evaluation of the scores."""
+        evaluation = evaluate_scores(
+            self.scores,
+            self.truth,
+            thresholds=self.contents["thresholds"],
+            prior=self.prior,
+            pool=pool,
+            smooth_clips=self.contents["smooth_clips"],
+            num_resamples=num_resamples,
+            seed=self.config.optimization.seed,
+        )
+        return replace(evaluation, about=self.about)
+
+
+def score_split(
+    checkpoint: str | os.PathLike[str], path: str | os.PathLike[str], split: str, device: str | None = None
+) -> SplitScores:
+    """Return a checkpoint's scores of a split of a file; nothing is written.
+
+    Parameters and errors are those of ``evaluate``.
+    """
+    _check_choices(split, POOLS[0])
+    return _Loaded(checkpoint, path, split, choose_device(device)).score()
+
+
+class _Loaded:
+    """A checkpoint and a split of a file that fit each other, before anything is scored."""
+
+    def __init__(
+        self, checkpoint: str | os.PathLike[str], path: str | os.PathLike[str], split: str, device: torch.device
+    ) -> None:
+        self._model, self._contents = checkpoints.load_model(checkpoint, device)
+        self._config = from_json(TrainConfig, self._contents["config"])
+        self._path, self._device = path, device
+        self._rows, self._truth, self._prior = _read_split(path, self._contents, self._config, split)
+        self._about = {"checkpoint": str(checkpoint), "file": str(path), "split": split}
+        self._about |= {name: self._contents[name] for name in ("epoch", "plan_sha256")}
+
+    def score(self) -> SplitScores:
+        """Return the scores of the split."""
+        scored = _score(self._model, self._contents, self._config, self._path, self._rows, self._device)
+        return SplitScores(scored.scores, self._truth, self._prior, self._contents, self._config, self._about)
 
 
 def _check_choices(split: str, pool: str) -> None:

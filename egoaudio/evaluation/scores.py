@@ -162,7 +162,7 @@ def _evaluate_clips(
         values["audible_map"] = metrics.mean_over_classes(per_class["average_precision"][audible])
         if prior is not None:
             priors["audible_map"] = metrics.mean_over_classes(labels.mean(axis=0)[audible])
-        resampled = _resample_accuracies(scores, labels, video, thresholds, weights)
+        resampled = resample_accuracies(scores, labels, video, thresholds, weights)
         resampled |= {
             "map": bootstrap.mean_over_classes(precisions),
             "mauc": bootstrap.mean_over_classes(areas),
@@ -176,7 +176,7 @@ def _evaluate_clips(
     return found, {name: np.asarray(column).tolist() for name, column in per_class.items()}
 
 
-def _resample_accuracies(
+def resample_accuracies(
     scores: np.ndarray, labels: np.ndarray, video: np.ndarray, thresholds: np.ndarray | None, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return the accuracies, and the F1, of each resample, ``{name: array (num_resamples,)}``."""

@@ -22,9 +22,8 @@ from egoaudio.inputs.annotations import NO_ACTION, Annotations, Video, read_anno
 from egoaudio.inputs.find_media import find_files
 from egoaudio.inputs.fingerprint import UNKNOWN, fingerprint
 from egoaudio.inputs.probe import Recording, probe
+from egoaudio.system.files import StrPath
 from egoaudio.system.progress import Progress
-
-StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,12 @@ class Inputs:
     def __post_init__(self) -> None:
         """Take a single path for a list of one."""
         for name in ("annotations", "test_annotations"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, (str, os.PathLike)) else tuple(value))
+            object.__setattr__(self, name, _paths(getattr(self, name)))
+
+
+def _paths(value: StrPath | Sequence[StrPath]) -> tuple[StrPath, ...]:
+    """Return one path or several as a tuple."""
+    return (value,) if isinstance(value, (str, os.PathLike)) else tuple(value)
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
     BuildError
         When none of the videos has a file.
     """
-    annotations = read_annotations(inputs.annotations, inputs.test_annotations, inputs.classes)
+    annotations = read_annotations(_paths(inputs.annotations), _paths(inputs.test_annotations), inputs.classes)
     ids = [video.video_id for video in annotations.videos]
     found = find_files(ids, inputs.videos, follow_links=inputs.follow_links)
     if not found:

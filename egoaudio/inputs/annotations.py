@@ -4,20 +4,22 @@ Two kinds of table, told apart by their header: Charades and Charades-Ego (one v
 ``c075 0.00 10.30;c107 3.20 14.00``) and a generic one (one instance a row: ``video,start,end,label[,split]``, or
 EPIC-SOUNDS' names for these columns). Commas, semicolons (Excel) or tabs; UTF-8 with or without a BOM; LF or CRLF.
 
-What nobody can read stops everything: an AnnotationError with the file, the row (its line number), the text and the
-fix. What real files have does not: reversed or duplicate instances, times beyond the end and the like are kept as
-they are and counted in ``Annotations.irregularities``. Nothing is trusted: ids cannot name a place outside a folder,
-times are finite, and memory is bounded by what the videos need, whatever the file.
+What cannot be read raises an AnnotationError with the file, the row (its line number), the text and the fix. What
+occurs in real files does not: reversed or duplicate instances, times beyond the end and the like are kept as they are
+and counted in ``Annotations.irregularities``. Files may be hostile: ids cannot lead out of a folder, times are finite,
+and memory is bounded by what the videos need.
 
 Source: https://prior.allenai.org/projects/charades-ego, https://github.com/epic-kitchens/epic-sounds-annotations
 """
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from egoaudio.errors import AnnotationError
 from egoaudio.inputs.csv_rows import Lines, Row, Table
+from egoaudio.system.files import StrPath
 
 CHARADES_CLASSES = tuple(f"c{index:03d}" for index in range(157))
 NO_ACTION = "no_action"  # the builder's own class; no annotation may use its name
@@ -73,13 +75,15 @@ class Annotations:
     """What was tolerated and how often, such as ``{"reversed instances": 1108}``; only what occurred."""
 
 
-def read_annotations(paths, test_paths=(), classes_path=None):
+def read_annotations(
+    paths: Iterable[StrPath], test_paths: Iterable[StrPath] = (), classes_path: StrPath | None = None
+) -> Annotations:
     """Read all CSV files of a data set.
 
     Parameters
     ----------
     paths : iterable of path
-        Charades, Charades-Ego or generic CSV files; their videos are ``train`` unless a ``split`` column says otherwise.
+        Charades, Charades-Ego or generic CSV files; their videos are ``train`` unless a ``split`` column differs.
     test_paths : iterable of path
         Likewise; their videos are ``test``.
     classes_path : path or None
@@ -120,7 +124,7 @@ class _Draft:
     length_seconds: float | None
     instances: list[tuple[str, float, float]] = field(default_factory=list)
 
-    def same_video(self, other):
+    def same_video(self, other: "_Draft") -> bool:
         """Return whether two rows agree on all but the instances."""
         names = ("kind", "split", "subject", "scene", "egocentric", "length_seconds")
         return all(getattr(self, name) == getattr(other, name) for name in names)
@@ -129,14 +133,14 @@ class _Draft:
 class _Reading:
     """The state of one ``read_annotations``."""
 
-    def __init__(self, classes):
+    def __init__(self, classes: Mapping[str, str] | None) -> None:
         self.classes = classes  # {class id: name} or None
         self.known = None if classes is None else _lookup(classes)
-        self.drafts = {}  # video id -> _Draft, in the order of the files
-        self.counts = Counter()
+        self.drafts: dict[str, _Draft] = {}  # by video id, in the order of the files
+        self.counts: Counter[str] = Counter()
 
-    def read(self, path, split):
-        """Add a file's videos; ``split`` overrules the file."""
+    def read(self, path: StrPath, split: str | None) -> None:
+        """Add a file's videos; ``split`` overrides the file's."""
         with Lines(path) as lines:
             table = Table(lines)
             take = self._take_charades if table.kind == "charades" else self._take_generic
@@ -148,17 +152,19 @@ class _Reading:
         if empty:
             raise AnnotationError(f"{path}: has a header but no rows: give the file that holds the annotations")
 
-    def finish(self):
-        """Turn labels into class indices and count what is irregular."""
-        if self.classes is None:
+    def finish(self) -> Annotations:
+        """Turn labels into class indices and count irregularities."""
+        classes = self.classes
+        if classes is None:
             charades = CHARADES_CLASSES if any(draft.kind == "charades" for draft in self.drafts.values()) else ()
             seen = {label for draft in self.drafts.values() for label, _, _ in draft.instances}
-            self.classes = {label: label for label in (*charades, *sorted(seen.difference(charades)))}
-            self.known = _lookup(self.classes)
-        index = {class_id: number for number, class_id in enumerate(self.classes)}
-        videos, splits = [], {}
+            classes = {label: label for label in (*charades, *sorted(seen.difference(charades)))}
+        known = _lookup(classes)
+        index = {class_id: number for number, class_id in enumerate(classes)}
+        videos: list[Video] = []
+        splits: dict[str, set[str]] = {}
         for draft in self.drafts.values():
-            instances = tuple(Instance(index[self.known[label]], start, stop) for label, start, stop in draft.instances)
+            instances = tuple(Instance(index[known[label]], start, stop) for label, start, stop in draft.instances)
             videos.append(Video(draft.video_id, draft.split, draft.subject, draft.scene, draft.egocentric, instances))
             self.counts.update(_irregularities(draft))
             splits.setdefault(draft.subject, set()).add(draft.split)
@@ -166,9 +172,9 @@ class _Reading:
             len(found) > 1 for subject, found in splits.items() if subject
         )
         counts = {what: count for what, count in sorted(self.counts.items()) if count}
-        return Annotations(tuple(videos), tuple(self.classes), tuple(self.classes.values()), counts)
+        return Annotations(tuple(videos), tuple(classes), tuple(classes.values()), counts)
 
-    def _take_charades(self, row, split):
+    def _take_charades(self, row: Row, split: str | None) -> None:
         """Add a row of a Charades CSV: a video."""
         video_id = _video_id(row, "id")
         egocentric = row.text("egocentric").lower()
@@ -195,7 +201,7 @@ class _Reading:
                     "write it as c075 0.00 10.30, actions separated by ';'",
                 )
             if words[0] not in (CHARADES_CLASSES if self.known is None else self.known):
-                row.refuse("unknown class", words[0], "correct it, or give a --classes list that has it")
+                row.refuse("unknown class", words[0], "correct it, or give a list of `classes` that has it")
             draft.instances.append((words[0], _seconds(row, words[1]), _seconds(row, words[2])))
         first = self.drafts.setdefault(video_id, draft)
         if first is draft:
@@ -206,7 +212,7 @@ class _Reading:
             )
         self.counts["duplicate rows"] += 1
 
-    def _take_generic(self, row, split):
+    def _take_generic(self, row: Row, split: str | None) -> None:
         """Add a row of a generic CSV: an instance."""
         video_id = _video_id(row, "video")
         split = split or row.text("split").lower() or "train"
@@ -214,12 +220,12 @@ class _Reading:
         if not label:
             row.refuse("the label is empty", video_id, "give every row a label")
         if self.known is not None and label not in self.known:
-            row.refuse("unknown class", label, "correct it, or add it to the --classes list")
+            row.refuse("unknown class", label, "correct it, or add it to the list of `classes`")
         if label == NO_ACTION:
             row.refuse(
                 "the class name is reserved",
                 label,
-                "leave these rows out (egoaudio adds the class by itself), or rename it",
+                "remove these rows (egoaudio adds the class itself), or rename it",
             )
         draft = _Draft(row, "generic", video_id, split, row.text("participant"), "", True, None)
         first = self.drafts.setdefault(video_id, draft)
@@ -232,10 +238,10 @@ class _Reading:
         first.instances.append((label, _seconds(row, row.cell("start")), _seconds(row, row.cell("end"))))
 
 
-def _irregularities(draft):
-    """Count what is odd about one video's instances but is kept."""
+def _irregularities(draft: _Draft) -> Counter[str]:
+    """Count what is irregular in one video's instances but kept."""
     times = [(start, stop) for _, start, stop in draft.instances]
-    counts = Counter()
+    counts: Counter[str] = Counter()
     counts["videos without actions"] = not times
     counts["videos with unordered instances"] = times != sorted(times)
     counts["reversed instances"] = sum(stop < start for start, stop in times)
@@ -250,9 +256,10 @@ def _irregularities(draft):
 # ------------------------------------------------------------------------------------------------- classes
 
 
-def _read_classes(path):
+def _read_classes(path: StrPath) -> dict[str, str]:
     """Read a class list as ``{class id: name}``; a line that does not begin with a code is a label by itself."""
-    classes, rows = {}, {}
+    classes: dict[str, str] = {}
+    rows: dict[str, int] = {}
     with Lines(path) as lines:
         for number, line in lines:
             lines.begin_record()
@@ -267,15 +274,15 @@ def _read_classes(path):
                     f"the class was already given in row {rows[class_id]}", class_id, "keep one of the two lines"
                 )
             if class_id == NO_ACTION:
-                row.refuse("the class name is reserved", text, "leave it out: egoaudio adds the class by itself")
+                row.refuse("the class name is reserved", text, "remove it: egoaudio adds the class itself")
             classes[class_id], rows[class_id] = name, number
     if not classes:
         raise AnnotationError(f"{path}: has no classes: expected lines such as 'c000 Holding some clothes'")
     return classes
 
 
-def _lookup(classes):
-    """Return ``{what a row may say: class id}``: the id, else the name where only one class has it."""
+def _lookup(classes: Mapping[str, str]) -> dict[str, str]:
+    """Return ``{label of a row: class id}``: the id itself, or a name that only one class has."""
     names = Counter(classes.values())
     return {name: class_id for class_id, name in classes.items() if names[name] == 1} | {
         class_id: class_id for class_id in classes
@@ -285,8 +292,8 @@ def _lookup(classes):
 # --------------------------------------------------------------------------------------------------- cells
 
 
-def _video_id(row, name):
-    """Return the row's video id; never one that could lead out of a folder."""
+def _video_id(row: Row, name: str) -> str:
+    """Return the row's video id; one that could lead out of a folder is refused."""
     video_id = row.text(name)
     if not video_id:
         row.refuse("the video id is empty", video_id, "give every row the id of its video")
@@ -294,23 +301,23 @@ def _video_id(row, name):
         row.refuse(
             "a video id may not hold '/', '\\' or '..'",
             video_id,
-            "give the file's name only: folders under --videos are searched",
+            "give the file's name only: folders under `videos` are searched",
         )
     return video_id
 
 
-def _seconds(row, text):
+def _seconds(row: Row, text: str) -> float:
     """Return a time in seconds from ``12.5`` or ``HH:MM:SS.sss``, correctly rounded."""
-    number, clock = _NUMBER.fullmatch(text), _CLOCK.fullmatch(text)
-    if len(text) > _TIME_LETTERS or not (number or clock):
+    known = text if len(text) <= _TIME_LETTERS else ""
+    if _NUMBER.fullmatch(known):
+        seconds = float(text)
+    elif clock := _CLOCK.fullmatch(known):
+        whole, _, decimals = clock[3].partition(".")  # decimals stay text, so that 0.1 is exactly a tenth
+        seconds = float(f"{int(clock[1]) * 3600 + int(clock[2]) * 60 + int(whole)}.{decimals}")
+    else:
         row.refuse(
             "not a time", text, "expected seconds, finite and not negative, with a decimal point, or HH:MM:SS.sss"
         )
-    if number:
-        seconds = float(text)
-    else:
-        whole, _, decimals = clock[3].partition(".")  # the decimals go through as text: 0.1 stays a tenth
-        seconds = float(f"{int(clock[1]) * 3600 + int(clock[2]) * 60 + int(whole)}.{decimals}")
     if seconds > _LONGEST_SECONDS:
         row.refuse(
             f"a time beyond {_LONGEST_SECONDS:g} s",

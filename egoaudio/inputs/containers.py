@@ -1,11 +1,12 @@
 """Open media files safely, and read the packets of one of their tracks.
 
-In: a path. Out: a PyAV container, and packets. Files may be hostile. FFmpeg gets an open regular file and no protocol at all,
-so nothing inside a file can name another file or an address; only the containers listed here are recognised, and only audio
-decoders run. Damage is passed over; what the disk cannot read is an error of the whole file, never its end.
+In: a path. Out: a PyAV container, and packets. Files may be hostile. FFmpeg gets an open regular file and no protocol
+at all, so nothing inside a file can name another file or an address; only the containers listed here are recognised,
+and only audio decoders run. Damaged packets are skipped; what the disk cannot read is an error of the whole file, never
+its end.
 
-Reading through Python costs 0.4 ms for 30 s beside 18 MB of video. FFmpeg's own ``fd`` protocol reads whole files: it takes
-descriptors for a network and buffers up to 16 MB.
+Files are read through Python, which costs 0.4 ms for 30 s beside 18 MB of video: FFmpeg's own ``fd`` protocol treats
+descriptors as a network and reads whole files, with up to 16 MB buffered.
 """
 
 import contextlib
@@ -13,43 +14,42 @@ import functools
 import io
 import os
 import stat
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
 
 import av
+import av.container
 
 from egoaudio.errors import MediaError
+from egoaudio.inputs.timestamps import TimeLine
+from egoaudio.system.files import StrPath
 
-# Containers of sound that need no second file. Left out on purpose: hls, dash, concat, image2, sdp, imf and the like, which
-# open what they name, and tty, which takes any text for a film.
+# Containers of sound that need no second file. Left out on purpose: hls, dash, concat, image2, sdp, imf and the like,
+# which open what they name, and tty, which takes any text for a film.
 _CONTAINERS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,mxf,nut,dv,rm,gxf,wtv,nsv,swf,"
     "mp3,aac,latm,ac3,eac3,dts,truehd,flac,wav,w64,aiff,caf,au,amr,wv,tta,ape,mpc,mpc8,voc,oma"
 )
-FAULTS = (
-    av.FFmpegError,
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    ArithmeticError,
-    MemoryError,
-)  # what PyAV raises for bad bytes
-_FURTHER = {
-    "probesize": str(64_000_000),
-    "analyzeduration": str(600_000_000),
-}  # bytes, which are held meanwhile, and microseconds
+Part = tuple[int, int]
+"""First byte, and the one after the last, of a part of a file that is a file by itself."""
+FAULTS = (av.FFmpegError, OSError, EOFError, ValueError, LookupError, ArithmeticError, MemoryError)
+"""What PyAV raises for bad bytes."""
+# How far FFmpeg looks for a track's first packet: bytes, which are buffered meanwhile, and microseconds.
+_FURTHER = {"probesize": str(64_000_000), "analyzeduration": str(600_000_000)}
 _ADDS_TRACKS = ("mpeg", "flv", "nsv", "wtv")  # tracks appear in these with their first packet
-_READ_FAULTS = 100  # read errors in a row before the rest of a file is given up
-_PAYLOAD_FACTOR = 4  # packets that add up to more than this many times the file's size are read over and over: a bomb
+_READ_FAULTS = 100  # read errors in a row after which the rest of a file is skipped
+_PAYLOAD_FACTOR = 4  # times the file's size: packets that add up to more are read over and over, by a hostile file
 
 
 class ReadError(MediaError):
-    """The disk or the network did not give a file's bytes: what else is wrong with it cannot be known."""
+    """The disk or the network failed to deliver a file's bytes: whether the file itself is sound is unknown."""
 
 
 class _File(io.FileIO):
-    """A file whose ``seek`` answers a damaged index with a negative number, as C does: PyAV would print an exception."""
+    """A file whose ``seek`` to a place that does not exist returns -1, as in C: PyAV would print an exception."""
 
-    def seek(self, offset, whence=os.SEEK_SET):
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         try:
             return super().seek(offset, whence)
         except (OSError, ValueError):
@@ -57,19 +57,19 @@ class _File(io.FileIO):
 
 
 class _Reader:
-    """What FFmpeg reads a file, or a part of it, through; it keeps the first read error, which FFmpeg takes for the file's end."""
+    """What FFmpeg reads a file, or a part of it, through; keeps the first read error, which FFmpeg ignores."""
 
-    def __init__(self, file, start, stop):
+    def __init__(self, file: _File, start: int, stop: int | None) -> None:
         self._read, self._seek, self._tell = file.read, file.seek, file.tell
         self._start, self._stop = start, stop
-        self.fault = None
+        self.fault: OSError | None = None
         self.fault_at = 0
         if start == 0 and stop is None:
-            self.seek, self.tell = file.seek, file.tell
+            self.seek, self.tell = file.seek, file.tell  # type: ignore[method-assign]  # faster
         else:
             file.seek(start)
 
-    def read(self, size):
+    def read(self, size: int) -> bytes:
         """Return up to ``size`` bytes."""
         try:
             return self._read(size if self._stop is None else max(0, min(size, self._stop - self._tell())))
@@ -78,19 +78,19 @@ class _Reader:
                 self.fault, self.fault_at = error, self._tell()
             raise
 
-    def seek(self, offset, whence=os.SEEK_SET):
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Go to a place in the part."""
-        base = {os.SEEK_SET: self._start, os.SEEK_CUR: self._tell(), os.SEEK_END: self._stop}[whence]
+        base = {os.SEEK_SET: self._start, os.SEEK_CUR: self._tell(), os.SEEK_END: self._stop or 0}[whence]
         place = base + offset
         return -1 if place < self._start else self._seek(place) - self._start
 
-    def tell(self):
+    def tell(self) -> int:
         """Return the place in the part."""
         return self._tell() - self._start
 
 
 @contextlib.contextmanager
-def open_media(path, part=None):
+def open_media(path: StrPath, part: Part | None = None) -> Iterator[av.container.InputContainer]:
     """Open a media file for reading; yield its container and close it.
 
     Parameters
@@ -102,12 +102,12 @@ def open_media(path, part=None):
     Raises
     ------
     MediaError
-        It cannot be opened; or, after all that was done with it, reading it failed.
+        It cannot be opened; or, at the end of the block, reading it has failed.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise MediaError(f"{path}: not a regular file but a folder, pipe, socket or device")
-        # By number, so that its name decides nothing; without blocking, since it might be a pipe by now.
+        # By descriptor, so that its name has no effect; without blocking, as it might be a pipe by now.
         file = _File(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except MediaError:
         raise
@@ -123,16 +123,21 @@ def open_media(path, part=None):
         except MediaError as error:
             if reader.fault is None:
                 raise
-            raise _unreadable(path, reader) from error
+            raise _unreadable(path, reader, reader.fault) from error
         if reader.fault is not None:
-            raise _unreadable(path, reader)
+            raise _unreadable(path, reader, reader.fault)
 
 
-def _opened(path, reader):
-    """Return the container; where a track's first packet has not been seen, after reading further."""
+def time_base(stream: "av.stream.Stream") -> Fraction:
+    """Return the unit of a stream's timestamps in seconds; 0 where its header has none."""
+    return stream.time_base or Fraction(0)
+
+
+def _opened(path: StrPath, reader: _Reader) -> av.container.InputContainer:
+    """Return the container; where FFmpeg has not found a track's first packet, after reading further."""
     options = {"protocol_whitelist": "none", "format_whitelist": _CONTAINERS, "codec_whitelist": _audio_decoders()}
     try:
-        container = av.open(reader, container_options=options, metadata_errors="replace")
+        container = av.open(reader, "r", container_options=options, metadata_errors="replace")
         tracks = container.streams.audio
         is_nameless = container.format.name == "mpegts" and any(
             stream.type in ("data", "unknown") for stream in container.streams
@@ -144,28 +149,34 @@ def _opened(path, reader):
         ):
             container.close()
             reader.seek(0)
-            container = av.open(reader, container_options={**options, **_FURTHER}, metadata_errors="replace")
+            container = av.open(reader, "r", container_options={**options, **_FURTHER}, metadata_errors="replace")
         return container
     except FAULTS as error:
         raise MediaError(f"{path}: not a media file, or cut off before its index ({reason(error)})") from error
 
 
-def _is_unseen(track, format):
-    """Return whether FFmpeg has not come to any packet of a track, so that its rate is unknown."""
+def _is_unseen(track: av.AudioStream, format: av.ContainerFormat) -> bool:
+    """Return whether FFmpeg has not found any packet of a track, so that its rate is unknown."""
     context = track.codec_context
-    return bool(format.flags & av.format.Flags.ts_discont.value) and (context is None or not context.sample_rate)
+    return has_jumps(format) and (context is None or not context.sample_rate)
 
 
-def _unreadable(path, reader):
+def has_jumps(format: av.ContainerFormat) -> bool:
+    """Return whether the timestamps of a format may restart, as those of broadcasts do."""
+    flag: Any = av.format.Flags.ts_discont.value  # which PyAV's hints take for a member
+    return bool(format.flags & flag)
+
+
+def _unreadable(path: StrPath, reader: _Reader, fault: OSError) -> ReadError:
     """Return the error for a file that could not be read to its end."""
     return ReadError(
-        f"{path}: reading it failed after {reader.fault_at:,} bytes: {reason(reader.fault)}; is the disk or the network sound?"
+        f"{path}: reading it failed after {reader.fault_at:,} bytes: {reason(fault)}; is the disk or the network sound?"
     )
 
 
 @functools.cache
-def _audio_decoders():
-    """Return the names of all audio decoders; with no others FFmpeg opens four times faster and has less to be attacked."""
+def _audio_decoders() -> str:
+    """Return the names of all audio decoders; without others FFmpeg opens four times faster and is less exposed."""
     names = []
     for name in av.codecs_available:
         with contextlib.suppress(ValueError):  # it only encodes
@@ -174,11 +185,11 @@ def _audio_decoders():
     return ",".join(names)
 
 
-def packets(container, stream, line):
-    """Yield the packets of ``stream`` that hold something, over read errors.
+def packets(container: av.container.InputContainer, stream: av.AudioStream, line: TimeLine) -> "Iterator[av.Packet]":
+    """Yield the packets of ``stream`` that are not empty, reading on after errors.
 
-    The end is believed when nothing comes after it: a packet that claims to reach beyond the file looks like one. Ogg files can
-    hold thousands of empty packets, which FFmpeg counts as sound: the time line is told of each.
+    An end of the file counts only if nothing follows it: a packet that claims to reach beyond the file looks like one.
+    Ogg files can hold thousands of empty packets, which FFmpeg counts as sound: the time line is told of each.
     """
     faults, payload, found = 0, _PAYLOAD_FACTOR * container.size, True
     while found and faults < _READ_FAULTS and payload > 0:
@@ -199,15 +210,15 @@ def packets(container, stream, line):
         line.cut_off()
 
 
-def packets_of_others(container, index):
-    """Yield the timestamp, in seconds, of every packet of sound or picture that does not belong to the stream at ``index``."""
+def packets_of_others(container: av.container.InputContainer, index: int) -> Iterator[float]:
+    """Yield the timestamps, in seconds, of all packets of sound or pictures outside the stream at ``index``."""
     others = [
         stream
         for stream in container.streams
         if stream.index != index and stream.type in ("audio", "video") and stream.time_base
     ]
     container.streams[index].discard = av.stream.Discard.all
-    ticks = {stream.index: float(stream.time_base) for stream in others}
+    ticks = {stream.index: float(time_base(stream)) for stream in others}
     payload = _PAYLOAD_FACTOR * container.size
     with contextlib.suppress(*FAULTS):
         for packet in container.demux(others):
@@ -218,6 +229,6 @@ def packets_of_others(container, index):
                 yield packet.pts * ticks[packet.stream_index]
 
 
-def reason(error):
+def reason(error: Exception) -> str:
     """Return an error's own words."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,8 +1,7 @@
 """Annotation files -> checked lines, rows and cells, whatever the files are.
 
-``Table`` recognises a CSV by its header and gives its rows; ``Row`` gives a row's cells and refuses what is wrong
-with one, naming file, row, text and fix; ``Lines`` reads any text file in bounded memory. What the cells mean is
-the business of ``annotations``.
+``Table`` recognises a CSV by its header and yields its rows; ``Row`` has a row's cells and refuses invalid ones, naming
+file, row, text and fix; ``Lines`` reads any text file in bounded memory. What the cells mean is up to ``annotations``.
 
 Read: commas, semicolons (Excel) or tabs, quotes doubled within quotes; UTF-8 with or without a BOM; LF or CRLF.
 A row's number is that of its first line in the file, from 1, as an editor shows it.
@@ -12,37 +11,46 @@ import csv
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO, NoReturn
 
 from egoaudio.errors import AnnotationError
+from egoaudio.system.files import StrPath
 
-_CHARADES_COLUMNS = {name: (name,) for name in ("id", "subject", "scene", "actions", "length")}
-_GENERIC_COLUMNS = {
+_CHARADES_COLUMNS: dict[str, tuple[str, ...]] = {
+    name: (name,) for name in ("id", "subject", "scene", "actions", "length")
+}
+_GENERIC_COLUMNS: dict[str, tuple[str, ...]] = {
     "video": ("video", "video_id"),
     "start": ("start", "start_timestamp"),
     "end": ("end", "stop", "stop_timestamp"),
     "label": ("label", "class"),
 }
-_OPTIONAL_COLUMNS = {"egocentric": ("egocentric",), "split": ("split",), "participant": ("participant_id", "subject")}
+_OPTIONAL_COLUMNS: dict[str, tuple[str, ...]] = {
+    "egocentric": ("egocentric",),
+    "split": ("split",),
+    "participant": ("participant_id", "subject"),
+}
 
 _RECORD_BYTES = 1 << 20  # a row of the real files has 3 KiB at most
-_TEXT_BYTES = 255  # what a file name can have; also keeps the file's fixed-length strings short
+_TEXT_BYTES = 255  # the limit of a file name; also keeps the file's fixed-length strings short
 _FOREIGN_BYTE = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of a byte that is not UTF-8
 
 
 class Row:
-    """One record of a CSV: its cells by our names of the columns, and where it stands."""
+    """One record of a CSV: its cells under the package's names of the columns, and its place in the file."""
 
     __slots__ = ("path", "number", "_cells")
 
-    def __init__(self, path, number, cells):
+    def __init__(self, path: StrPath, number: int, cells: Mapping[str, str]) -> None:
         self.path, self.number, self._cells = path, number, cells
 
     @property
-    def place(self):
+    def place(self) -> str:
         """File and row for a message."""
         return f"{self.path}, row {self.number}"
 
-    def cell(self, name):
+    def cell(self, name: str) -> str:
         """Return the cell without surrounding space; empty where the file has no such column."""
         text = self._cells.get(name, "").strip()
         foreign = _FOREIGN_BYTE.search(text)
@@ -55,8 +63,8 @@ class Row:
             )
         return text
 
-    def text(self, name):
-        """Return a cell that is kept in the file: at most 255 bytes, no control characters."""
+    def text(self, name: str) -> str:
+        """Return a cell that is stored in the HDF5 file: at most 255 bytes, no control characters."""
         text = self.cell(name)
         if len(text.encode()) > _TEXT_BYTES:
             self.refuse(
@@ -68,17 +76,17 @@ class Row:
             self.refuse(f"'{name}' has control characters", text, "remove them; is a quote missing before them?")
         return text
 
-    def refuse(self, problem, text, fix):
+    def refuse(self, problem: str, text: str, fix: str) -> NoReturn:
         """Raise an AnnotationError that names the row."""
         raise AnnotationError(f"{self.place}: {problem}: {shown(text)}: {fix}")
 
 
 class Table:
-    """A CSV file whose header is one of ours: ``kind``, and the rows by iteration, once."""
+    """A CSV file with a known header, which gives its ``kind``; iterate over it, once, for its rows."""
 
-    def __init__(self, lines):
+    def __init__(self, lines: "Lines") -> None:
         self.path = lines.path
-        self.counts = Counter()
+        self.counts: Counter[str] = Counter()
         self._lines = lines
         header = next((line for _, line in lines), None)
         if header is None:
@@ -95,7 +103,8 @@ class Table:
             self._refuse_header(
                 header,
                 "not a known header",
-                "expected the columns of Charades (id, subject, scene, actions, length), video,start,end,label[,split], "
+                "expected the columns of Charades (id, subject, scene, actions, length), "
+                "video,start,end,label[,split], "
                 "or those of EPIC-SOUNDS (video_id, start_timestamp, stop_timestamp, class)",
             )
         aliases = required | _OPTIONAL_COLUMNS
@@ -111,7 +120,7 @@ class Table:
                 f"keep one of {', '.join(aliases[doubled[0]])}",
             )
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Row]:
         """Yield a Row for each record that is not blank."""
         reader = csv.reader((line for _, line in self._lines), delimiter=self._delimiter, strict=True)
         while True:
@@ -119,7 +128,7 @@ class Table:
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                fix = "is a quote missing, or are the lines ended by something else than LF or CRLF?"
+                fix = "is a quote missing, or do the lines end in something other than LF or CRLF?"
                 raise AnnotationError(f"{self.path}, row {number}: not a CSV row ({error}): {fix}") from error
             if cells is None:
                 return
@@ -138,14 +147,14 @@ class Table:
                     "is a quote or a separator missing?",
                 )
             if any(map(_FOREIGN_BYTE.search, cells)):
-                self.counts["rows with text that is not UTF-8"] += 1  # in a column that we read, it is refused
+                self.counts["rows with text that is not UTF-8"] += 1  # in a column that is read, it is refused
             yield row
 
-    def _refuse_header(self, header, problem, fix):
+    def _refuse_header(self, header: str, problem: str, fix: str) -> NoReturn:
         raise AnnotationError(f"{self.path}, row 1: {problem}: {shown(header.strip())}: {fix}")
 
 
-def _read_header(line, delimiter):
+def _read_header(line: str, delimiter: str) -> tuple[str, list[str]]:
     """Return ``(delimiter, column names)`` of a header line, the names in lower case."""
     try:
         names = next(csv.reader([line], delimiter=delimiter, strict=True), [])
@@ -155,33 +164,33 @@ def _read_header(line, delimiter):
 
 
 class Lines:
-    """The lines of a text file as ``(number, text)``, refusing what would not fit in memory or is no text.
+    """The lines of a text file as ``(number, text)``; refuses what would not fit in memory or is not text.
 
-    A byte that is not UTF-8 comes through as a surrogate (``surrogateescape``): free text that nobody reads may hold
-    one, and a cell that is read is refused by ``Row.cell``. The file is open within a ``with`` block.
+    A byte that is not UTF-8 becomes a surrogate (``surrogateescape``): columns that are not read may hold one, and
+    ``Row.cell`` refuses it in those that are. The file is open within a ``with`` block.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: StrPath) -> None:
         self.path = path
         self.number = 0
         self._record_bytes = 0
-        self._file = None
+        self._file: BinaryIO
 
-    def __enter__(self):
+    def __enter__(self) -> "Lines":
         try:
             self._file = open(self.path, "rb")
         except OSError as error:
             self._refuse(error)
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self._file.close()
 
-    def __iter__(self):
-        """Yield from where the last loop stopped."""
+    def __iter__(self) -> "Lines":
+        """Continue where the last loop stopped."""
         return self
 
-    def __next__(self):
+    def __next__(self) -> tuple[int, str]:
         try:
             line = self._file.readline(_RECORD_BYTES + 1 - self._record_bytes)
         except OSError as error:
@@ -192,32 +201,33 @@ class Lines:
         self._record_bytes += len(line)
         return self.number, self._decode(line)
 
-    def begin_record(self):
+    def begin_record(self) -> int:
         """Start to count the bytes of a record, which may have several lines; return the number of its first line."""
         self._record_bytes = 0
         return self.number + 1
 
-    def _refuse(self, error):
+    def _refuse(self, error: OSError) -> NoReturn:
         raise AnnotationError(f"{self.path}: cannot be read: {error.strerror}: check the path") from error
 
-    def _decode(self, line):
+    def _decode(self, line: bytes) -> str:
+        place = f"{self.path}, row {self.number}"
         if self.number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
             what = (
                 "is UTF-16"
                 if line[:2] in (b"\xff\xfe", b"\xfe\xff")
                 else f"holds a NUL byte at position {line.index(0) + 1}"
             )
-            raise AnnotationError(
-                f"{self.path}, row {self.number}: {what}: {shown(line[:60].decode('latin-1'))}: save the file as CSV in UTF-8"
-            )
+            text = shown(line[:60].decode("latin-1"))
+            raise AnnotationError(f"{place}: {what}: {text}: save the file as CSV in UTF-8")
         if self._record_bytes > _RECORD_BYTES:
+            text = shown(line[:100].decode("latin-1"))
             raise AnnotationError(
-                f"{self.path}, row {self.number}: more than {_RECORD_BYTES} bytes in one row: {shown(line[:100].decode('latin-1'))}: "
+                f"{place}: more than {_RECORD_BYTES} bytes in one row: {text}: "
                 "is it a CSV, or is a quote missing before it?"
             )
         return line.decode("utf-8-sig" if self.number == 1 else "utf-8", errors="surrogateescape")
 
 
-def shown(text):
+def shown(text: str) -> str:
     """Return text for a message: quoted, control characters escaped, shortened."""
     return repr(text) if len(text) <= 80 else f"{repr(text[:60])}... ({len(text)} characters)"

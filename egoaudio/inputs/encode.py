@@ -41,7 +41,7 @@ def encode_opus(samples: np.ndarray, sample_rate: int) -> bytes:
     return buffer.getvalue()
 
 
-def _at_rate(frame, rate):
+def _at_rate(frame: av.AudioFrame, rate: int) -> list[av.AudioFrame]:
     """Return a frame's sound at another rate, as a list of frames."""
     if frame.sample_rate == rate:
         return [frame]

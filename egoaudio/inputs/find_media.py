@@ -1,8 +1,8 @@
 """Find the media file of each video id in a folder: names are compared, nothing is opened.
 
-In: ids from annotations, which may be hostile, and a folder. Out: ``{video id: path}`` for those that are there. Ids are only
-compared with the names of files that exist, so none reaches outside the folder, whatever it holds. The folder is walked
-once; symbolic links may not lead out of it unless that is allowed, and loops of them end.
+In: ids from annotations, which may be hostile, and a folder. Out: ``{video id: path}`` for those that are found. Ids
+are only compared with the names of files that exist, so none leads out of the folder. The folder is walked once;
+symbolic links may not lead out of it unless that is allowed, and loops of them end.
 """
 
 import itertools
@@ -10,8 +10,10 @@ import os
 import pathlib
 import unicodedata
 import warnings
+from collections.abc import Iterable, Iterator
 
 from egoaudio.errors import MediaError
+from egoaudio.system.files import StrPath
 
 MEDIA_EXTENSIONS = (
     ".mp4", ".m4v", ".mov", ".mkv", ".mka", ".m4b", ".weba", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts",
@@ -21,10 +23,10 @@ MEDIA_EXTENSIONS = (
 )  # fmt: skip
 
 
-def find_files(video_ids, root, follow_links=False):
-    """Find each video's file: its id with a media extension, or the id itself where it has one, anywhere under ``root``.
+def find_files(video_ids: Iterable[str], root: StrPath, follow_links: bool = False) -> dict[str, pathlib.Path]:
+    """Find each video's file, anywhere under ``root``: its id with a media extension, or the id itself if it has one.
 
-    Accented letters are the same however they are encoded: macOS takes names apart (NFD), spreadsheets keep them together (NFC).
+    Accented letters match however they are encoded: macOS decomposes names (NFD), spreadsheets compose them (NFC).
 
     Parameters
     ----------
@@ -36,22 +38,24 @@ def find_files(video_ids, root, follow_links=False):
     Returns
     -------
     dict of str to pathlib.Path
-        In the order of ``video_ids``; those without a file are left out. What has a video's name but is no regular file is
-        given too, where there is nothing better: ``probe`` says what it is.
+        In the order of ``video_ids``; those without a file are left out. An entry with a video's name that is not a
+        regular file is returned if there is no other: ``probe`` says what it is.
 
     Raises
     ------
     MediaError
-        ``root`` is no folder, a video has two files, or a link that is needed leaves ``root``.
+        ``root`` is not a folder, a video has two files, or a link that is needed leads out of ``root``.
     """
-    video_ids = dict.fromkeys(video_ids)
-    spellings = {}  # {composed id: the ids as given}
-    for video_id in video_ids:
+    wanted = dict.fromkeys(video_ids)
+    spellings: dict[str, list[str]] = {}  # {composed id: the ids as given}
+    for video_id in wanted:
         spellings.setdefault(_composed(video_id), []).append(video_id)
     if not os.path.isdir(root):
-        raise MediaError(f"--videos {root}: there is no such folder")
-    inside, refused = os.path.realpath(root), []
-    files, others = {}, {}  # {video id: {real path: path}}, of regular files and of what only has such a name
+        raise MediaError(f"`videos={os.fspath(root)!r}`: there is no such folder")
+    inside = os.path.realpath(root)
+    refused: list[str] = []
+    files: dict[str, dict[str, str]] = {}  # {video id: {real path: path}}
+    others: dict[str, dict[str, str]] = {}  # likewise, of what has such a name but is not a regular file
     for entry in _walk(root, inside, follow_links, refused):
         for video_id in itertools.chain.from_iterable(
             spellings.get(_composed(name), ()) for name in _names(entry.name)
@@ -61,7 +65,8 @@ def find_files(video_ids, root, follow_links=False):
             real = os.path.realpath(entry.path)
             if not follow_links and not _is_inside(real, inside):
                 raise MediaError(
-                    f"video {video_id!r}: {entry.path} is a symbolic link out of --videos, to {real}; allow it with --follow-links, or remove it"
+                    f"video {video_id!r}: {entry.path} is a symbolic link out of `videos`, to {real}; allow it with "
+                    "`follow_links=True`, or remove it"
                 )
             (files if os.path.isfile(real) else others).setdefault(video_id, {}).setdefault(real, entry.path)
     for video_id, paths in files.items():
@@ -69,21 +74,21 @@ def find_files(video_ids, root, follow_links=False):
             first, second = sorted(paths.values())[:2]
             raise MediaError(f"video {video_id!r} has two files, {first} and {second}: remove or rename one")
     found = {**others, **files}
-    missing = [video_id for video_id in video_ids if video_id not in found]
+    missing = [video_id for video_id in wanted if video_id not in found]
     if refused and missing:
         raise MediaError(
-            f"{refused[0]}: a symbolic link to a folder outside --videos, and {len(missing)} videos are missing, {missing[0]!r} for one; "
-            "allow such links with --follow-links, or remove it"
+            f"{refused[0]}: a symbolic link to a folder outside `videos`, and {len(missing)} videos are missing, such "
+            f"as {missing[0]!r}; allow such links with `follow_links=True`, or remove it"
         )
-    return {video_id: pathlib.Path(min(found[video_id].values())) for video_id in video_ids if video_id in found}
+    return {video_id: pathlib.Path(min(found[video_id].values())) for video_id in wanted if video_id in found}
 
 
-def _composed(name):
-    """Return a name with its accented letters in one piece each."""
+def _composed(name: str) -> str:
+    """Return a name with each accented letter as one character."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def _names(name):
+def _names(name: str) -> tuple[str, ...]:
     """Return the video ids that a file of this name can belong to."""
     stem, extension = os.path.splitext(name)
     if extension.lower() not in MEDIA_EXTENSIONS:
@@ -91,14 +96,14 @@ def _names(name):
     return (name,) if os.path.splitext(stem)[1].lower() in MEDIA_EXTENSIONS else (name, stem)
 
 
-def _walk(root, inside, follow_links, refused):
-    """Yield every entry under ``root``; links to folders that leave it are not entered but put into ``refused``."""
+def _walk(root: StrPath, inside: str, follow_links: bool, refused: list[str]) -> "Iterator[os.DirEntry[str]]":
+    """Yield every entry under ``root``; links to folders outside it are not followed but added to ``refused``."""
     folders, seen = [os.fspath(root)], {inside}
     while folders:
         folder = folders.pop()
         try:
-            with os.scandir(folder) as entries:
-                entries = list(entries)
+            with os.scandir(folder) as scanned:
+                entries = list(scanned)
         except OSError as error:
             warnings.warn(f"{folder}: not searched for videos: {error.strerror}", stacklevel=4)
             continue
@@ -114,5 +119,5 @@ def _walk(root, inside, follow_links, refused):
                 folders.append(entry.path)
 
 
-def _is_inside(real, inside):
+def _is_inside(real: str, inside: str) -> bool:
     return os.path.commonpath([real, inside]) == inside

@@ -1,7 +1,7 @@
-"""Tell whether a media file is still the one that it was, on any machine: its size and a hash of its ends.
+"""Tell whether a media file is unchanged, on any machine: its size and a hash of both ends.
 
-In: a path. Out: 32 bytes, the SHA-256 of the size (8 bytes, little-endian), the first 64 KiB and the last 64 KiB. Times of modification
-are no part of it: copies have others.
+In: a path. Out: 32 bytes, the SHA-256 of the size (8 bytes, little-endian), the first 64 KiB and the last 64 KiB.
+Modification times are not included, as copies have others.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import stat
 
 FINGERPRINT_BYTES = 32
 UNKNOWN = bytes(FINGERPRINT_BYTES)
-"""Of a file that is not there or cannot be read."""
+"""Of a file that is missing or cannot be read."""
 _END_BYTES = 64 << 10
 
 

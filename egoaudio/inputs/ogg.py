@@ -1,13 +1,18 @@
-"""The links of a chained Ogg file: whole files one after another, such as an internet radio's songs, or a phone's pauses.
+"""The links of a chained Ogg file: whole files in sequence, such as the songs of a radio, or a paused recording.
 
-FFmpeg refuses a link of another rate or channel count, plays one at the rate of the first, or places it by its own clock. Taken
-one by one they are ordinary files. A link begins with one page for each of its streams that has the flag "beginning of
-stream".
+FFmpeg refuses a link of another rate or channel count, plays it at the rate of the first, or places it by its own
+clock. One by one, links are ordinary files. A link begins with one page for each of its streams that has the flag
+"beginning of stream".
 
 Source: RFC 3533, section 6.
 """
 
 import os
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+from egoaudio.inputs.containers import Part
+from egoaudio.system.files import StrPath
 
 _MAGIC = b"OggS"
 _BEGIN = b"OggS\0\2"  # version 0, beginning of stream
@@ -17,8 +22,8 @@ _CHUNK_BYTES = 1 << 20
 _MOST_LINKS = 10_000
 
 
-def links(path):
-    """Return the parts ``(start, stop)`` of a chained Ogg file in bytes; ``[None]`` for any other file, which is one part."""
+def links(path: StrPath) -> Sequence[Part | None]:
+    """Return the parts of a chained Ogg file; ``[None]`` for any other file, which is one part."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC)) as file:
             if file.read(4) != _MAGIC:
@@ -26,15 +31,16 @@ def links(path):
             starts = _starts(file)
             size = os.fstat(file.fileno()).st_size
     except (OSError, ValueError):
-        return [None]  # whoever opens it next says why
+        return [None]  # opening it for decoding says why
     if not 1 < len(starts) <= _MOST_LINKS:
         return [None]
     return list(zip(starts, [*starts[1:], size], strict=True))
 
 
-def _starts(file):
-    """Return where links begin: pages that begin a stream, but for those that follow directly on another one."""
-    starts, after = [], -1
+def _starts(file: IO[bytes]) -> list[int]:
+    """Return where links begin: at pages that begin a stream, unless they directly follow another such page."""
+    starts: list[int] = []
+    after = -1
     for place, header in _beginnings(file):
         segments = header[_HEADER_BYTES : _HEADER_BYTES + header[26]]
         if place != after:
@@ -43,7 +49,7 @@ def _starts(file):
     return starts
 
 
-def _beginnings(file):
+def _beginnings(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     """Yield ``(place, header)`` of every page that begins a stream."""
     file.seek(0)
     kept, offset = b"", 0  # bytes from ``offset`` on
@@ -62,8 +68,11 @@ def _beginnings(file):
         kept, offset = kept[last:], offset + last
 
 
-def guessed_seconds(parts, number, seconds):
-    """Return how long a link that does not decode may last: what its bytes took in the links before it, ``seconds`` in all."""
-    before = sum(stop - start for start, stop in parts[:number])
-    start, stop = parts[number]
-    return seconds * (stop - start) / before if before else 0.0
+def guessed_seconds(parts: Sequence[Part | None], number: int, seconds: float) -> float:
+    """Return how long a link that does not decode may last, at the bytes per second of those before it.
+
+    ``seconds`` is the duration of all links before link ``number``.
+    """
+    sizes = [0 if part is None else part[1] - part[0] for part in parts[: number + 1]]
+    before = sum(sizes[:number])
+    return seconds * sizes[number] / before if before else 0.0

@@ -1,25 +1,29 @@
 """Choose the audio track of a media file, and the moment at which its recording begins.
 
-In: an open container. Out: the stream, with all others switched off; time zero, which is the container's start over all its
-tracks, as in ffmpeg and in players. What a header claims about a track is checked.
+In: an open container. Out: the stream, with all others switched off; time zero, which is the container's start over all
+its tracks, as in ffmpeg and in players. What a header claims about a track is checked.
 
-Source for the delays: what each codec's transform needs before its first sample, and for MP3 and MP2 what LAME and ffmpeg add;
-measured in ``benchmarks/alignment.py``.
+Source for the delays: what each codec's transform needs before its first sample, and for MP3 and MP2 what LAME and
+ffmpeg add; measured in ``benchmarks/alignment.py``.
 """
 
 import contextlib
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import av
+import av.container
 
 from egoaudio.errors import MediaError
-from egoaudio.inputs.containers import FAULTS, open_media
+from egoaudio.inputs.containers import FAULTS, Part, open_media, time_base
+from egoaudio.system.files import StrPath
 
-SOURCE_RATES_HZ = range(1000, 768001)  # outside these a header lies, and resampling would cost memory
-_WITH_DECODING_TIMES = ("mov,", "mpeg")  # formats that state in which order pictures are decoded
-_FIRST_PACKETS = 50  # among which the first of every track is found
-_TRIAL_PACKETS = 200  # one of so many decodes, or none does
-# Samples that come before the first one of the sound, where the container does not say so.
+SOURCE_RATES_HZ = range(1000, 768001)  # outside these a header is false, and resampling would take memory
+_WITH_DECODING_TIMES = ("mov,", "mpeg")  # formats that state the order in which pictures are decoded
+_FIRST_PACKETS = 50  # among which is the first of every track
+_TRIAL_PACKETS = 200  # if none of these decodes, none does
+# Samples before the first one of the sound, where the container does not state them.
 _DELAY_SAMPLES = {
     "aac": 1024,
     "mp3": 1105,
@@ -34,7 +38,9 @@ _DELAY_SAMPLES = {
 }
 
 
-def choose_track(container, path, number=None, part=None):
+def choose_track(
+    container: av.container.InputContainer, path: StrPath, number: int | None = None, part: Part | None = None
+) -> av.AudioStream:
     """Return the audio stream to decode, with all others switched off.
 
     Parameters
@@ -42,22 +48,22 @@ def choose_track(container, path, number=None, part=None):
     container : av.container.InputContainer
     path : str or os.PathLike
     number : int, optional
-        Which one, counted from 0 among the audio tracks as in ffmpeg's ``0:a:1``. If not given, the one that is marked as
-        the default, else the first; passed over where it does not decode and another one does.
+        Which one, counted from 0 among the audio tracks as in ffmpeg's ``0:a:1``. If not given, of those that decode
+        the one marked as the default, else the first.
     part : tuple of int, optional
         As for ``open_media``.
 
     Raises
     ------
     MediaError
-        There is none, no such one, or none that can be decoded.
+        There is no audio track, not this one, or none that can be decoded.
     """
     tracks = container.streams.audio
     if not tracks:
         raise MediaError(f"{path}: it has no audio track")
     if number is not None:
         if not 0 <= number < len(tracks):
-            raise MediaError(f"{path}: there is no --audio-track {number}: it has {len(tracks)}, numbered from 0")
+            raise MediaError(f"{path}: there is no `audio_track={number}`: it has {len(tracks)}, numbered from 0")
         tracks = tracks[number : number + 1]
     usable = [track for track in tracks if not _defect(track)]
     if not usable:
@@ -74,8 +80,8 @@ def choose_track(container, path, number=None, part=None):
     return stream
 
 
-def _defect(track):
-    """Return why a track cannot be decoded, as its header says; empty where it may."""
+def _defect(track: av.AudioStream) -> str:
+    """Return why a track cannot be decoded, judging by its header; empty where it can."""
     context = track.codec_context
     if context is None:
         return "there is no decoder for its audio track"
@@ -87,10 +93,10 @@ def _defect(track):
     return ""
 
 
-def _decodes(path, index, part):
+def _decodes(path: StrPath, index: int, part: Part | None) -> bool:
     """Return whether anything at the beginning of a track decodes."""
     with open_media(path, part) as container:
-        stream = container.streams[index]
+        stream: Any = container.streams[index]
         for other in container.streams:
             if other is not stream:
                 other.discard = av.stream.Discard.all
@@ -106,13 +112,13 @@ def _decodes(path, index, part):
                 continue
 
 
-def begin_seconds(container, path, part=None):
+def begin_seconds(container: av.container.InputContainer, path: StrPath, part: Part | None = None) -> float:
     """Return the timestamp at which the recording begins, in seconds."""
     start = (container.start_time or 0) / av.time_base
     is_doubtful = start and not container.format.name.startswith(_WITH_DECODING_TIMES) or container.format.name == "nut"
     if is_doubtful and container.streams.video:
         tracks = [
-            float(track.start_time * track.time_base)
+            float(track.start_time * time_base(track))
             for track in container.streams.audio
             if track.start_time is not None
         ]
@@ -120,16 +126,16 @@ def begin_seconds(container, path, part=None):
     return start
 
 
-def _first_pictures(path, part):
-    """Yield the timestamps of the first pictures, in seconds: FFmpeg does not know where their track begins without its decoder."""
+def _first_pictures(path: StrPath, part: Part | None) -> Iterator[float]:
+    """Yield the timestamps of the first pictures, in seconds; FFmpeg would need their decoder to know their start."""
     with open_media(path, part) as container, contextlib.suppress(*FAULTS):
         for packet in itertools.islice(container.demux(), _FIRST_PACKETS):
             if packet.size and packet.pts is not None and packet.stream.type == "video":
                 yield float(packet.pts * packet.time_base)
 
 
-def delay_seconds(path, stream, part=None):
-    """Return by how much a track's sound is late because its container does not state the delay of its encoder.
+def delay_seconds(path: StrPath, stream: av.AudioStream, part: Part | None = None) -> float:
+    """Return how late a track's sound is because its container does not state the delay of its encoder.
 
     It is 0 where the container states one, and where the codec's delay depends on the encoder's settings.
     """

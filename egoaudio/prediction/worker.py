@@ -7,6 +7,7 @@ in memory comes in here (no torch).
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def send_features(address: Address, config: BuildConfig, job: tuple[int, str]) -
     if print_of_file == UNKNOWN and not os.path.lexists(path):
         return Heard(Status.MISSING, "its file is gone")
     recording = probe(path, config.sound.audio_track, config.sound.compensate_delay)
-    source = {
+    source: dict[str, Any] = {
         "fingerprint": print_of_file,
         "sample_rate": recording.sample_rate,
         "channels": recording.channels,

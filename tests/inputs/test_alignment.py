@@ -1,4 +1,4 @@
-"""Sound lands where ffmpeg puts it: late starts, pauses, files that do not start at 0, clocks that wander; what was overruled is told.
+"""Sound lands where ffmpeg puts it: late starts, pauses, wandering clocks; jumps that were not obeyed are counted.
 
 Reference: ``ffmpeg -af aresample=async=1:first_pts=0``, which subtracts the container's start over all tracks;
 ``benchmarks/alignment.py`` compares with the program itself.
@@ -15,7 +15,7 @@ from egoaudio.inputs.decoder import Decoder
 from egoaudio.inputs.probe import probe
 
 RATE = 16000
-# Where the sound comes first in its container, its encoder's delay comes before it, and time zero is the beginning of that.
+# Where the sound comes first in its container, time zero is the beginning of its encoder's delay.
 DELAY_SECONDS = {
     "mp4": 1024 / 44100,
     "mkv": 0.0,
@@ -186,7 +186,8 @@ def test_time_zero_is_where_the_container_starts(tmp_path, extension, offset, la
 def test_time_zero_may_be_before_0(tmp_path, late):
     """As of a file that was cut out of a longer one with its timestamps left as they were."""
     path = make_media(
-        tmp_path / "a.asf", audio="libmp3lame", seconds=3.0, video=True, start_seconds=late - 2.0, video_start_seconds=-2.0,
+        tmp_path / "a.asf", audio="libmp3lame", seconds=3.0, video=True,
+        start_seconds=late - 2.0, video_start_seconds=-2.0,
         options={"avoid_negative_ts": "disabled"},
     )  # fmt: skip
     with av.open(str(path)) as container:

@@ -1,4 +1,4 @@
-"""The benchmark of alignment measures what it says; where ffmpeg is installed, a small run of it shows no difference."""
+"""The benchmark of alignment measures what it says; where ffmpeg is installed, a small run agrees with it."""
 
 import importlib
 import json

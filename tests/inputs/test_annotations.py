@@ -17,7 +17,10 @@ from egoaudio.inputs.annotations import CHARADES_CLASSES, Annotations, Instance,
 
 CHARADES = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length".split(",")
 CHARADES_EGO = [*CHARADES, "egocentric", "charades_video"]
-EPIC = "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,description,class,class_id"
+EPIC = (
+    "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,"
+    "description,class,class_id"
+)
 
 
 def charades_row(
@@ -161,7 +164,7 @@ def test_what_real_files_have_is_kept_and_counted(write):
         (charades_row(actions="c075 1.00 2.00 c076 1.0 2.0"), "an action is not 'class start end'"),
         (
             charades_row(actions="c157 1.00 2.00"),
-            "FILE, row 2: unknown class: 'c157': correct it, or give a --classes list that has it",
+            "FILE, row 2: unknown class: 'c157': correct it, or give a list of `classes` that has it",
         ),
         (charades_row(actions="c075 one 2.00"), "FILE, row 2: not a time: 'one': expected seconds"),
         (charades_row(length=""), "not a time: ''"),
@@ -269,7 +272,7 @@ def test_a_time_that_is_none_is_refused(write, text, problem):
         ("video,start,end,label\nA,0,1,x\nA,0,1,\n", "FILE, row 3: the label is empty: 'A': give every row a label"),
         (
             "video,start,end,label\nA,0,1,no_action\n",
-            "FILE, row 2: the class name is reserved: 'no_action': leave these rows out",
+            "FILE, row 2: the class name is reserved: 'no_action': remove these rows",
         ),
         (
             "video,start,end,label\n,0,1,x\n",
@@ -337,7 +340,9 @@ def test_generic_labels_are_ids_or_names_of_the_class_list(write):
 @pytest.mark.parametrize("rows", [[CHARADES_EGO, charades_row("A", "c009 0 1")], "video,start,end,label\nA,0,1,c009\n"])
 def test_a_class_that_the_list_lacks_is_refused(write, rows):
     classes = write("c000 Holding some clothes\n", "classes.txt")
-    with pytest.raises(AnnotationError, match="a.csv, row 2: unknown class: 'c009': correct it, or .* --classes list"):
+    with pytest.raises(
+        AnnotationError, match="a.csv, row 2: unknown class: 'c009': correct it, or .* list of `classes`"
+    ):
         read_annotations([write(rows)], classes_path=classes)
 
 
@@ -454,7 +459,10 @@ def test_any_generic_table_comes_back_as_it_was_written(tmp_path_factory, rows, 
 
 
 def test_reading_annotations_loads_neither_pandas_nor_torch():
-    code = "import sys, egoaudio.inputs.annotations, egoaudio.audio.clips; print(sorted({'pandas', 'torch', 'av', 'h5py', 'scipy'} & set(sys.modules)))"
+    code = (
+        "import sys, egoaudio.inputs.annotations, egoaudio.audio.clips; "
+        "print(sorted({'pandas', 'torch', 'av', 'h5py', 'scipy'} & set(sys.modules)))"
+    )
     environment = os.environ | {"PYTHONPATH": str(Path(egoaudio.__path__[0]).parent)}
     assert (
         subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout

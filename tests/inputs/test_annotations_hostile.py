@@ -1,4 +1,4 @@
-"""CSV files as an enemy would make them: a clear error or a counted tolerance, never a crash, never a way out of a folder."""
+"""Hostile CSV files: a clear error, or tolerated and counted; never a crash, never a way out of a folder."""
 
 import csv
 import io
@@ -14,7 +14,10 @@ from egoaudio.inputs.annotations import read_annotations
 CHARADES_EGO = (
     "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length,egocentric,charades_video"
 )
-EPIC = "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,description,class,class_id"
+EPIC = (
+    "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,"
+    "description,class,class_id"
+)
 
 
 def charades_csv(rows):

@@ -1,4 +1,4 @@
-"""Rows and cells come out as written whatever the dialect; what is no CSV is refused by its place, in bounded memory."""
+"""Rows and cells are read in any dialect; what is not a CSV is refused with its place, in bounded memory."""
 
 import os
 import threading
@@ -59,7 +59,8 @@ def refused(write):
         ("\ufeffvideo,start,end,label,split", "generic"),
         ('"Label"\t"End"\t"Start"\t"Video"', "generic"),
         (
-            "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,description,class,class_id",
+            "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,"
+            "description,class,class_id",
             "generic",
         ),
     ],
@@ -98,7 +99,8 @@ def test_a_row_has_the_number_of_its_first_line_in_the_file(write):
         ("id,actions,scene\n", "FILE, row 1: no column subject, length: 'id,actions,scene': add the column"),
         (
             "video,video_id,start,end,label\n",
-            "FILE, row 1: more than one column for video: 'video,video_id,start,end,label': keep one of video, video_id",
+            "FILE, row 1: more than one column for video: 'video,video_id,start,end,label': "
+            "keep one of video, video_id",
         ),
         (
             f"{HEADER}A,0,1\n",

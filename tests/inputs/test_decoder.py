@@ -31,19 +31,29 @@ def _silences(samples, shortest=160):
 
 # ------------------------------------------------------------------------------------------------- in step
 
-# Container, codec, rate, video track, and by how many samples at 16 kHz the sound comes late: the encoder's delay, where the
-# container has no place to say it.
+# Container, codec, rate, video track, and how many samples at 16 kHz the sound is late: the encoder's delay, where the
+# container cannot state it.
 CONTAINERS = [
-    ("mp4", "aac", 44100, True, 0), ("mp4", "aac", 48000, False, 0), ("m4a", "aac", 44100, False, 0), ("mov", "aac", 44100, True, 0),
-    ("mp4", "ac3", 48000, True, 0), ("mp4", "libmp3lame", 44100, True, 0), ("mp4", "libopus", 48000, True, 0), ("mp4", "flac", 44100, False, 0),
-    ("mp4", "alac", 44100, True, 0), ("mov", "pcm_s16le", 44100, True, 0), ("mkv", "aac", 44100, True, 0), ("mkv", "libopus", 48000, True, 0),
-    ("mkv", "libmp3lame", 44100, True, 0), ("mkv", "flac", 44100, False, 0), ("webm", "libopus", 48000, True, 0), ("webm", "vorbis", 44100, False, 0),
-    ("avi", "pcm_s16le", 44100, True, 0), ("avi", "libmp3lame", 44100, True, 401), ("avi", "ac3", 48000, True, 85), ("ts", "aac", 44100, True, 372),
-    ("ts", "mp2", 48000, True, 160), ("ts", "ac3", 48000, False, 85), ("mpg", "mp2", 44100, True, 174), ("flv", "aac", 44100, True, 372),
-    ("ogg", "vorbis", 44100, False, 0), ("ogg", "libopus", 48000, False, 0), ("ogg", "flac", 44100, False, 0), ("flac", "flac", 96000, False, 0),
-    ("wav", "pcm_s16le", 11025, False, 0), ("wav", "pcm_u8", 32000, False, 0), ("wav", "pcm_s24le", 44100, False, 0), ("wav", "pcm_f32le", 48000, False, 0),
-    ("aiff", "pcm_s16be", 44100, False, 0), ("au", "pcm_s16be", 16000, False, 0), ("caf", "pcm_s16le", 44100, False, 0), ("w64", "pcm_s16le", 8000, False, 0),
-    ("mp3", "libmp3lame", 44100, False, 0), ("aac", "aac", 44100, False, 372), ("ac3", "ac3", 48000, False, 85), ("mp2", "mp2", 44100, False, 174),
+    ("mp4", "aac", 44100, True, 0), ("mp4", "aac", 48000, False, 0), ("m4a", "aac", 44100, False, 0),
+    ("mov", "aac", 44100, True, 0),
+    ("mp4", "ac3", 48000, True, 0), ("mp4", "libmp3lame", 44100, True, 0), ("mp4", "libopus", 48000, True, 0),
+    ("mp4", "flac", 44100, False, 0),
+    ("mp4", "alac", 44100, True, 0), ("mov", "pcm_s16le", 44100, True, 0), ("mkv", "aac", 44100, True, 0),
+    ("mkv", "libopus", 48000, True, 0),
+    ("mkv", "libmp3lame", 44100, True, 0), ("mkv", "flac", 44100, False, 0), ("webm", "libopus", 48000, True, 0),
+    ("webm", "vorbis", 44100, False, 0),
+    ("avi", "pcm_s16le", 44100, True, 0), ("avi", "libmp3lame", 44100, True, 401), ("avi", "ac3", 48000, True, 85),
+    ("ts", "aac", 44100, True, 372),
+    ("ts", "mp2", 48000, True, 160), ("ts", "ac3", 48000, False, 85), ("mpg", "mp2", 44100, True, 174),
+    ("flv", "aac", 44100, True, 372),
+    ("ogg", "vorbis", 44100, False, 0), ("ogg", "libopus", 48000, False, 0), ("ogg", "flac", 44100, False, 0),
+    ("flac", "flac", 96000, False, 0),
+    ("wav", "pcm_s16le", 11025, False, 0), ("wav", "pcm_u8", 32000, False, 0), ("wav", "pcm_s24le", 44100, False, 0),
+    ("wav", "pcm_f32le", 48000, False, 0),
+    ("aiff", "pcm_s16be", 44100, False, 0), ("au", "pcm_s16be", 16000, False, 0),
+    ("caf", "pcm_s16le", 44100, False, 0), ("w64", "pcm_s16le", 8000, False, 0),
+    ("mp3", "libmp3lame", 44100, False, 0), ("aac", "aac", 44100, False, 372), ("ac3", "ac3", 48000, False, 85),
+    ("mp2", "mp2", 44100, False, 174),
     ("wv", "wavpack", 44100, False, 0), ("tta", "tta", 44100, False, 0),
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Files that are no media, are cut or damaged, or were made to harm: nothing is opened but the file itself, and nothing runs away."""
+"""Files that are not media, are cut, damaged or hostile: only the file itself is opened, in bounded memory and time."""
 
 import os
 import resource
@@ -116,8 +116,9 @@ PLAYLISTS = {
     "hls": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:2.0,\n{other}\n#EXT-X-ENDLIST\n",
     "concat": "ffconcat version 1.0\nfile '{other}'\n",
     "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
-    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT2S"><Period><AdaptationSet '
-    'mimeType="audio/mp4"><Representation id="1" bandwidth="1"><BaseURL>{other}</BaseURL></Representation></AdaptationSet></Period></MPD>',
+    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+    'mediaPresentationDuration="PT2S"><Period><AdaptationSet mimeType="audio/mp4"><Representation id="1" bandwidth="1">'
+    "<BaseURL>{other}</BaseURL></Representation></AdaptationSet></Period></MPD>",
     "http": "#EXTM3U\n#EXTINF:2.0,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
 }
 

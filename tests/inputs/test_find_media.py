@@ -30,7 +30,8 @@ def test_any_media_extension_will_do(tmp_path, extension):
 @pytest.mark.parametrize(
     ("video_id", "name", "is_found"),
     [
-        ("A.mp4", "A.mp4", True), ("A.mp4", "A.mkv", False), ("A.mp4", "A.mp4.mkv", False), ("P01.101", "P01.101.mp4", True), ("a", "A.mp4", False),
+        ("A.mp4", "A.mp4", True), ("A.mp4", "A.mkv", False), ("A.mp4", "A.mp4.mkv", False),
+        ("P01.101", "P01.101.mp4", True), ("a", "A.mp4", False),
         ("", ".mp4", False), ("A", "A", False), ("Ä", "Ä.mp4", True),
     ],
 )  # fmt: skip
@@ -101,7 +102,7 @@ def test_a_link_out_of_the_folder_is_refused_unless_allowed(tmp_path):
     _touch(tmp_path / "outside.mp4", tmp_path / "videos" / "B.mp4")
     link = tmp_path / "videos" / "A.mp4"
     link.symlink_to(tmp_path / "outside.mp4")
-    with pytest.raises(MediaError, match="A.mp4 is a symbolic link out of --videos.*--follow-links"):
+    with pytest.raises(MediaError, match="A.mp4 is a symbolic link out of `videos`.*`follow_links=True`"):
         find_files(["A"], tmp_path / "videos")
     assert find_files(["A"], tmp_path / "videos", follow_links=True) == {"A": link}
     assert list(find_files(["B"], tmp_path / "videos")) == ["B"]
@@ -113,7 +114,8 @@ def test_a_linked_folder_is_entered_only_if_allowed(tmp_path):
     assert list(find_files(["B"], tmp_path / "videos")) == ["B"]
     with pytest.raises(
         MediaError,
-        match="more: a symbolic link to a folder outside --videos, and 1 videos are missing, 'A' for one.*--follow-links",
+        match="more: a symbolic link to a folder outside `videos`, and 1 videos are missing, such as 'A'"
+        ".*`follow_links=True`",
     ):
         find_files(["A", "B"], tmp_path / "videos")
     assert find_files(["A"], tmp_path / "videos", follow_links=True) == {"A": tmp_path / "videos" / "more" / "A.mp4"}
@@ -163,7 +165,7 @@ def test_what_only_has_the_name_of_a_video_is_given_when_there_is_no_file(tmp_pa
 @pytest.mark.parametrize("name", ["nothing", "file"])
 def test_a_folder_that_is_none_is_named(tmp_path, name):
     (tmp_path / "file").touch()
-    with pytest.raises(MediaError, match=f"--videos .*{name}: there is no such folder"):
+    with pytest.raises(MediaError, match=f"`videos=.*{name}'`: there is no such folder"):
         find_files(["A"], tmp_path / name)
 
 

@@ -25,7 +25,7 @@ def _pitch(samples):
 
 
 def _two_tracks(path, sounds, codecs=("aac", "aac"), default=None, spoil=()):
-    """Write a file of one audio track for each sound; ``default`` is the one that is marked, ``spoil`` those with nothing but bad packets."""
+    """Write a file with an audio track for each sound; ``default`` is marked, ``spoil`` have damaged packets only."""
     with av.open(str(path), "w") as container:
         streams = []
         for number, codec in enumerate(codecs):
@@ -99,7 +99,7 @@ def test_any_track_can_be_chosen(tmp_path, number, expected):
 
 def test_a_track_that_is_not_there_is_named(tmp_path):
     path = _two_tracks(tmp_path / "a.mkv", [_tone(LOW), _tone(HIGH)])
-    with pytest.raises(MediaError, match="there is no --audio-track 2: it has 2, numbered from 0"):
+    with pytest.raises(MediaError, match="there is no `audio_track=2`: it has 2, numbered from 0"):
         list(Decoder(path, RATE, audio_track=2))
     assert probe(path, audio_track=2).status == Status.UNREADABLE
 
@@ -211,7 +211,7 @@ def test_a_read_error_is_not_the_end_of_the_file(tmp_path, monkeypatch, extensio
         list(Decoder(path, RATE))
 
 
-# ---------------------------------------------------------------------------------------------------- chained recordings
+# -------------------------------------------------------------------------------------------- chained recordings
 
 LINKS = {"opus": "libopus", "oga": "flac", "ogg": "vorbis"}
 
@@ -257,9 +257,15 @@ def test_a_link_that_does_not_decode_is_silent_and_counted(tmp_path):
 # ------------------------------------------------------------------------------------------------------ encoders' delay
 
 # Container, codec, rate, and how late it is by itself: none of these states the delay.
-DELAYED = [("aac", "aac", 44100, 1024), ("ts", "aac", 48000, 1024), ("flv", "aac", 44100, 1024), ("avi", "libmp3lame", 44100, 1105), ("mp2", "mp2", 48000, 481),
-           ("ac3", "ac3", 48000, 256), ("ts", "ac3", 48000, 256)
-           ]  # fmt: skip
+DELAYED = [
+    ("aac", "aac", 44100, 1024),
+    ("ts", "aac", 48000, 1024),
+    ("flv", "aac", 44100, 1024),
+    ("avi", "libmp3lame", 44100, 1105),
+    ("mp2", "mp2", 48000, 481),
+    ("ac3", "ac3", 48000, 256),
+    ("ts", "ac3", 48000, 256),
+]
 STATED = [
     ("mp4", "aac", 44100),
     ("mkv", "aac", 44100),

@@ -27,7 +27,7 @@ class ClipDropout(nn.Module):
     Attributes
     ----------
     seed : int
-        Seed of the step; whoever runs a step sets it (see ``place_slice``).
+        Seed of the step; whoever runs a step sets it (see ``place_micro_batch``).
     first_clip : int
         Place in the optimiser's batch of the first clip of the slice at hand.
     """
@@ -78,7 +78,7 @@ class Patchout(nn.Module):
     Attributes
     ----------
     seed : int
-        Seed of the step; whoever runs a step sets it (see ``place_slice``).
+        Seed of the step; whoever runs a step sets it (see ``place_micro_batch``).
     """
 
     def __init__(self, share, grid):
@@ -109,7 +109,7 @@ class Patchout(nn.Module):
         return f"share={self.share}, grid={self.grid}"
 
 
-def place_slice(model, seed, first_clip):
+def place_micro_batch(model, seed, first_clip):
     """Tell dropout and patchout of ``model`` which step they are in and where the slice at hand begins in the batch."""
     for module in model.modules():
         if isinstance(module, (ClipDropout, Patchout)):

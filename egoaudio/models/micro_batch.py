@@ -33,7 +33,7 @@ class Activations:
     """The largest of them."""
 
 
-class Slices:
+class MicroBatches:
     """What training and scoring share: the size of a slice, and what to do when it is too large."""
 
     def __init__(self, model, device, micro_batch_size, amp_dtype, log):

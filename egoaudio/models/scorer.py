@@ -13,7 +13,7 @@ import torch
 
 from egoaudio.errors import TrainingError
 from egoaudio.models.memory import free_memory
-from egoaudio.models.micro_batch import Slices
+from egoaudio.models.micro_batch import MicroBatches
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 LARGEST_TO_PEAK = 10
 
 
-class Scorer(Slices):
+class Scorer(MicroBatches):
     """Computes logits without gradients, in slices that fit into memory; finds its own size.
 
     Parameters

@@ -1,25 +1,28 @@
-"""Distillation: the student learns its teachers' scores beside the labels.
+"""Distillation: the student learns its teachers' scores as well as the labels.
 
     loss = (1 - w) * labels' loss + w * T^2 * distance(student's logits / T, teachers' scores at T)
 
-In: checkpoints (``--teacher``), each scored once, before training, on the clips that the student trains on: by its own
-feature, normalisation and context, without augmentation. What is kept is the mean over the teachers of
-sigmoid(logits / T), or softmax(logits / T) with ``--label-mode single``: float32 (num_clips, num_classes). The loader
-hands these scores over as further columns of the labels, so that mixup mixes them by the same shares and partners.
+In: checkpoints (``DistillationConfig.teacher``), each of which scores the student's training clips once, before
+training, with its own feature, normalisation and context, without augmentation. Kept is the mean over the teachers of
+sigmoid(logits / T), or softmax(logits / T) with ``label_mode="single"``: float32 (num_clips, num_classes). The loader
+appends these scores to the labels as further columns, so that mixup mixes both by the same shares and partners.
 
-``teacher.npz`` in the run's folder holds them. A resumed run reads them from there: computed again, in other slices or
-with another number of threads, they would differ in their last digits, and so would every weight.
+``teacher.npz`` in the run's folder holds them, and a resumed run reads them from there: computed again, in other
+micro-batches or with another number of threads, they would differ in their last digits, and so would every weight.
 
-Source: Hinton et al. 2015, https://arxiv.org/abs/1503.02531. T^2 keeps the gradient's size whatever T is.
+Source: Hinton et al. 2015, https://arxiv.org/abs/1503.02531. T^2 keeps the size of the gradient independent of T.
 """
 
 import hashlib
 import io
 import json
+import os
 import warnings
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +35,11 @@ from egoaudio.data.loader import Loader
 from egoaudio.data.splits import split_rows
 from egoaudio.errors import CheckpointError, ConfigurationError, TrainingError
 from egoaudio.evaluation import results
+from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.models import checkpoints
 from egoaudio.models.scorer import Scorer, score
 from egoaudio.system.progress import Progress
+from egoaudio.training.losses import Loss
 
 SCORES_FILE = "teacher.npz"
 
@@ -43,39 +48,39 @@ SCORES_FILE = "teacher.npz"
 
 
 class DistillationLoss:
-    """A loss of which a share comes from the teachers' scores; a sum that can be cut, like the one it wraps.
+    """A loss of which a share comes from the teachers' scores; a sum over clips, like the loss that it wraps.
 
-    The distance is binary cross-entropy (``multi``), or Kullback and Leibler's divergence (``single``). Class weights
-    weigh it as they weigh the labels' loss: class by class, or clip by clip according to its label.
+    The distance is binary cross-entropy (``multi``) or the Kullback-Leibler divergence (``single``). Class weights apply
+    to it as to the labels' loss: class by class, or clip by clip according to its label.
 
     Parameters
     ----------
     loss : Loss
         The labels' loss.
     config : DistillationConfig
-        The teachers' share w, and T, at which their scores were taken.
+        The teachers' share w and the temperature T.
     """
 
-    def __init__(self, loss, config: DistillationConfig):
+    def __init__(self, loss: Loss, config: DistillationConfig) -> None:
         self.loss, self.weight, self.temperature = loss, config.teacher_weight, config.teacher_temperature
         self.label_mode = loss.label_mode
 
     def sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss summed over the clips, of logits (b, C) and labels beside the teachers' scores (b, 2 * C)."""
+        """Return the loss summed over the clips, of logits (b, C), and labels followed by teachers' scores (b, 2 * C)."""
         labels, scores = labels.chunk(2, dim=1)
         distance = self._distance(logits.float() / self.temperature, labels, scores)
         return (1 - self.weight) * self.loss.sum(logits, labels) + self.weight * self.temperature**2 * distance
 
     def normaliser(self, labels: torch.Tensor) -> float:
-        """Return what the sum over the whole batch is divided by, of labels beside the teachers' scores (b, 2 * C)."""
+        """Return the divisor of the sum over the whole batch, of labels followed by teachers' scores (b, 2 * C)."""
         return self.loss.normaliser(labels.chunk(2, dim=1)[0])
 
     def mean(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of a whole batch, a scalar tensor."""
         return self.sum(logits, labels) / self.normaliser(labels)
 
-    def _distance(self, logits, labels, scores):
-        """Return how far the student is from the teachers, summed over the clips."""
+    def _distance(self, logits: torch.Tensor, labels: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the distance of the student from the teachers, summed over the clips."""
         weights = self.loss.class_weights
         if self.label_mode == "multi":
             return functional.binary_cross_entropy_with_logits(logits, scores, weight=weights, reduction="sum")
@@ -88,31 +93,40 @@ class DistillationLoss:
 
 @dataclass(frozen=True, eq=False)
 class TeacherScores:
-    """What the teachers say of the clips that the student trains on; call it with rows of the file."""
+    """The teachers' scores of the student's training clips; call it with rows of the file."""
 
     rows: np.ndarray
     """int64 (n,), ascending: rows of the file."""
     scores: np.ndarray
     """float32 (n, C), from 0 to 1: the mean over the teachers, at the temperature."""
-    identity: dict
-    """What the scores follow from: checkpoints, file, rows, temperature."""
+    identity: dict[str, Any]
+    """What the scores were computed from: checkpoints, file, rows, temperature."""
     is_stored: bool
-    """Whether they are those of ``teacher.npz``."""
+    """Whether they were read from ``teacher.npz``."""
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """Return the scores (b, C) of rows (b,) of the file."""
         return self.scores[np.searchsorted(self.rows, rows)]
 
-    def save(self, folder):
-        """Write ``teacher.npz`` into the run's folder, whole or not at all, unless it is there."""
+    def save(self, folder: Path) -> None:
+        """Write ``teacher.npz`` into the run's folder, atomically, unless it is there already."""
         if self.is_stored:
             return
         contents = io.BytesIO()
         np.savez(contents, rows=self.rows, scores=self.scores, identity=np.array(json.dumps(self.identity)))
-        results.write_file(Path(folder) / SCORES_FILE, contents.getvalue())
+        results.write_file(folder / SCORES_FILE, contents.getvalue())
 
 
-def prepare_teacher(file, path, rows, folder, config, device, *, resumes):
+def prepare_teacher(
+    file: EgoAudioFile,
+    path: str | os.PathLike[str],
+    rows: np.ndarray,
+    folder: Path,
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    resumes: bool,
+) -> TeacherScores | None:
     """Return the ``TeacherScores`` of a run, or None without a teacher.
 
     Parameters
@@ -122,20 +136,20 @@ def prepare_teacher(file, path, rows, folder, config, device, *, resumes):
     path : path-like
         Of the same file.
     rows : int64 array (n,)
-        What the student trains on, ascending.
+        The student's training clips, ascending.
     folder : pathlib.Path
         Of the run.
     config : TrainConfig
     device : torch.device
     resumes : bool
-        Whether ``teacher.npz`` in the folder is this run's.
+        Whether a ``teacher.npz`` in the folder belongs to this run.
 
     Raises
     ------
     CheckpointError
         When a teacher cannot be read or does not fit the file.
     ConfigurationError
-        When a teacher lies in the run's own folder, or has another label mode.
+        When a teacher is in the run's own folder, or has another label mode.
     TrainingError
         When a teacher's scores are not finite.
     """
@@ -145,10 +159,10 @@ def prepare_teacher(file, path, rows, folder, config, device, *, resumes):
     for teacher in options.teacher:
         if Path(teacher).resolve().parent == folder.resolve():
             raise ConfigurationError(
-                f"--teacher {teacher} lies in {folder}, where this run writes its own checkpoints: give another "
+                f"--teacher {teacher} is in {folder}, where this run writes its own checkpoints: give another "
                 "--output, or copy the teacher to another folder"
             )
-    identity = {
+    identity: dict[str, Any] = {
         "plan_sha256": file.plan_sha256,
         "label_mode": config.data.label_mode,
         "temperature": options.teacher_temperature,
@@ -158,13 +172,23 @@ def prepare_teacher(file, path, rows, folder, config, device, *, resumes):
     if stored is not None:
         return stored
     with Progress(len(rows) * len(options.teacher), "scoring by the teacher", unit="clips") as progress:
-        scores = sum(_score(teacher, file, path, rows, config, device, progress) for teacher in options.teacher)
+        scores = np.zeros((len(rows), file.num_classes), np.float32)
+        for teacher in options.teacher:
+            scores += _score(teacher, file, path, rows, config, device, progress)
     scores /= len(options.teacher)
     identity["teachers"] = [_sha256(teacher) for teacher in options.teacher]
     return TeacherScores(rows, scores, identity, is_stored=False)
 
 
-def _score(teacher, file, path, rows, config, device, progress):
+def _score(
+    teacher: str,
+    file: EgoAudioFile,
+    path: str | os.PathLike[str],
+    rows: np.ndarray,
+    config: TrainConfig,
+    device: torch.device,
+    progress: Progress,
+) -> np.ndarray:
     """Return one teacher's scores, float32 (n, C)."""
     try:
         model, contents = checkpoints.load_model(teacher, device)
@@ -180,7 +204,7 @@ def _score(teacher, file, path, rows, config, device, progress):
     if its.data.label_mode != config.data.label_mode:
         raise ConfigurationError(
             f"--teacher {teacher} was trained with --label-mode {its.data.label_mode} and this run has "
-            f"{config.data.label_mode}, so that their scores mean different things: give both the same"
+            f"{config.data.label_mode}, so their scores mean different things: give both the same"
         )
     if contents["plan_sha256"] == file.plan_sha256:
         _warn_of_leaks(teacher, file, rows, its)
@@ -195,49 +219,50 @@ def _score(teacher, file, path, rows, config, device, progress):
     bad = rows[~np.isfinite(scores).all(axis=1)]
     if len(bad):
         raise TrainingError(
-            f"--teacher {teacher} gives {len(bad)} clips scores that are not numbers, the first is row {bad[0]}: check "
+            f"--teacher {teacher} gives {len(bad)} clips scores that are not numbers, the first in row {bad[0]}: check "
             f"{path} with egoaudio-inspect --verify, or give another teacher"
         )
     return scores
 
 
-def _warn_of_leaks(teacher, file, rows, its):
-    """Say so if the teacher learnt the labels of clips that the student does not train on: those that validate it."""
+def _warn_of_leaks(teacher: str, file: EgoAudioFile, rows: np.ndarray, its: TrainConfig) -> None:
+    """Warn if the teacher was trained on clips that the student holds out for validation."""
     num_leaks = len(np.setdiff1d(split_rows(file, its.data, its.optimization.seed).train, rows))
     if num_leaks:
         warnings.warn(
-            f"--teacher {teacher} was trained on {num_leaks:,} clips that this run holds out for validation, where "
-            "mAP will be too high: give both runs the same --seed, --split-unit and --validation-fraction",
+            f"--teacher {teacher} was trained on {num_leaks:,} clips that this run holds out for validation, so "
+            "validation mAP will be too high: give both runs the same --seed, --split-unit and --validation-fraction",
             stacklevel=4,
         )
 
 
-def _read(path, rows, identity, teachers):
-    """Return the ``TeacherScores`` of ``teacher.npz``, or None where the teacher has to score again; warn of that."""
+def _read(path: Path, rows: np.ndarray, identity: dict[str, Any], teachers: Sequence[str]) -> TeacherScores | None:
+    """Return the ``TeacherScores`` of ``teacher.npz``, or None, with a warning, if the teachers have to score again."""
     try:
         with np.load(path, allow_pickle=False) as contents:
             scores, found = contents["scores"], json.loads(str(contents["identity"]))
-    except FileNotFoundError:  # killed before it was written: before the first step
+    except FileNotFoundError:  # the run was killed before it was written, and so before the first step
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         warnings.warn(
-            f"{path} cannot be read ({error}): the teacher scores again, which may change the last digits", stacklevel=3
+            f"{path} cannot be read ({error}): the teachers score again, which may change the last digits",
+            stacklevel=3,
         )
         return None
     shas = found.pop("teachers", ())
     if found != identity or len(shas) != len(teachers):
-        warnings.warn(f"{path} belongs to another run: the teacher scores again", stacklevel=3)
+        warnings.warn(f"{path} belongs to another run: the teachers score again", stacklevel=3)
         return None
     for teacher, sha in zip(teachers, shas, strict=True):
         if Path(teacher).exists() and _sha256(teacher) != sha:
             warnings.warn(
-                f"--teacher {teacher} is not what it was when the run began. The run goes on with the scores of then; "
-                "--force starts anew with those of now",
+                f"--teacher {teacher} has changed since the run began. The run continues with the scores of then; "
+                "--force starts over with those of now",
                 stacklevel=3,
             )
     return TeacherScores(rows, scores, {**identity, "teachers": shas}, is_stored=True)
 
 
-def _sha256(path):
+def _sha256(path: str) -> str:
     """Return the hexadecimal SHA-256 of a file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,14 +1,16 @@
-"""What the processes of a group have to agree on when a batch is done in slices.
+"""What the ranks of a process group share when a batch is computed in micro-batches.
 
-One process that runs out of memory and halves while the others go on would leave them waiting for ever; so the flag
-is shared, and so are the normaliser of the loss and, after the last slice, the gradients. Without a process group
-each function returns what it was given.
+A rank that runs out of memory and halves its micro-batch alone would leave the others waiting for ever; so that flag is
+shared, and so are the normaliser of the loss and, after the last micro-batch, the gradients. Without a process group
+each function returns its argument.
 """
+
+from collections.abc import Iterable
 
 import torch
 
 
-def _distributed():
+def _distributed() -> bool:
     """Return whether this process is one of a group."""
     return (
         torch.distributed.is_available()
@@ -17,8 +19,8 @@ def _distributed():
     )
 
 
-def any_rank(flag, device):
-    """Return whether ``flag`` is true in any process of the group, so that all of them redo a batch or none."""
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Return whether ``flag`` is true in any rank, so that either all of them redo a batch or none."""
     if not _distributed():
         return flag
     shared = torch.tensor(float(flag), device=device)
@@ -26,8 +28,8 @@ def any_rank(flag, device):
     return bool(shared)
 
 
-def sum_over_ranks(value, device):
-    """Return the sum of a float over the processes of the group."""
+def sum_over_ranks(value: float, device: torch.device) -> float:
+    """Return the sum of a float over the ranks."""
     if not _distributed():
         return value
     shared = torch.tensor(value, dtype=torch.float64, device=device)
@@ -35,8 +37,8 @@ def sum_over_ranks(value, device):
     return float(shared)
 
 
-def sum_gradients_over_ranks(parameters):
-    """Replace each gradient by its sum over the processes of the group."""
+def sum_gradients_over_ranks(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace each gradient by its sum over the ranks."""
     if _distributed():
         for parameter in parameters:
             if parameter.grad is not None:

@@ -1,15 +1,18 @@
-"""The losses, as sums that can be cut: sum over clips, divided by a normaliser of the whole batch.
+"""The losses, as sums over clips that are divided by a normaliser of the whole batch.
 
-A mean over a slice is not a share of the mean over the batch when class weights differ between slices; a sum
-divided by the batch's own normaliser is, so the slices' gradients add up to the batch's to rounding.
+With class weights, the mean over a micro-batch is not a share of the mean over the batch; a sum divided by the whole
+batch's normaliser is, so the gradients of the micro-batches add up to the batch's, up to rounding.
 
-In: logits float (batch, num_classes), labels float (batch, num_classes) in [0, 1] (mixup makes them soft).
+In: logits float (b, C), labels float (b, C) in [0, 1] (mixup makes them soft).
 """
 
+import numpy as np
 import torch
 from torch.nn import functional
 
-# Asymmetric loss as published for many labels a row (Ridnik et al., ICCV 2021: gamma- 4, gamma+ 0, margin 0.05).
+from egoaudio.errors import EvaluationError
+
+# Asymmetric loss as published for many labels per row (Ridnik et al., ICCV 2021: gamma- 4, gamma+ 0, margin 0.05).
 GAMMA_NEGATIVE = 4
 MARGIN = 0.05
 
@@ -24,18 +27,26 @@ class Loss:
     ----------
     label_mode : str
         ``multi`` or ``single``.
-    class_weights : array of float (num_classes,) or None
-        Weight of each class; None weighs all alike.
+    class_weights : array of float (C,) or None
+        Weight of each class; None weighs all classes equally.
     device : torch.device or str
         Where logits and labels are.
     kind : str
-        ``bce``, or for ``multi`` also ``asymmetric``: with p the probability less 0.05, at least 0, a negative costs
-        -p^4 log(1 - p). So the many negatives that the model is fairly sure of weigh next to nothing.
+        ``bce``, or for ``multi`` also ``asymmetric``: with p the probability minus 0.05, at least 0, a negative costs
+        -p^4 log(1 - p). The many negatives that the model is fairly sure of thus weigh next to nothing.
     label_smoothing : float
-        For ``multi``, labels become 1 - this and this; for ``single``, this share of the label is spread over all classes.
+        For ``multi``, the labels become this value and 1 minus it; for ``single``, this share of the label is spread
+        over all classes.
     """
 
-    def __init__(self, label_mode, class_weights=None, device="cpu", kind="bce", label_smoothing=0.0):
+    def __init__(
+        self,
+        label_mode: str,
+        class_weights: np.ndarray | None = None,
+        device: torch.device | str = "cpu",
+        kind: str = "bce",
+        label_smoothing: float = 0.0,
+    ) -> None:
         if label_mode not in ("multi", "single"):
             raise ValueError(f"label_mode {label_mode!r}: expected multi or single")
         if kind not in ("bce", "asymmetric") or (kind, label_mode) == ("asymmetric", "single"):
@@ -47,8 +58,18 @@ class Loss:
         self.kind = kind
         self.label_smoothing = label_smoothing
 
-    def sum(self, logits, labels):
-        """Return the loss summed over the clips, a scalar tensor."""
+    def sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the loss summed over the clips, a scalar tensor.
+
+        Raises
+        ------
+        EvaluationError
+            When the shapes differ: torch would broadcast some of them.
+        """
+        if logits.shape != labels.shape or logits.ndim != 2:
+            raise EvaluationError(
+                f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}: expected (num_clips, num_classes) of both"
+            )
         logits = logits.float()
         labels = self._smoothed(labels)
         if self.label_mode == "single":
@@ -57,30 +78,30 @@ class Loss:
             return self._weighted(_asymmetric(logits, labels)).sum()
         return functional.binary_cross_entropy_with_logits(logits, labels, weight=self.class_weights, reduction="sum")
 
-    def normaliser(self, labels):
-        """Return what the sum over the whole batch is divided by, a float; 1 for a batch in which nothing counts."""
+    def normaliser(self, labels: torch.Tensor) -> float:
+        """Return the divisor of the sum over the whole batch; 1 for a batch in which every label has weight 0."""
         if self.label_mode == "multi":
             return float(labels.numel())
         return float(self._weighted(labels).sum()) or 1.0
 
-    def mean(self, logits, labels):
+    def mean(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of a whole batch, a scalar tensor."""
         return self.sum(logits, labels) / self.normaliser(labels)
 
-    def _smoothed(self, labels):
-        """Return the labels that are trained towards."""
+    def _smoothed(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return the labels after label smoothing."""
         if not self.label_smoothing:
             return labels
         if self.label_mode == "multi":
             return labels + self.label_smoothing * (1 - 2 * labels)
-        return labels + self.label_smoothing * (labels.mean(dim=1, keepdim=True) - labels)  # their sum stays
+        return labels + self.label_smoothing * (labels.mean(dim=1, keepdim=True) - labels)  # with the same sum
 
-    def _weighted(self, values):
-        """Return values (batch, num_classes) times the class weights."""
+    def _weighted(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values (b, C) times the class weights."""
         return values if self.class_weights is None else values * self.class_weights
 
 
-def _asymmetric(logits, labels):
-    """Return the asymmetric loss of each label, (batch, num_classes)."""
+def _asymmetric(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the asymmetric loss of each label, (b, C)."""
     shifted = (logits.sigmoid() - MARGIN).clamp(min=0)  # at most 0.95: its logarithm below is finite
     return -labels * functional.logsigmoid(logits) - (1 - labels) * shifted**GAMMA_NEGATIVE * torch.log1p(-shifted)

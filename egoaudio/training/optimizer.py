@@ -4,13 +4,17 @@ import math
 
 import torch
 
+from egoaudio.config.train import OptimizationConfig
 
-def make_optimizer(model, options):
+
+def make_optimizer(model: torch.nn.Module, options: OptimizationConfig) -> torch.optim.Optimizer:
     """Return Adam or AdamW, fused into one pass over the weights.
 
-    A model whose weights are not all to learn alike has ``parameter_groups()``: a list of (parameters, factor of the
-    learning rate). What is frozen is left out.
+    A model whose weights have different learning rates has ``parameter_groups()``: a list of (parameters, factor of the
+    learning rate). Frozen parameters are left out.
     """
+    # A resolved configuration (``TrainConfig.resolved``).
+    assert options.optimizer is not None and options.learning_rate is not None and options.weight_decay is not None
     groups = model.parameter_groups() if hasattr(model, "parameter_groups") else [(model.parameters(), 1.0)]
     trained = [
         ([parameter for parameter in parameters if parameter.requires_grad], factor) for parameters, factor in groups
@@ -32,8 +36,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get("factor", 1.0)  # runs of version 0.1.0 have one group, without a factor
 
 
-def learning_rate(step, num_steps, options):
-    """Return the learning rate of a step of the run, counted from 0: up in a line, then down along half a cosine, or constant."""
+def learning_rate(step: int, num_steps: int, options: OptimizationConfig) -> float:
+    """Return the learning rate of a step of the run, counted from 0: linear warm-up, then half a cosine or constant."""
+    assert options.learning_rate is not None and options.warmup_fraction is not None
     warmup = round(min(options.warmup_fraction, 1) * num_steps)
     if step < warmup:
         return options.learning_rate * (step + 1) / warmup

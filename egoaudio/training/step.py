@@ -1,41 +1,54 @@
 """A step of the optimiser that survives running out of memory.
 
-The optimiser's batch never changes. It goes through the model in slices (micro-batches); each slice's loss is
-divided by the normaliser of the whole batch, so the gradients add up to the whole batch's to rounding. When memory
-runs out, everything the try has left behind is undone (gradients, batch norm's statistics, random numbers), the
-micro-batch is halved and the *same* batch is done again, with the same dropout masks. At one clip, activations are
-recomputed instead of kept (activation checkpointing), on a CPU before the first try if need be; after that ``TrainingError`` says what was tried.
+The optimiser's batch never changes. It goes through the model in micro-batches; each one's loss is divided by the
+normaliser of the whole batch, so the gradients add up to the whole batch's, up to rounding. When memory runs out, all
+effects of the attempt are undone (gradients, batch norm's statistics, random states), the micro-batch is halved and the
+*same* batch is computed again, with the same dropout masks. At one clip, activations are recomputed instead of kept
+(activation checkpointing), on a CPU before the first attempt if need be; after that ``TrainingError`` says what was
+tried.
 
-The optimiser's state is made before the first forward pass: what the search finds then holds for every later step,
-and a fused optimiser takes no memory while it changes the weights.
+The optimiser's state is made before the first forward pass: the size that is found then fits for every later step, and
+a fused optimiser takes no memory while it changes the weights.
 
-The way is Composer's (automatic microbatching), here for CPUs too. In a process group every rank halves when one
-has to, and gradients are summed over the ranks after the last slice: do not wrap the model in
-DistributedDataParallel, whose hooks would wait for ever for a rank that has run out.
+The method is Composer's automatic microbatching, here for CPUs, too. In a process group every rank halves when one has
+to, and gradients are summed over the ranks after the last micro-batch: do not wrap the model in
+DistributedDataParallel, whose hooks would wait for ever for a rank that has run out of memory.
 """
 
 import logging
 import math
 import time
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
 
 import torch
 
 from egoaudio.errors import TrainingError
 from egoaudio.models.device import name_of
-from egoaudio.models.dropout import place_slice
+from egoaudio.models.dropout import place_micro_batch
 from egoaudio.models.memory import free_memory
-from egoaudio.models.micro_batch import Slices
+from egoaudio.models.micro_batch import MicroBatches
 from egoaudio.system import allocator
 from egoaudio.training.distributed import any_rank, sum_gradients_over_ranks, sum_over_ranks
 
 logger = logging.getLogger(__name__)
 
-# Passes of each precision, the first of which does not count: it makes what the later ones find made.
+# Passes of each precision, the first of which does not count: it makes allocations that the later ones reuse.
 TIMED_PASSES = 3
 
 
-class Stepper(Slices):
-    """Does steps of an optimiser in slices that fit into memory.
+class BatchLoss(Protocol):
+    """A loss as a sum over clips and a divisor (``losses.Loss``, ``distillation.DistillationLoss``)."""
+
+    def sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the loss summed over the clips, a scalar tensor."""
+
+    def normaliser(self, labels: torch.Tensor) -> float:
+        """Return the divisor of the sum over the whole batch."""
+
+
+class Stepper(MicroBatches):
+    """Does steps of an optimiser in micro-batches that fit into memory.
 
     Parameters
     ----------
@@ -48,7 +61,7 @@ class Stepper(Slices):
     device : torch.device
         Where the model is.
     micro_batch_size : int or None
-        Clips on the device at once; None starts from the whole batch, or on a CPU from what seems to fit.
+        Clips on the device at once; None starts with the whole batch, or on a CPU with the number that seems to fit.
     amp_dtype : torch.dtype or None
         Type of autocast; None computes in float32.
     scaler : torch.amp.GradScaler or None
@@ -56,7 +69,7 @@ class Stepper(Slices):
     clip_gradient : float
         Largest norm of the gradient; 0 does not clip.
     log : callable
-        Is given one line of text whenever the size is found or changes.
+        Called with a line of text whenever the size is found or changes.
 
     Attributes
     ----------
@@ -65,22 +78,22 @@ class Stepper(Slices):
     activation_checkpointing : bool
         Whether the search had to turn it on.
     times_precisions : bool
-        Whether the first step shall find out if ``amp_dtype`` is faster than float32, and take float32 if it is not.
+        Whether the first step measures if ``amp_dtype`` is faster than float32, and uses float32 if it is not.
     """
 
     def __init__(
         self,
-        model,
-        optimizer,
-        loss,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: BatchLoss,
         *,
-        device,
-        micro_batch_size=None,
-        amp_dtype=None,
-        scaler=None,
-        clip_gradient=0.0,
-        log=logger.info,
-    ):
+        device: torch.device | str,
+        micro_batch_size: int | None = None,
+        amp_dtype: torch.dtype | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        clip_gradient: float = 0.0,
+        log: Callable[[str], object] = logger.info,
+    ) -> None:
         super().__init__(model, device, micro_batch_size, amp_dtype, log)
         self.optimizer = optimizer
         self.loss = loss
@@ -90,18 +103,18 @@ class Stepper(Slices):
         self.times_precisions = False
         self._prepared = False
         self._fresh = False  # whether the optimiser has made no update yet
-        self._tried = []
+        self._tried: list[str] = []
 
-    def state_dict(self):
-        """Return what a resumed run needs so that it does not search again."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs in order not to search again."""
         return {
             "micro_batch_size": self.micro_batch_size,
             "activation_checkpointing": self.activation_checkpointing,
             "amp_dtype": name_of(self.amp_dtype),
         }
 
-    def load_state_dict(self, state):
-        """Go on with the sizes of ``state_dict``."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with the sizes of ``state_dict``."""
         self.micro_batch_size = state["micro_batch_size"]
         if self.times_precisions and "amp_dtype" in state:
             self.amp_dtype = state["amp_dtype"] and getattr(torch, state["amp_dtype"])
@@ -109,7 +122,7 @@ class Stepper(Slices):
         if state["activation_checkpointing"] and not self.activation_checkpointing:
             self._turn_on_checkpointing()
 
-    def step(self, features, labels):
+    def step(self, features: torch.Tensor, labels: torch.Tensor) -> float:
         """Do one step of the optimiser on one batch.
 
         The seed of this step's dropout is drawn from torch's CPU generator, whose state belongs in checkpoints.
@@ -117,14 +130,14 @@ class Stepper(Slices):
         Parameters
         ----------
         features : torch.Tensor
-            (batch, num_frames, num_bins), on the device.
+            (b, T, F), on the device.
         labels : torch.Tensor
-            (batch, num_classes), float, on the device.
+            (b, C), float, on the device.
 
         Returns
         -------
         float
-            Loss of the batch before the step. When it is not finite the weights are left as they were.
+            Loss of the batch before the step. If it is not finite, the weights are unchanged.
 
         Raises
         ------
@@ -139,9 +152,9 @@ class Stepper(Slices):
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
-    # ------------------------------------------------------------------------------------------- before the first
+    # -------------------------------------------------------------------------------------- before the first step
 
-    def _prepare(self, features):
+    def _prepare(self, features: torch.Tensor) -> None:
         """Make the optimiser's state and choose the first size, once."""
         if self._prepared:
             return
@@ -154,15 +167,18 @@ class Stepper(Slices):
         if self.micro_batch_size == 1 or self.model.activation_checkpointing:
             allocator.release_blocks()
         elif self.device.type == "cpu":
-            allocator.reuse_blocks()  # the next slice takes the same blocks again
+            allocator.reuse_blocks()  # the next micro-batch takes the same blocks again
         self._prepared = True
 
-    def _choose_precision(self, features, labels, seed):
-        """Time forward and backward pass in ``amp_dtype`` and in float32, and keep what is faster; nothing else is changed."""
-        saved, seconds = self._snapshot(), {}
+    def _choose_precision(self, features: torch.Tensor, labels: torch.Tensor, seed: int) -> None:
+        """Time forward and backward pass in ``amp_dtype`` and in float32, and keep the faster; nothing else changes."""
+        assert self.micro_batch_size is not None
+        saved = self._snapshot()
+        seconds: dict[torch.dtype | None, float] = {}
         rows = slice(min(self.micro_batch_size, len(features)))
         for dtype in (self.amp_dtype, None):
-            self.amp_dtype, times = dtype, []
+            self.amp_dtype = dtype
+            times = []
             for _ in range(TIMED_PASSES):
                 started = time.perf_counter()
                 _, failure = self.attempt(
@@ -179,24 +195,25 @@ class Stepper(Slices):
         self.log(f"--amp: computing in {taken}, which is {factor:.1f} times as fast as {other} here")
         self.times_precisions = False
 
-    def expect_one_clip(self, needed, free):
-        """Turn on activation checkpointing where one clip seems not to fit: on a CPU the first try could be killed."""
+    def expect_one_clip(self, needed: float, free: int) -> None:
+        """Turn on activation checkpointing if one clip seems not to fit: on a CPU the first attempt could be killed."""
         if needed > free and not self.model.activation_checkpointing:
             self._turn_on_checkpointing()
             self.log(
-                f"activation checkpointing is on, as one clip seems not to fit into the {free / 2**20:,.0f} MB that are free without it"
+                f"activation checkpointing is on, as one clip seems not to fit into the {free / 2**20:,.0f} MB that are "
+                "free without it"
             )
 
-    def _prepare_optimizer(self):
+    def _prepare_optimizer(self) -> None:
         """Make the optimiser's state before its first update, if there is memory for it."""
         if self._fresh:
             self.optimizer.state.clear()  # a failed first update may have left a part of it
             _, failure = self.attempt(self._make_optimizer_state)
-            if failure:  # the tries that follow find out whether there is a way
+            if failure:  # the attempts that follow find out whether a smaller size fits
                 self.optimizer.state.clear()
                 self.release()
 
-    def _make_optimizer_state(self):
+    def _make_optimizer_state(self) -> None:
         """Let the optimiser make its state now, by a step that changes nothing: gradient 0, learning rate 0."""
         parameters = [
             parameter
@@ -222,8 +239,9 @@ class Stepper(Slices):
 
     # ------------------------------------------------------------------------------------------- the step itself
 
-    def _step_until_it_fits(self, features, labels, seed):
-        """Do the step, in ever smaller slices until there is memory for it; return the batch's loss."""
+    def _step_until_it_fits(self, features: torch.Tensor, labels: torch.Tensor, seed: int) -> float:
+        """Do the step, halving the micro-batch until it fits into memory; return the batch's loss."""
+        assert self.micro_batch_size is not None
         saved = self._snapshot()
         updates = self._updates_done()
         normaliser = sum_over_ranks(self.loss.normaliser(labels), self.device)
@@ -238,9 +256,9 @@ class Stepper(Slices):
                 break
             if self._updates_done() != updates:
                 raise TrainingError(
-                    f"out of memory while the optimiser was changing the weights ({failure or 'in another process'}): they are half-way between two steps "
-                    "and must not be used; the last checkpoint is whole: run the same command again, with --micro-batch-size "
-                    f"{max(self.micro_batch_size // 2, 1)}"
+                    f"out of memory while the optimiser was changing the weights ({failure or 'in another process'}): "
+                    "they are half-way between two steps and must not be used, but the last checkpoint is intact: run "
+                    f"the same command again, with --micro-batch-size {max(self.micro_batch_size // 2, 1)}"
                 )
             self._undo(saved)
             self._shrink(features, failure or "in another process")
@@ -252,13 +270,14 @@ class Stepper(Slices):
             self._tried = []
         return loss
 
-    def _accumulate(self, features, labels, normaliser, seed):
-        """Add up the gradients of all slices of a batch; return its loss as a float."""
+    def _accumulate(self, features: torch.Tensor, labels: torch.Tensor, normaliser: float, seed: int) -> float:
+        """Add up the gradients of all micro-batches of a batch; return its loss as a float."""
+        assert self.micro_batch_size is not None
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for start in range(0, len(features), self.micro_batch_size):
             rows = slice(start, start + self.micro_batch_size)
-            place_slice(self.model, seed, start)
+            place_micro_batch(self.model, seed, start)
             with self.autocast():
                 logits = self.model(features[rows])
             loss = self.loss.sum(logits, labels[rows]) / normaliser
@@ -266,7 +285,7 @@ class Stepper(Slices):
             total += loss.detach()
         return float(total)
 
-    def _update(self):
+    def _update(self) -> None:
         """Change the weights by the gradients."""
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         sum_gradients_over_ranks(parameters)
@@ -280,24 +299,26 @@ class Stepper(Slices):
             self.scaler.step(self.optimizer)
             self.scaler.update()
 
-    def _updates_done(self):
+    def _updates_done(self) -> float:
         """Return the optimiser's count of updates of its first parameter, the first thing that an update changes."""
         state = self.optimizer.state.get(self.optimizer.param_groups[0]["params"][0], {})
         return float(state.get("step", 0))
 
     # ------------------------------------------------------------------------------------------- after a failure
 
-    def _snapshot(self):
-        """Return what a try changes besides gradients: random states, and buffers such as batch norm's statistics."""
+    def _snapshot(self) -> tuple[torch.Tensor, torch.Tensor | None, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Return what an attempt changes besides gradients: random states, and buffers such as batch norm's statistics."""
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return torch.get_rng_state(), cuda, [(buffer, buffer.clone()) for buffer in self.model.buffers()]
 
-    def _undo(self, saved):
-        """Take back a failed try: gradients, scaler, random states and buffers as they were before it."""
+    def _undo(self, saved: tuple[torch.Tensor, torch.Tensor | None, list[tuple[torch.Tensor, torch.Tensor]]]) -> None:
+        """Undo a failed attempt: restore gradients, scaler, random states and buffers."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.scaler is not None:
-            # Else it would say that unscale_ was called already; its own reset, update(), also changes the scale.
-            self.scaler._per_optimizer_states.clear()
+            # The old one may have unscaled already, and refuses to do so again; its update() would change the scale.
+            fresh = torch.amp.GradScaler(self.device.type)
+            fresh.load_state_dict(self.scaler.state_dict())
+            self.scaler = fresh
         self.release()
         self._prepare_optimizer()
         random_state, cuda, buffers = saved
@@ -308,8 +329,9 @@ class Stepper(Slices):
             for buffer, value in buffers:
                 buffer.copy_(value)
 
-    def _shrink(self, features, failure):
+    def _shrink(self, features: torch.Tensor, failure: str) -> None:
         """Halve the micro-batch; at one clip turn on activation checkpointing; after that raise TrainingError."""
+        assert self.micro_batch_size is not None
         size = min(self.micro_batch_size, len(features))
         self._tried.append(self._describe(len(features)))
         if size > 1:
@@ -319,27 +341,28 @@ class Stepper(Slices):
         else:
             self._give_up(features, failure)
 
-    def _turn_on_checkpointing(self):
+    def _turn_on_checkpointing(self) -> None:
         """Recompute activations from now on."""
         self.model.enable_activation_checkpointing()
         self.activation_checkpointing = True
         allocator.release_blocks()
 
-    def _describe(self, num_clips):
-        """Return the present way in words."""
+    def _describe(self, num_clips: int) -> str:
+        """Return the micro-batch size and activation checkpointing in words."""
+        assert self.micro_batch_size is not None
         size = min(self.micro_batch_size, num_clips)
         return f"{size} of {num_clips} clips at a time" + (
             " with activation checkpointing" if self.model.activation_checkpointing else ""
         )
 
-    def _give_up(self, features, failure):
+    def _give_up(self, features: torch.Tensor, failure: str) -> NoReturn:
         """Raise TrainingError with what was tried and what would fit."""
         weights = sum(parameter.nbytes for parameter in self.model.parameters()) / 2**20
         shape = " x ".join(str(length) for length in features.shape[1:])
         raise TrainingError(
-            f"out of memory: tried {', then '.join(self._tried)}. {free_memory(self.device) / 2**20:,.0f} MB are free on {self.device}; "
-            f"the model takes {weights:,.0f} MB for weights and {3 * weights:,.0f} MB for gradients and Adam; a clip is {shape}. "
-            f"The last error was: {failure}. What would fit: a smaller model "
-            "(--model cnn-small, or --model ast with lower --num-layers or --hidden-size, or a higher --stride), shorter clips, "
+            f"out of memory: tried {', then '.join(self._tried)}. {free_memory(self.device) / 2**20:,.0f} MB are free on "
+            f"{self.device}; the model takes {weights:,.0f} MB for weights and {3 * weights:,.0f} MB for gradients and "
+            f"Adam; a clip is {shape}. The last error was: {failure}. What would help: a smaller model (--model "
+            "cnn-small, or --model ast with lower --num-layers or --hidden-size, or a higher --stride), shorter clips, "
             "--amp, which halves the activations, or a device with more memory"
         )

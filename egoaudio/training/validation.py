@@ -1,10 +1,10 @@
 """The validation split of a run: scored after each epoch, for the table and for the choice of ``best.pt``.
 
-A mean over all classes of a few videos is mostly luck, more so its maximum over the epochs. So the epoch is chosen by
-the classes that are on in enough videos, and by its neighbour as well (``selection_score``). A run has learnt
-something where its score lies above what the same scores reach when they are held against other clips
-(``Validation.bar``): of 16 runs the bar told all 8 of shuffled labels from those of true ones, while all 16 were above
-the prior.
+A mean over all classes of a few videos is mostly chance, and more so its maximum over the epochs. The best epoch is
+therefore chosen by the classes that are active in enough videos, as a mean over two epochs (``selection_score``). A run
+has learnt something if its score is above what the same scores reach when they are compared with the labels of other
+clips (``Validation.bar``): of 16 runs this bar separated all 8 with shuffled labels from the others, while all 16 were
+above the prior.
 """
 
 import math
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from egoaudio.config.train import TrainConfig
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
 from egoaudio.evaluation import metrics
@@ -20,30 +21,33 @@ from egoaudio.evaluation.audible import selection_classes, unrelated_precision
 from egoaudio.evaluation.ground_truth import read_ground_truth
 from egoaudio.evaluation.scores import choose_thresholds, evaluate_scores
 from egoaudio.evaluation.smoothing import choose_neighbours, smooth
-from egoaudio.models.scorer import score
+from egoaudio.hdf5.reader import EgoAudioFile
+from egoaudio.models.scorer import Scorer, score
+from egoaudio.training.losses import Loss
 
-# Deviations above the mean of unrelated scores: the best of 20 epochs without anything learnt gets there in 3 % of runs.
+# Standard deviations above the mean of unrelated scores: the best of 20 epochs of a model that has learnt nothing is
+# above that in 3 % of runs.
 _DEVIATIONS = 3
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What the validation split says of an epoch; without one, ``Validation()``."""
+    """The results of an epoch on the validation split; without one, ``Validation()``."""
 
     val_loss: float | None = None
     top1: float | None = None
-    """This and the next three: fractions, of the scores averaged over neighbouring clips."""
+    """This and the next three are fractions, of the scores averaged over neighbouring clips."""
     top5: float | None = None
     map: float | None = None
     map_prior: float | None = None
     """The mean average precision of the classes' frequencies."""
     selection_map: float | None = None
-    """Mean average precision of the classes that are on in enough videos; NaN where no class is on."""
+    """Mean average precision of the classes that are active in enough videos; NaN if no class is active."""
     bar: float | None = None
-    """What ``selection_map`` is above where the model hears anything: its prior, and what unrelated scores reach."""
+    """What ``selection_map`` exceeds if the model hears anything: its prior, and the precision of unrelated scores."""
     smooth_clips: int = 0
     """Over how many neighbouring clips on each side the scores are averaged."""
-    thresholds: list | None = None
+    thresholds: list[float] | None = None
     """A score per class."""
 
     def columns(self) -> dict[str, float | None]:
@@ -52,13 +56,39 @@ class Validation:
 
 
 class Validator:
-    """Scores the validation split, as often as it is called."""
+    """Scores the validation split whenever it is called.
 
-    def __init__(self, file, feature, rows, normalization, config, loss, scorer):
+    Parameters
+    ----------
+    file : EgoAudioFile
+        Open.
+    feature : str
+    rows : int64 array (n,)
+        The validation split.
+    normalization : (float, float)
+        ``(mean, std)`` of the features.
+    config : TrainConfig
+        Resolved.
+    loss : Loss
+        The labels' loss.
+    scorer : Scorer
+        Of the model that is trained.
+    """
+
+    def __init__(
+        self,
+        file: EgoAudioFile,
+        feature: str,
+        rows: np.ndarray,
+        normalization: tuple[float, float],
+        config: TrainConfig,
+        loss: Loss,
+        scorer: Scorer,
+    ) -> None:
         self.truth = read_ground_truth(file, rows)
         # Every clip once, with all its labels, whatever the model was trained on.
         dataset = ClipDataset(
-            file.path, feature, rows, normalization=normalization, context_clips=config.data.context_clips
+            file.path, feature, rows, normalization=normalization, context_clips=config.data.context_clips or 0
         )
         self.loader = Loader(dataset, config.optimization.batch_size, config.data, device=scorer.device)
         self.label_mode, self.loss, self.scorer = config.data.label_mode, loss, scorer
@@ -66,14 +96,14 @@ class Validator:
         self.classes = selection_classes(self._labelled(self.truth.labels), self._labelled(self.truth.clip_video))
 
     def __call__(self) -> Validation:
-        """Return the ``Validation`` of the model as it is."""
+        """Return the ``Validation`` of the model's present weights."""
         scored = score(self.scorer, self.loader, self.label_mode, self.loss)
         num_neighbours = self.smooth_clips
         if num_neighbours is None:
             num_neighbours = choose_neighbours(scored.scores, self.truth, self.classes)
         scores = smooth(scored.scores, self.truth.rows, self.truth.clip_video, num_neighbours)
         labels, video = self._labelled(self.truth.labels), self._labelled(self.truth.clip_video)
-        prior = labels.mean(axis=0)  # any scores that are the same for all clips
+        prior = labels.mean(axis=0)  # the precision of any scores that are the same for all clips
         found = evaluate_scores(scores, self.truth, prior=prior)
         precision = np.array(found.per_class["average_precision"])[self.classes]
         unrelated = unrelated_precision(self._labelled(scores)[:, self.classes], labels[:, self.classes], video)
@@ -90,18 +120,19 @@ class Validator:
             thresholds=[float(value) for value in choose_thresholds(scores, self.truth)],
         )
 
-    def _labelled(self, values):
+    def _labelled(self, values: np.ndarray) -> np.ndarray:
+        """Return the values (n, ...) of the labelled clips."""
         return values[self.truth.labelled]
 
 
-def _bar(prior, unrelated):
-    """Return what a score has to exceed, from the prior of each class and the means of unrelated scores."""
+def _bar(prior: np.ndarray, unrelated: np.ndarray) -> float:
+    """Return what a score has to exceed, from the prior of each class and the mean precisions of unrelated scores."""
     bar = metrics.mean_over_classes(prior)
     return max(bar, float(unrelated.mean() + _DEVIATIONS * unrelated.std())) if len(unrelated) else bar
 
 
 def selection_score(selection_maps: Sequence[float | None]) -> float | None:
-    """Return the score of the newest epoch, by which ``best.pt`` is chosen: the mean over it and the epoch before.
+    """Return the score of the newest epoch, by which ``best.pt`` is chosen: the mean over it and the previous epoch.
 
     Parameters
     ----------

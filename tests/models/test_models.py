@@ -9,7 +9,7 @@ from yamnet_reference import make_bundle, random_tensors
 from egoaudio.config.train import ModelConfig
 from egoaudio.errors import CheckpointError, ConfigurationError
 from egoaudio.models import check_feature, check_sizes, create_model
-from egoaudio.models.dropout import ClipDropout, place_slice, replace_dropout
+from egoaudio.models.dropout import ClipDropout, place_micro_batch, replace_dropout
 
 SMALL_AST = ModelConfig(model="ast", hidden_size=24, num_layers=2, num_heads=2, dropout=0.0, patchout=0.0)
 
@@ -115,7 +115,7 @@ def test_activation_checkpointing_changes_neither_gradients_nor_batch_norm(name,
         torch.manual_seed(1)
         model = create_model(name, 4, (32, 40), config, activation_checkpointing=checkpointing)
         assert model.activation_checkpointing == checkpointing
-        place_slice(model, seed=3, first_clip=0)
+        place_micro_batch(model, seed=3, first_clip=0)
         model(torch.randn(3, 32, 40)).square().sum().backward()
         results.append(gradients(model) + list(model.buffers()))
     for without, with_ in zip(*results, strict=True):
@@ -443,11 +443,11 @@ def test_sizes_without_effect_are_refused(name, sizes, words):
 
 def test_dropout_masks_belong_to_clips_not_to_slices():
     layer, x = ClipDropout(0.4, layer=2), torch.ones(6, 50, 8)
-    place_slice(layer, seed=9, first_clip=0)
+    place_micro_batch(layer, seed=9, first_clip=0)
     whole = layer(x)
     parts = []
     for start in (0, 2, 4):
-        place_slice(layer, seed=9, first_clip=start)
+        place_micro_batch(layer, seed=9, first_clip=start)
         parts.append(layer(x[start : start + 2]))
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
     assert abs(float((whole == 0).float().mean()) - 0.4) < 0.03
@@ -459,7 +459,7 @@ def test_dropout_differs_between_clips_layers_and_steps():
     masks = []
     for layer, seed in ((0, 1), (1, 1), (0, 2)):
         module = ClipDropout(0.5, layer=layer)
-        place_slice(module, seed=seed, first_clip=0)
+        place_micro_batch(module, seed=seed, first_clip=0)
         masks += list(module(x))
     for first in range(len(masks)):
         for second in range(first):

@@ -8,7 +8,7 @@ import torch
 from yamnet_reference import make_bundle, random_tensors, reference_logits
 
 from egoaudio.audio.yamnet_features import NUM_BANDS, yamnet_logmel
-from egoaudio.models.dropout import place_slice
+from egoaudio.models.dropout import place_micro_batch
 from egoaudio.models.yamnet import PATCH_FRAMES, SILENCE, FrontEnd, YAMNet
 from egoaudio.models.yamnet_weights import fill_trunk, read_published
 
@@ -124,7 +124,7 @@ def gradients(model, x, slices, seed=1):
     model.zero_grad(set_to_none=True)
     first = 0
     for part in x.split(slices):
-        place_slice(model, seed, first)
+        place_micro_batch(model, seed, first)
         model(part).square().sum().backward()
         first += len(part)
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}

@@ -1,4 +1,4 @@
-"""Runs of the trainer in tests: small files, short configurations, and what to hold two runs to."""
+"""Runs of the trainer in tests: small files, short configurations, and the comparison of two runs."""
 
 import csv
 
@@ -47,7 +47,7 @@ def table(folder):
 
 
 def assert_same_run(folder, other):
-    """Hold the weights of two runs, of the best epoch too, to bit-for-bit equality, and their tables besides the times."""
+    """Compare the weights of two runs, also of the best epoch, bit for bit, and their tables except for the times."""
     for name in ("last.pt", "best.pt"):
         ours, theirs = weights(folder, name), weights(other, name)
         assert ours.keys() == theirs.keys()
@@ -72,7 +72,7 @@ def assert_same_run(folder, other):
 
 
 def on_step(monkeypatch, actions, result=None):
-    """Have ``actions[n]`` called before the n-th step from now on; return the list of steps done."""
+    """Call ``actions[n]`` before the n-th step from now on; return the list of steps done."""
     done, step = [], Stepper.step
 
     def patched(self, features, labels):

@@ -1,4 +1,4 @@
-"""Steps in tests: small models and batches, and memory that runs out where one wants it to."""
+"""Steps in tests: small models and batches, and memory that runs out at a chosen place."""
 
 import math
 
@@ -44,7 +44,7 @@ def weights(stepper):
 
 
 def catch_gradient(stepper):
-    """Return the gradient that the optimiser is given in one step."""
+    """Return the gradient that the optimiser gets in one step."""
     caught = []
     stepper.optimizer.register_step_pre_hook(
         lambda optimizer, *_: caught.append(torch.cat([p.grad.flatten().clone() for p in stepper.model.parameters()]))
@@ -54,7 +54,7 @@ def catch_gradient(stepper):
 
 
 def fail(stepper, where, times=1, error=OUT_OF_MEMORY[0], limit=0):
-    """Let ``where`` (forward, backward, optimizer) raise ``error`` the first ``times`` times it sees more than ``limit`` clips."""
+    """Let ``where`` (forward, backward, optimizer) raise ``error`` the first ``times`` times with over ``limit`` clips."""
     left = [times]
 
     def strike(num_clips=math.inf):

@@ -150,7 +150,7 @@ def test_two_results_are_not_written_to_one_file(folder):
 def test_pretrained_weights_are_not_the_place_of_the_run(folder):
     config = from_flat(TrainConfig, {"model": "ast", "pretrained": str(folder / "below/../run"), "feature": "logmel"})
     (folder / "below").mkdir()
-    with pytest.raises(TrainingError, match="run holds the weights of --pretrained: give another --output"):
+    with pytest.raises(TrainingError, match="run holds the weights of `pretrained=.*`: give another `output`"):
         run_folder.prepare(folder / "run", folder / "ego.h5", config)
 
 

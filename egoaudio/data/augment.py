@@ -110,12 +110,12 @@ def shift_frames(seconds: float, feature_shape: tuple[int, ...], sound_seconds: 
     """
     if seconds > sound_seconds:
         raise ConfigurationError(
-            f"--time-shift {seconds:g}: expected at most {sound_seconds:g} s, all that the model sees around a clip"
+            f"`time_shift_seconds={seconds:g}`: expected at most {sound_seconds:g} s, all that the model sees around a clip"
         )
     frames = round(seconds * feature_shape[0] / sound_seconds)
     if frames == 0:
         raise ConfigurationError(
-            f"--time-shift {seconds:g} is less than half a frame of {sound_seconds / feature_shape[0]:.3g} s "
+            f"`time_shift_seconds={seconds:g}` is less than half a frame of {sound_seconds / feature_shape[0]:.3g} s "
             "and has no effect: give more, or 0"
         )
     return frames
@@ -146,7 +146,7 @@ def gain_per_db(feature: str, num_mel_bands: int) -> tuple[float, int | None]:
     if feature in ("spectrogram", "logmel"):
         return {"spectrogram": 1.0, "logmel": math.log(10) / 10}[feature], None
     raise ConfigurationError(
-        f"--gain-db cannot change the level of {feature!r}: expected one of {', '.join(FEATURES)}, or --gain-db 0"
+        f"`gain_db` cannot change the level of {feature!r}: expected one of {', '.join(FEATURES)}, or `gain_db=0`"
     )
 
 

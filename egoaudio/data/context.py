@@ -110,7 +110,7 @@ def silent_row(config: BuildConfig, feature: str, row_shape: Sequence[int], dtyp
         if silence.min() != silence.max():
             raise TrainingError(
                 f"{place}: rows of {feature} are {tuple(row_shape)}, but its configuration makes {silence.shape}, "
-                "so the values of silence are not known: give --context-clips 0, or build again"
+                "so the values of silence are not known: give `context_clips=0`, or build again"
             )
         silence = np.full(row_shape, silence.min())
     return silence.astype(dtype).astype(np.float32)
@@ -123,8 +123,8 @@ def _rows_apart(file: EgoAudioFile, feature: str, context_clips: int) -> int:
     if apart is None:
         what = "leave gaps" if length < hop else "overlap, none beginning where another ends"
         raise TrainingError(
-            f"--context-clips {context_clips}: rows of {feature} in {file.path} hold {length:g} s of sound every "
-            f"{hop:g} s and {what}: give --context-clips 0, or build with --hop-seconds {length:g} or a whole "
+            f"`context_clips={context_clips}`: rows of {feature} in {file.path} hold {length:g} s of sound every "
+            f"{hop:g} s and {what}: give `context_clips=0`, or build with `hop_seconds={length:g}` or a whole "
             "fraction of it"
         )
     return apart

@@ -95,7 +95,7 @@ class ClipDataset(torch.utils.data.Dataset):
         if label_mode == "single":
             self.rows, self.classes = expand_single(source.file.labels, rows)
         if len(self.rows) == 0:
-            active = " with an active class, which --label-mode single needs" if label_mode == "single" else ""
+            active = " with an active class, which `label_mode='single'` needs" if label_mode == "single" else ""
             raise TrainingError(f"{self.path}: there is no usable clip{active}: see egoaudio-inspect")
         self.num_classes = source.file.num_classes
         self.feature_shape = source.joined_shape

@@ -106,7 +106,7 @@ class Loader:
             self._change = level_change(dataset.feature, dataset.file.config["n_mels"], dataset.normalization[1])
         if training and config.spec_augment and len(dataset.feature_shape) == 1:
             raise ConfigurationError(
-                f"--spec-augment masks bands of frequency, and {dataset.feature} has none: leave one of them out"
+                f"`spec_augment` masks bands of frequency, and {dataset.feature} has none: leave one of them out"
             )
         self._cumulative = None
         if training and config.balanced_sampling:
@@ -135,7 +135,7 @@ class Loader:
         batch_bytes = num_clips * (4 * math.prod(self.dataset.feature_shape) + 4 * self.dataset.num_classes)
         workers = self.config.loader_workers
         words = (
-            f"--loader-workers {workers} passes its batches through it; --loader-workers 0 needs none, and is as fast"
+            f"`loader_workers={workers}` passes its batches through it; `loader_workers=0` needs none, and is as fast"
         )
         surroundings.require_shared_memory((_WORKER_BATCHES * workers + 1) * batch_bytes + (64 << 10), words)
 
@@ -212,7 +212,7 @@ class Loader:
                     if isinstance(error, RuntimeError):  # torch's, about a worker that died or does not answer
                         reason = str(error).splitlines()[0]
                         raise TrainingError(
-                            f"the processes of --loader-workers failed ({reason}): give --loader-workers 0, which "
+                            f"the processes of `loader_workers` failed ({reason}): give `loader_workers=0`, which "
                             "needs none"
                         ) from error
                     raise

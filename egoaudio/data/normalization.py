@@ -41,6 +41,6 @@ def normalization(file: EgoAudioFile, feature: str, train_rows: np.ndarray, how:
         raise TrainingError(
             f"{file.path}: {feature} cannot be normalised with mean and standard deviation (count {count:g}, variance "
             f"{variance:g} over the training videos): check the sound with egoaudio-inspect --verify, or give "
-            "--normalize none"
+            "`normalize='none'`"
         )
     return float(total / count), float(np.sqrt(variance))

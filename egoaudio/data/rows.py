@@ -74,7 +74,7 @@ class RowSource:
         if feature not in self.file.features:
             raise TrainingError(
                 f"{path} has no {feature}; it has {', '.join(self.file.features) or 'no features'}: build again with "
-                f"--features {feature}"
+                f"`features={(feature,)!r}`"
             )
         self._descriptor = os.open(path, os.O_RDONLY)
         self.identity = identity or _identity(os.fstat(self._descriptor))

@@ -42,9 +42,9 @@ class Split:
         rows: np.ndarray = getattr(self, name)
         if len(rows) == 0:
             fixes = {
-                "train": "build with annotations for training (--annotations)",
-                "validation": "hold clips out (--validation-fraction 0.2)",
-                "test": "build with --test-annotations, or give another split",
+                "train": "build with annotations for training (`annotations`)",
+                "validation": "hold clips out (`validation_fraction=0.2`)",
+                "test": "build with `test_annotations`, or give another split",
             }
             raise TrainingError(f"the split {name!r} has no usable clips: {fixes[name]}")
         return rows
@@ -77,7 +77,7 @@ def split_rows(file: EgoAudioFile, config: DataConfig, seed: int) -> Split:
     if len(train) == 0 and len(rows) == 0 and file.usable.any():
         raise TrainingError(
             f"{file.path} has no clip to train on: of {file.num_clips} clips {np.count_nonzero(file.usable)} have "
-            "sound and 0 of those have labels: the annotations say nothing about them. Build with --no-action all, or "
+            "sound and 0 of those have labels: the annotations say nothing about them. Build with `no_action='all'`, or "
             "with the annotations of these videos"
         )
     if len(train) == 0:
@@ -85,7 +85,7 @@ def split_rows(file: EgoAudioFile, config: DataConfig, seed: int) -> Split:
         raise TrainingError(
             f"{file.path} has no clip to train on: of {file.num_clips} clips {np.count_nonzero(file.usable)} have "
             f"sound and {len(rows)} of those have labels, but none is in the split 'train' (the file's splits: "
-            f"{names}): see egoaudio-inspect --failed, or build with annotations for training (--annotations)"
+            f"{names}): see egoaudio-inspect --failed, or build with annotations for training (`annotations`)"
         )
     others = sorted({name.decode() for name in splits.tolist()} - {"train", "test"})
     if others:
@@ -120,7 +120,7 @@ def require_learnable(file: EgoAudioFile, split: Split) -> None:
     if len(split.validation) and not file.labels[split.validation].any():
         raise TrainingError(
             f"{file.path}: no class is active in any of the {len(split.validation):,} clips of the validation split, "
-            "so no epoch could be told from another: give another --validation-fraction, or 0 (then the epoch with the "
+            "so no epoch could be told from another: give another `validation_fraction`, or 0 (then the epoch with the "
             "lowest training loss is the best)"
         )
 
@@ -129,7 +129,7 @@ def _units(file: EgoAudioFile, split_unit: str, rows: np.ndarray) -> np.ndarray:
     """Return the number of each row's unit, int64 (n,); units are numbered in the order of their names."""
     if split_unit == "clip":
         warnings.warn(
-            "--split-unit clip is the paper's: neighbouring clips of a video fall on both sides, so validation scores "
+            "`split_unit='clip'` is the paper's: neighbouring clips of a video fall on both sides, so validation scores "
             "are too high",
             stacklevel=3,
         )
@@ -139,8 +139,8 @@ def _units(file: EgoAudioFile, split_unit: str, rows: np.ndarray) -> np.ndarray:
     present, unit_of_video = np.unique(file.clip_table["video"][rows], return_inverse=True)
     if split_unit == "subject" and (names[present] == b"").any():
         raise TrainingError(
-            f"--split-unit subject: {np.count_nonzero(names[present] == b'')} of the {len(present)} train videos of "
-            f"{file.path} name no subject: give --split-unit video"
+            f"`split_unit='subject'`: {np.count_nonzero(names[present] == b'')} of the {len(present)} train videos of "
+            f"{file.path} name no subject: give `split_unit='video'`"
         )
     _, unit_of_name = np.unique(names[present], return_inverse=True)
     return unit_of_name[unit_of_video]
@@ -153,9 +153,9 @@ def _hold_out(units: np.ndarray, config: DataConfig, rng: np.random.Generator) -
         return np.zeros(len(units), dtype=bool)
     if num_units < 2:
         raise TrainingError(
-            f"--validation-fraction {config.validation_fraction:g} --split-unit {config.split_unit}: the train videos "
+            f"`validation_fraction={config.validation_fraction:g}` with `split_unit={config.split_unit!r}`: the train videos "
             f"are a single {config.split_unit}, which cannot be both trained on and held out: choose a smaller unit, "
-            "or --validation-fraction 0"
+            "or `validation_fraction=0`"
         )
     count = min(max(round(config.validation_fraction * num_units), 1), num_units - 1)
     chosen = np.zeros(num_units, dtype=bool)

@@ -101,7 +101,7 @@ def pool_videos(scores: np.ndarray, clip_video: np.ndarray, num_videos: int, poo
     present, starts = np.unique(clip_video[order], return_index=True)
     result = np.full((num_videos, scores.shape[1]), -np.inf, np.float32)
     if pool not in POOLS:
-        raise EvaluationError(f"--pool {pool!r}: expected {' or '.join(POOLS)}")
+        raise EvaluationError(f"`pool={pool!r}`: expected {' or '.join(POOLS)}")
     if pool == "max":
         result[present] = np.maximum.reduceat(scores[order], starts)
     else:

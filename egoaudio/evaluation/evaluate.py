@@ -164,9 +164,9 @@ class _Loaded:
 
 def _check_choices(split: str, pool: str) -> None:
     """Raise ConfigurationError for a split or a way of pooling that does not exist."""
-    for flag, value, choices in (("--split", split, SPLITS), ("--pool", pool, POOLS)):
+    for name, value, choices in (("split", split, SPLITS), ("pool", pool, POOLS)):
         if value not in choices:
-            raise ConfigurationError(f"{flag} {value!r}: expected one of {', '.join(choices)}")
+            raise ConfigurationError(f"`{name}={value!r}`: expected one of {', '.join(choices)}")
 
 
 def _read_split(
@@ -226,7 +226,7 @@ def _test_split(file: reader.EgoAudioFile) -> tuple[np.ndarray, np.ndarray]:
     rows = np.flatnonzero(file.usable & np.isin(file.clip_table["video"], videos))
     if not len(rows):
         raise TrainingError(
-            f"{file.path}: {len(videos)} videos of the split test, none with sound: build with --test-annotations, or "
-            "give another --split"
+            f"{file.path}: {len(videos)} videos of the split test, none with sound: build with `test_annotations`, or "
+            "give another `split`"
         )
     return rows, videos

@@ -61,7 +61,7 @@ def check(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarra
         row, column = np.argwhere(bad)[0]
         raise EvaluationError(
             f"score {scores[row, column]} in row {row}, class {column} ({bad.sum()} of {scores.size} scores are not "
-            "numbers): has the training diverged? Try a lower learning rate, or --clip-gradient"
+            "numbers): has the training diverged? Try a lower learning rate, or `clip_gradient=1`"
         )
     return scores, labels
 

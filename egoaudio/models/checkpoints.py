@@ -263,7 +263,7 @@ def require_match(contents, file, same_plan=False):
     if feature not in file.features:
         has = ", ".join(file.features) or "no features"
         raise CheckpointError(
-            f"{file.path} has no {feature}, which the checkpoint was trained on; it has {has}: rebuild with --features {feature}"
+            f"{file.path} has no {feature}, which the checkpoint was trained on; it has {has}: rebuild with `features={(feature,)!r}`"
         )
     ours, theirs = contents, describe_data(file, feature)
     problems = []

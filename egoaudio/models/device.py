@@ -21,7 +21,7 @@ def choose_device(name):
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA fails an assertion
         reason = str(error).splitlines()[0].split(". ")[0]
         raise ConfigurationError(
-            f"--device {name}: cannot be used here ({reason}): expected cpu, or cuda where there is a GPU"
+            f"`device={name!r}`: cannot be used here ({reason}): expected cpu, or cuda where there is a GPU"
         ) from error
     return device
 

@@ -72,8 +72,9 @@ class Scorer(MicroBatches):
             size = min(self.micro_batch_size, len(features))
             if size == 1:
                 raise TrainingError(
-                    f"out of memory: not even one clip can be scored ({failure}); {free_memory(self.device) / 2**20:,.0f} MB are free on {self.device}: "
-                    "--amp halves what is needed, or score on a device with more memory"
+                    f"out of memory: not even one clip can be scored ({failure}); "
+                    f"{free_memory(self.device) / 2**20:,.0f} MB are free on {self.device}: end other programs, or use a "
+                    "`device` with more memory"
                 )
             self.micro_batch_size = math.ceil(size / 2)
             self.log(f"evaluation: {self.micro_batch_size} clips at a time, as memory ran out with {size}")

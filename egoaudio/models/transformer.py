@@ -166,7 +166,8 @@ def create_ast(num_classes, feature_shape, config):
         return _create_pretrained(num_classes, feature_shape, config)
     if config.hidden_size % config.num_heads:
         raise ConfigurationError(
-            f"--hidden-size {config.hidden_size} is not a multiple of --num-heads {config.num_heads}: each head takes an equal share"
+            f"`hidden_size={config.hidden_size}` is not a multiple of `num_heads={config.num_heads}`: each head takes an "
+            "equal share"
         )
     model = AudioTransformer(
         _clip_config(
@@ -198,7 +199,8 @@ def _clip_config(num_classes, feature_shape, **values):
     patch_size = values["patch_size"]
     if num_bins < patch_size:
         raise ConfigurationError(
-            f"a patch of {patch_size} bins does not fit in a feature of {num_bins}: give --patch-size {num_bins} or less, or another --feature"
+            f"a patch of {patch_size} bins does not fit into a feature of {num_bins}: give `patch_size={num_bins}` or "
+            "less, or another `feature`"
         )
     values.update(max_length=max(num_frames, patch_size), num_mel_bins=num_bins, num_labels=num_classes)
     return ASTConfig(attn_implementation="sdpa", **values)
@@ -210,16 +212,20 @@ def _create_pretrained(num_classes, feature_shape, config):
     if source.startswith(("/", ".", "~")) and not os.path.isdir(
         source
     ):  # else it would be looked up as a name on the hub
-        raise ConfigurationError(f"--pretrained {source}: there is no such folder")
+        raise ConfigurationError(
+            f"`pretrained={source!r}`: there is no such folder: give a folder, or a name on the hub"
+        )
     try:
         published, report = ASTModel.from_pretrained(source, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ConfigurationError(f"--pretrained {source}: no AST weights can be loaded from there: {error}") from error
+        raise ConfigurationError(
+            f"`pretrained={source!r}`: no AST weights can be loaded from there: {error}"
+        ) from error
     sizes = published.config
     missing = sorted(report["missing_keys"])
     if missing or sizes.model_type != ASTConfig.model_type:
         raise ConfigurationError(
-            f"--pretrained {source}: not an Audio Spectrogram Transformer ({sizes.model_type}; {len(missing)} weights are not there, "
+            f"`pretrained={source!r}`: not an Audio Spectrogram Transformer ({sizes.model_type}; {len(missing)} weights are not there, "
             f"such as {', '.join(missing[:3]) or 'none'}): give a folder or hub id such as MIT/ast-finetuned-audioset-10-10-0.4593"
         )
     fitted = _clip_config(

@@ -48,12 +48,12 @@ def check_shape(feature_shape: tuple[int, ...]) -> None:
     if len(feature_shape) == 1 and feature_shape[0] < front_end.FRAME_LENGTH:
         raise ConfigurationError(
             f"yamnet on waveforms of {feature_shape[0]} samples: one frame has {front_end.FRAME_LENGTH}; "
-            "build with a longer --clip-seconds"
+            "build with a longer `clip_seconds`"
         )
     if len(feature_shape) > 1 and feature_shape[1] != front_end.NUM_BANDS:
         raise ConfigurationError(
             f"yamnet on features of {feature_shape[1]} bands: expected YAMNet's own {front_end.NUM_BANDS}; "
-            "build with --features yamnet"
+            "build with `features=('yamnet',)`"
         )
 
 

@@ -50,8 +50,8 @@ SCORES_FILE = "teacher.npz"
 class DistillationLoss:
     """A loss of which a share comes from the teachers' scores; a sum over clips, like the loss that it wraps.
 
-    The distance is binary cross-entropy (``multi``) or the Kullback-Leibler divergence (``single``). Class weights apply
-    to it as to the labels' loss: class by class, or clip by clip according to its label.
+    The distance is binary cross-entropy (``multi``) or the Kullback-Leibler divergence (``single``). Class weights
+    apply to it as to the labels' loss: class by class, or clip by clip according to its label.
 
     Parameters
     ----------
@@ -66,13 +66,13 @@ class DistillationLoss:
         self.label_mode = loss.label_mode
 
     def sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss summed over the clips, of logits (b, C), and labels followed by teachers' scores (b, 2 * C)."""
+        """Return the loss summed over the clips, of logits (b, C) and labels followed by teachers' scores (b, 2 C)."""
         labels, scores = labels.chunk(2, dim=1)
         distance = self._distance(logits.float() / self.temperature, labels, scores)
         return (1 - self.weight) * self.loss.sum(logits, labels) + self.weight * self.temperature**2 * distance
 
     def normaliser(self, labels: torch.Tensor) -> float:
-        """Return the divisor of the sum over the whole batch, of labels followed by teachers' scores (b, 2 * C)."""
+        """Return the divisor of the sum over the whole batch, of labels followed by teachers' scores (b, 2 C)."""
         return self.loss.normaliser(labels.chunk(2, dim=1)[0])
 
     def mean(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -159,8 +159,8 @@ def prepare_teacher(
     for teacher in options.teacher:
         if Path(teacher).resolve().parent == folder.resolve():
             raise ConfigurationError(
-                f"--teacher {teacher} is in {folder}, where this run writes its own checkpoints: give another "
-                "--output, or copy the teacher to another folder"
+                f"`teacher={teacher!r}` is in {folder}, where this run writes its own checkpoints: give another "
+                "`output`, or copy the teacher to another folder"
             )
     identity: dict[str, Any] = {
         "plan_sha256": file.plan_sha256,
@@ -193,18 +193,18 @@ def _score(
     try:
         model, contents = checkpoints.load_model(teacher, device)
     except CheckpointError as error:
-        raise CheckpointError(f"--teacher {error}") from error
+        raise CheckpointError(f"`teacher`: {error}") from error
     try:
         checkpoints.require_match(contents, file)
     except CheckpointError as error:
         raise CheckpointError(
-            f"--teacher {teacher}: {error}. Give a teacher of the same classes, trained on a feature of the file"
+            f"`teacher={teacher!r}`: {error}. Give a teacher of the same classes, trained on a feature of the file"
         ) from error
     its = from_json(TrainConfig, contents["config"])
     if its.data.label_mode != config.data.label_mode:
         raise ConfigurationError(
-            f"--teacher {teacher} was trained with --label-mode {its.data.label_mode} and this run has "
-            f"{config.data.label_mode}, so their scores mean different things: give both the same"
+            f"`teacher={teacher!r}` was trained with `label_mode={its.data.label_mode!r}` and this run has "
+            f"{config.data.label_mode!r}, so their scores mean different things: give both the same"
         )
     if contents["plan_sha256"] == file.plan_sha256:
         _warn_of_leaks(teacher, file, rows, its)
@@ -219,7 +219,7 @@ def _score(
     bad = rows[~np.isfinite(scores).all(axis=1)]
     if len(bad):
         raise TrainingError(
-            f"--teacher {teacher} gives {len(bad)} clips scores that are not numbers, the first in row {bad[0]}: check "
+            f"`teacher={teacher!r}` gives {len(bad)} clips scores that are not numbers, the first in row {bad[0]}: check "
             f"{path} with egoaudio-inspect --verify, or give another teacher"
         )
     return scores
@@ -230,8 +230,8 @@ def _warn_of_leaks(teacher: str, file: EgoAudioFile, rows: np.ndarray, its: Trai
     num_leaks = len(np.setdiff1d(split_rows(file, its.data, its.optimization.seed).train, rows))
     if num_leaks:
         warnings.warn(
-            f"--teacher {teacher} was trained on {num_leaks:,} clips that this run holds out for validation, so "
-            "validation mAP will be too high: give both runs the same --seed, --split-unit and --validation-fraction",
+            f"`teacher={teacher!r}` was trained on {num_leaks:,} clips that this run holds out for validation, so "
+            "validation mAP will be too high: give both runs the same `seed`, `split_unit` and `validation_fraction`",
             stacklevel=4,
         )
 
@@ -256,8 +256,8 @@ def _read(path: Path, rows: np.ndarray, identity: dict[str, Any], teachers: Sequ
     for teacher, sha in zip(teachers, shas, strict=True):
         if Path(teacher).exists() and _sha256(teacher) != sha:
             warnings.warn(
-                f"--teacher {teacher} has changed since the run began. The run continues with the scores of then; "
-                "--force starts over with those of now",
+                f"`teacher={teacher!r}` has changed since the run began. The run continues with the scores of then; "
+                "`force=True` starts over with those of now",
                 stacklevel=3,
             )
     return TeacherScores(rows, scores, {**identity, "teachers": shas}, is_stored=True)

@@ -68,7 +68,8 @@ class Loss:
         """
         if logits.shape != labels.shape or logits.ndim != 2:
             raise EvaluationError(
-                f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}: expected (num_clips, num_classes) of both"
+                f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}: expected (num_clips, num_classes) of "
+                "both"
             )
         logits = logits.float()
         labels = self._smoothed(labels)

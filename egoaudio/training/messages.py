@@ -1,22 +1,27 @@
-"""What a training run says: its progress, an epoch's line, what is wrong and how to mend it, and what came of it."""
+"""The messages of a training run: progress, an epoch's line, problems with their fix, and the result."""
 
 import os
 import shlex
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from egoaudio._version import __version__
+from egoaudio.config.train import DataConfig
+from egoaudio.data.loader import Batch
+from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.system.progress import Progress, rate
-from egoaudio.training.run_folder import TrainingRun
+from egoaudio.training.run_folder import State, TrainingRun
 
 
 class RunProgress(Progress):
-    """The bar, or the lines, of a run: where it is, the loss, the time spent waiting for data."""
+    """The progress of a run: its epoch, the loss, the share of time spent waiting for data."""
 
     note = ""
 
-    def step(self, state, num_epochs, num_clips):
+    def step(self, state: State, num_epochs: int, num_clips: int) -> None:
         """Count a batch."""
         waits = state.wait_seconds / max(state.train_seconds, 1e-9)
         self.note = (
@@ -24,11 +29,11 @@ class RunProgress(Progress):
         )
         self.advance(num_clips)
 
-    def _speed(self):
+    def _speed(self) -> str:
         return f"{super()._speed()}, {self.note}" if self.note else super()._speed()
 
 
-def describe_epoch(row, num_epochs, better):
+def describe_epoch(row: dict[str, Any], num_epochs: int, better: bool) -> str:
     """Return an epoch's line."""
     validation = ""
     if row["val_loss"] is not None:
@@ -42,35 +47,41 @@ def describe_epoch(row, num_epochs, better):
     )
 
 
-def describe_resume(folder, state, num_batches, begun_by):
-    """Return where a run that was stopped goes on, and that another version began it."""
+def describe_resume(folder: Path, state: State, num_batches: int, begun_by: str) -> str:
+    """Return where a stopped run is resumed, with a warning if another version began it."""
     place = f"batch {state.batch + 1} of {num_batches}" if state.batch < num_batches else "its validation"
-    line = f"going on with {folder} at epoch {state.epoch + 1}, {place}"
+    line = f"resuming {folder} at epoch {state.epoch + 1}, {place}"
     if begun_by == __version__:
         return line
     return (
         f"{line}\nwarning: the run was begun by egoaudio {begun_by}, and this is {__version__}: "
-        "it may not end in the weights that either would come to alone"
+        "its weights may differ from those of a run by either version alone"
     )
 
 
-def describe_wait(share, file, feature, config):
+def describe_wait(share: float, file: EgoAudioFile, feature: str, config: DataConfig) -> str:
     """Return what to change when the loop waits for data."""
     if not file.is_mapped(feature):
-        fix = f"the array is compressed: unpack it with `h5repack -f {feature}:NONE`, or give --loader-workers 2"
+        fix = f"the array is compressed: unpack it with `h5repack -f {feature}:NONE`, or give `loader_workers=2`"
     elif file.num_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2:
         block = (
             ""
             if config.shuffle == "block"
-            else ", --shuffle block where reading is sequential (spinning disks, network)"
+            else ", `shuffle='block'` where only sequential reading is fast (spinning disks, network)"
         )
-        fix = f"the file ({file.num_bytes / 1e9:.0f} GB) does not stay in memory: use a faster disk{block}, or build with --dtype float16"
+        fix = (
+            f"the file ({file.num_bytes / 1e9:.0f} GB) does not stay in memory: use a faster disk{block}, or build "
+            "with `dtype='float16'`"
+        )
     else:
-        fix = "the first epoch reads from the disk, later ones from memory; if it stays so, use a faster disk, or check what else is busy here"
+        fix = (
+            "the first epoch reads from the disk, later ones from memory; if it stays so, use a faster disk, or check "
+            "what else is busy here"
+        )
     return f"data: {share:.0%} of the time was spent waiting for it; {fix}"
 
 
-def describe_bad_loss(value, batch, state, folder):
+def describe_bad_loss(value: float, batch: Batch, state: State, folder: Path) -> str:
     """Return what is known about a batch whose loss is not finite."""
     bad = batch.rows[~torch.isfinite(batch.features).flatten(1).all(dim=1).cpu().numpy()]
     if len(bad):
@@ -79,28 +90,38 @@ def describe_bad_loss(value, batch, state, folder):
             "check the file with egoaudio-inspect --verify"
         )
     else:
-        cause = "their values are finite, so the training diverged: give a lower --learning-rate, --clip-gradient 1, or no --amp"
+        cause = (
+            "their values are finite, so the training diverged: give a lower `learning_rate`, `clip_gradient=1`, or "
+            "`amp=False`"
+        )
     return (
-        f"the loss is {value} in epoch {state.epoch + 1}, batch {state.batch + 1}, of the clips (rows of the file) {_list(batch.rows)}; {cause}. "
-        f"The checkpoints in {folder} are from before"
+        f"the loss is {value} in epoch {state.epoch + 1}, batch {state.batch + 1}, of the clips (rows of the file) "
+        f"{_list(batch.rows)}; {cause}. The checkpoints in {folder} are from earlier batches"
     )
 
 
-def describe_bad_weights(state, folder):
-    """Return what to do about weights that a step has made infinite, or no number."""
+def describe_bad_weights(state: State, folder: Path) -> str:
+    """Return what to do about weights that are no longer finite after a step."""
     return (
-        f"the weights are not finite after epoch {state.epoch + 1}, batch {state.batch}: the training diverged, so give a lower --learning-rate, "
-        f"--clip-gradient 1, or no --amp, with --force. The checkpoints in {folder} are from before"
+        f"the weights are not finite after epoch {state.epoch + 1}, batch {state.batch}: the training diverged, so "
+        "give a lower `learning_rate`, `clip_gradient=1`, or `amp=False`, with `force=True`. The checkpoints in "
+        f"{folder} are from earlier batches"
     )
 
 
-def _list(rows):
-    """Return numbers in words."""
+def _list(rows: np.ndarray) -> str:
+    """Return row numbers separated by commas."""
     return ", ".join(str(row) for row in np.asarray(rows).tolist())
 
 
-def summarize(folder, state, file, path, already_finished=False):
-    """Return the ``TrainingRun`` of a finished state, with the command that comes next."""
+def summarize(
+    folder: Path,
+    state: State,
+    file: EgoAudioFile,
+    path: str | os.PathLike[str],
+    already_finished: bool = False,
+) -> TrainingRun:
+    """Return the ``TrainingRun`` of a finished state, with the command to run next."""
     validated = state.history[state.best_epoch - 1]["map"] is not None
     split = "test" if (file.video_table["split"] == b"test").any() else "validation" if validated else "train"
     command = shlex.join(["egoaudio-evaluate", str(folder / "best.pt"), os.fspath(path), "--split", split])
@@ -109,19 +130,19 @@ def summarize(folder, state, file, path, already_finished=False):
     )
 
 
-def _warn(state):
-    """Return what to try where nothing was learnt; empty where it was, or nobody knows."""
+def _warn(state: State) -> str:
+    """Return what to try if nothing was learnt; empty if something was, or there is no validation split."""
     if state.history[state.best_epoch - 1]["top1"] == 0:
         return (
-            "not one clip of the validation split was guessed right: do the annotations belong to these videos (egoaudio-inspect), "
-            "is the learning rate too high, or are there too few epochs?"
+            "no clip of the validation split was classified correctly: do the annotations belong to these videos "
+            "(egoaudio-inspect), is the learning rate too high, or are there too few epochs?"
         )
     if state.best_bar is None or state.best_score > state.best_bar:
         return ""
     return (
         f"this model does not beat the prior: its validation mAP over the classes with enough clips is "
-        f"{100 * state.best_score:.1f} per cent, and scores that say nothing about the clips reach "
-        f"{100 * state.best_bar:.1f}. Try more --epochs, --model cnn-small with its defaults, published weights "
-        "(--model yamnet --pretrained), or features built without denoising (egoaudio-build --denoise none); or else "
+        f"{100 * state.best_score:.1f} per cent, and scores unrelated to the clips reach "
+        f"{100 * state.best_bar:.1f}. Try more `epochs`, `model='cnn-small'` with its defaults, published weights "
+        "(`model='yamnet'` with `pretrained`), or features built without denoising (`denoise.mode='none'`); perhaps "
         "these classes make no sound of their own"
     )

@@ -1,6 +1,7 @@
 """The optimiser of a run, and its learning rate at each step."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -15,7 +16,8 @@ def make_optimizer(model: torch.nn.Module, options: OptimizationConfig) -> torch
     """
     # A resolved configuration (``TrainConfig.resolved``).
     assert options.optimizer is not None and options.learning_rate is not None and options.weight_decay is not None
-    groups = model.parameter_groups() if hasattr(model, "parameter_groups") else [(model.parameters(), 1.0)]
+    own_groups: Any = getattr(model, "parameter_groups", None)
+    groups = [(model.parameters(), 1.0)] if own_groups is None else own_groups()
     trained = [
         ([parameter for parameter in parameters if parameter.requires_grad], factor) for parameters, factor in groups
     ]

@@ -1,4 +1,4 @@
-"""What the stages of a training run share: the file, the model, where the run is; and the checkpoints made of it."""
+"""The objects that the stages of a training run share: file, model, state; and the checkpoints made of them."""
 
 import time
 from dataclasses import dataclass, field
@@ -10,9 +10,11 @@ import torch
 from egoaudio.config.train import TrainConfig
 from egoaudio.data.loader import Loader
 from egoaudio.errors import TrainingError
+from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.models import checkpoints
 from egoaudio.models.device import name_of
 from egoaudio.training import run_folder
+from egoaudio.training.distillation import TeacherScores
 from egoaudio.training.ema import WeightAverage
 from egoaudio.training.messages import RunProgress, describe_bad_weights
 from egoaudio.training.optimizer import learning_rate
@@ -22,39 +24,40 @@ from egoaudio.training.validation import Validator
 
 @dataclass
 class Run:
-    """What the stages of a run share."""
+    """The objects that the stages of a run share."""
 
-    file: Any
-    """The open ``EgoAudioFile``."""
+    file: EgoAudioFile
+    """Open."""
     feature: str
     folder: Path
     config: TrainConfig
     device: torch.device
     state: run_folder.State
-    """Where the run is; changed by every batch."""
+    """The run's position; changed by every batch."""
     loader: Loader
+    teacher: TeacherScores | None
     model: torch.nn.Module
-    """Not compiled; what ``stepper`` computes with has the same weights."""
+    """Not compiled; the model of ``stepper``, which may be, has the same weights."""
     stepper: Stepper
     average: WeightAverage | None
-    """Of the model's weights, where it is what is evaluated and used (``ema``)."""
+    """Of the model's weights, if the average is evaluated and kept (``ema``)."""
     validator: Validator | None
     progress: RunProgress
     num_steps: int
     """Of the optimiser, in the whole run."""
-    description: dict
-    """What every checkpoint says of the run: ``last.pt`` and ``best.pt``."""
+    description: dict[str, Any]
+    """The fields that are the same in every checkpoint of the run, ``last.pt`` and ``best.pt``."""
     board: Any = None
     """TensorBoard's writer, if asked for."""
     drawn_at: float = field(default_factory=time.monotonic)
     """When ``curves.png`` was last drawn, on the monotonic clock."""
 
-    def learning_rate(self, batch):
+    def learning_rate(self, batch: int) -> float:
         """Return the learning rate of a batch of the present epoch, counted from 0."""
         step = self.state.epoch * len(self.loader) + batch
         return learning_rate(step, self.num_steps, self.config.optimization)
 
-    def checkpoint(self):
+    def checkpoint(self) -> dict[str, Any]:
         """Return the contents of ``best.pt``; ``last.pt`` has more."""
         weights = self.model if self.average is None else self.average
         return {
@@ -67,18 +70,18 @@ class Run:
             "metrics": self.state.history[-1] if self.state.history else {},
         }
 
-    def save_last(self):
+    def save_last(self) -> None:
         """Write ``last.pt``: the checkpoint, and everything that the next batch depends on.
 
         Raises
         ------
         TrainingError
-            When the weights are not finite: the gradient can be infinite where the loss is not.
+            When the weights are not finite: the gradient can be infinite although the loss is not.
         """
         if not all(torch.isfinite(value).all() for value in self.model.parameters()):
             raise TrainingError(describe_bad_weights(self.state, self.folder))
         scaler = self.stepper.scaler
-        resume = {
+        resume: dict[str, Any] = {
             "state": dict(vars(self.state)),
             "optimizer": self.stepper.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -89,8 +92,8 @@ class Run:
             resume |= {"weights": dict(self.model.state_dict()), "num_averaged": self.average.num_updates}
         checkpoints.save(self.folder / "last.pt", {**self.checkpoint(), "resume": resume})
 
-    def restore(self, earlier):
-        """Put everything back to where ``last.pt`` was written."""
+    def restore(self, earlier: dict[str, Any]) -> None:
+        """Restore the state in which ``last.pt`` was written; ``earlier`` is its contents."""
         resume = earlier["resume"]
         self.model.load_state_dict(resume.get("weights", earlier["weights"]))
         if self.average is not None:

@@ -1,14 +1,14 @@
-"""The folder of a training run: what lies in it, and whether a run in it can be gone on with.
+"""The folder of a training run: its files, and whether the run in it can be resumed.
 
-    config.json    what the run is of: every option, and the file it is trained on; for people and other programs
-    last.pt        where the run is; with it the same command goes on
+    config.json    every option, and the file that is trained on; for people and other programs
+    last.pt        the state of the run, from which the same command resumes it
     best.pt        the weights with the best score so far
     teacher.npz    with a teacher: its scores, so that a resumed run learns from the same ones
-    metrics.csv    a row per epoch, ``COLUMNS``; empty where there is no validation split
-    curves.png, tensorboard/, evaluation.json, per_class.csv, per_class.png, submission texts: drawn or counted from those
+    metrics.csv    a row per epoch, ``COLUMNS``; some are empty without a validation split
+    curves.png, tensorboard/, evaluation.json, per_class.csv, per_class.png, submissions: derived from those
 
-``last.pt`` is the truth, and the first to be written: it holds the whole table too, and everything else is written
-anew from it, whole, by a rename. So a run that was killed has no row twice, and none is missing.
+``last.pt`` is authoritative and written first: it holds the whole table, too, and the other files are written from it,
+atomically. A run that was killed thus has no row twice, and none is missing.
 """
 
 import csv
@@ -50,7 +50,7 @@ COLUMNS = (
     "seconds",
 )
 
-# What --force takes away, in this order: without last.pt nothing can be mistaken for a run that goes on.
+# The files that ``force`` removes, in this order: without last.pt nothing can be mistaken for a run to resume.
 _OURS = (
     "last.pt",
     "best.pt",
@@ -67,14 +67,14 @@ _OURS = (
 
 @dataclasses.dataclass
 class State:
-    """Where a run is; all of it goes into ``last.pt``."""
+    """The position and the results of a run so far; all of it is stored in ``last.pt``."""
 
     epoch: int = 0
-    """Epochs that are done, validation and all."""
+    """Epochs that are done, including their validation."""
     batch: int = 0
     """Batches of the present epoch that are done."""
     loss_sum: float = 0.0
-    """Of the present epoch: each batch's loss times its clips."""
+    """Of the present epoch: the sum of each batch's loss times its number of clips."""
     num_clips: int = 0
     train_seconds: float = 0.0
     wait_seconds: float = 0.0
@@ -85,31 +85,26 @@ class State:
     best_score: float = -math.inf
     """The table's ``selection``, or minus the training loss where there is no validation split."""
     best_bar: float | None = None
-    """What ``best_score`` is above where the model hears anything; None without a validation split."""
-    thresholds: list | None = None
+    """What ``best_score`` exceeds if the model hears anything; None without a validation split."""
+    thresholds: list[float] | None = None
     """Of the newest epoch: a score per class."""
     smooth_clips: int = 0
     """Of the newest epoch: over how many neighbouring clips on each side scores are averaged."""
-    selection_maps: list = dataclasses.field(default_factory=list)
-    """Of every epoch: the validation mAP of the classes that choose the best epoch."""
-    history: list = dataclasses.field(default_factory=list)
+    selection_maps: list[float | None] = dataclasses.field(default_factory=list)
+    """Of every epoch: the validation mAP of the classes by which the best epoch is chosen."""
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """The rows of metrics.csv: ``{column: number or None}``."""
     finished: bool = False
 
     def close_epoch(self, row: dict[str, Any], bar: float | None = None) -> bool:
-        """Take in the finished epoch's row of the table and begin the next epoch; return whether it was the best so far."""
+        """Add the finished epoch's row to the table and begin the next epoch; return whether it was the best so far."""
         score = -row["train_loss"] if row["selection"] is None else row["selection"]
         score = -math.inf if math.isnan(score) else score  # no class has a positive clip in the validation split
         better = self.best_epoch == 0 or score > self.best_score
         self.history.append(row)
         self.epoch, self.batch = self.epoch + 1, 0
-        self.loss_sum, self.num_clips, self.train_seconds, self.wait_seconds, self.peak_memory_mb = (
-            0.0,
-            0,
-            0.0,
-            0.0,
-            0.0,
-        )
+        self.loss_sum, self.num_clips, self.peak_memory_mb = 0.0, 0, 0.0
+        self.train_seconds, self.wait_seconds = 0.0, 0.0
         if better:
             self.best_epoch, self.best_score, self.best_bar = self.epoch, score, bar
         return better
@@ -121,22 +116,22 @@ class TrainingRun:
 
     folder: pathlib.Path
     epochs: int
-    """How many were trained."""
+    """Number of epochs that were trained."""
     best_epoch: int
-    """Of ``best.pt``, counted from 1: the best ``selection``, or the lowest training loss without a validation split."""
+    """Of ``best.pt``, counted from 1: the best ``selection``; without validation, the lowest training loss."""
     rows: tuple[dict[str, float | None], ...]
     """The rows of metrics.csv: ``{column of COLUMNS: number or None}``."""
     already_finished: bool
-    """Whether there was nothing to do."""
+    """Whether the run had been finished before, so that nothing was done."""
     next_command: str
-    """What evaluates it."""
+    """The command that evaluates it."""
     warning: str = ""
-    """What to try where the model does not beat the prior on the validation split; else empty."""
+    """What to try if the model does not beat the prior on the validation split; else empty."""
 
     @property
     def history(self) -> "pandas.DataFrame":
         """The rows of metrics.csv, one an epoch, as a DataFrame."""
-        import pandas  # 0.4 s, and the loop does not need it
+        import pandas  # takes 0.4 s, and the loop does not need it
 
         return pandas.DataFrame(list(self.rows), columns=list(COLUMNS))
 
@@ -157,7 +152,7 @@ class TrainingRun:
 
     def __str__(self) -> str:
         done = (
-            f"{self.folder} holds a finished run: nothing was done (--force starts anew)\n"
+            f"{self.folder} holds a finished run: nothing was done (`force=True` starts over)\n"
             if self.already_finished
             else ""
         )
@@ -165,9 +160,8 @@ class TrainingRun:
         score = f"training loss {best['train_loss']:.4f}, not validated"
         if best["map"] is not None:
             per_cent = {name: f"{100 * value:.1f}" for name, value in best.items() if value is not None}
-            prior = (
-                f" (prior {per_cent['map_prior']})" if "map_prior" in per_cent else ""
-            )  # an earlier version's row has none
+            # A row of an earlier version has no prior.
+            prior = f" (prior {per_cent['map_prior']})" if "map_prior" in per_cent else ""
             score = f"validation mAP {per_cent['map']}{prior}, top-1 {per_cent['top1']} per cent"
         epochs = f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
         return f"{done}{epochs}; the best is {self.best_epoch}: {score}\nnext: {self.next_command}" + (
@@ -176,7 +170,7 @@ class TrainingRun:
 
 
 def prepare(folder: pathlib.Path, path: str | os.PathLike[str], config: TrainConfig) -> None:
-    """Refuse a folder in which the run would replace what it reads; remove what a run that was killed left half written.
+    """Refuse a folder in which the run would replace its inputs; remove temporary files of a run that was killed.
 
     Raises
     ------
@@ -190,7 +184,7 @@ def prepare(folder: pathlib.Path, path: str | os.PathLike[str], config: TrainCon
         and os.path.exists(pretrained)
         and os.path.samefile(folder, pretrained)
     ):
-        raise TrainingError(f"{folder} holds the weights of --pretrained: give another --output")
+        raise TrainingError(f"{folder} holds the weights of `pretrained={pretrained!r}`: give another `output`")
     for name in _OURS:
         try:
             if name != "tensorboard":
@@ -201,7 +195,7 @@ def prepare(folder: pathlib.Path, path: str | os.PathLike[str], config: TrainCon
 
 
 def clear(folder: pathlib.Path) -> None:
-    """Remove what an earlier run left in its folder, and nothing else."""
+    """Remove the files of an earlier run from its folder, and nothing else."""
     for name in _OURS:
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
@@ -210,21 +204,21 @@ def clear(folder: pathlib.Path) -> None:
 
 
 def find_earlier(folder: pathlib.Path, config: TrainConfig, file: EgoAudioFile) -> dict[str, Any] | None:
-    """Return the contents of the folder's ``last.pt``, or None where no run has begun.
+    """Return the contents of the folder's ``last.pt``, or None if no run has begun.
 
     Parameters
     ----------
     folder : pathlib.Path
     config : TrainConfig
-        What the command asks for now.
+        Of the present call.
     file : EgoAudioFile
-        What it is to be trained on.
+        The file to train on.
 
     Raises
     ------
     TrainingError
-        When the run in the folder is of another configuration; says which options differ. When there is no run, but files
-        that a run would replace: they may be another program's.
+        When the run in the folder has another configuration, with the options that differ. When there is no run, but
+        files that a run would replace: they may be another program's.
     CheckpointError
         When ``last.pt`` is damaged, or belongs to another file.
     """
@@ -233,27 +227,30 @@ def find_earlier(folder: pathlib.Path, config: TrainConfig, file: EgoAudioFile) 
         there = [name for name in _OURS if (folder / name).exists()]
         if there:
             raise TrainingError(
-                f"{folder} holds {', '.join(there)} but no last.pt to go on from: give another --output, or --force to replace them"
+                f"{folder} holds {', '.join(there)} but no last.pt to resume from: give another `output`, or "
+                "`force=True` to replace them"
             )
         return None
     try:
         contents = checkpoints.load(path)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}: give another --output, or --force to start anew") from error
+        raise CheckpointError(f"{error}: give another `output`, or `force=True` to start over") from error
     if "resume" not in contents:
         raise TrainingError(
-            f"{path} holds a model but not where its run was (is it a copy of best.pt?): give another --output, or --force to replace it"
+            f"{path} holds a model but not the state of its run (is it a copy of best.pt?): give another `output`, or "
+            "`force=True` to replace it"
         )
     changed = differences(from_json(TrainConfig, contents["config"]), config)
     if changed:
         raise TrainingError(
-            f"{folder} holds a run with another configuration ({'; '.join(changed)}): give the same options, another --output, or --force to start anew"
+            f"{folder} holds a run with another configuration ({'; '.join(changed)}): give the same options, another "
+            "`output`, or `force=True` to start over"
         )
     try:
         checkpoints.require_match(contents, file, same_plan=True)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{path}: {error}: give the file that the run began with, another --output, or --force to start anew"
+            f"{path}: {error}: give the file that the run began with, another `output`, or `force=True` to start over"
         ) from error
     return contents
 
@@ -270,12 +267,12 @@ def write_config(folder: pathlib.Path, config: TrainConfig, file: EgoAudioFile, 
 
 
 def write_metrics(folder: pathlib.Path, history: list[dict[str, float | None]]) -> None:
-    """Write metrics.csv, six digits a number."""
+    """Write metrics.csv, each number with six digits."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
     for row in history:
-        # An earlier version's rows lack the later columns.
+        # Rows of an earlier version lack the later columns.
         table.writerow("" if row.get(name) is None else f"{row[name]:.6g}" for name in COLUMNS)
     results.write_file(folder / "metrics.csv", text.getvalue().encode())
 
@@ -292,6 +289,6 @@ def find_tensorboard() -> type:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigurationError(
-            "--tensorboard needs a package that is not installed: pip install tensorboard"
+            "`tensorboard=True` needs a package that is not installed: pip install tensorboard"
         ) from error
     return SummaryWriter

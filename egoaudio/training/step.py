@@ -192,7 +192,7 @@ class Stepper(MicroBatches):
         taken = name_of(self.amp_dtype) or "float32"
         factor = max(plain, its_seconds) / min(plain, its_seconds)
         other = "float32" if self.amp_dtype == wanted else name_of(wanted)
-        self.log(f"--amp: computing in {taken}, which is {factor:.1f} times as fast as {other} here")
+        self.log(f"`amp`: computing in {taken}, which is {factor:.1f} times as fast as {other} here")
         self.times_precisions = False
 
     def expect_one_clip(self, needed: float, free: int) -> None:
@@ -200,8 +200,8 @@ class Stepper(MicroBatches):
         if needed > free and not self.model.activation_checkpointing:
             self._turn_on_checkpointing()
             self.log(
-                f"activation checkpointing is on, as one clip seems not to fit into the {free / 2**20:,.0f} MB that are "
-                "free without it"
+                f"activation checkpointing is on, as one clip seems not to fit into the {free / 2**20:,.0f} MB that "
+                "are free without it"
             )
 
     def _prepare_optimizer(self) -> None:
@@ -258,7 +258,7 @@ class Stepper(MicroBatches):
                 raise TrainingError(
                     f"out of memory while the optimiser was changing the weights ({failure or 'in another process'}): "
                     "they are half-way between two steps and must not be used, but the last checkpoint is intact: run "
-                    f"the same command again, with --micro-batch-size {max(self.micro_batch_size // 2, 1)}"
+                    f"the same command again, with `micro_batch_size={max(self.micro_batch_size // 2, 1)}`"
                 )
             self._undo(saved)
             self._shrink(features, failure or "in another process")
@@ -307,7 +307,7 @@ class Stepper(MicroBatches):
     # ------------------------------------------------------------------------------------------- after a failure
 
     def _snapshot(self) -> tuple[torch.Tensor, torch.Tensor | None, list[tuple[torch.Tensor, torch.Tensor]]]:
-        """Return what an attempt changes besides gradients: random states, and buffers such as batch norm's statistics."""
+        """Return what an attempt changes besides gradients: random states and buffers (batch norm's statistics)."""
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return torch.get_rng_state(), cuda, [(buffer, buffer.clone()) for buffer in self.model.buffers()]
 
@@ -360,9 +360,9 @@ class Stepper(MicroBatches):
         weights = sum(parameter.nbytes for parameter in self.model.parameters()) / 2**20
         shape = " x ".join(str(length) for length in features.shape[1:])
         raise TrainingError(
-            f"out of memory: tried {', then '.join(self._tried)}. {free_memory(self.device) / 2**20:,.0f} MB are free on "
-            f"{self.device}; the model takes {weights:,.0f} MB for weights and {3 * weights:,.0f} MB for gradients and "
-            f"Adam; a clip is {shape}. The last error was: {failure}. What would help: a smaller model (--model "
-            "cnn-small, or --model ast with lower --num-layers or --hidden-size, or a higher --stride), shorter clips, "
-            "--amp, which halves the activations, or a device with more memory"
+            f"out of memory: tried {', then '.join(self._tried)}. {free_memory(self.device) / 2**20:,.0f} MB are free "
+            f"on {self.device}; the model takes {weights:,.0f} MB for weights and {3 * weights:,.0f} MB for gradients "
+            f"and Adam; a clip is {shape}. The last error was: {failure}. What would help: a smaller model "
+            "(`model='cnn-small'`, or `model='ast'` with lower `num_layers` or `hidden_size`, or a higher `stride`), "
+            "shorter clips, `amp=True`, which halves the activations, or a device with more memory"
         )

@@ -1,30 +1,32 @@
-"""The one loop: from an egoaudio file to a trained model, in a folder from which a run that was stopped resumes.
+"""The training loop: from an egoaudio file to a trained model, in a folder from which a stopped run is resumed.
 
-In: the file, a folder, a ``TrainConfig``. Out: ``best.pt`` (the weights that validate best), ``last.pt``,
+In: the file, a folder, a ``TrainConfig``. Out: ``best.pt`` (the weights with the best validation score), ``last.pt``,
 ``metrics.csv``, ``curves.png``, ``config.json`` (see ``run_folder``).
 
-A resumed run ends with the same weights, bit for bit on a CPU with the same number of threads, because everything that a
-step depends on is either in ``last.pt`` (weights and their average, optimiser, scaler, torch's random state, the size of
-the micro-batch) or follows from numbers that are (the order and the augmentation of an epoch from seed, epoch and batch; the learning
-rate from the number of the step). What is written is whole at every instant, so ``kill -9`` is a way to stop.
+A resumed run ends with the same weights, bit for bit on a CPU with the same number of threads: everything that a step
+depends on is either in ``last.pt`` (weights and their average, optimiser, scaler, torch's random state, size of the
+micro-batch) or follows from numbers that are (order and augmentation of an epoch from seed, epoch and batch; the
+learning rate from the number of the step). Files are complete at every instant, so a run may be stopped by ``kill -9``.
 
-In a command, a signal is heard between two batches: ``last.pt`` is written first, then the signal does what it would have done.
+In a command, signals are handled between two batches: ``last.pt`` is written first, then the signal takes its effect.
 """
 
 import contextlib
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from egoaudio._version import __version__
 from egoaudio.config.options import to_json
-from egoaudio.config.train import TrainConfig
+from egoaudio.config.train import OptimizationConfig, TrainConfig
 from egoaudio.data.balance import class_weights
 from egoaudio.data.dataset import ClipDataset
-from egoaudio.data.loader import Loader
+from egoaudio.data.loader import Batch, Loader
 from egoaudio.data.normalization import normalization
 from egoaudio.data.splits import Split, require_learnable, split_rows
 from egoaudio.errors import TrainingError
@@ -37,7 +39,7 @@ from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.models.scorer import Scorer
 from egoaudio.system import lock, signals
 from egoaudio.training import run_folder
-from egoaudio.training.distillation import DistillationLoss, prepare_teacher
+from egoaudio.training.distillation import DistillationLoss, TeacherScores, prepare_teacher
 from egoaudio.training.ema import WeightAverage
 from egoaudio.training.losses import Loss
 from egoaudio.training.messages import (
@@ -50,11 +52,11 @@ from egoaudio.training.messages import (
 )
 from egoaudio.training.optimizer import make_optimizer, set_learning_rate
 from egoaudio.training.run import Run
-from egoaudio.training.step import Stepper
+from egoaudio.training.step import BatchLoss, Stepper
 from egoaudio.training.validation import Validation, Validator, selection_score
 
-# Above this share of the time spent waiting for data the loop says what to change.
-WAIT_WORTH_SAYING = 0.05
+# Above this share of time spent waiting for data, a message says what to change.
+NOTABLE_WAIT_FRACTION = 0.05
 # Drawing curves.png takes 0.2 s, as long as an epoch of a small file: it is not drawn more often than this.
 DRAWING_SECONDS = 10
 
@@ -70,34 +72,34 @@ def train(
 ) -> run_folder.TrainingRun:
     """Train a model, or resume a run that was stopped.
 
-    Ctrl-C stops it at once; the same call resumes from ``last.pt``, which is written after every epoch, and within one every
-    ``checkpoint_minutes``. (In the command Ctrl-C waits for the batch under way, and nothing is done twice.) The random
-    state of torch is the caller's own again afterwards.
+    Ctrl-C stops it at once; the same call resumes from ``last.pt``, which is written after every epoch, and within one
+    every ``checkpoint_minutes``. (In the command, Ctrl-C waits for the current batch, and nothing is done twice.)
+    Afterwards torch's random state is what it was before the call.
 
     Parameters
     ----------
     path : str or os.PathLike
         The egoaudio file.
     output : str or os.PathLike
-        Folder of the run; made if it is not there.
+        Folder of the run; made if it does not exist.
     config : TrainConfig or None
         Every option; the defaults if not given.
     force : bool
-        Start anew, and replace the run that is in ``output``.
+        Start over, and replace the run that is in ``output``.
     device : str or None
-        Such as ``cpu`` or ``cuda:1``; the GPU if there is one.
+        Such as ``cpu`` or ``cuda:1``; if not given, the GPU if there is one.
     tensorboard : bool
         Also write the table's columns for TensorBoard, into ``output/tensorboard``.
 
     Returns
     -------
     TrainingRun
-        Its folder, its table as a DataFrame, its best epoch; ``str()`` says it in two lines.
+        Its folder, its table as a DataFrame, its best epoch; ``str()`` is a summary of two lines.
 
     Raises
     ------
     TrainingError
-        For a loss that is not finite, memory or disk that do not suffice, data that changes, another run in ``output``.
+        For a loss that is not finite, too little memory or disk space, data that changes, another run in ``output``.
     CheckpointError
         When ``last.pt`` is damaged or belongs to other data.
 
@@ -128,12 +130,12 @@ def train(
         if state.finished:
             return summarize(folder, state, file, path, already_finished=True)
 
-        _leave_as_found(stack, chosen)
+        _restore_at_exit(stack, chosen)
         run = _prepare(stack, file, path, feature, folder, config, chosen, state, resumes=earlier is not None)
         _open_folder(stack, run, earlier, board_class)
         while not state.finished:
             if not _train_epoch(run):
-                # The signal is ignored (nohup, & in a script), or its handler returned: the epoch goes on where it was.
+                # The signal is ignored (nohup, & in a script), or its handler returned: the epoch continues.
                 continue
             started = time.monotonic()
             validation = _validate(run)
@@ -144,8 +146,20 @@ def train(
 # ----------------------------------------------------------------------------------------------------------- prepare
 
 
-def _prepare(stack, file, path, feature, folder, config, device, state, *, resumes):
-    """Make everything that the loop needs, from the file and the configuration; return the ``Run``."""
+def _prepare(
+    stack: contextlib.ExitStack,
+    file: reader.EgoAudioFile,
+    path: str | os.PathLike[str],
+    feature: str,
+    folder: Path,
+    config: TrainConfig,
+    device: torch.device,
+    state: run_folder.State,
+    *,
+    resumes: bool,
+) -> Run:
+    """Make everything that the loop needs from the file and the configuration; return the ``Run``."""
+    assert config.optimization.epochs is not None  # a resolved configuration
     split = split_rows(file, config.data, config.optimization.seed)
     require_learnable(file, split)
     moments = normalization(file, feature, split.train, config.data.normalize)
@@ -162,7 +176,8 @@ def _prepare(stack, file, path, feature, folder, config, device, state, *, resum
         validator = Validator(file, feature, split.validation, moments, config, loss, scorer)
     else:
         progress.write(
-            "there is no validation split (--validation-fraction 0): best.pt will be the epoch with the lowest training loss"
+            "there is no validation split (`validation_fraction=0`): best.pt will be the epoch with the lowest "
+            "training loss"
         )
     description = {
         "egoaudio_version": __version__,
@@ -181,6 +196,7 @@ def _prepare(stack, file, path, feature, folder, config, device, state, *, resum
         device,
         state,
         loader,
+        teacher,
         model,
         stepper,
         average,
@@ -191,17 +207,26 @@ def _prepare(stack, file, path, feature, folder, config, device, state, *, resum
     )
 
 
-def _leave_as_found(stack, device):
-    """Give the caller torch's random state and precision of products back when the run ends."""
+def _restore_at_exit(stack: contextlib.ExitStack, device: torch.device) -> None:
+    """Restore torch's random state and its precision of matrix products when the run ends."""
     stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
     if device.type == "cuda":
         stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         torch.set_float32_matmul_precision("high")  # TF32; on a CPU it could mean bfloat16
 
 
-def _prepare_data(file, path, feature, split: Split, moments, config, device, teacher):
+def _prepare_data(
+    file: reader.EgoAudioFile,
+    path: str | os.PathLike[str],
+    feature: str,
+    split: Split,
+    moments: tuple[float, float],
+    config: TrainConfig,
+    device: torch.device,
+    teacher: TeacherScores | None,
+) -> tuple[Loader, Loss]:
     """Return the loader of the training rows, and the labels' loss."""
-    dataset = ClipDataset(path, feature, split.train, config.data.label_mode, moments, config.data.context_clips)
+    dataset = ClipDataset(path, feature, split.train, config.data.label_mode, moments, config.data.context_clips or 0)
     loader = Loader(
         dataset,
         config.optimization.batch_size,
@@ -216,26 +241,36 @@ def _prepare_data(file, path, feature, split: Split, moments, config, device, te
     return loader, Loss(config.data.label_mode, weights, device, options.loss, options.label_smoothing)
 
 
-def _prepare_model(file, feature_shape, config, device):
-    """Return the model with fresh weights, and what computes with them: the same, or compiled."""
+def _prepare_model(
+    file: reader.EgoAudioFile, feature_shape: tuple[int, ...], config: TrainConfig, device: torch.device
+) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Return the model with fresh weights, and the module that computes with them: the same, or compiled."""
     options = config.optimization
-    torch.manual_seed(options.seed)  # fresh weights now, and later a seed of dropout for each step
+    torch.manual_seed(options.seed)  # for the fresh weights now, and later for each step's seed of dropout
     model = create_model(
         config.model.model,
         file.num_classes,
         feature_shape,
         config.model,
         options.activation_checkpointing,
-        context_clips=config.data.context_clips,
+        context_clips=config.data.context_clips or 0,
     ).to(device)
-    return model, torch.compile(model) if options.compile else model
+    computed: Any = torch.compile(model) if options.compile else model
+    return model, computed
 
 
-def _prepare_stepper(model, computed, loss, options, device, log):
+def _prepare_stepper(
+    model: torch.nn.Module,
+    computed: torch.nn.Module,
+    loss: BatchLoss,
+    options: OptimizationConfig,
+    device: torch.device,
+    log: Callable[[str], object],
+) -> Stepper:
     """Return the ``Stepper``, with a fresh optimiser over the model's weights."""
     amp_dtype, scaler = mixed_precision(device, options.amp, options.amp_dtype)
     if options.amp and amp_dtype is None:
-        log("--amp: computing in float32, as this processor has no instructions for bfloat16 and would emulate them")
+        log("`amp`: computing in float32, as this processor has no instructions for bfloat16 and would emulate them")
     stepper = Stepper(
         computed,
         make_optimizer(model, options),
@@ -251,8 +286,10 @@ def _prepare_stepper(model, computed, loss, options, device, log):
     return stepper
 
 
-def _open_folder(stack, run, earlier, board_class):
-    """Begin the run in its folder, or take up the one that is there."""
+def _open_folder(
+    stack: contextlib.ExitStack, run: Run, earlier: dict[str, Any] | None, board_class: Any | None
+) -> None:
+    """Begin the run in its folder, or resume the one that is there."""
     state = run.state
     if earlier is None:
         run_folder.clear(run.folder)
@@ -260,8 +297,8 @@ def _open_folder(stack, run, earlier, board_class):
     else:
         run.restore(earlier)
         run.progress.write(describe_resume(run.folder, state, len(run.loader), earlier["egoaudio_version"]))
-    if run.loader.teacher is not None:
-        run.loader.teacher.save(run.folder)
+    if run.teacher is not None:
+        run.teacher.save(run.folder)
     run_folder.write_config(run.folder, run.config, run.file, run.feature)
     run_folder.write_metrics(run.folder, state.history)
     if board_class is not None:
@@ -271,11 +308,12 @@ def _open_folder(stack, run, earlier, board_class):
 # --------------------------------------------------------------------------------------------------------- one epoch
 
 
-def _train_epoch(run):
-    """Train from the state's batch to the epoch's end, or to a signal; return whether the epoch is done.
+def _train_epoch(run: Run) -> bool:
+    """Train from the state's batch to the end of the epoch, or to a signal; return whether the epoch is done.
 
-    ``last.pt`` is written before a signal is delivered, and before the validation, which then can be stopped at any moment.
+    ``last.pt`` is written before a signal is delivered, and before the validation, which may be stopped at any moment.
     """
+    assert run.config.optimization.epochs is not None  # a resolved configuration
     state, stepper = run.state, run.stepper
     reset_peak_memory(run.device)
     run.model.train()
@@ -290,7 +328,7 @@ def _train_epoch(run):
             run.progress.step(state, run.config.optimization.epochs, len(batch.rows))
             if deferred.received is not None:
                 break
-            # A size that was found just now is kept at once: a run that was killed must not find another one.
+            # A newly found size is saved at once: a run that was killed must not find another one.
             due = time.monotonic() - saved_at > 60 * run.config.optimization.checkpoint_minutes
             if due or stepper.micro_batch_size != saved_size:
                 run.save_last()
@@ -300,7 +338,7 @@ def _train_epoch(run):
     return state.batch == len(run.loader)
 
 
-def _train_batch(run, batch):
+def _train_batch(run: Run, batch: Batch) -> None:
     """Do one step of the optimiser and count it.
 
     Raises
@@ -323,8 +361,8 @@ def _train_batch(run, batch):
 # ------------------------------------------------------------------------------------- validation, the end of an epoch
 
 
-def _validate(run):
-    """Return what the validation split says of the weights that ``best.pt`` would hold."""
+def _validate(run: Run) -> Validation:
+    """Return the results of the weights that ``best.pt`` would hold on the validation split."""
     if run.validator is None:
         return Validation(smooth_clips=run.config.optimization.smooth_clips or 0)
     run.validator.scorer.amp_dtype = run.stepper.amp_dtype  # the first step may have found float32 to be faster
@@ -334,7 +372,7 @@ def _validate(run):
     return validation
 
 
-def _close_epoch(run, validation, validation_seconds):
+def _close_epoch(run: Run, validation: Validation, validation_seconds: float) -> None:
     """Write the epoch's row, the checkpoints and the picture; decide whether the run has finished."""
     state, options = run.state, run.config.optimization
     state.thresholds, state.smooth_clips = validation.thresholds, validation.smooth_clips
@@ -354,22 +392,23 @@ def _close_epoch(run, validation, validation_seconds):
     better = state.close_epoch(row, validation.bar)
     if better:
         checkpoints.save(run.folder / "best.pt", run.checkpoint())
-    _tell(run, row, better)
+    _log_epoch(run, row, better)
     stale = options.patience > 0 and state.epoch - state.best_epoch >= options.patience
     if stale:
-        run.progress.write(f"stopping early: no better epoch since {state.best_epoch} (--patience {options.patience})")
+        run.progress.write(f"stopping early: no better epoch since {state.best_epoch} (`patience={options.patience}`)")
     state.finished = stale or state.epoch == options.epochs
     run_folder.write_metrics(run.folder, state.history)
     if state.finished or time.monotonic() - run.drawn_at > DRAWING_SECONDS:
         results.write_file(run.folder / "curves.png", curves_png(state.history))
         run.drawn_at = time.monotonic()
-    run.save_last()  # last of all: a run that says it has finished has everything
+    run.save_last()  # last of all, so that a run that is marked as finished is complete
 
 
-def _tell(run, row, better):
-    """Show an epoch's line, and its numbers to TensorBoard."""
+def _log_epoch(run: Run, row: dict[str, Any], better: bool) -> None:
+    """Print an epoch's line, and log its numbers to TensorBoard."""
+    assert run.config.optimization.epochs is not None  # a resolved configuration
     run.progress.write(describe_epoch(row, run.config.optimization.epochs, better))
-    if row["data_wait_fraction"] > WAIT_WORTH_SAYING:
+    if row["data_wait_fraction"] > NOTABLE_WAIT_FRACTION:
         run.progress.write(describe_wait(row["data_wait_fraction"], run.file, run.feature, run.config.data))
     if run.board is not None:
         for name in run_folder.COLUMNS[1:]:

@@ -48,7 +48,7 @@ def test_gain_moves_the_first_coefficient_of_an_mfcc_alone():
 
 def test_gain_of_an_unknown_feature_is_refused():
     with pytest.raises(
-        ConfigurationError, match="--gain-db.*'chroma': expected one of spectrogram, mfcc, logmel, yamnet, waveform"
+        ConfigurationError, match="`gain_db`.*'chroma': expected one of spectrogram, mfcc, logmel, yamnet, waveform"
     ):
         augment.level_change("chroma", 128, 1.0)
 

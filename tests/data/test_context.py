@@ -195,13 +195,13 @@ def test_neighbours_are_those_that_abut_in_time(tmp_path, clips, apart):
         ({"hop_seconds": 0.3}, "hold 1 s of sound every 0.3 s and overlap, none beginning where another ends"),
         (
             {"hop_seconds": 2.0},
-            "hold 1 s of sound every 2 s and leave gaps: .*--context-clips 0, or .* --hop-seconds 1",
+            "hold 1 s of sound every 2 s and leave gaps: .*`context_clips=0`, or .* `hop_seconds=1`",
         ),
     ],
 )
 def test_rows_that_do_not_abut_are_refused(tmp_path, seconds, message):
     path = make_file(tmp_path / "ego.h5", 2, 4, {"spectrogram": SHAPE}, **seconds)
-    with pytest.raises(TrainingError, match="--context-clips 1: rows of spectrogram in .*ego.h5 " + message):
+    with pytest.raises(TrainingError, match="`context_clips=1`: rows of spectrogram in .*ego.h5 " + message):
         ClipDataset(path, "spectrogram", context_clips=1)
     ClipDataset(path, "spectrogram")
 
@@ -237,7 +237,7 @@ def test_silence_is_what_the_files_parameters_make_of_zeros(tmp_path, feature, s
 
 def test_silence_of_an_array_that_its_configuration_does_not_make_is_refused(tmp_path):
     path = make_file(tmp_path / "ego.h5", 1, 4, {"mfcc": (8, 4)})
-    with pytest.raises(TrainingError, match=r"\(8, 4\), but its configuration makes \(32, 20\).*--context-clips 0"):
+    with pytest.raises(TrainingError, match=r"\(8, 4\), but its configuration makes \(32, 20\).*`context_clips=0`"):
         ClipDataset(path, "mfcc", context_clips=1)
 
 
@@ -336,8 +336,8 @@ def test_a_time_shift_rolls_all_that_is_seen_by_at_most_its_seconds(path, contex
 @pytest.mark.parametrize(
     ("seconds", "message"),
     [
-        (0.05, "--time-shift 0.05 is less than half a frame of 0.167 s and has no effect"),
-        (6.0, "--time-shift 6: expected at most 5 s"),
+        (0.05, "`time_shift_seconds=0.05` is less than half a frame of 0.167 s and has no effect"),
+        (6.0, "`time_shift_seconds=6`: expected at most 5 s"),
     ],
 )
 def test_a_time_shift_that_cannot_be_is_refused(path, seconds, message):

@@ -43,5 +43,5 @@ def test_a_feature_without_spread_cannot_be_normalised(statistics):
         clip_table=np.zeros(4, [("video", "i4")]),
         statistics=lambda feature: np.array([statistics]),
     )
-    with pytest.raises(TrainingError, match="mfcc cannot be normalised.*--normalize none"):
+    with pytest.raises(TrainingError, match="mfcc cannot be normalised.*`normalize='none'`"):
         normalization.normalization(tables, "mfcc", np.arange(4), "dataset")

@@ -84,7 +84,9 @@ def test_a_row_outside_the_file_is_an_error_not_another_row(path, rows):
 
 
 def test_a_missing_array_is_named_with_those_there_are(path):
-    with pytest.raises(TrainingError, match="has no logmel; it has spectrogram: build again with --features logmel"):
+    with pytest.raises(
+        TrainingError, match="has no logmel; it has spectrogram: build again with `features=.'logmel',.`"
+    ):
         RowSource(path, "logmel")
 
 

@@ -97,13 +97,17 @@ def test_fraction_zero_holds_nothing_out_and_a_small_one_holds_one_out(file):
 @pytest.mark.parametrize(
     ("tables", "unit", "message"),
     [
-        (stand_in(["A"]), "video", "a single video, which.*smaller unit, or --validation-fraction 0"),
+        (stand_in(["A"]), "video", "a single video, which.*smaller unit, or `validation_fraction=0`"),
         (stand_in(["A", "A"]), "subject", "a single subject"),
-        (stand_in(["A", ""]), "subject", "1 of the 2 train videos of ego.h5 name no subject: give --split-unit video"),
+        (
+            stand_in(["A", ""]),
+            "subject",
+            "1 of the 2 train videos of ego.h5 name no subject: give `split_unit='video'`",
+        ),
         (
             stand_in(["A", "B"], split="test"),
             "video",
-            "none is in the split 'train' .the file's splits: test.*--annotations",
+            "none is in the split 'train' .the file's splits: test.*`annotations`",
         ),
         (stand_in(["A", "B"], labelled=0), "video", "8 clips 8 have sound and 0 of those have labels"),
     ],
@@ -124,9 +128,9 @@ def test_other_splits_are_named_when_they_are_ignored():
 def test_an_empty_split_is_refused_when_it_is_asked_for():
     split = quiet_split(stand_in(["A", "B"]), fraction=0)
     np.testing.assert_array_equal(split.rows("train"), np.arange(8))
-    with pytest.raises(TrainingError, match="'test' has no usable clips: build with --test-annotations"):
+    with pytest.raises(TrainingError, match="'test' has no usable clips: build with `test_annotations`"):
         split.rows("test")
-    with pytest.raises(TrainingError, match="--validation-fraction"):
+    with pytest.raises(TrainingError, match="`validation_fraction=0.2`"):
         split.rows("validation")
 
 

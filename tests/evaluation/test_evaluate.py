@@ -152,9 +152,9 @@ def test_a_file_without_train_videos_has_no_prior(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"split": "dev"}, ConfigurationError, "--split 'dev': expected one of test, validation, train"),
-        ({"device": "gpu"}, ConfigurationError, "--device gpu"),
-        ({"pool": "median"}, ConfigurationError, "--pool 'median': expected one of max, mean"),
+        ({"split": "dev"}, ConfigurationError, "`split='dev'`: expected one of test, validation, train"),
+        ({"device": "gpu"}, ConfigurationError, "`device='gpu'`"),
+        ({"pool": "median"}, ConfigurationError, "`pool='median'`: expected one of max, mean"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(file, path, tmp_path, options, error, words):

@@ -1,4 +1,4 @@
-"""The precision of --amp: never one that the processor emulates, and on a CPU what was found to be faster."""
+"""Mixed precision: never a type that the processor emulates, and on a CPU the faster one."""
 
 import time
 
@@ -70,8 +70,8 @@ def test_the_first_step_takes_the_faster_precision_says_so_and_is_otherwise_the_
         torch.manual_seed(5)
         assert loss == plain.step(features, labels)
     assert stepper.amp_dtype == taken and torch.equal(weights(stepper), weights(plain))
-    assert [line for line in said if line.startswith("--amp: computing in " + (name_of(taken) or "float32"))]
-    assert len([line for line in said if line.startswith("--amp")]) == 1
+    assert [line for line in said if line.startswith("`amp`: computing in " + (name_of(taken) or "float32"))]
+    assert len([line for line in said if line.startswith("`amp`")]) == 1
 
 
 def test_a_resumed_run_keeps_what_was_found():

@@ -136,7 +136,7 @@ def test_a_run_that_is_stopped_leaves_out_the_same_patches(tmp_path, monkeypatch
 
 
 def test_a_share_that_leaves_nothing_or_has_no_effect_is_refused():
-    with pytest.raises(ConfigurationError, match="--patchout 1: expected less than 1, or no patch is left"):
+    with pytest.raises(ConfigurationError, match="`patchout=1`: expected less than 1, or no patch is left"):
         make_ast(1.0)
-    with pytest.raises(ConfigurationError, match="--patchout 0.2: cnn-small has its own, only ast can"):
+    with pytest.raises(ConfigurationError, match="`patchout=0.2`: cnn-small has its own, only ast can"):
         check_sizes(ModelConfig(model="cnn-small", patchout=0.2))

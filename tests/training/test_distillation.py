@@ -1,4 +1,4 @@
-"""Distillation: the loss is its formula however it is cut, each clip gets its own scores, a stopped run resumes."""
+"""Distillation: the loss is its formula whatever the micro-batch, each clip gets its own scores, a stopped run resumes."""
 
 import json
 import os
@@ -167,7 +167,7 @@ def test_the_scores_are_the_mean_of_what_the_teachers_say_of_the_clean_clips(tmp
 
 
 def test_a_student_of_nothing_but_a_teacher_learns_its_classes(tmp_path, data, teachers):
-    """The labels count for nothing: what the student knows it has from the teacher, which heard another feature."""
+    """The labels have no weight: the student learns from the teacher alone, which was trained on another feature."""
     config = make_config(epochs=8, teacher=(teachers["mfcc"],), teacher_weight=1.0, learning_rate=3e-3)
     train.train(data, tmp_path / "run", config)
     rows = table(tmp_path / "run")
@@ -230,7 +230,7 @@ def test_a_run_keeps_the_scores_it_began_with_though_the_teacher_is_gone_or_anot
     train.train(data, tmp_path / "whole", config)
     stop_at(3, data, tmp_path / "run", config, monkeypatch)
     shutil.copy(teachers["spectrogram"], teacher)
-    with pytest.warns(UserWarning, match=f"--teacher {teacher} is not what it was when the run began"):
+    with pytest.warns(UserWarning, match=f"`teacher=.{teacher}.` has changed since the run began"):
         stop_at(1, data, tmp_path / "run", config, monkeypatch)
     os.unlink(teacher)
     train.train(data, tmp_path / "run", config)
@@ -247,10 +247,10 @@ def of_another_run(path):
     [
         (
             lambda path: path.write_bytes(path.read_bytes()[:-500]),
-            "cannot be read .*: the teacher scores again, which may",
+            "cannot be read .*: the teachers score again, which may",
         ),
         (lambda path: path.write_bytes(b"scores"), "cannot be read"),
-        (of_another_run, "belongs to another run: the teacher scores again"),
+        (of_another_run, "belongs to another run: the teachers score again"),
     ],
 )
 def test_scores_that_cannot_be_used_are_computed_again_and_said_so(
@@ -296,13 +296,13 @@ def test_a_new_run_by_force_forgets_the_old_ones_scores(tmp_path, data, teachers
         ({"sample_rate": 8000}, "sample rate in Hz: checkpoint 16000, file 8000"),
         (
             {"features": {"spectrogram": SHAPE}},
-            "has no mfcc, which .*; it has spectrogram: rebuild with --features mfcc",
+            "has no mfcc, which .*; it has spectrogram: rebuild with `features=.*mfcc",
         ),
     ],
 )
 def test_a_teacher_that_does_not_fit_the_file_is_refused_with_both_sides_named(tmp_path, teachers, changes, words):
     path = make_file(tmp_path / "other.h5", **{"features": FEATURES, **changes})
-    words = f"--teacher {teachers['mfcc']}: .*{words}.*Give a teacher of the same classes"
+    words = f"`teacher=.{teachers['mfcc']}.`: .*{words}.*Give a teacher of the same classes"
     with pytest.raises(CheckpointError, match=words):
         train.train(path, tmp_path / "run", make_config(teacher=(teachers["mfcc"],)))
     assert not [name for name in os.listdir(tmp_path / "run") if name.endswith((".pt", ".npz", ".json"))]
@@ -314,12 +314,12 @@ def test_a_teacher_that_does_not_fit_the_file_is_refused_with_both_sides_named(t
         (
             "missing.pt",
             CheckpointError,
-            "--teacher .*missing.pt: cannot be read .*expected a checkpoint, such as best.pt",
+            "`teacher`: .*missing.pt: cannot be read .*expected a checkpoint, such as best.pt",
         ),
-        ("", CheckpointError, "--teacher .*: is a folder; .*give .*best.pt"),
-        ("notes.txt", CheckpointError, "--teacher .*notes.txt: 5 bytes that do not end as a checkpoint"),
-        ("run/best.pt", ConfigurationError, "--teacher .*run/best.pt lies in .*run, where .*: give another --output"),
-        ("sub/../run/last.pt", ConfigurationError, "lies in .*run"),
+        ("", CheckpointError, "`teacher`: .*: is a folder; .*give .*best.pt"),
+        ("notes.txt", CheckpointError, "`teacher`: .*notes.txt: 5 bytes that do not end as a checkpoint"),
+        ("run/best.pt", ConfigurationError, "`teacher=.*run/best.pt.` is in .*run, where .*: give another `output`"),
+        ("sub/../run/last.pt", ConfigurationError, "is in .*run"),
     ],
 )
 def test_what_is_no_teacher_is_refused_in_words(tmp_path, data, name, error, words):
@@ -331,13 +331,13 @@ def test_what_is_no_teacher_is_refused_in_words(tmp_path, data, name, error, wor
 
 def test_a_run_is_not_replaced_when_it_is_named_as_its_own_teacher(tmp_path, data):
     train.train(data, tmp_path / "run", make_config(epochs=1))
-    with pytest.raises(ConfigurationError, match="lies in"):
+    with pytest.raises(ConfigurationError, match="is in"):
         train.train(data, tmp_path / "run", make_config(epochs=1, teacher=(str(tmp_path / "run/best.pt"),)), force=True)
     assert (tmp_path / "run/best.pt").exists()
 
 
 def test_a_teacher_of_another_label_mode_is_refused(tmp_path, data, teachers):
-    with pytest.raises(ConfigurationError, match="was trained with --label-mode single and this run has multi"):
+    with pytest.raises(ConfigurationError, match="was trained with `label_mode=.single.` and this run has .multi."):
         train.train(data, tmp_path / "run", make_config(teacher=(teachers["single"],)))
 
 
@@ -346,7 +346,7 @@ def test_a_teacher_whose_scores_are_no_numbers_is_refused(tmp_path, data, teache
     name = [key for key in contents["weights"] if key.endswith("bias")][-1]
     contents["weights"][name] = contents["weights"][name] * float("nan")
     checkpoints.save(tmp_path / "bad.pt", contents)
-    with pytest.raises(TrainingError, match=r"bad.pt gives \d+ clips scores that are not numbers, the first is row 0"):
+    with pytest.raises(TrainingError, match=r"bad.pt gives \d+ clips scores that are not numbers, the first in row 0"):
         train.train(data, tmp_path / "run", make_config(teacher=(str(tmp_path / "bad.pt"),)))
 
 

@@ -55,7 +55,7 @@ def test_it_is_the_formula_written_out(decay):
             assert torch.equal(value, stepper.model.state_dict()[name])
 
 
-def test_a_short_run_is_not_held_back_by_the_weights_that_it_began_with():
+def test_the_average_of_a_short_run_hardly_depends_on_its_initial_weights():
     model = nn.Linear(2, 1)
     nn.init.zeros_(model.weight)
     average = WeightAverage(model, 0.9999)
@@ -65,7 +65,7 @@ def test_a_short_run_is_not_held_back_by_the_weights_that_it_began_with():
     assert (average.state_dict()["weight"] > 0.99).all()
 
 
-def test_the_model_computes_with_the_average_while_asked_and_has_its_own_weights_back_afterwards():
+def test_the_model_computes_with_the_average_while_applied_and_with_its_own_weights_afterwards():
     stepper = make_stepper("cnn-small")
     average = WeightAverage(stepper.model, 0.5)
     for seed in range(3):

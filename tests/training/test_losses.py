@@ -1,4 +1,4 @@
-"""The losses, each against a formula written out, and as sums that can be cut."""
+"""The losses, each against its formula written out, and as sums over micro-batches."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 from small_steps import NUM_CLASSES, batch, catch_gradient, make_stepper
 from torch import nn
 
+from egoaudio.errors import EvaluationError
 from egoaudio.training.losses import Loss
 
 WEIGHTS = [0.2, 3.0, 1.0, 0.0, 0.7]
@@ -58,7 +59,7 @@ def test_label_smoothing_of_one_label_is_torchs(class_weights, label_smoothing):
     torch.testing.assert_close(found, expected)
 
 
-def test_label_smoothing_means_that_labels_are_1_less_this_and_this():
+def test_label_smoothing_moves_labels_towards_a_half():
     labels = torch.tensor([[1.0, 0.0]])
     torch.testing.assert_close(Loss("multi", label_smoothing=0.1)._smoothed(labels), torch.tensor([[0.9, 0.1]]))
     torch.testing.assert_close(Loss("single", label_smoothing=0.1)._smoothed(labels), torch.tensor([[0.95, 0.05]]))
@@ -92,7 +93,7 @@ def test_an_asymmetric_negative_that_the_model_is_sure_of_costs_nothing_and_less
         {"label_mode": "single", "label_smoothing": 0.1},
     ],
 )
-def test_gradient_does_not_depend_on_the_slices(options):
+def test_gradient_does_not_depend_on_the_micro_batch(options):
     loss = Loss(class_weights=WEIGHTS, **options)
     whole = catch_gradient(make_stepper("cnn", loss, micro_batch_size=64))
     for size in (16, 5):
@@ -103,6 +104,15 @@ def test_gradient_does_not_depend_on_the_slices(options):
 @pytest.mark.parametrize(
     "arguments", [{"label_mode": "single", "kind": "asymmetric"}, {"label_mode": "multi", "kind": "focal"}]
 )
-def test_a_loss_that_there_is_not_is_refused(arguments):
+def test_an_unknown_loss_is_refused(arguments):
     with pytest.raises(ValueError, match="expected bce, or asymmetric with multi"):
         Loss(**arguments)
+
+
+@pytest.mark.parametrize("label_mode", ["multi", "single"])
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (1, 4), (3, 4)])
+def test_labels_of_another_shape_are_refused_not_broadcast(label_mode, shape):
+    with pytest.raises(
+        EvaluationError, match=r"logits \(4, 4\) and labels .*: expected \(num_clips, num_classes\) of both"
+    ):
+        Loss(label_mode).sum(torch.zeros(4, 4), torch.zeros(shape))

@@ -1,4 +1,4 @@
-"""Files and runs that have nothing to learn, or nothing that was learnt: told in the right words, never a quiet success."""
+"""Files with nothing to learn, and runs that learnt nothing, end in an error or a warning, never in quiet success."""
 
 import subprocess
 import sys
@@ -44,7 +44,7 @@ def test_clips_that_are_all_unlabelled_are_named_as_such(tmp_path):
         run(path, tmp_path / "run")
 
 
-def test_no_action_alone_is_nothing_to_tell_apart(tmp_path):
+def test_a_file_whose_only_class_is_no_action_is_refused(tmp_path):
     path = small_runs.make_file(tmp_path / "ego.h5", num_classes=1)
     with pytest.raises(TrainingError, match="its only class is no_action, so there is nothing to learn"):
         run(path, tmp_path / "run")
@@ -54,13 +54,13 @@ def _erase(rows, *_):
     rows[:] = 0
 
 
-def test_no_positives_at_all_are_told_and_no_epoch_is_called_the_best(tmp_path):
+def test_a_file_without_positives_is_refused(tmp_path):
     path = edit(small_runs.make_file(tmp_path / "ego.h5"), "labels", _erase)
     with pytest.raises(TrainingError, match=r"no class is active in any of the \d+ clips to train on"):
         run(path, tmp_path / "run")
 
 
-def test_no_positives_to_validate_on_are_told(tmp_path):
+def test_a_validation_split_without_positives_is_refused(tmp_path):
     path = small_runs.make_file(tmp_path / "ego.h5")
     config = small_runs.make_config(epochs=1)
     with EgoAudioFile(path) as file:
@@ -107,14 +107,14 @@ def test_an_evaluation_without_positives_says_so(tmp_path):
     assert "note: no class is active in any of these clips" in str(evaluate.evaluate(tmp_path / "run/best.pt", path))
 
 
-def test_a_run_that_guesses_nothing_right_does_not_end_like_a_success(tmp_path, monkeypatch):
+def test_a_run_that_classifies_nothing_correctly_ends_with_a_warning(tmp_path, monkeypatch):
     path = small_runs.make_file(tmp_path / "ego.h5")
     nothing = Validation(1.0, 0.0, 0.4, 0.3, 0.2, 0.3, 0.1, 0, [0.5] * 5)
     monkeypatch.setattr(train.Validator, "__call__", lambda self: nothing)
-    assert "warning: not one clip of the validation split was guessed right" in str(run(path, tmp_path / "run"))
+    assert "warning: no clip of the validation split was classified correctly" in str(run(path, tmp_path / "run"))
 
 
-def test_a_run_begun_by_another_version_is_told(tmp_path, capsys):
+def test_a_run_begun_by_another_version_is_resumed_with_a_warning(tmp_path, capsys):
     path = small_runs.make_file(tmp_path / "ego.h5")
     whole = run(path, tmp_path / "run")
     contents = checkpoints.load(whole.last)
@@ -124,7 +124,7 @@ def test_a_run_begun_by_another_version_is_told(tmp_path, capsys):
     assert "the run was begun by egoaudio 0.0.7, and this is" in capsys.readouterr().err
 
 
-def test_a_source_of_rows_goes_quietly_with_the_interpreter(tmp_path):
+def test_a_source_of_rows_ends_quietly_with_the_interpreter(tmp_path):
     path = small_runs.make_file(tmp_path / "ego.h5")
     code = f"""
 import builtins, os

@@ -1,4 +1,4 @@
-"""A run's folder: what is left in it, and that a run stopped anywhere ends in the same weights when it is started again."""
+"""A run's folder: its files, and that a run stopped anywhere ends with the same weights when it is resumed."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def plain_curves(monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
-    """A run that was never stopped, with what the loop has said."""
+    """A run that was never stopped, and the messages of the loop."""
     folder = tmp_path_factory.mktemp("run") / "cnn"
     run = train.train(data, folder, make_config())
     return types.SimpleNamespace(folder=folder, run=run)
@@ -55,7 +55,7 @@ def test_the_folder_holds_everything(finished):
     assert str(finished.run).startswith("3 epochs") and "next: egoaudio-evaluate" in str(finished.run)
 
 
-def test_the_table_has_a_row_per_epoch_and_the_columns_that_were_promised(finished):
+def test_the_table_has_a_row_per_epoch_and_the_documented_columns(finished):
     with open(finished.folder / "metrics.csv") as file:
         header = file.readline().strip()
     assert header == (
@@ -127,7 +127,7 @@ def test_the_scores_in_the_table_are_those_of_the_command(finished, data, tmp_pa
     )
 
 
-# ------------------------------------------------------------------------------------------------ stop and go on
+# ------------------------------------------------------------------------------------------------ stop and resume
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_signal_that_stops_nothing_does_not_cut_the_epoch_short(tmp_path, data
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_interrupted_while_validating_it_goes_on_with_the_validation(tmp_path, data, monkeypatch, finished):
+def test_interrupted_while_validating_it_resumes_with_the_validation(tmp_path, data, monkeypatch, finished):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), signals.listening():
         patch.setattr(Validator, "__call__", lambda self: signal.raise_signal(signal.SIGINT))
         train.train(data, tmp_path / "run", make_config())
@@ -307,7 +307,7 @@ def test_killed_at_ten_random_moments_it_ends_in_the_same_weights(tmp_path, data
         if (tmp_path / "killed/last.pt").exists() and checkpoints.load(tmp_path / "killed/last.pt")["resume"]["state"][
             "finished"
         ]:
-            # Faster now than when it was measured: hold it to the same, and begin again.
+            # Faster now than when it was measured: it must be the same run; begin again.
             assert_same_run(tmp_path / "killed", tmp_path / "whole")
             shutil.rmtree(tmp_path / "killed")
     finish("killed")
@@ -335,12 +335,12 @@ def test_another_file_is_refused_with_both_sides_named(finished, tmp_path):
     other = make_file(tmp_path / "other.h5", plan_sha256="1" * 64)
     with pytest.raises(
         CheckpointError,
-        match=r"last.pt: .*plan_sha256: checkpoint 0{12}\.\.\., file 1{12}.*another --output, or --force",
+        match=r"last.pt: .*plan_sha256: checkpoint 0{12}\.\.\., file 1{12}.*another `output`, or `force=True`",
     ):
         train.train(other, finished.folder, make_config())
 
 
-def test_force_starts_anew_and_leaves_nothing_of_the_old_run(tmp_path, data):
+def test_force_starts_over_and_leaves_nothing_of_the_old_run(tmp_path, data):
     train.train(data, tmp_path / "run", make_config())
     (tmp_path / "run/evaluation.json").write_text("{}")
     (tmp_path / "run/notes.txt").write_text("mine")
@@ -369,7 +369,7 @@ def test_force_with_options_that_cannot_be_carried_out_keeps_the_old_run(tmp_pat
         (
             lambda folder: (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:-1000]),
             CheckpointError,
-            "cut off.*--force to start anew",
+            "truncated.*`force=True` to start over",
         ),
         (
             lambda folder: (folder / "last.pt").unlink(),
@@ -379,11 +379,11 @@ def test_force_with_options_that_cannot_be_carried_out_keeps_the_old_run(tmp_pat
         (
             lambda folder: (folder / "last.pt").write_bytes((folder / "best.pt").read_bytes()),
             TrainingError,
-            "not where its run was",
+            "not the state of its run",
         ),
     ],
 )
-def test_a_folder_that_cannot_be_gone_on_with_is_refused_until_forced(tmp_path, data, change, error, words):
+def test_a_folder_that_cannot_be_resumed_is_refused_until_forced(tmp_path, data, change, error, words):
     train.train(data, tmp_path / "run", make_config(epochs=1))
     change(tmp_path / "run")
     with pytest.raises(error, match=words):
@@ -396,7 +396,7 @@ def test_files_of_another_program_are_not_replaced_unasked(tmp_path, data):
     (tmp_path / "tensorboard").mkdir()
     with pytest.raises(
         TrainingError,
-        match=r"holds config.json, tensorboard but no last.pt to go on from: give another --output, or --force to replace them",
+        match=r"holds config.json, tensorboard but no last.pt to resume from: give another `output`, or `force=True` to",
     ):
         train.train(data, tmp_path, make_config(epochs=1))
     assert (tmp_path / "config.json").read_text() == "theirs" and sorted(os.listdir(tmp_path)) == [

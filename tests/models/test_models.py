@@ -400,7 +400,7 @@ def test_yamnet_starts_from_published_weights_and_says_which_cannot_be_read(tmp_
 @pytest.mark.parametrize(
     "name, shape, config, words",
     [
-        ("ast", (98, 12), SMALL_AST, "a patch of 16 bins does not fit in a feature of 12"),
+        ("ast", (98, 12), SMALL_AST, "a patch of 16 bins does not fit into a feature of 12"),
         (
             "ast",
             (98, 128),

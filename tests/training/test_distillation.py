@@ -346,17 +346,19 @@ def test_a_teacher_whose_scores_are_no_numbers_is_refused(tmp_path, data, teache
     name = [key for key in contents["weights"] if key.endswith("bias")][-1]
     contents["weights"][name] = contents["weights"][name] * float("nan")
     checkpoints.save(tmp_path / "bad.pt", contents)
-    with pytest.raises(TrainingError, match=r"bad.pt gives \d+ clips scores that are not numbers, the first in row 0"):
+    with pytest.raises(
+        TrainingError, match=r"bad.pt.` gives \d+ clips scores that are not numbers, the first in row 0"
+    ):
         train.train(data, tmp_path / "run", make_config(teacher=(str(tmp_path / "bad.pt"),)))
 
 
 @pytest.mark.parametrize(
     "values, words",
     [
-        ({"teacher_weight": 0.3}, "--teacher-weight 0.3 has no effect without --teacher"),
-        ({"teacher_temperature": 2.0}, "--teacher-temperature 2 has no effect without --teacher"),
-        ({"teacher": ("a",), "teacher_weight": 1.5}, "--teacher-weight 1.5: expected 0 to 1"),
-        ({"teacher": "a.pt"}, "--teacher 'a.pt': expected tuple"),
+        ({"teacher_weight": 0.3}, "`teacher_weight=0.3` has no effect without `teacher`"),
+        ({"teacher_temperature": 2.0}, "`teacher_temperature=2` has no effect without `teacher`"),
+        ({"teacher": ("a",), "teacher_weight": 1.5}, "`teacher_weight=1.5`: expected 0 to 1"),
+        ({"teacher": "a.pt"}, "`teacher='a.pt'`: expected tuple"),
         ({"teacher": (3,)}, "expected paths of checkpoints as text"),
     ],
 )

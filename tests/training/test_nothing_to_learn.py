@@ -14,7 +14,7 @@ from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.writer import RowWriter, offsets
 from egoaudio.models import checkpoints
 from egoaudio.training import train
-from egoaudio.training.validation import Validation
+from egoaudio.training.validation import Validation, Validator
 
 
 def edit(path, name, change):
@@ -110,7 +110,7 @@ def test_an_evaluation_without_positives_says_so(tmp_path):
 def test_a_run_that_classifies_nothing_correctly_ends_with_a_warning(tmp_path, monkeypatch):
     path = small_runs.make_file(tmp_path / "ego.h5")
     nothing = Validation(1.0, 0.0, 0.4, 0.3, 0.2, 0.3, 0.1, 0, [0.5] * 5)
-    monkeypatch.setattr(train.Validator, "__call__", lambda self: nothing)
+    monkeypatch.setattr(Validator, "__call__", lambda self: nothing)
     assert "warning: no clip of the validation split was classified correctly" in str(run(path, tmp_path / "run"))
 
 

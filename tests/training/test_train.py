@@ -14,6 +14,7 @@ import torch
 from small_runs import SHAPE, assert_same_run, make_config, make_file, on_step, table, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from egoaudio.data.dataset import ClipDataset
 from egoaudio.errors import CheckpointError, ConfigurationError, TrainingError
 from egoaudio.evaluation import evaluate
 from egoaudio.hdf5 import reader
@@ -243,13 +244,13 @@ def test_a_loss_that_diverges_stops_the_run_and_keeps_the_checkpoint_before(tmp_
 
 
 def test_weights_that_are_not_numbers_never_become_a_checkpoint(tmp_path, data, monkeypatch):
-    def spoil(stepper, features, labels, step=train.Stepper.step):
+    def spoil(stepper, features, labels, step=Stepper.step):
         loss = step(stepper, features, labels)
         with torch.no_grad():
             next(stepper.model.parameters()).view(-1)[3] = math.nan
         return loss
 
-    monkeypatch.setattr(train.Stepper, "step", spoil)
+    monkeypatch.setattr(Stepper, "step", spoil)
     with pytest.raises(
         TrainingError, match=r"the weights are not finite after epoch 1, batch \d.*lower `learning_rate`"
     ):
@@ -291,8 +292,8 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_resumes_once_there_
 
 
 def test_time_spent_waiting_for_data_is_counted_and_reported(tmp_path, data, monkeypatch, capsys):
-    fetch = train.ClipDataset.fetch
-    monkeypatch.setattr(train.ClipDataset, "fetch", lambda *arguments: time.sleep(0.1) or fetch(*arguments))
+    fetch = ClipDataset.fetch
+    monkeypatch.setattr(ClipDataset, "fetch", lambda *arguments: time.sleep(0.1) or fetch(*arguments))
     train.train(data, tmp_path / "run", make_config(epochs=1))
     row = table(tmp_path / "run")[0]
     train_seconds = 60 / float(row["clips_per_second"])

@@ -1,0 +1,196 @@
+"""Everything that a training run needs before its first step: from the file and the configuration to a ``Run``.
+
+In: an open file, the folder, the resolved configuration, the state. Out: ``Run``, with the loader of the training rows,
+the model with fresh weights, the stepper with a fresh optimiser, the validator. ``Run.restore`` loads a stopped run.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from egoaudio._version import __version__
+from egoaudio.config.options import to_json
+from egoaudio.config.train import OptimizationConfig, TrainConfig
+from egoaudio.data.balance import class_weights
+from egoaudio.data.dataset import ClipDataset
+from egoaudio.data.loader import Loader
+from egoaudio.data.normalization import normalization
+from egoaudio.data.splits import Split, require_learnable, split_rows
+from egoaudio.hdf5 import reader
+from egoaudio.models import checkpoints, create_model
+from egoaudio.models.device import mixed_precision
+from egoaudio.models.scorer import Scorer
+from egoaudio.training import run_folder
+from egoaudio.training.distillation import DistillationLoss, TeacherScores, prepare_teacher
+from egoaudio.training.ema import WeightAverage
+from egoaudio.training.losses import Loss
+from egoaudio.training.messages import (
+    RunProgress,
+)
+from egoaudio.training.optimizer import make_optimizer
+from egoaudio.training.run import Run
+from egoaudio.training.step import BatchLoss, Stepper
+from egoaudio.training.validation import Validator
+
+
+def prepare_run(
+    stack: contextlib.ExitStack,
+    file: reader.EgoAudioFile,
+    path: str | os.PathLike[str],
+    feature: str,
+    folder: Path,
+    config: TrainConfig,
+    device: torch.device,
+    state: run_folder.State,
+    *,
+    resumes: bool,
+) -> Run:
+    """Make everything that the loop needs; return the ``Run``.
+
+    Parameters
+    ----------
+    stack : contextlib.ExitStack
+        Closes the progress at the end of the run.
+    file : EgoAudioFile
+        Open.
+    path : str or os.PathLike
+        Of the same file.
+    feature : str
+    folder : pathlib.Path
+    config : TrainConfig
+        Resolved.
+    device : torch.device
+    state : State
+        Of a new run, or of the one to resume.
+    resumes : bool
+        Whether the folder holds the run.
+    """
+    assert config.optimization.epochs is not None  # a resolved configuration
+    split = split_rows(file, config.data, config.optimization.seed)
+    require_learnable(file, split)
+    moments = normalization(file, feature, split.train, config.data.normalize)
+    teacher = prepare_teacher(file, path, split.train, folder, config, device, resumes=resumes)
+    loader, loss = _prepare_data(file, path, feature, split, moments, config, device, teacher)
+    model, computed = _prepare_model(file, loader.dataset.feature_shape, config, device)
+    left = (config.optimization.epochs - state.epoch) * len(loader.dataset) - state.num_clips
+    progress = stack.enter_context(RunProgress(left, "training", unit="clips"))
+    distilled = loss if teacher is None else DistillationLoss(loss, config.distillation)
+    stepper = _prepare_stepper(model, computed, distilled, config.optimization, device, progress.write)
+    validator = None
+    if len(split.validation):
+        scorer = Scorer(computed, device=device, amp_dtype=stepper.amp_dtype, log=progress.write)
+        validator = Validator(file, feature, split.validation, moments, config, loss, scorer)
+    else:
+        progress.write(
+            "there is no validation split (`validation_fraction=0`): best.pt will be the epoch with the lowest "
+            "training loss"
+        )
+    description = {
+        "egoaudio_version": __version__,
+        "config": to_json(config),
+        "network": checkpoints.describe_network(model),
+        "normalization": {"mean": moments[0], "std": moments[1]},
+        **checkpoints.describe_data(file, feature),
+    }
+    average = WeightAverage(model, config.optimization.ema) if config.optimization.ema else None
+    num_steps = config.optimization.epochs * len(loader)
+    return Run(
+        file,
+        feature,
+        folder,
+        config,
+        device,
+        state,
+        loader,
+        teacher,
+        model,
+        stepper,
+        average,
+        validator,
+        progress,
+        num_steps,
+        description,
+    )
+
+
+def restore_at_exit(stack: contextlib.ExitStack, device: torch.device) -> None:
+    """Restore torch's random state and its precision of matrix products when the run ends."""
+    stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+    if device.type == "cuda":
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("high")  # TF32; on a CPU it could mean bfloat16
+
+
+def _prepare_data(
+    file: reader.EgoAudioFile,
+    path: str | os.PathLike[str],
+    feature: str,
+    split: Split,
+    moments: tuple[float, float],
+    config: TrainConfig,
+    device: torch.device,
+    teacher: TeacherScores | None,
+) -> tuple[Loader, Loss]:
+    """Return the loader of the training rows, and the labels' loss."""
+    dataset = ClipDataset(path, feature, split.train, config.data.label_mode, moments, config.data.context_clips or 0)
+    loader = Loader(
+        dataset,
+        config.optimization.batch_size,
+        config.data,
+        config.optimization.seed,
+        device,
+        training=True,
+        teacher=teacher,
+    )
+    weights = class_weights(file, split.train, config.data.label_mode) if config.data.class_weights else None
+    options = config.optimization
+    return loader, Loss(config.data.label_mode, weights, device, options.loss, options.label_smoothing)
+
+
+def _prepare_model(
+    file: reader.EgoAudioFile, feature_shape: tuple[int, ...], config: TrainConfig, device: torch.device
+) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Return the model with fresh weights, and the module that computes with them: the same, or compiled."""
+    options = config.optimization
+    torch.manual_seed(options.seed)  # for the fresh weights now, and later for each step's seed of dropout
+    model = create_model(
+        config.model.model,
+        file.num_classes,
+        feature_shape,
+        config.model,
+        options.activation_checkpointing,
+        context_clips=config.data.context_clips or 0,
+    ).to(device)
+    computed: Any = torch.compile(model) if options.compile else model
+    return model, computed
+
+
+def _prepare_stepper(
+    model: torch.nn.Module,
+    computed: torch.nn.Module,
+    loss: BatchLoss,
+    options: OptimizationConfig,
+    device: torch.device,
+    log: Callable[[str], object],
+) -> Stepper:
+    """Return the ``Stepper``, with a fresh optimiser over the model's weights."""
+    amp_dtype, scaler = mixed_precision(device, options.amp, options.amp_dtype)
+    if options.amp and amp_dtype is None:
+        log("`amp`: computing in float32, as this processor has no instructions for bfloat16 and would emulate them")
+    stepper = Stepper(
+        computed,
+        make_optimizer(model, options),
+        loss,
+        device=device,
+        micro_batch_size=options.micro_batch_size,
+        amp_dtype=amp_dtype,
+        scaler=scaler,
+        clip_gradient=options.clip_gradient,
+        log=log,
+    )
+    stepper.times_precisions = device.type == "cpu" and amp_dtype is not None and options.amp_dtype is None
+    return stepper

@@ -110,7 +110,8 @@ def shift_frames(seconds: float, feature_shape: tuple[int, ...], sound_seconds: 
     """
     if seconds > sound_seconds:
         raise ConfigurationError(
-            f"`time_shift_seconds={seconds:g}`: expected at most {sound_seconds:g} s, all that the model sees around a clip"
+            f"`time_shift_seconds={seconds:g}`: expected at most {sound_seconds:g} s, all that the model sees around a "
+            "clip"
         )
     frames = round(seconds * feature_shape[0] / sound_seconds)
     if frames == 0:

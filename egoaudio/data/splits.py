@@ -77,8 +77,8 @@ def split_rows(file: EgoAudioFile, config: DataConfig, seed: int) -> Split:
     if len(train) == 0 and len(rows) == 0 and file.usable.any():
         raise TrainingError(
             f"{file.path} has no clip to train on: of {file.num_clips} clips {np.count_nonzero(file.usable)} have "
-            "sound and 0 of those have labels: the annotations say nothing about them. Build with `no_action='all'`, or "
-            "with the annotations of these videos"
+            "sound and 0 of those have labels: the annotations say nothing about them. Build with `no_action='all'`, "
+            "or with the annotations of these videos"
         )
     if len(train) == 0:
         names = ", ".join(sorted({name.decode() or "(none)" for name in splits.tolist()})) or "none"
@@ -129,8 +129,8 @@ def _units(file: EgoAudioFile, split_unit: str, rows: np.ndarray) -> np.ndarray:
     """Return the number of each row's unit, int64 (n,); units are numbered in the order of their names."""
     if split_unit == "clip":
         warnings.warn(
-            "`split_unit='clip'` is the paper's: neighbouring clips of a video fall on both sides, so validation scores "
-            "are too high",
+            "`split_unit='clip'` is the paper's: neighbouring clips of a video fall on both sides, so validation "
+            "scores are too high",
             stacklevel=3,
         )
         return np.arange(len(rows))
@@ -153,9 +153,9 @@ def _hold_out(units: np.ndarray, config: DataConfig, rng: np.random.Generator) -
         return np.zeros(len(units), dtype=bool)
     if num_units < 2:
         raise TrainingError(
-            f"`validation_fraction={config.validation_fraction:g}` with `split_unit={config.split_unit!r}`: the train videos "
-            f"are a single {config.split_unit}, which cannot be both trained on and held out: choose a smaller unit, "
-            "or `validation_fraction=0`"
+            f"`validation_fraction={config.validation_fraction:g}` with `split_unit={config.split_unit!r}`: the train "
+            f"videos are a single {config.split_unit}, which cannot be both trained on and held out: choose a smaller "
+            "unit, or `validation_fraction=0`"
         )
     count = min(max(round(config.validation_fraction * num_units), 1), num_units - 1)
     chosen = np.zeros(num_units, dtype=bool)

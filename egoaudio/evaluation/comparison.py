@@ -1,8 +1,9 @@
-"""Two models on the same clips: by how much one is better, with an interval from a paired bootstrap over videos. NumPy only.
+"""The difference between two models on the same clips, by a paired bootstrap over videos. NumPy only.
 
-In: the scores of two models, the ground truth that both are held against, and their evaluations. Out: a ``Difference`` of each metric and
-of each class's average precision, second minus first. Each resample draws the same videos for both, so that what makes a video easy or
-hard cancels out: the interval of a difference is narrower than those of the two scores, and may leave 0 out where they overlap.
+In: the scores of two models, the ground truth of both, and their evaluations. Out: a ``Difference`` of each metric and
+of each class's average precision, second minus first. Each resample draws the same videos for both, so the difficulty
+of a video cancels out: the interval of a difference is narrower than those of the two scores, and may exclude 0 where
+they overlap.
 
 Audible classes are those of the first model, for both, as they are chosen on these same clips.
 """
@@ -71,8 +72,8 @@ def compare(
     for each in scores:
         if np.shape(each) != truth.labels.shape:
             raise EvaluationError(
-                f"scores {np.shape(each)} for {truth.labels.shape[0]} clips and {truth.labels.shape[1]} classes: both models "
-                "must have scored the same clips"
+                f"scores {np.shape(each)} for {truth.labels.shape[0]} clips and {truth.labels.shape[1]} classes: both "
+                "models must have scored the same clips"
             )
     weights = bootstrap.draw_weights(len(truth.video_ids), num_resamples if len(truth.video_ids) > 1 else 0, seed)
     audible = np.nan_to_num(np.array(evaluations[0].per_class["audible"], np.float64)) == 1

@@ -172,7 +172,7 @@ def _check_choices(split: str, pool: str) -> None:
 def _read_split(
     path: str | os.PathLike[str], contents: dict[str, Any], config: TrainConfig, split: str
 ) -> tuple[np.ndarray, GroundTruth, np.ndarray | None]:
-    """Return the split's clips (rows of the file), their ground truth, and the prior: the class frequencies in training."""
+    """Return the split's clips (rows of the file), their ground truth, and the prior: class frequencies in training."""
     with reader.open(path) as file:
         checkpoints.require_match(contents, file, same_plan=split != "test")
         rows, videos, train = _choose_rows(file, contents, config, split)

@@ -1,8 +1,8 @@
-"""Whether scores are probabilities: of the clips that are given 0.7 for a class, seven of ten should have it. NumPy only.
+"""Whether scores are probabilities: of the clips with score 0.7 for a class, seven in ten should have it. NumPy only.
 
-In: scores (num_clips, num_classes) from 0 to 1 and labels. Out: a ``Reliability``: scores in bins of equal width over all classes,
-with the mean score, the share of true ones and the count of each, and the expected calibration error, the mean distance of the two
-weighted by the counts.
+In: scores (num_clips, num_classes) from 0 to 1 and labels. Out: a ``Reliability``: scores in bins of equal width over
+all classes, with the mean score, the share of positives and the count of each, and the expected calibration error, the
+mean distance of the two weighted by the counts.
 
 Source: Guo et al., On Calibration of Modern Neural Networks, 2017, equation 3.
 """

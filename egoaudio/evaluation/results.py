@@ -181,7 +181,8 @@ def prepare(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(
-            f"`output={str(folder)!r}`: this folder cannot be made ({error.strerror}): give a folder that can be written to"
+            f"`output={str(folder)!r}`: this folder cannot be made ({error.strerror}): give a folder that can be "
+            "written to"
         ) from error
     taken = set()
     for path in (*(folder / name for name in NAMES), *submissions):

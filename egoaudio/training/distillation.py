@@ -219,8 +219,8 @@ def _score(
     bad = rows[~np.isfinite(scores).all(axis=1)]
     if len(bad):
         raise TrainingError(
-            f"`teacher={teacher!r}` gives {len(bad)} clips scores that are not numbers, the first in row {bad[0]}: check "
-            f"{path} with egoaudio-inspect --verify, or give another teacher"
+            f"`teacher={teacher!r}` gives {len(bad)} clips scores that are not numbers, the first in row {bad[0]}: "
+            f"check {path} with egoaudio-inspect --verify, or give another teacher"
         )
     return scores
 

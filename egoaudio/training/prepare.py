@@ -77,7 +77,8 @@ def prepare_run(
     loader, loss = _prepare_data(file, path, feature, split, moments, config, device, teacher)
     model, computed = _prepare_model(file, loader.dataset.feature_shape, config, device)
     left = (config.optimization.epochs - state.epoch) * len(loader.dataset) - state.num_clips
-    progress = stack.enter_context(RunProgress(left, "training", unit="clips"))
+    progress = RunProgress(left, "training", unit="clips")
+    stack.enter_context(progress)
     distilled = loss if teacher is None else DistillationLoss(loss, config.distillation)
     stepper = _prepare_stepper(model, computed, distilled, config.optimization, device, progress.write)
     validator = None

@@ -1,4 +1,4 @@
-"""Distillation: the loss is its formula whatever the micro-batch, each clip gets its own scores, a stopped run resumes."""
+"""Distillation: the loss follows its formula, each clip gets its own scores, a stopped run resumes."""
 
 import json
 import os

@@ -315,7 +315,8 @@ def test_killed_at_ten_random_moments_it_ends_in_the_same_weights(tmp_path, data
     assert sorted(os.listdir(tmp_path / "killed")) == sorted(os.listdir(tmp_path / "whole"))
 
 
-# ------------------------------------------------------------------------------------------------ the same command again
+# ------------------------------------------------------------------------------------------------ the same command
+# again
 
 
 def test_a_finished_run_says_so_and_ends_at_once(finished, data, monkeypatch):
@@ -396,7 +397,7 @@ def test_files_of_another_program_are_not_replaced_unasked(tmp_path, data):
     (tmp_path / "tensorboard").mkdir()
     with pytest.raises(
         TrainingError,
-        match=r"holds config.json, tensorboard but no last.pt to resume from: give another `output`, or `force=True` to",
+        match=r"holds config.json, tensorboard but no last.pt to resume from: give another `output`, or `force=True`",
     ):
         train.train(data, tmp_path, make_config(epochs=1))
     assert (tmp_path / "config.json").read_text() == "theirs" and sorted(os.listdir(tmp_path)) == [

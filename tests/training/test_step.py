@@ -25,7 +25,8 @@ from torch import nn
 from egoaudio.errors import TrainingError
 from egoaudio.training.losses import Loss
 
-# ----------------------------------------------------------------------------------------------- one batch, any micro-batch
+# ----------------------------------------------------------------------------------------------- one batch, any
+# micro-batch
 
 
 @pytest.mark.parametrize("name, dropout", [("cnn", 0.0), ("ast", 0.0), ("ast", 0.4)])
@@ -122,7 +123,8 @@ def test_the_size_found_is_logged_in_one_line_and_kept():
     for seed in range(3):
         stepper.step(*batch(seed=seed))
     assert lines == [
-        "micro-batch: 16 of 64 clips at a time, as memory ran out with 64 of 64 clips at a time, then 32 of 64 clips at a time"
+        "micro-batch: 16 of 64 clips at a time, as memory ran out with 64 of 64 clips at a time, then 32 of 64 clips "
+        "at a time"
     ]
     assert left == [98]
     resumed = make_stepper(micro_batch_size=None)
@@ -233,7 +235,8 @@ LIMITED = """
         model = create_model("cnn", 5, (32, 257))
         optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
         lines = []
-        stepper = Stepper(model, optimizer, Loss("multi"), device="cpu", micro_batch_size=micro_batch_size, log=lines.append)
+        options = {"micro_batch_size": micro_batch_size, "log": lines.append}
+        stepper = Stepper(model, optimizer, Loss("multi"), device="cpu", **options)
         losses = [stepper.step(features, labels) for features, labels in batches]
         steps = int(next(iter(optimizer.state.values()))["step"])
         return {"losses": losses, "size": stepper.micro_batch_size, "steps": steps, "lines": lines}

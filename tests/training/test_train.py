@@ -93,7 +93,8 @@ def test_every_epoch_takes_every_clip_once_in_an_order_of_its_own(tmp_path, data
     assert sorted(first) == sorted(second) and first != second
 
 
-# ------------------------------------------------------------------------------------------------ every option reaches the loop
+# ------------------------------------------------------------------------------------------------ every option reaches
+# the loop
 
 
 def test_without_a_validation_split_the_training_loss_chooses(tmp_path, data, capsys):
@@ -228,7 +229,7 @@ def test_a_clip_that_is_not_a_number_stops_the_run_and_is_named(tmp_path):
         writer.write("spectrogram", 17, np.full((1, *SHAPE), np.nan, "f4"))
     with pytest.raises(
         TrainingError,
-        match=r"the loss is nan in epoch 1, batch \d, of the clips .*\b17\b.*of these, 17 hold values that are not finite",
+        match=r"the loss is nan in epoch 1, batch \d, of the clips .*\b17\b.*, 17 hold values that are not finite",
     ):
         train.train(path, tmp_path / "run", make_config(validation_fraction=0.0))
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())

@@ -1,8 +1,9 @@
 """egoaudio: from egocentric videos with action annotations to trained audio classifiers.
 
 ``build`` makes one HDF5 file of clips, features and labels from videos and their CSVs (``preview`` says what it would
-make), ``open`` reads it, ``train`` makes a model from it, ``evaluate`` says how good that is, ``report`` makes a page to look at. Each does what the command
-of its name does; what it returns prints as the command does.
+make), ``open`` reads it, ``train`` makes a model from it, ``evaluate`` says how good that is, ``predict`` what it hears in
+new recordings (``predict_to_folder`` also writes it), ``report`` makes a page to look at. Each does what the command of its
+name does; what it returns prints as the command does.
 
 Importing the package loads nothing else: each name loads what it needs when it is first asked for (PEP 562), so that a
 command's ``--help`` and a build worker pay only for what they use.
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from egoaudio.builder.plan import Inputs
     from egoaudio.builder.summary import BuildPlan, BuildReport
     from egoaudio.config.build import BuildConfig, ClipConfig, DenoiseConfig, FeatureConfig
+    from egoaudio.config.predict import OutputConfig, PredictConfig, ScoringConfig, SegmentConfig
     from egoaudio.config.report import ReportConfig
     from egoaudio.config.train import DataConfig, DistillationConfig, ModelConfig, OptimizationConfig, TrainConfig
     from egoaudio.errors import (
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
         EgoAudioError,
         EvaluationError,
         MediaError,
+        PredictionError,
         ReportError,
         Status,
         StoreError,
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
     from egoaudio.evaluation.evaluate import evaluate
     from egoaudio.evaluation.results import Evaluation, Score
     from egoaudio.hdf5.reader import EgoAudioFile, open
+    from egoaudio.prediction.predict import predict, predict_to_folder
+    from egoaudio.prediction.report import PredictionReport
+    from egoaudio.prediction.result import Prediction
     from egoaudio.reporting.report import Report, report
     from egoaudio.training.run_folder import TrainingRun
     from egoaudio.training.train import train
@@ -45,6 +51,7 @@ _HOMES = {
     "builder.plan": ("Inputs",),
     "builder.summary": ("BuildPlan", "BuildReport"),
     "config.build": ("BuildConfig", "ClipConfig", "DenoiseConfig", "FeatureConfig"),
+    "config.predict": ("OutputConfig", "PredictConfig", "ScoringConfig", "SegmentConfig"),
     "config.report": ("ReportConfig",),
     "config.train": ("DataConfig", "DistillationConfig", "ModelConfig", "OptimizationConfig", "TrainConfig"),
     "errors": (
@@ -55,6 +62,7 @@ _HOMES = {
         "EgoAudioError",
         "EvaluationError",
         "MediaError",
+        "PredictionError",
         "ReportError",
         "Status",
         "StoreError",
@@ -63,6 +71,9 @@ _HOMES = {
     "evaluation.evaluate": ("evaluate",),
     "evaluation.results": ("Evaluation", "Score"),
     "hdf5.reader": ("EgoAudioFile", "open"),
+    "prediction.predict": ("predict", "predict_to_folder"),
+    "prediction.report": ("PredictionReport",),
+    "prediction.result": ("Prediction",),
     "reporting.report": ("Report", "report"),
     "training.run_folder": ("TrainingRun",),
     "training.train": ("train",),
@@ -90,10 +101,17 @@ __all__ = [
     "MediaError",
     "ModelConfig",
     "OptimizationConfig",
+    "OutputConfig",
+    "PredictConfig",
+    "Prediction",
+    "PredictionError",
+    "PredictionReport",
     "Report",
     "ReportConfig",
     "ReportError",
     "Score",
+    "ScoringConfig",
+    "SegmentConfig",
     "Status",
     "StoreError",
     "TrainConfig",
@@ -103,6 +121,8 @@ __all__ = [
     "build",
     "evaluate",
     "open",
+    "predict",
+    "predict_to_folder",
     "preview",
     "report",
     "train",

@@ -13,6 +13,7 @@ import click
 
 from egoaudio.command import command, configured
 from egoaudio.config.build import BUILD_PRESETS, BuildConfig
+from egoaudio.config.predict import PredictConfig
 from egoaudio.config.report import ReportConfig
 from egoaudio.config.train import POOLS, SPLITS, TRAIN_PRESETS, TrainConfig
 from egoaudio.system import terminal
@@ -38,6 +39,13 @@ _TRAIN_GROUPS = {
     "Memory and speed": "--amp --amp-dtype --activation-checkpointing --micro-batch-size --compile",
     "Run": "--seed --force --checkpoint-minutes --tensorboard --version --help",
 }
+_PREDICT_GROUPS = {
+    "Recordings and output": "--output --annotations --videos --classes --follow-links --format --top",
+    "Run": "--workers --device --batch-size --skip-failed --retry-failed --force --video-timeout --like",
+    "Scores": "--hop-seconds",
+    "Segments": "--threshold --offset-ratio --smooth-seconds --min-seconds --merge-gap-seconds",
+    "About": "--version --help",
+}
 
 
 def _cores():
@@ -54,6 +62,17 @@ _OUTPUT = "The HDF5 file to make; OUTPUT.partial until it is complete. Of a symb
 _TIMEOUT = "Mark a video as failed when it makes no progress for this many seconds."
 _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
 
+_DEVICE = "cpu, cuda, cuda:1; the GPU if there is one."
+_WORKERS = click.option(
+    "--workers",
+    "num_workers",
+    type=click.IntRange(min=1, max=1024),
+    default=_cores,
+    show_default="one a core",
+    help="Worker processes, one thread each.",
+)
+_SECONDS = click.FloatRange(min=0.01, max=1e6)
+
 
 @command(
     "  egoaudio-build --annotations CharadesEgo_v1_train_only1st.csv --classes Charades_v1_classes.txt \\\n"
@@ -68,22 +87,8 @@ _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
 @click.option("--videos", required=True, type=click.Path(), help="Folder that holds the videos, at any depth.")
 @click.option("--follow-links", is_flag=True, help="Follow symbolic links that lead out of --videos.")
 @click.option("--output", required=True, type=click.Path(), help=_OUTPUT)
-@click.option(
-    "--workers",
-    "num_workers",
-    type=click.IntRange(min=1, max=1024),
-    default=_cores,
-    show_default="one a core",
-    help="Worker processes, one thread each.",
-)
-@click.option(
-    "--video-timeout",
-    "timeout_seconds",
-    type=click.FloatRange(min=0.01, max=1e6),
-    default=600.0,
-    show_default=True,
-    help=_TIMEOUT,
-)
+@_WORKERS
+@click.option("--video-timeout", "timeout_seconds", type=_SECONDS, default=600.0, show_default=True, help=_TIMEOUT)
 @click.option("--dry-run", is_flag=True, help="Stop after the plan: videos, clips, size, and an estimate of the time.")
 @click.option("--list", "list_all", is_flag=True, help="With --dry-run: name every video that would have no data.")
 @click.option("--skip-failed", is_flag=True, help="Exit with 0 even if videos failed.")
@@ -171,7 +176,7 @@ def inspect(file, failed, verify, plot, export_clip):
     type=click.Path(),
     help="Folder of the run: checkpoints, metrics.csv, curves.png, evaluation.json.",
 )
-@click.option("--device", help="cpu, cuda, cuda:1; the GPU if there is one.")
+@click.option("--device", help=_DEVICE)
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs into OUTPUT.")
 @click.option("--force", is_flag=True, help=_FORCE)
 @configured(TrainConfig, TRAIN_PRESETS)
@@ -211,7 +216,7 @@ def train(config, file, output, device, tensorboard, force):
 )
 @click.option("--submission", type=click.Path(), help="Write the scores per video in Charades' official text format.")
 @click.option("--frame-submission", type=click.Path(), help="The same of 25 frames a video, for localization.")
-@click.option("--device", help="cpu, cuda, cuda:1; the GPU if there is one.")
+@click.option("--device", help=_DEVICE)
 def evaluate(checkpoint, file, split, pool, output, submission, frame_submission, device):
     """Evaluate a trained model on a split of an egoaudio file, beside the prior: the classes' frequencies."""
     from egoaudio.evaluation.evaluate import evaluate as run
@@ -229,6 +234,45 @@ def evaluate(checkpoint, file, split, pool, output, submission, frame_submission
         )
     )
     return 0
+
+
+@command(
+    "  egoaudio-predict runs/cnn/best.pt recordings/ --output heard --format audacity",
+    resumes=True,
+    groups=_PREDICT_GROUPS,
+)
+@click.argument("checkpoint", type=_THERE)
+@click.argument("media", nargs=-1, type=_THERE)
+@click.option("--output", required=True, type=click.Path(), help="Folder for scores.h5, segments.csv and label files.")
+@click.option(
+    "--annotations", multiple=True, type=click.Path(), help="CSV of videos to hear; repeatable, in place of MEDIA."
+)
+@click.option("--videos", type=click.Path(), help="Folder that holds the videos of --annotations, at any depth.")
+@click.option("--classes", type=click.Path(), help="Class list of --annotations.")
+@click.option("--follow-links", is_flag=True, help="Follow symbolic links that lead out of a folder.")
+@_WORKERS
+@click.option("--video-timeout", "timeout_seconds", type=_SECONDS, default=600.0, show_default=True, help=_TIMEOUT)
+@click.option("--device", help=_DEVICE)
+@click.option("--like", type=_THERE, help="The egoaudio file that a checkpoint of an earlier version was trained on.")
+@click.option("--skip-failed", is_flag=True, help="Exit with 0 even if recordings failed.")
+@click.option("--retry-failed", is_flag=True, help="Hear recordings again that failed before.")
+@click.option("--force", is_flag=True, help=_FORCE)
+@configured(PredictConfig)
+def predict(config, checkpoint, media, output, skip_failed, **settings):
+    """Hear new recordings with a trained model: files, folders of them, or the features of an egoaudio file.
+
+    Run the same command again to resume one that was stopped, or after recordings were added. The exit status is 3 when
+    a recording that should have given scores gave none; the others have theirs all the same.
+    """
+    from egoaudio.prediction.predict import predict_to_folder
+    from egoaudio.prediction.report import describe_top
+
+    report = predict_to_folder(checkpoint, media, output, config, **settings)
+    if config.output.top:
+        for prediction in report:
+            terminal.say(describe_top(prediction, config.output.top))
+    terminal.say(report)
+    return 3 if report.failures and not skip_failed else 0
 
 
 @command("  egoaudio-report ego.h5 --videos CharadesEgo_v1_480 --output report.html")

@@ -13,6 +13,7 @@ what became of a video or a clip in the file (see FORMAT.md): a failure never be
     ├── CheckpointError      a checkpoint                         is an OSError, too
     ├── BuildError           a build that had to stop
     ├── TrainingError        a training run or an evaluation that had to stop
+    ├── PredictionError      a prediction that had to stop
     ├── ReportError          a page that cannot be made
     └── ResourceError        what the machine lacks
 
@@ -58,6 +59,10 @@ class BuildError(EgoAudioError):
 
 class TrainingError(EgoAudioError):
     """A training or evaluation run that had to stop: NaN in the loss, no memory, changed data."""
+
+
+class PredictionError(EgoAudioError):
+    """A prediction that had to stop: an output that exists or cannot be written, no space."""
 
 
 class ReportError(EgoAudioError):

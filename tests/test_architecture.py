@@ -23,7 +23,7 @@ MODULES = """
     inputs/csv_rows inputs/annotations inputs/fingerprint inputs/timestamps inputs/containers inputs/tracks inputs/silence inputs/ogg
     inputs/find_media inputs/frames inputs/decoder inputs/probe inputs/encode
     audio/clips audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/framing audio/yamnet_features audio/features
-    hdf5/schema hdf5/create hdf5/safe_access hdf5/integrity hdf5/tables hdf5/mapped_file hdf5/reader hdf5/writer hdf5/summary
+    hdf5/schema hdf5/create hdf5/safe_access hdf5/integrity hdf5/tables hdf5/mapped_file hdf5/reader hdf5/writer hdf5/scores_file hdf5/summary
     builder/pool builder/feature_stream builder/extract builder/plan builder/beyond builder/prepare builder/sound builder/summary builder/retry builder/build
     data/context data/rows data/balance data/dataset data/seeds data/splits data/normalization data/augment data/loader
     models/crc32c models/published_files models/tensorflow_bundle models/onnx_graph
@@ -31,11 +31,13 @@ MODULES = """
     models/cnn models/small_cnn models/transformer models
     models/checkpoints models/device models/memory models/micro_batch models/scorer models/steady_scorer
     evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/ground_truth evaluation/results
-    evaluation/smoothing evaluation/audible
+    evaluation/smoothing evaluation/calibration evaluation/segments evaluation/audible
     evaluation/reliability evaluation/scores evaluation/comparison evaluation/evaluate
     training/losses training/distillation training/ema training/distributed training/step training/run_folder
     training/optimizer training/validation training/messages training/run training/prepare training/train
     prediction/channel prediction/worker prediction/windows prediction/scoring
+    prediction/find prediction/messages prediction/recording prediction/journal prediction/predictor prediction/score
+    prediction/store prediction/result prediction/output prediction/report prediction/predict
     reporting/sources reporting/names reporting/charts reporting/levels reporting/oddities reporting/file_section
     reporting/pictures reporting/excerpts reporting/gallery reporting/cards reporting/page reporting/report
     command cli

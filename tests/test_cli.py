@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from egoaudio import cli
 from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import flag_of, flags
+from egoaudio.config.predict import PredictConfig
 from egoaudio.config.train import TrainConfig
 from egoaudio.errors import BuildError
 from egoaudio.system.progress import Progress
@@ -29,6 +30,7 @@ COMMANDS = {
     "egoaudio-inspect": cli.inspect,
     "egoaudio-train": cli.train,
     "egoaudio-evaluate": cli.evaluate,
+    "egoaudio-predict": cli.predict,
     "egoaudio-report": cli.report,
 }
 
@@ -43,7 +45,7 @@ def test_help_is_enough_every_option_explained_and_an_example_to_paste(name):
             assert option.opts[0] in text
 
 
-@pytest.mark.parametrize("name", ["egoaudio-build", "egoaudio-train"])
+@pytest.mark.parametrize("name", ["egoaudio-build", "egoaudio-train", "egoaudio-predict"])
 def test_every_option_stands_in_one_group_of_the_help(name):
     command = COMMANDS[name]
     grouped = [flag for flags in command.groups.values() for flag in flags]
@@ -81,7 +83,10 @@ def test_every_command_has_its_link_in_bin_and_its_entry_point():
     }
 
 
-@pytest.mark.parametrize("command, config_class", [(cli.build, BuildConfig), (cli.train, TrainConfig)])
+@pytest.mark.parametrize(
+    "command, config_class",
+    [(cli.build, BuildConfig), (cli.train, TrainConfig), (cli.predict, PredictConfig)],
+)
 def test_every_field_of_the_configuration_is_a_flag(command, config_class):
     known = {flag for option in command.params for flag in option.opts}
     assert {flag_of(option) for option, _ in flags(config_class)} <= known

@@ -9,7 +9,7 @@ from egoaudio.errors import Status
 from egoaudio.hdf5.schema import ADDED_VIDEO_COLUMNS, SILENT_DB
 
 
-def describe_sound(videos: np.ndarray, sample_rate: int) -> list[str]:
+def describe_sound(videos: np.ndarray, sample_rate: int, silent_hint: str = "") -> list[str]:
     """Return lines about silence, losses and clocks.
 
     Parameters
@@ -18,6 +18,8 @@ def describe_sound(videos: np.ndarray, sample_rate: int) -> list[str]:
         Rows of ``/videos``; of an older file, without the later columns.
     sample_rate : int
         Of the file, in Hz.
+    silent_hint : str
+        What can be done about silent videos.
     """
     there = videos.dtype.names or ()
     columns = {name: videos[name] if name in there else np.zeros(len(videos)) for name in ADDED_VIDEO_COLUMNS}
@@ -28,7 +30,7 @@ def describe_sound(videos: np.ndarray, sample_rate: int) -> list[str]:
     lines = []
     if silent.any():
         lines.append(
-            f"silent   silent videos: {silent.sum():,}, such as {_first(videos, silent)}: muted, or digital silence; --skip-silent leaves them out"
+            f"silent   silent videos: {silent.sum():,}, such as {_first(videos, silent)}: muted, or digital silence{silent_hint}"
         )
     if cancelling.any():
         lines.append(

@@ -69,7 +69,7 @@ class BuildReport:
             lines.append(f"  spent    {shares}")
         if self.failures:
             lines.append(f"{len(self.failures):,} video{'s' if len(self.failures) > 1 else ''} failed:")
-            lines += _by_reason(self.failures)
+            lines += by_reason(self.failures)
             lines.append(
                 "  (egoaudio-inspect --failed lists all; once the cause is mended, the same command with --retry-failed tries them again)"
             )
@@ -135,7 +135,7 @@ def _describe_file(file: EgoAudioFile) -> list[str]:
     }
     lines = [f"{name:<9}{words}" for name, words in facts.items() if words]
     place = next(number for number, line in enumerate(lines) if line.startswith("labels"))
-    return lines[:place] + describe_sound(videos, file.sample_rate) + lines[place:]
+    return lines[:place] + describe_sound(videos, file.sample_rate, "; --skip-silent leaves them out") + lines[place:]
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class BuildPlan:
             lines += (
                 [f"  {video_id}: {reason}" for video_id, reason in self.failures]
                 if list_all
-                else _by_reason(self.failures)
+                else by_reason(self.failures)
             )
         return "\n".join(lines)
 
@@ -254,7 +254,7 @@ def describe_twins(file: EgoAudioFile) -> str:
     return f"{words}, such as {one} and {other}"
 
 
-def _by_reason(failures: Sequence[tuple[str, str]]) -> list[str]:
+def by_reason(failures: Sequence[tuple[str, str]]) -> list[str]:
     """Return a line for each reason, with its count and a few names."""
     groups: dict[str, list[str]] = {}
     for video_id, reason in failures:

@@ -12,7 +12,9 @@ Source: FORMAT.md, with the reasons and the measurements. With ``safe_access``, 
 
 import contextlib
 import errno
+import functools
 import io
+import math
 import os
 
 import h5py
@@ -52,7 +54,6 @@ def lay_out(path, layout):
         pass
 
 
-@contextlib.contextmanager
 def drafting(path, layout):
     """Lay the file out as ``lay_out`` does, but yield it under a name of its own, for the rows that are known beforehand.
 
@@ -61,29 +62,62 @@ def drafting(path, layout):
     str
         Where the draft is; it appears under ``path`` when the block ends, and is gone when the block is left by an error.
     """
+    return _drafting(path, layout.num_bytes, functools.partial(_create, layout=layout))
+
+
+def drafting_tables(path, attributes, tables):
+    """Likewise lay out a file of another format of ours: tables and arrays without chunks.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+    attributes : mapping of str to str, int or float
+        Of the root.
+    tables : mapping of str to (shape, dtype, attributes)
+        Of each dataset, by its name.
+    """
+
+    def create(draft):
+        with _new_file(draft) as file:
+            _set_attributes(file, attributes)
+            for name, (shape, dtype, its_attributes) in tables.items():
+                _set_attributes(_dataset(file, name, shape, dtype), its_attributes)
+
+    sizes = [np.dtype(dtype).itemsize * math.prod(shape) + ALIGNMENT for shape, dtype, _ in tables.values()]
+    return _drafting(path, sum(sizes) + 4 * ALIGNMENT, create)
+
+
+@contextlib.contextmanager
+def _drafting(path, num_bytes, create):
+    """Yield the path of a draft that ``create(path)`` has made; ``num_bytes`` is about its size."""
     path = os.fspath(path)
     try:
         with files.replacing(path) as draft:
-            os.ftruncate(draft.fileno(), layout.num_bytes)  # too large is said here, with an errno, rather than by HDF5
+            os.ftruncate(draft.fileno(), num_bytes)  # too large is said here, with an errno, rather than by HDF5
             os.ftruncate(draft.fileno(), 0)
-            _create(draft.name, layout)
+            create(draft.name)
             if not os.path.samestat(os.stat(draft.name, follow_symlinks=False), os.fstat(draft.fileno())):
                 raise OSError(errno.EEXIST, "its draft was replaced by another file while it was made")
             yield draft.name
     except StoreError:
         raise
     except (OSError, RuntimeError) as error:  # HDF5 raises either
-        raise StoreError(files.explain(path, error, layout.num_bytes)) from error
+        raise StoreError(files.explain(path, error, num_bytes)) from error
 
 
-def _create(path, layout):
+def _new_file(path):
+    """Return a new HDF5 file, open for writing."""
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     creation.set_obj_track_times(False)
     creation.set_attr_phase_change(64, 0)  # the root's attributes stay in its header, however many
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
     access.set_alignment(1, ALIGNMENT)
-    with h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, creation, access)) as file:
+    return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, creation, access))
+
+
+def _create(path, layout):
+    with _new_file(path) as file:
         root = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,

@@ -121,3 +121,37 @@ def _walk(root: StrPath, inside: str, follow_links: bool, refused: list[str]) ->
 
 def _is_inside(real: str, inside: str) -> bool:
     return os.path.commonpath([real, inside]) == inside
+
+
+def list_media(root, follow_links=False):
+    """List every file with a media extension anywhere under ``root``.
+
+    Parameters
+    ----------
+    root : str or os.PathLike
+    follow_links : bool
+        Whether symbolic links may lead out of ``root``.
+
+    Returns
+    -------
+    paths : list of str
+        Relative to ``root``, sorted. A recording that is linked to inside ``root`` comes under each of its names.
+    refused : list of str
+        Links, relative to ``root``, that lead out of it and were not followed: to files, and to folders.
+
+    Raises
+    ------
+    MediaError
+        ``root`` is no folder.
+    """
+    if not os.path.isdir(root):
+        raise MediaError(f"{root}: there is no such folder")
+    inside, folders, paths, links = os.path.realpath(root), [], [], []
+    for entry in _walk(root, inside, follow_links, folders):
+        if os.path.splitext(entry.name)[1].lower() not in MEDIA_EXTENSIONS:
+            continue
+        if entry.is_dir():
+            continue
+        leaves = not follow_links and entry.is_symlink() and not _is_inside(os.path.realpath(entry.path), inside)
+        (links if leaves else paths).append(os.path.relpath(entry.path, root))
+    return sorted(paths), sorted([*links, *(os.path.relpath(path, root) for path in folders)])

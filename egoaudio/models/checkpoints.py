@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from egoaudio.config.build import BuildConfig
-from egoaudio.config.options import from_json, to_json
+from egoaudio.config.options import from_json, to_flat, to_json
 from egoaudio.config.train import TrainConfig
 from egoaudio.data.context import joined_shape
 from egoaudio.errors import CheckpointError, EgoAudioError
@@ -121,6 +121,17 @@ def load(path):
         contents = LATER_FIELDS | contents
     _check_fields(path, contents)
     return contents
+
+
+def digest(path):
+    """Return the hexadecimal SHA-256 that a checkpoint's seal states; ``load`` compares it with the contents."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _SEAL_BYTES))
+        seal = _SEAL.fullmatch(file.read())
+    if seal is None:
+        raise CheckpointError(f"{path}: was changed while it was in use: give the same command again")
+    return seal[2].decode()
 
 
 def load_model(path, device="cpu"):
@@ -248,6 +259,15 @@ def describe_data(file, feature):
     }
 
 
+# Options of a build that make other sound of the same recording, without a trace in the array's shape or attributes.
+_SOUND = {
+    "mode": "denoising",
+    "scope": "scope of the denoising",
+    "clip_seconds": "seconds of a clip",
+    "context_seconds": "seconds of context",
+}
+
+
 def require_match(contents, file, same_plan=False):
     """Refuse a checkpoint whose classes or feature are not those of ``file``, naming both sides.
 
@@ -270,6 +290,13 @@ def require_match(contents, file, same_plan=False):
     for name, words in (("sample_rate", "sample rate in Hz"), ("feature_shape", f"shape of {feature}")):
         if ours[name] != theirs[name]:
             problems.append(f"{words}: checkpoint {ours[name]}, file {theirs[name]}")
+    if ours["build"] is not None:
+        before, now = (to_flat(from_json(BuildConfig, one["build"])) for one in (ours, theirs))
+        problems += [
+            f"{words}: checkpoint {before[name]}, file {now[name]}"
+            for name, words in _SOUND.items()
+            if before[name] != now[name]
+        ]
     if ours["class_ids"] != theirs["class_ids"]:
         problems.append(_class_difference(ours["class_ids"], theirs["class_ids"]))
     before, now = json.loads(ours["feature_attributes"]), json.loads(theirs["feature_attributes"])

@@ -8,31 +8,34 @@ command's output can be piped.
 import io
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
 from egoaudio.system import terminal
 
 _LINE_SECONDS = 10.0
+_Self = TypeVar("_Self", bound="Progress")
 
 
 class Progress:
     """Count clips, or whatever ``unit`` says, up to ``total``; use as a context manager."""
 
+    form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
     def __init__(self, total: int, what: str, stream: TextIO | None = None, unit: str = "") -> None:
         self.total, self.what, self.unit = total, what, unit
         self.stream = terminal.Careful(stream or sys.stderr or io.StringIO())  # None where standard error is closed
-        self.done, self.sound_seconds, self.failures = 0, 0.0, 0
-        self._said = 0
+        self.done: float = 0
+        self.sound_seconds, self.failures = 0.0, 0
+        self._said: float = 0
         self.started = self._last_line = time.monotonic()
         self._bar: Any = None
         if _is_terminal(self.stream):
             # tqdm's own rate is a moving average; the postfix has that of the whole run, as the summary does.
-            form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-            self._bar = tqdm(total=total, desc=what, file=self.stream, bar_format=form, dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=what, file=self.stream, bar_format=self.form, dynamic_ncols=True)
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -41,7 +44,7 @@ class Progress:
         elif self.done > self._said:
             self._line()
 
-    def advance(self, clips: int, sound_seconds: float = 0.0, failures: int = 0) -> None:
+    def advance(self, clips: float, sound_seconds: float = 0.0, failures: int = 0) -> None:
         """Add what has been done; draw if it is time."""
         self.done += clips
         self.sound_seconds += sound_seconds
@@ -65,13 +68,19 @@ class Progress:
         left = (self.total - self.done) * elapsed / self.done if self.done else float("nan")
         share = self.done / self.total if self.total else 1.0
         eta = f", {left:.0f} s left" if left > 0 else ""
-        self.write(f"{self.what} {share:4.0%}  {self.done:,}/{self.total:,}  {self._speed()}{eta}")
+        self.write(f"{self.what} {share:4.0%}  {self._counts()}{self._speed()}{eta}")
+
+    def _counts(self) -> str:
+        return f"{self.done:,}/{self.total:,}  "
 
     def _speed(self) -> str:
         elapsed = max(time.monotonic() - self.started, 1e-9)
+        return f"{rate(self.done, elapsed)} {self.unit}".rstrip() + f"/s{self._asides(elapsed)}"
+
+    def _asides(self, elapsed: float) -> str:
         real_time = f", {self.sound_seconds / elapsed:,.0f}x real time" if self.sound_seconds else ""
         failures = f", {self.failures} failed" if self.failures else ""
-        return f"{rate(self.done, elapsed)} {self.unit}".rstrip() + f"/s{real_time}{failures}"
+        return real_time + failures
 
 
 def _is_terminal(stream: "TextIO | terminal.Careful") -> bool:

@@ -1,0 +1,166 @@
+"""Scores of a recording's clips -> segments: from when to when each class is heard. NumPy only.
+
+In: scores (n, C) of clips in order of time. Out: rows of ``SEGMENT_DTYPE``. Evaluation judges the segments that prediction
+writes: both come from here. In this order:
+
+- a clip's scores are averaged with those of its neighbours (``smoothing``);
+- a clip speaks for the sound that no other clip is centred nearer to: where clips overlap, they part in the middle of
+  what they share. Where sound is missing between two clips, whatever goes on is cut;
+- a segment begins with a clip whose score reaches the class's onset, and ends before the next clip whose score is below its
+  offset, which is lower: a score that wavers about one threshold would make many short segments;
+- segments of a class with at most ``merge_gap_seconds`` between them become one, then those shorter than ``min_seconds`` go.
+
+Source: the onset and offset of pyannote.audio's ``Binarize``.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from egoaudio.config.predict import SegmentConfig
+from egoaudio.evaluation.calibration import Calibration
+from egoaudio.evaluation.smoothing import smooth
+
+SEGMENT_DTYPE = np.dtype(
+    [
+        ("class_index", "<i4"),
+        ("start_seconds", "<f8"),
+        ("stop_seconds", "<f8"),
+        ("score", "<f4"),
+        ("mean_score", "<f4"),
+    ]
+)
+DEFAULT_THRESHOLD = 0.5  # of a model that nobody has validated
+_ROUNDING_SECONDS = 1e-6  # sums of times may differ by less than this
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentRules:
+    """How scores become segments."""
+
+    onset: np.ndarray
+    """float64 (C,): of the scores, averaged over neighbours and not calibrated; infinity for a class that is never claimed."""
+    offset: np.ndarray
+    """float64 (C,), at most the onset."""
+    calibration: Calibration
+    """From those scores to the probabilities that segments carry."""
+    smooth_clips: int = 0
+    """Over how many neighbouring clips on each side scores are averaged."""
+    min_seconds: float = 0.0
+    merge_gap_seconds: float = 0.0
+
+    def find(self, scores: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        """Return the segments of a recording, by start, then class.
+
+        Parameters
+        ----------
+        scores : float32 array (n, C)
+            Of each clip alone; NaN for a clip without sound.
+        starts, stops : float64 array (n,)
+            In seconds, in order of time.
+
+        Returns
+        -------
+        array of SEGMENT_DTYPE
+        """
+        usable = ~np.isnan(scores).any(axis=1)
+        smoothed = smooth_scores(scores, self.smooth_clips)
+        return self.find_smoothed(smoothed[usable], starts[usable], stops[usable])
+
+    def find_smoothed(self, scores: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        """Return the segments likewise of scores (n, C) that are averaged over neighbours already, and are all there."""
+        if not len(scores):
+            return np.zeros(0, SEGMENT_DTYPE)
+        begins, ends, follows = share_time(starts, stops)
+        probabilities = self.calibration.apply(scores)
+        found = []
+        for column in np.flatnonzero((scores >= self.onset).any(axis=0)):
+            first, last = _runs(scores[:, column], self.onset[column], self.offset[column], follows)
+            found.append(self._describe(int(column), first, last, begins, ends, probabilities[:, column]))
+        segments = np.concatenate(found) if found else np.zeros(0, SEGMENT_DTYPE)
+        return segments[np.lexsort((segments["class_index"], segments["start_seconds"]))]
+
+    def _describe(
+        self, column: int, first: np.ndarray, last: np.ndarray, begins: np.ndarray, ends: np.ndarray, values: np.ndarray
+    ) -> np.ndarray:
+        """Return the segments of one class from the first and last clip of each, merged, without the short ones."""
+        gaps = begins[first[1:]] - ends[last[:-1]]
+        opens = np.r_[True, gaps > self.merge_gap_seconds + _ROUNDING_SECONDS]
+        heads = np.flatnonzero(opens)
+        totals, counts = np.r_[0.0, np.cumsum(values, dtype=np.float64)], last - first + 1
+        sums = np.add.reduceat(totals[last + 1] - totals[first], heads)
+        peaks = np.array([values[start : stop + 1].max() for start, stop in zip(first, last, strict=True)])
+        segments = np.zeros(len(heads), SEGMENT_DTYPE)
+        segments["class_index"] = column
+        segments["start_seconds"] = begins[first[heads]]
+        segments["stop_seconds"] = ends[last[np.r_[heads[1:] - 1, len(last) - 1]]]
+        segments["score"] = np.maximum.reduceat(peaks, heads)
+        segments["mean_score"] = sums / np.add.reduceat(counts, heads)
+        lengths = segments["stop_seconds"] - segments["start_seconds"]
+        return segments[lengths >= self.min_seconds - _ROUNDING_SECONDS]
+
+
+def make_rules(
+    config: SegmentConfig,
+    thresholds: np.ndarray | None,
+    num_classes: int,
+    smooth_clips: int,
+    calibration: Calibration | None = None,
+) -> SegmentRules:
+    """Return the rules that a configuration asks for.
+
+    Parameters
+    ----------
+    config : SegmentConfig
+        Its ``threshold`` is a probability.
+    thresholds : array (C,), optional
+        From the validation split, of scores averaged over neighbours.
+    num_classes : int
+    smooth_clips : int
+    calibration : Calibration, optional
+        From the validation split; scores are taken for probabilities without.
+    """
+    calibration = Calibration.none(num_classes) if calibration is None else calibration
+    if config.threshold is None and thresholds is not None:
+        onset = np.asarray(thresholds, np.float64)
+        claimed = np.isfinite(onset)
+        probability = calibration.apply(np.where(claimed, onset, 1.0)).astype(np.float64)
+    else:
+        probability = np.full(num_classes, DEFAULT_THRESHOLD if config.threshold is None else config.threshold)
+        onset, claimed = calibration.invert(probability), np.ones(num_classes, bool)
+    offset = np.minimum(calibration.invert(config.offset_ratio * probability), onset)
+    offset = np.where(claimed, offset, np.inf)
+    return SegmentRules(onset, offset, calibration, smooth_clips, config.min_seconds, config.merge_gap_seconds)
+
+
+def smooth_scores(scores: np.ndarray, num_neighbours: int) -> np.ndarray:
+    """Return the scores (n, C) of one recording averaged over neighbouring clips; NaN stays, and is left out of the means."""
+    usable = np.flatnonzero(~np.isnan(scores).any(axis=1))
+    if len(usable) == len(scores):
+        return smooth(scores, usable, np.zeros(len(usable), np.int64), num_neighbours)
+    result = np.full(scores.shape, np.nan, np.float32)
+    result[usable] = smooth(scores[usable], usable, np.zeros(len(usable), np.int64), num_neighbours)
+    return result
+
+
+def share_time(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return from when to when each clip speaks, and whether it follows the clip before it without a gap."""
+    follows = np.r_[False, starts[1:] <= stops[:-1] + _ROUNDING_SECONDS]
+    middles = (starts[1:] + stops[:-1]) / 2
+    begins, ends = np.array(starts, np.float64), np.array(stops, np.float64)
+    begins[1:][follows[1:]] = middles[follows[1:]]
+    ends[:-1][follows[1:]] = middles[follows[1:]]
+    return begins, ends, follows
+
+
+def _runs(values: np.ndarray, onset: float, offset: float, follows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first and the last clip of each segment of one class, before anything is merged."""
+    on = values >= offset
+    opens = on & ~(np.r_[False, on[:-1]] & follows)  # the first clip of each stretch that is not below the offset
+    stretch = np.cumsum(opens)
+    reached = np.flatnonzero(on & (values >= onset))
+    _, where = np.unique(stretch[reached], return_index=True)
+    first = reached[where]
+    closes = on & ~np.r_[(on[1:] & follows[1:]), False]
+    last = np.flatnonzero(closes)
+    return first, last[np.searchsorted(last, first)]

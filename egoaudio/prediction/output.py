@@ -1,0 +1,150 @@
+"""What a prediction leaves in its folder: scores.h5 and segments.csv, each there whole or not at all.
+
+In: the recordings in their order, each read when it is needed. Out: files whose bytes follow from the scores and the options
+alone, not from when and in how many goes they were made. A text in a CSV that a spreadsheet would run begins with an apostrophe.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from egoaudio.config.options import to_json
+from egoaudio.config.predict import PredictConfig
+from egoaudio.errors import PredictionError
+from egoaudio.hdf5 import schema, scores_file
+from egoaudio.prediction.predictor import Predictor
+from egoaudio.prediction.recording import TEXTS
+from egoaudio.prediction.result import Prediction
+from egoaudio.system import files
+from egoaudio.system.terminal import one_line
+
+SEGMENT_COLUMNS = ("file", "start_seconds", "end_seconds", "class_id", "name", "score", "mean_score", "checkpoint")
+Read = Callable[[], Iterator[Prediction]]
+
+
+def write_scores(path: Path, predictions: Read, predictor: Predictor, config: PredictConfig, source: str) -> None:
+    """Write scores.h5.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    predictions : callable
+        Gives all recordings in their order, as often as it is called.
+    predictor : Predictor
+    config : PredictConfig
+    source : str
+        The egoaudio file that was scored; empty where it was media.
+
+    Raises
+    ------
+    StoreError
+        The file cannot be written.
+    """
+    longest, num_videos, num_clips = dict.fromkeys(TEXTS, ""), 0, 0
+    for prediction in predictions():
+        num_videos, num_clips = num_videos + 1, num_clips + len(prediction.scored.clips)
+        for name in TEXTS:
+            longest[name] = max(
+                longest[name], str(prediction.scored.video[name]), key=lambda text: len(schema.encode(text))
+            )
+    rules, build = predictor.rules, predictor.build
+    classes = scores_file.class_table(
+        predictor.class_ids,
+        predictor.class_names,
+        onset=rules.onset,
+        offset=rules.offset,
+        slope=rules.calibration.slope,
+        intercept=rules.calibration.intercept,
+    )
+    attributes = {
+        "sample_rate": build.sample_rate,
+        "clip_seconds": float(build.clips.clip_seconds),
+        "hop_seconds": float(build.clips.step_seconds),
+        "smooth_clips": rules.smooth_clips,
+        "config": to_json(config),
+        "build": to_json(build),
+        "feature": predictor.feature,
+        "label_mode": predictor.label_mode,
+        "calibration": rules.calibration.method,
+        "checkpoint": predictor.checkpoint,
+        "checkpoint_sha256": predictor.sha256,
+        "plan_sha256": predictor.contents["plan_sha256"],
+        "scoring_sha256": predictor.scoring_sha256,
+        "source": source,
+    }
+    video_dtype = schema.video_dtype(**{name: [text] for name, text in longest.items()})
+    with scores_file.writing(path, attributes, classes, video_dtype, num_videos, num_clips) as writer:
+        first = 0
+        for video, prediction in enumerate(predictions()):
+            scored = prediction.scored
+            row = np.zeros(1, video_dtype)
+            for name, value in scored.video.items():
+                text = isinstance(value, str)
+                row[name] = schema.encode(value, row.dtype[name].itemsize) if text else value
+            row["first_clip"], row["num_clips"] = first, len(scored.clips)
+            clips = scored.clips.copy()
+            clips["video"] = video
+            writer.write("videos", video, row)
+            writer.write("fingerprints", video, np.frombuffer(scored.fingerprint, "u1")[None])
+            writer.write("clips", first, clips)
+            writer.write("scores", first, scored.scores.astype("<f4"))
+            classes["num_clips"] += prediction.count_active()
+            first += len(clips)
+        writer.write("classes", 0, classes)
+
+
+def write_segments(path: Path, predictions: Iterator[Prediction]) -> int:
+    """Write segments.csv, a row a segment; return how many there are.
+
+    Raises
+    ------
+    PredictionError
+        The file cannot be written.
+    """
+    count = 0
+    try:
+        with files.replacing(path) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(SEGMENT_COLUMNS)
+            for prediction in predictions:
+                labelling = prediction.labelling
+                for segment in prediction.segment_table:
+                    index = segment["class_index"]
+                    writer.writerow(
+                        [
+                            harmless_path(prediction.file),
+                            seconds(segment["start_seconds"]),
+                            seconds(segment["stop_seconds"]),
+                            harmless(labelling.class_ids[index]),
+                            harmless(labelling.class_names[index]),
+                            f"{segment['score']:.6f}",
+                            f"{segment['mean_score']:.6f}",
+                            harmless_path(labelling.checkpoint),
+                        ]
+                    )
+                    count += 1
+            text.detach()
+    except OSError as error:
+        raise PredictionError(files.explain(path, error)) from error
+    return count
+
+
+def seconds(value: float) -> str:
+    """Return a time in seconds with as many digits as matter, at most microseconds: ``2.5``."""
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+def harmless(text: str) -> str:
+    """Return a text in one line that no spreadsheet runs."""
+    text = one_line(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def harmless_path(path: str) -> str:
+    """Return a path that no spreadsheet runs and that leads where it did."""
+    return os.path.join(".", path) if path.startswith(("=", "+", "-", "@")) else path

@@ -1,0 +1,294 @@
+"""New recordings -> what is heard in them: find, hear, score, keep, write.
+
+``predict`` yields each recording as soon as it has its scores and stores nothing; ``predict_to_folder`` is the command, whose
+folder holds the scores of what is done: the same call resumes after any stop, to the same bytes, and recordings that were added
+meanwhile cost themselves alone. Nothing here touches samples.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from egoaudio.builder import pool
+from egoaudio.config.predict import PredictConfig
+from egoaudio.errors import ConfigurationError, PredictionError
+from egoaudio.hdf5 import reader
+from egoaudio.inputs.fingerprint import fingerprint
+from egoaudio.prediction import output as writing
+from egoaudio.prediction.find import Recordings, StrPath, find_annotated, find_recordings, is_hdf5
+from egoaudio.prediction.messages import PredictionProgress
+from egoaudio.prediction.predictor import Predictor, load_predictor
+from egoaudio.prediction.recording import Scored
+from egoaudio.prediction.report import PredictionReport, make_report
+from egoaudio.prediction.result import Labelling, Prediction
+from egoaudio.prediction.score import score_file, score_media
+from egoaudio.prediction.store import Store, opened
+from egoaudio.system import allocator, files, lock
+
+_OURS = ("scores.h5", "segments.csv")
+_READERS = 8  # that wait for a network file system at once
+Paths = StrPath | Sequence[StrPath]
+
+
+@dataclass(frozen=True)
+class Media:
+    """What is to be heard, as it was given: files and folders, or annotations and the folder of their videos."""
+
+    paths: tuple[StrPath, ...] = ()
+    annotations: tuple[StrPath, ...] = ()
+    videos: StrPath | None = None
+    classes: StrPath | None = None
+    follow_links: bool = False
+
+    @property
+    def scored_file(self) -> StrPath | None:
+        """The egoaudio file whose features are to be scored as they are, or None."""
+        hdf5 = [path for path in self.paths if is_hdf5(path)]
+        if hdf5 and len(self.paths) > 1:
+            raise ConfigurationError(
+                f"{os.fspath(hdf5[0])}: an egoaudio file is scored by itself: give it alone, or leave it out"
+            )
+        return hdf5[0] if hdf5 else None
+
+    def find(self) -> Recordings:
+        """Return the recordings that are there."""
+        if self.annotations or self.videos is not None:
+            if self.paths:
+                raise ConfigurationError(
+                    "media and `annotations` were given: give files and folders, or annotations with `videos`"
+                )
+            if not self.annotations or self.videos is None:
+                raise ConfigurationError(
+                    "`annotations` and `videos` belong together: the CSV names the videos, the folder holds them"
+                )
+            return find_annotated(self.annotations, self.videos, self.classes, self.follow_links)
+        if self.scored_file is not None:
+            with reader.open(self.scored_file) as file:
+                found = Recordings()
+                for row in file.video_table:
+                    found.add(row["video_id"].decode(errors="replace"), "")
+                return found
+        return find_recordings(self.paths, self.follow_links)
+
+
+def predict(
+    checkpoint: StrPath,
+    media: Paths = (),
+    config: PredictConfig | None = None,
+    *,
+    annotations: Paths = (),
+    videos: StrPath | None = None,
+    classes: StrPath | None = None,
+    like: StrPath | None = None,
+    follow_links: bool = False,
+    num_workers: int = 1,
+    timeout_seconds: float = 600.0,
+    device: str | None = None,
+) -> Iterator[Prediction]:
+    """Hear recordings with a trained model, and yield what it says of each.
+
+    Parameters
+    ----------
+    checkpoint : path
+        Of a run's ``best.pt`` or ``last.pt``.
+    media : path or sequence of path
+        Files, and folders of them; or one egoaudio file, whose features are scored as they are.
+    config : PredictConfig or None
+        Every option; the defaults if not given.
+    annotations : path or sequence of path
+        CSVs that name the videos to hear, in place of ``media``.
+    videos : path, optional
+        Folder of the annotations' videos.
+    classes : path, optional
+        Class list of the annotations.
+    like : path, optional
+        The egoaudio file that the checkpoint of an earlier version was trained on.
+    follow_links : bool
+        Whether symbolic links may lead out of a folder.
+    num_workers : int
+        Processes that decode.
+    timeout_seconds : float
+        A recording that gets nowhere for so long is given up.
+    device : str, optional
+        The GPU if there is one.
+
+    Yields
+    ------
+    Prediction
+        In the order in which they finish; one that failed says why.
+
+    Raises
+    ------
+    EgoAudioError
+        For a checkpoint, a file or an option that cannot be used, media that are not there, or memory that does not suffice.
+
+    Examples
+    --------
+    >>> for recording in egoaudio.predict("runs/cnn/best.pt", "recordings/"):  # doctest: +SKIP
+    ...     print(recording.file, recording.segments)
+    """
+    config = PredictConfig() if config is None else config
+    given = Media(_paths(media), _paths(annotations), videos, classes, follow_links)
+    recordings = given.find()
+    predictor = load_predictor(checkpoint, config, scored_file=given.scored_file, like=like, device=device)
+    labelling = _labelling(predictor)
+    for scored in _score(predictor, given, recordings, range(len(recordings)), num_workers, timeout_seconds):
+        yield Prediction(scored, labelling)
+
+
+def predict_to_folder(
+    checkpoint: StrPath,
+    media: Paths,
+    output: StrPath,
+    config: PredictConfig | None = None,
+    *,
+    annotations: Paths = (),
+    videos: StrPath | None = None,
+    classes: StrPath | None = None,
+    like: StrPath | None = None,
+    follow_links: bool = False,
+    num_workers: int = 1,
+    timeout_seconds: float = 600.0,
+    device: str | None = None,
+    force: bool = False,
+    retry_failed: bool = False,
+) -> PredictionReport:
+    """Hear recordings with a trained model, and write scores, segments and label files into a folder.
+
+    Parameters
+    ----------
+    output : path
+        The folder; made if it is not there. What it has of the same model and options is kept.
+    force : bool
+        Start anew, and replace what is there.
+    retry_failed : bool
+        Hear recordings again that failed before.
+    checkpoint, media, config, annotations, videos, classes, like, follow_links, num_workers, timeout_seconds, device
+        As for ``predict``.
+
+    Returns
+    -------
+    PredictionReport
+
+    Raises
+    ------
+    EgoAudioError
+        As ``predict``; or an output that is an input, or holds other scores.
+    """
+    config = PredictConfig() if config is None else config
+    given = Media(_paths(media), _paths(annotations), videos, classes, follow_links)
+    recordings = given.find()
+    folder = Path(output)
+    _check_output(folder, given, (checkpoint, like))
+    predictor = load_predictor(checkpoint, config, scored_file=given.scored_file, like=like, device=device)
+    _make(folder)
+    with lock.held(folder):
+        for name in _OURS:
+            files.remove_leftovers(folder / name)
+        with opened(folder, predictor.scoring_sha256, force) as store:
+            keys = [recordings.key(number) for number in range(len(recordings))]
+            todo = store.missing(keys, _fingerprints(given, recordings), retry_failed)
+            started = time.monotonic()
+            for scored in _score(predictor, given, recordings, todo, num_workers, timeout_seconds):
+                store.add(scored)
+            seconds = time.monotonic() - started
+            num_segments = _write(folder, predictor, given, recordings, store, config)
+            store.finish()
+    return make_report(
+        folder,
+        _labelling(predictor),
+        num_known=len(recordings) - len(todo),
+        num_segments=num_segments,
+        seconds=seconds,
+        num_workers=num_workers,
+        notes=predictor.notes,
+    )
+
+
+def _write(
+    folder: Path, predictor: Predictor, given: Media, recordings: Recordings, store: Store, config: PredictConfig
+) -> int:
+    """Write what the scores of all recordings come to; return the number of segments."""
+    labelling = _labelling(predictor)
+
+    def predictions() -> Iterator[Prediction]:
+        for number, name in enumerate(recordings.names):
+            scored = store.read(recordings.key(number))
+            yield Prediction(replace(scored, video=scored.video | {"video_id": name}), labelling)
+
+    writing.write_scores(folder / "scores.h5", predictions, predictor, config, str(given.scored_file or ""))
+    return writing.write_segments(folder / "segments.csv", predictions())
+
+
+def _paths(given: Paths) -> tuple[StrPath, ...]:
+    """Return a single path as one of a list."""
+    return (given,) if isinstance(given, (str, os.PathLike)) else tuple(given)
+
+
+def _labelling(predictor: Predictor) -> Labelling:
+    return Labelling(tuple(predictor.class_ids), tuple(predictor.class_names), predictor.rules, predictor.checkpoint)
+
+
+def _score(
+    predictor: Predictor,
+    given: Media,
+    recordings: Recordings,
+    numbers: Sequence[int],
+    num_workers: int,
+    timeout_seconds: float,
+) -> Iterator[Scored]:
+    """Yield recordings with their scores."""
+    if predictor.scorer.device.type == "cpu":
+        allocator.reuse_blocks()  # the next batch takes the same blocks again
+    hop_seconds = predictor.build.clips.step_seconds
+    if given.scored_file is not None:
+        with reader.open(given.scored_file) as file:
+            sizes = {number: int(file.video_table["num_clips"][number]) for number in numbers}
+        with PredictionProgress(sizes, hop_seconds) as progress:
+            yield from score_file(predictor, given.scored_file, numbers, progress)
+        return
+    every = list(recordings.sizes())
+    order = sorted(numbers, key=lambda number: -every[number])  # longest first: no straggler at the end
+    with PredictionProgress({number: every[number] for number in order}, hop_seconds) as progress, pool.kept():
+        workers = max(1, min(num_workers, len(order)))
+        yield from score_media(
+            predictor, recordings, order, progress, num_workers=workers, timeout_seconds=timeout_seconds
+        )
+
+
+def _fingerprints(given: Media, recordings: Recordings) -> Iterable[bytes]:
+    """Return the fingerprint of each recording as it is now."""
+    if given.scored_file is not None:
+        with reader.open(given.scored_file) as file:
+            return [row.tobytes() for row in file.fingerprints]
+    with ThreadPoolExecutor(_READERS) as threads:
+        return list(threads.map(fingerprint, recordings.files))
+
+
+def _check_output(folder: Path, given: Media, inputs: Iterable[StrPath | None]) -> None:
+    """Refuse an output that is no folder, or would replace what is read."""
+    if folder.exists() and not folder.is_dir():
+        raise PredictionError(f"`output={str(folder)!r}`: is a file: name a folder")
+    for path in (*given.paths, given.videos):
+        if path is not None and folder.exists() and os.path.exists(path) and os.path.samefile(path, folder):
+            raise PredictionError(
+                f"`output={str(folder)!r}`: holds the recordings: give a folder of its own, such as {folder / 'heard'}"
+            )
+    read = [*given.paths, *given.annotations, given.classes, *inputs]
+    for name in (*_OURS, "scores.partial"):
+        try:
+            files.check_output(folder / name, read)
+        except OSError as error:
+            raise PredictionError(f"{folder / name}: {error.strerror}") from error
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PredictionError(
+            f"`output={str(folder)!r}`: cannot be made a folder ({error.strerror}): give the name of one that can be written to"
+        ) from error

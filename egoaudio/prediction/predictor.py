@@ -1,0 +1,210 @@
+"""A checkpoint, ready to hear new sound: how its features are made, its network, and what its scores mean.
+
+In: a checkpoint and a configuration. Out: a ``Predictor``, whose parts say everything that the stages behind it need. A
+checkpoint of an earlier version does not say how its features were made: ``like``, the file it was trained on, does.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from egoaudio.builder.feature_stream import feature_extractor
+from egoaudio.config.build import BuildConfig
+from egoaudio.config.options import from_json, to_json
+from egoaudio.config.predict import PredictConfig
+from egoaudio.config.train import TrainConfig
+from egoaudio.data.context import joined_shape
+from egoaudio.errors import CheckpointError, ConfigurationError
+from egoaudio.evaluation.segments import DEFAULT_THRESHOLD, SegmentRules, make_rules
+from egoaudio.hdf5 import reader
+from egoaudio.models import checkpoints
+from egoaudio.models.device import choose_device, inference_dtype
+from egoaudio.models.steady_scorer import SteadyScorer
+from egoaudio.prediction.windows import WindowPlan, plan_windows
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A checkpoint, ready to hear."""
+
+    checkpoint: str
+    """Its path, as given."""
+    contents: dict[str, Any]
+    """Of the checkpoint, without the weights."""
+    sha256: str
+    """Of the checkpoint."""
+    build: BuildConfig
+    """How the clips and their one feature are made; of an egoaudio file that is scored, how they were."""
+    context_clips: int
+    normalization: tuple[float, float]
+    scorer: SteadyScorer
+    rules: SegmentRules
+
+    @property
+    def class_ids(self) -> list[str]:
+        """Ids of the classes, in the order of the scores."""
+        return self.contents["class_ids"]
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes."""
+        return self.contents["class_names"]
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.class_ids)
+
+    @property
+    def feature(self) -> str:
+        """What the network hears."""
+        return self.contents["feature"]
+
+    @property
+    def label_mode(self) -> str:
+        """``multi`` or ``single``."""
+        return self.scorer.label_mode
+
+    @property
+    def scoring_sha256(self) -> str:
+        """Hexadecimal, of all that decides a recording's scores but the recording."""
+        return hashlib.sha256(json.dumps([self.sha256, to_json(self.build)]).encode()).hexdigest()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences that say what is missing and why."""
+        if self.contents["thresholds"] is not None:
+            return ()
+        return (
+            f"no class has a threshold of its own, so each begins at {DEFAULT_THRESHOLD:g}: the checkpoint comes from a run without a "
+            "validation split",
+        )
+
+    @property
+    def windows(self) -> WindowPlan:
+        """What the network sees of the rows that are made of new sound."""
+        shape = tuple(self.contents["feature_shape"])
+        return plan_windows(self.build, self.feature, shape, self.normalization, self.context_clips)
+
+
+def load_predictor(
+    checkpoint: StrPath,
+    config: PredictConfig,
+    *,
+    scored_file: StrPath | None = None,
+    like: StrPath | None = None,
+    device: str | None = None,
+) -> Predictor:
+    """Load a checkpoint for new sound, or for the features of a file.
+
+    Parameters
+    ----------
+    checkpoint : path
+    config : PredictConfig
+    scored_file : path, optional
+        An egoaudio file whose features are to be scored as they are.
+    like : path, optional
+        The egoaudio file that an earlier version's checkpoint was trained on.
+    device : str, optional
+        The GPU if there is one.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint cannot be used, does not say how its features were made, or does not fit a file.
+    StoreError
+        A file cannot be used.
+    ConfigurationError
+        For an option without effect, a hop that the network's context does not allow, or no such device.
+    """
+    chosen = choose_device(device)
+    model, contents = checkpoints.load_model(checkpoint, chosen)
+    options = from_json(TrainConfig, contents["config"])
+    if scored_file is None:
+        build = _build_of(checkpoint, contents, config, like)
+    else:
+        build = _build_of_file(contents, config, scored_file, like)
+    context_clips = options.data.context_clips or 0
+    contents.pop("weights")
+    scorer = SteadyScorer(
+        model,
+        joined_shape(contents["feature_shape"], context_clips),
+        options.data.label_mode,
+        device=chosen,
+        amp_dtype=inference_dtype(chosen, options.optimization, contents),
+        batch_size=config.scoring.batch_size,
+    )
+    rules = make_rules(
+        config.segments,
+        None if contents["thresholds"] is None else np.array(contents["thresholds"]),
+        len(contents["class_ids"]),
+        _neighbours(contents, config, build),
+    )
+    return Predictor(
+        os.fspath(checkpoint),
+        contents,
+        checkpoints.digest(checkpoint),
+        build,
+        context_clips,
+        (contents["normalization"]["mean"], contents["normalization"]["std"]),
+        scorer,
+        rules,
+    )
+
+
+def _build_of(
+    checkpoint: StrPath, contents: dict[str, Any], config: PredictConfig, like: StrPath | None
+) -> BuildConfig:
+    """Return how the features of new sound are made."""
+    text = contents["build"]
+    if text is None and like is None:
+        raise CheckpointError(
+            f"{checkpoint}: egoaudio {contents['egoaudio_version']} wrote it, and it does not say how its features were made: "
+            "give `like=FILE`, the egoaudio file that it was trained on"
+        )
+    if like is not None:
+        if text is not None:
+            raise ConfigurationError(
+                f"`like={os.fspath(like)!r}` has no effect: {checkpoint} says itself how its features were made"
+            )
+        with reader.open(like) as file:
+            checkpoints.require_match(contents, file, same_plan=True)
+            text = contents["build"] = json.dumps(file.config)
+    build = from_json(BuildConfig, text)
+    if config.scoring.hop_seconds is not None:
+        build = replace(build, clips=replace(build.clips, hop_seconds=config.scoring.hop_seconds))
+    build = replace(build, features=replace(build.features, features=(contents["feature"],)))
+    made = feature_extractor(build).shapes[contents["feature"]]
+    if contents["feature"] != "waveform" and list(made) != contents["feature_shape"]:
+        raise CheckpointError(
+            f"{checkpoint}: it was trained on {contents['feature']} of {contents['feature_shape']}, and its configuration makes {list(made)}: "
+            "its file was not built with the options that it states"
+        )
+    return build
+
+
+def _build_of_file(contents: dict[str, Any], config: PredictConfig, path: StrPath, like: StrPath | None) -> BuildConfig:
+    """Return how the features of a file were made."""
+    for name, value in (("hop_seconds", config.scoring.hop_seconds), ("like", like)):
+        if value is not None:
+            raise ConfigurationError(
+                f"`{name}={value!r}` has no effect on {os.fspath(path)}, whose features are scored as they are"
+            )
+    with reader.open(path) as file:
+        checkpoints.require_match(contents, file)
+        return from_json(BuildConfig, json.dumps(file.config))
+
+
+def _neighbours(contents: dict[str, Any], config: PredictConfig, build: BuildConfig) -> int:
+    """Return over how many neighbouring clips on each side scores are averaged."""
+    seconds, hop = config.segments.smooth_seconds, build.clips.step_seconds
+    if seconds is None:
+        trained_hop = hop if contents["build"] is None else from_json(BuildConfig, contents["build"]).clips.step_seconds
+        seconds = contents["smooth_clips"] * trained_hop
+    return round(seconds / hop)

@@ -123,7 +123,7 @@ def _is_inside(real: str, inside: str) -> bool:
     return os.path.commonpath([real, inside]) == inside
 
 
-def list_media(root, follow_links=False):
+def list_media(root: str | os.PathLike[str], follow_links: bool = False) -> tuple[list[str], list[str]]:
     """List every file with a media extension anywhere under ``root``.
 
     Parameters
@@ -146,7 +146,10 @@ def list_media(root, follow_links=False):
     """
     if not os.path.isdir(root):
         raise MediaError(f"{root}: there is no such folder")
-    inside, folders, paths, links = os.path.realpath(root), [], [], []
+    inside = os.path.realpath(root)
+    folders: list[str] = []
+    paths: list[str] = []
+    links: list[str] = []
     for entry in _walk(root, inside, follow_links, folders):
         if os.path.splitext(entry.name)[1].lower() not in MEDIA_EXTENSIONS:
             continue

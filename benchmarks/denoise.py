@@ -1,4 +1,4 @@
-"""Denoising: clips a second on one core, ours beside noisereduce and TorchGate, with the relative error beside each speed.
+"""Denoising: clips a second on one core, egoaudio beside noisereduce and TorchGate, each with its relative error.
 
 All non-stationary with their defaults, in this process, with one BLAS and one torch thread, in processor time.
 
@@ -18,10 +18,12 @@ import measuring  # noqa: E402
 import numpy as np  # noqa: E402
 
 from egoaudio.audio import denoise  # noqa: E402
+from egoaudio.audio.denoise_engine import Workspace  # noqa: E402
 from egoaudio.config.build import DenoiseConfig  # noqa: E402
 
 SAMPLE_RATE = 16000
 CONFIG = DenoiseConfig()
+WORKSPACE = Workspace()
 
 
 def make_sound(seconds):
@@ -34,12 +36,12 @@ def make_sound(seconds):
 
 def by_us(rows):
     """Gate every row by itself."""
-    return denoise.gate(rows, SAMPLE_RATE, CONFIG)
+    return denoise.gate(rows, SAMPLE_RATE, CONFIG, WORKSPACE)
 
 
 def by_us_streaming(rows):
     """Gate the one row as a recording that comes in blocks."""
-    return np.concatenate(list(denoise.gate_blocks([rows[0]], SAMPLE_RATE, CONFIG)))[None]
+    return np.concatenate(list(denoise.gate_blocks([rows[0]], SAMPLE_RATE, CONFIG, WORKSPACE)))[None]
 
 
 def by_noisereduce(rows):
@@ -63,7 +65,7 @@ ENGINES = {"egoaudio": by_us, "noisereduce": by_noisereduce, "TorchGate": by_tor
 
 
 def compare(case, clips, repeats):
-    """Return the table's rows of one kind of sound, and the raw runs; the error is relative to noisereduce's result in float64."""
+    """Return the table's rows of one kind of sound, and the raw runs; errors are relative to noisereduce in float64."""
     recording = len(clips) == 1
     engines = ENGINES | ({"egoaudio": by_us_streaming} if recording else {})
     truth = by_noisereduce(clips).astype(np.float64)

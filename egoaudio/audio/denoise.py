@@ -1,31 +1,36 @@
-"""Sound in, the same sound without its steady noise out: spectral gating equal to ``noisereduce.reduce_noise``.
+"""Sound in, the same sound without steady noise out: spectral gating equal to ``noisereduce.reduce_noise``.
 
 In: float32 samples, mono, a row a clip (``gate``) or the blocks of a recording (``gate_blocks``). Out: as many
 float32 samples. A short-time spectrum (1,024 samples, hop 256, Hann) is multiplied by a mask between 0 and 1: in
-mode *nonstationary* it is how far a bin rises above its own mean over about two seconds, in mode *stationary*
-whether it is above its mean plus 1.5 deviations. The mask is smoothed over 50 ms and 500 Hz. All as noisereduce 3.0.3
-does it with its defaults (https://github.com/timsainb/noisereduce): every call is padded by 30,000 zeros on both
-sides, and a recording goes in chunks of 600,000 samples that see 30,000 of their neighbours. Silence stays silence.
-The engine is in ``denoise_engine``, the two modes in ``denoise_masks``.
+mode *nonstationary* by how far a bin rises above its own mean over about two seconds, in mode *stationary* by
+whether it is above its mean plus 1.5 standard deviations. The mask is smoothed over 50 ms and 500 Hz. All of this is as
+in noisereduce 3.0.3 with its defaults (https://github.com/timsainb/noisereduce): every call is padded by 30,000 zeros
+on both sides, and a recording is gated in chunks of 600,000 samples with 30,000 of their neighbours on each side.
+Silence stays silence. The engine is in ``denoise_engine``, the two modes in ``denoise_masks``.
+
+A ``Workspace`` holds the buffers. Pass the same one to many calls: fresh memory takes half as long as the gating.
 """
 
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from egoaudio.audio.denoise_engine import N_FFT, Workspace, lay_out, smoothing_widths
+from egoaudio.audio.denoise_engine import N_FFT, Gater, Workspace, lay_out, smoothing_widths
 from egoaudio.audio.denoise_masks import NonstationaryGater, StationaryGater
-from egoaudio.errors import ConfigurationError, EgoAudioError
+from egoaudio.config.build import DenoiseConfig
+from egoaudio.errors import EgoAudioError
 
 CHUNK = 600_000  # samples that noisereduce gates at once
-PADDING = 30_000  # samples it adds on both sides of them
-FRAMES_AT_ONCE = 72  # rows that are shorter are gated several at once
-PIECE = 65_536  # samples in a block that comes out
+PADDING = 30_000  # samples that it adds on both sides of them
+FRAMES_AT_ONCE = 72  # of several rows, if they are shorter
+PIECE = 65_536  # samples in a block of the result
 
-GATERS = {"nonstationary": NonstationaryGater, "stationary": StationaryGater}
+GATERS: dict[str, type[Gater]] = {"nonstationary": NonstationaryGater, "stationary": StationaryGater}
 
 
-def gate(samples, sample_rate, config):
+def gate(
+    samples: np.ndarray, sample_rate: int, config: DenoiseConfig, workspace: Workspace | None = None
+) -> np.ndarray:
     """Gate each row by itself.
 
     Parameters
@@ -35,7 +40,9 @@ def gate(samples, sample_rate, config):
     sample_rate : int
         Samples a second.
     config : DenoiseConfig
-        Mode and engine; the scope is the caller's affair. Mode ``none`` gives the samples back as they are.
+        Mode and engine; the scope is up to the caller. Mode ``none`` returns the samples as they are.
+    workspace : Workspace, optional
+        Buffers to use, by one call at a time.
 
     Returns
     -------
@@ -56,26 +63,28 @@ def gate(samples, sample_rate, config):
     gated = np.empty_like(clips)
     if config.engine == "noisereduce" or clips.shape[1] > CHUNK:
         for clip, target in zip(clips, gated, strict=True):
-            np.concatenate(list(gate_blocks([clip], sample_rate, config)), out=target)
+            np.concatenate(list(gate_blocks([clip], sample_rate, config, workspace)), out=target)
         return gated.reshape(samples.shape)
     layout = lay_out(clips.shape[1], PADDING, clips.shape[1] + 2 * PADDING)
     at_once = max(1, min(len(clips), FRAMES_AT_ONCE // layout.num_frames))
-    with _workspace() as workspace:
-        gater = GATERS[config.mode](layout, sample_rate, at_once, workspace)
-        buffer = workspace.array("rows", (at_once, layout.room))
-        for first in range(0, len(clips), at_once):
-            few = clips[first : first + at_once]
-            rows = buffer[: len(few)]
-            rows[:, : layout.lead] = 0
-            rows[:, layout.inside] = few
-            rows[:, layout.inside.stop :] = 0
-            gater.gate(rows, few)
-            gated[first : first + at_once] = rows[:, layout.inside]
+    workspace = workspace or Workspace()
+    gater = GATERS[config.mode](layout, sample_rate, at_once, workspace)
+    buffer = workspace.array("rows", (at_once, layout.room))
+    for first in range(0, len(clips), at_once):
+        few = clips[first : first + at_once]
+        rows = buffer[: len(few)]
+        rows[:, : layout.lead] = 0
+        rows[:, layout.inside] = few
+        rows[:, layout.inside.stop :] = 0
+        gater.gate(rows, few)
+        gated[first : first + at_once] = rows[:, layout.inside]
     return gated.reshape(samples.shape)
 
 
-def gate_blocks(blocks, sample_rate, config):
-    """Gate a whole recording as it comes, a chunk at a time.
+def gate_blocks(
+    blocks: Iterable[np.ndarray], sample_rate: int, config: DenoiseConfig, workspace: Workspace | None = None
+) -> Iterator[np.ndarray]:
+    """Gate a whole recording as a stream, a chunk at a time.
 
     Parameters
     ----------
@@ -84,12 +93,14 @@ def gate_blocks(blocks, sample_rate, config):
     sample_rate : int
         Samples a second.
     config : DenoiseConfig
-        Mode and engine. The engine ``noisereduce`` needs the whole recording in memory; ours holds a chunk.
+        Mode and engine. The engine ``noisereduce`` needs the whole recording in memory, ``egoaudio`` a chunk.
+    workspace : Workspace, optional
+        Buffers to use, by one call at a time.
 
     Yields
     ------
     float32 (k,)
-        As many samples in all as came in.
+        As many samples in all as in ``blocks``.
 
     Raises
     ------
@@ -103,48 +114,50 @@ def gate_blocks(blocks, sample_rate, config):
     if config.engine == "noisereduce":
         yield _call_noisereduce(np.concatenate([np.zeros(0, np.float32), *blocks]), sample_rate, config)
         return
-    with _workspace() as workspace:
-        recording = _Recording(sample_rate, config.mode, workspace)
-        for block in blocks:
-            block = np.asarray(block, dtype=np.float32)
-            while len(block):
-                block = block[recording.take(block) :]
-                if recording.is_full:
-                    yield from recording.gate_chunk()
-        while recording.num_samples > recording.start:
-            yield from recording.gate_chunk()
+    recording = _Recording(sample_rate, config.mode, workspace or Workspace())
+    for block in blocks:
+        block = np.asarray(block, dtype=np.float32)
+        while len(block):
+            block = block[recording.take(block) :]
+            if recording.is_full:
+                yield from recording.gate_chunk()
+    while recording.num_samples > recording.start:
+        yield from recording.gate_chunk()
 
 
 class _Recording:
-    """The samples of a recording that are at hand: a chunk, gated in place, and the neighbours it sees.
+    """The samples of a recording in memory: a chunk, gated in place, and its neighbours.
 
-    They lie behind ``HEAD`` samples of room, in which the first frame begins.
+    They follow ``HEAD`` unused samples, in which the first frame begins.
     """
 
     HEAD = N_FFT
 
-    def __init__(self, sample_rate, mode, workspace):
+    def __init__(self, sample_rate: int, mode: str, workspace: Workspace) -> None:
         self.sample_rate = sample_rate
         self.mode = mode
         self.workspace = workspace
         self.buffer = workspace.array("samples", (self.HEAD + CHUNK + 2 * PADDING + 2 * N_FFT,))
         self.num_samples = 0
         self.start = 0  # of the chunk among the samples; PADDING once there is one before it
-        self.thresholds = None  # of the stationary mode, learnt from the first chunk
+        self.thresholds: np.ndarray | None = None  # of the stationary mode, learnt from the first chunk
 
-    def take(self, block):
-        """Copy what fits of ``block`` (m,) and return how much that is; a chunk takes one sample more than it sees, to know that it is not the last."""
+    def take(self, block: np.ndarray) -> int:
+        """Copy what fits of ``block`` (m,) and return how much that is.
+
+        One sample more than the chunk and its neighbours fits, which shows that the chunk is not the last one.
+        """
         count = min(len(block), self.start + CHUNK + PADDING + 1 - self.num_samples)
         self.buffer[self.HEAD + self.num_samples :][:count] = block[:count]
         self.num_samples += count
         return count
 
     @property
-    def is_full(self):
-        """Whether the chunk, its neighbours and one sample more are there."""
+    def is_full(self) -> bool:
+        """Whether the chunk, its neighbours and one sample more have been taken."""
         return self.num_samples == self.start + CHUNK + PADDING + 1
 
-    def gate_chunk(self):
+    def gate_chunk(self) -> Iterator[np.ndarray]:
         """Yield the next chunk, gated, in pieces; keep what the following chunk needs."""
         stop = min(self.start + CHUNK, self.num_samples)
         seen = min(stop + PADDING, self.num_samples)
@@ -167,30 +180,10 @@ class _Recording:
         self.num_samples, self.start = len(following), PADDING
 
 
-_idle_workspaces = []
-
-
-@contextmanager
-def _workspace():
-    """Lend a workspace to one caller, and keep it for the next: fresh memory would cost as much as half the gating."""
-    try:
-        workspace = _idle_workspaces.pop()
-    except IndexError:
-        workspace = Workspace()
-    try:
-        yield workspace
-    finally:
-        _idle_workspaces.append(workspace)
-
-
-def _call_noisereduce(samples, sample_rate, config):
+def _call_noisereduce(samples: np.ndarray, sample_rate: int, config: DenoiseConfig) -> np.ndarray:
     """Return what the noisereduce library makes of ``samples`` (n,), with silence for the NaN it makes of silence."""
-    try:
-        from noisereduce import reduce_noise
-    except ImportError as error:
-        raise ConfigurationError(
-            "--denoise-engine noisereduce: the library is not installed; pip install noisereduce, or leave the option out"
-        ) from error
+    from noisereduce import reduce_noise  # loads torch
+
     if not samples.any():
         return np.zeros_like(samples)
     try:

@@ -1,9 +1,9 @@
-"""The two ways to find the noise: masks over a spectrum, equal to those of noisereduce 3.0.3.
+"""The two modes of finding the noise: masks over a spectrum, equal to those of noisereduce 3.0.3.
 
 *Nonstationary*: a bin's amplitude against its own mean over time, which is a one-pole filter forward and back with a
 time constant of two seconds; a sigmoid makes the ratio a mask. *Stationary*: open where a bin's level in dB is above
-its mean plus 1.5 deviations over the noise. Both are ``gating.Gater`` with their own ``fill_masks``; arrays are (rows,
-frames, bins). Source: ``noisereduce.spectralgate`` (https://github.com/timsainb/noisereduce).
+its mean plus 1.5 deviations over the noise. Both are a ``denoise_engine.Gater`` with its own ``fill_masks``; arrays are
+(rows, frames, bins). Source: ``noisereduce.spectralgate`` (https://github.com/timsainb/noisereduce).
 """
 
 import functools
@@ -11,39 +11,38 @@ import functools
 import numpy as np
 import scipy.fft
 
-from egoaudio.audio.denoise_engine import HOP, N_FFT, NUM_BINS, Gater, hann, overlapping
+from egoaudio.audio.denoise_engine import HOP, N_FFT, NUM_BINS, Gater, Workspace, hann, overlapping
 
 TIME_CONSTANT_SECONDS = 2.0
 SLOPE = 10.0  # of the sigmoid
-THRESHOLD = 2.0  # the sigmoid's middle: so many times the mean above the mean
-TINY = np.float32(1e-30)  # keeps 0/0 away from a bin that is silent throughout
+THRESHOLD = 2.0  # the sigmoid's middle is this many times the mean above the mean
+TINY = np.float32(1e-30)  # prevents 0/0 in a bin that is silent throughout
 
 STATIONARY_DEVIATIONS = 1.5
 TOP_DB = 80.0
 EPS = float(np.finfo(np.float64).eps)  # noisereduce adds it to amplitudes before the logarithm
 BLOCK_FRAMES = 72  # of the noise, transformed at once
-LEVELS_AT_ONCE = 100_000  # of the noise, in float64: those of a whole chunk would be 10 MB
+LEVELS_AT_ONCE = 100_000  # of the noise, in float64: those of a whole chunk would take 10 MB
 
 
 class NonstationaryGater(Gater):
     """Mask by how far a bin rises above its own mean over time.
 
-    The mask is 1 / (1 + exp(-slope * (x / mean - 1 - threshold))); it is computed as 1 / (unit + exp(-slope * x / mean)),
-    which is to be multiplied by the unit, exp(-slope * (1 + threshold)): two passes fewer, and exact where it is small.
+    The mask is 1 / (1 + exp(-slope * (x / mean - 1 - threshold))). It is computed as 1 / (unit + exp(-slope * x /
+    mean)), to be multiplied by the unit, exp(-slope * (1 + threshold)): two passes fewer, and exact where it is small.
     """
 
     mask_unit = float(np.exp(-SLOPE * (1 + THRESHOLD)))
 
-    def fill_masks(self, rows, scale):
+    def fill_masks(self, rows: np.ndarray, scale: np.ndarray) -> list[np.ndarray]:
         """Put every block's mask, smoothed over bins, into ``smooth(number, count)``; return the blocks' spectra."""
         size = self.sub_frames
         window = hann(N_FFT).astype(np.float32)
-        spectra, blocks = [], []
+        spectra: list[np.ndarray] = []
+        blocks: list[tuple[np.ndarray, np.ndarray]] = []
         for number, count in enumerate(self.sub_blocks):
             block = self.store[number, : len(rows), : count * (size + 2)]
-            parts = block.reshape(
-                len(rows), count, size + 2, NUM_BINS
-            )  # a sub-block, the mean before it, and the one after it
+            parts = block.reshape(len(rows), count, size + 2, NUM_BINS)  # a sub-block, the means before and after it
             parts[:, :, size:] = 0
             spectrum = scipy.fft.rfft(self.take_frames(rows, number, window))
             whole, rest = divmod(spectrum.shape[1], size)
@@ -58,11 +57,11 @@ class NonstationaryGater(Gater):
                     out=parts[:, 0, size],
                 )
             elif not self.layout.silent_before:
-                parts[:, 0, size] = parts[:, 0, 0]  # noisereduce begins with the first frame as the mean
+                parts[:, 0, size] = parts[:, 0, 0]  # noisereduce starts with the first frame as the mean
             if rest:
                 self._extend(block, parts, rest)
             blocks.append((block, parts))
-        silent_after = max(0, self.layout.silent_after - (size - rest if rest else 0))
+        silent_after: int | None = max(0, self.layout.silent_after - (size - rest if rest else 0))
         for number in reversed(range(len(blocks))):
             block, parts = blocks[number]
             count = parts.shape[1]
@@ -83,10 +82,10 @@ class NonstationaryGater(Gater):
             self.smooth_over_bins(self.smooth(number, len(rows))[:, self.frame_width : self.frame_width + count * size])
         return spectra
 
-    def _extend(self, block, parts, rest):
-        """Fill the last sub-block behind its ``rest`` frames: with silence, and behind the padding's end with the mean there.
+    def _extend(self, block: np.ndarray, parts: np.ndarray, rest: int) -> None:
+        """Fill the last sub-block after its ``rest`` frames: with silence, and after the padding with the mean there.
 
-        Where nothing follows, noisereduce's way back begins with the last mean, as if that level went on.
+        Where nothing follows, noisereduce's backward pass starts with the last mean, as if that level continued.
         """
         size = self.sub_frames
         parts[:, -1, rest:size] = 0
@@ -97,7 +96,7 @@ class NonstationaryGater(Gater):
 
 
 @functools.lru_cache(maxsize=16)
-def _onward(size, count, sample_rate):
+def _onward(size: int, count: int, sample_rate: int) -> np.ndarray:
     """Return the matrix that gives the forward mean before every frame of a block and after the last.
 
     The mean is y[t] = b x[t] + a y[t-1], with b and a = 1 - b as noisereduce derives them from its time constant. The
@@ -118,7 +117,7 @@ def _onward(size, count, sample_rate):
 
 
 @functools.lru_cache(maxsize=64)
-def _smoother(size, count, sample_rate, silent_after):
+def _smoother(size: int, count: int, sample_rate: int, silent_after: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the matrices of the mean over time, forward and back: z[t] = b y[t] + a z[t+1], y as in ``_onward``.
 
     Parameters
@@ -126,15 +125,15 @@ def _smoother(size, count, sample_rate, silent_after):
     size, count : int
         Frames of a sub-block, sub-blocks of the block.
     silent_after : int or None
-        Frames without sound behind the last block, over which y decays, and then turns round: z behind the block is a
-        multiple of its last y. None for a block that others follow: its last row carries that z.
+        Silent frames after the last block, over which y decays forward and then backward: z after the block is a
+        multiple of its last y. None for a block that is followed by others: its last row holds that z.
 
     Returns
     -------
     carries : float32 (2 * count, count * (size + 2))
-        Times the block: the y before each sub-block and the z after it.
+        Multiplied by the block: the y before each sub-block and the z after it.
     both : float32 (size, size + 2)
-        Times a sub-block with those two: z / -SLOPE, so that the sigmoid's slope costs nothing.
+        Multiplied by a sub-block with those two: z / -SLOPE, which saves the multiplication by the sigmoid's slope.
     """
     a, b = _decay(sample_rate)
     num_frames = count * size
@@ -157,7 +156,7 @@ def _smoother(size, count, sample_rate, silent_after):
     return carries.astype(np.float32), (both / -SLOPE).astype(np.float32)
 
 
-def _decay(sample_rate):
+def _decay(sample_rate: int) -> tuple[float, float]:
     """Return a and b of noisereduce's one-pole filter."""
     frames = TIME_CONSTANT_SECONDS * sample_rate / HOP
     b = (np.sqrt(1 + 4 * frames**2) - 1) / (2 * frames**2)
@@ -167,20 +166,21 @@ def _decay(sample_rate):
 class StationaryGater(Gater):
     """Mask by whether a bin is above its own mean plus 1.5 deviations, in dB, over the noise: the sound itself.
 
-    The comparison is all or nothing, so it is made in float64, as noisereduce makes it; only the thresholds come
-    from a float32 transform, as there.
+    The mask is 0 or 1, so it is computed in float64, as in noisereduce; only the thresholds come from a float32
+    transform, as there.
     """
 
     frame_type = np.float64
 
-    def learn(self, noise):
+    def learn(self, noise: np.ndarray) -> None:
         """Set the thresholds from ``noise`` (count, n)."""
         self.thresholds = np.stack([noise_thresholds(sound, self.workspace) for sound in noise])
 
-    def fill_masks(self, rows, scale):
+    def fill_masks(self, rows: np.ndarray, scale: np.ndarray) -> list[np.ndarray]:
         """Put every block's mask, smoothed over bins, into ``smooth(number, count)``; return the blocks' spectra."""
         count = len(rows)
-        unit = scale * np.float64(N_FFT / 2)  # the spectrum's, that noisereduce divides by the window's sum
+        unit = scale * np.float64(N_FFT / 2)  # of the spectrum, which noisereduce divides by the window's sum
+        assert self.thresholds is not None, "learn first"
         thresholds = np.broadcast_to(self.thresholds * unit, (count, NUM_BINS))
         above = self.workspace.array("above", (count, self.layout.num_frames, NUM_BINS), bool)
         peaks = np.zeros((count, NUM_BINS))
@@ -192,9 +192,8 @@ class StationaryGater(Gater):
             np.greater(amplitudes, thresholds[:, None], out=above[:, first : first + spectrum.shape[1]])
             np.maximum(peaks, amplitudes.max(axis=1), out=peaks)
             spectra.append(spectrum.astype(np.complex64))
-        self._always = (
-            peaks * 10 ** (-TOP_DB / 20) > thresholds
-        )  # noisereduce lifts every frame to 80 dB below the loudest
+        # noisereduce raises every frame to 80 dB below the loudest.
+        self._always = peaks * 10 ** (-TOP_DB / 20) > thresholds
         for number, spectrum in enumerate(spectra):
             num_frames = spectrum.shape[1]
             is_open = above[:, self.starts[number] :][:, :num_frames]
@@ -204,7 +203,7 @@ class StationaryGater(Gater):
             smooth[:, num_frames:] = self.mask_outside(count) if self.layout.silent_after else 0
         return spectra
 
-    def mask_outside(self, count):
+    def mask_outside(self, count: int) -> np.ndarray:
         """Return the mask of silent frames, (count, 1, NUM_BINS): open where the loudest frame opens all."""
         outside = np.zeros((count, 1, NUM_BINS), np.float32)
         if self._always.any():
@@ -213,11 +212,11 @@ class StationaryGater(Gater):
         return outside
 
 
-def noise_thresholds(samples, workspace):
-    """Return the amplitudes (NUM_BINS,) float64 that noisereduce's stationary mode lets pass, learnt from ``samples`` (n,).
+def noise_thresholds(samples: np.ndarray, workspace: Workspace) -> np.ndarray:
+    """Return the amplitudes (NUM_BINS,) float64 above which noisereduce's stationary mode passes ``samples`` (n,).
 
-    Under 1,024 samples the frames are as long as the sound, overlapping by 768, as in scipy.signal.stft; where that
-    cannot be (768 samples and fewer, which noisereduce refuses) the sound is taken as followed by zeros.
+    Under 1,024 samples the frames are as long as the sound, overlapping by 768, as in scipy.signal.stft; where that is
+    impossible (768 samples and fewer, which noisereduce refuses) zeros follow the sound.
     """
     if len(samples) <= N_FFT - HOP:
         samples = np.concatenate([samples, np.zeros(N_FFT - len(samples), np.float32)])

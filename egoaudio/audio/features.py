@@ -5,11 +5,13 @@ asked for. ``spectrogram`` and ``mfcc`` come from one power spectrum and equal `
 the ends) in dB and ``librosa.feature.mfcc`` (Slaney mel, orthonormal DCT-II, at most 80 dB below the clip's loudest);
 ``logmel`` is the filter bank that transformers' ``ASTFeatureExtractor`` computes before it pads and normalises:
 Kaldi's fbank of 25 ms frames every 10 ms, whole frames only (https://kaldi-asr.org/doc/feat.html); ``yamnet`` is what
-YAMNet hears (``yamnet_features``). The filter banks are our own; librosa, torchaudio and kaldi-native-fbank are the oracles in the tests.
+YAMNet takes (``yamnet_features``). librosa, torchaudio and kaldi-native-fbank are the oracles in the tests.
 
 A clip of 1 s at 16 kHz takes 0.13 ms for spectrogram and MFCC and 0.105 for ``logmel``, half of each in the FFT
 (``benchmarks/README.md``).
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 import scipy.fft
@@ -17,10 +19,11 @@ import scipy.fft
 from egoaudio.audio import yamnet_features
 from egoaudio.audio.framing import Framer
 from egoaudio.audio.mel import FilterBank, kaldi_hz, kaldi_mel, slaney_hz, slaney_mel
+from egoaudio.config.build import FeatureConfig
 from egoaudio.errors import ConfigurationError
 
 MIN_POWER = 1e-10
-TOP_DB = 80.0  # a clip's MFCC see nothing that is further below its loudest
+TOP_DB = 80.0  # levels further below the clip's loudest are raised to this before the MFCC
 DECIBELS = np.float32(10 / np.log(10))  # of the natural logarithm of a power
 
 LOGMEL_FRAME_MS = 25.0
@@ -63,44 +66,40 @@ class FeatureExtractor:
     1000.0
     """
 
-    def __init__(self, config, sample_rate, num_samples):
+    def __init__(self, config: FeatureConfig, sample_rate: int, num_samples: int) -> None:
         if num_samples < 1:
             raise ConfigurationError(
-                f"clips of {num_samples} samples: expected at least 1; give a longer --clip-seconds"
+                f"clips of {num_samples} samples: expected at least 1; give a longer `clip_seconds`"
             )
         self.config = config
         self.sample_rate = sample_rate
         self.num_samples = num_samples
-        self._spectra = self._cepstra = self._filter_banks = self._yamnet = None
-        if "spectrogram" in config.features or "mfcc" in config.features:
-            self._spectra = PowerSpectra(config, num_samples)
-        if "mfcc" in config.features:
-            self._cepstra = Cepstra(config, sample_rate)
-        if "logmel" in config.features:
-            self._filter_banks = FilterBanks(sample_rate, num_samples)
-        if "yamnet" in config.features:
-            self._yamnet = yamnet_features.YamnetLogMel(sample_rate, num_samples)
+        names = config.features
+        self._spectra = PowerSpectra(config, num_samples) if {"spectrogram", "mfcc"} & set(names) else None
+        self._cepstra = Cepstra(config, sample_rate) if "mfcc" in names else None
+        self._filter_banks = FilterBanks(sample_rate, num_samples) if "logmel" in names else None
+        self._yamnet = yamnet_features.YamnetLogMel(sample_rate, num_samples) if "yamnet" in names else None
 
     @property
-    def shapes(self):
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of a clip in each array: ``{name: (num_frames, num_values)}``, ``(num_samples,)`` for the waveform."""
-        shapes = {}
-        for name in self.config.features:
-            if name == "spectrogram":
-                shapes[name] = (self._spectra.num_frames, self.config.n_fft // 2 + 1)
-            elif name == "mfcc":
-                shapes[name] = (self._spectra.num_frames, self.config.n_mfcc)
-            elif name == "logmel":
-                shapes[name] = (self._filter_banks.num_frames, LOGMEL_BANDS)
-            elif name == "yamnet":
-                shapes[name] = (self._yamnet.num_frames, yamnet_features.NUM_BANDS)
-            else:
-                shapes[name] = (self.num_samples,)
-        return shapes
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self._spectra:
+            shapes["spectrogram"] = (self._spectra.num_frames, self.config.n_fft // 2 + 1)
+            shapes["mfcc"] = (self._spectra.num_frames, self.config.n_mfcc)
+        if self._filter_banks:
+            shapes["logmel"] = (self._filter_banks.num_frames, LOGMEL_BANDS)
+        if self._yamnet:
+            shapes["yamnet"] = (self._yamnet.num_frames, yamnet_features.NUM_BANDS)
+        shapes["waveform"] = (self.num_samples,)
+        return {name: shapes[name] for name in self.config.features}
 
     @property
-    def axes(self):
-        """Coordinates float64 of the axes that ``attributes(name)["axes"]`` names; times are of a frame's centre, from the window's start."""
+    def axes(self) -> dict[str, np.ndarray]:
+        """Coordinates float64 of the axes that ``attributes(name)["axes"]`` names.
+
+        Times are those of a frame's centre, from the window's start.
+        """
         axes = {}
         if self._spectra:
             axes["frame_seconds"] = np.arange(self._spectra.num_frames) * self.config.hop_length / self.sample_rate
@@ -115,10 +114,10 @@ class FeatureExtractor:
             axes["yamnet_hz"] = self._yamnet.centres_hz
         return axes
 
-    def attributes(self, name):
-        """Return what an array holds and how it was made, as text and numbers: ``units``, ``axes`` and every parameter."""
+    def attributes(self, name: str) -> dict[str, str | int | float]:
+        """Return what an array holds and how it was made: ``units``, ``axes`` and every parameter."""
         config = self.config
-        frames = {
+        frames: dict[str, str | int | float] = {
             "n_fft": config.n_fft,
             "hop_length": config.hop_length,
             "window": config.window,
@@ -152,6 +151,7 @@ class FeatureExtractor:
             }
         if name == "logmel":
             banks = self._filter_banks
+            assert banks is not None, "the file has no logmel"
             return {
                 "units": "log energy",
                 "axes": "clip,logmel_frame_seconds,mel_hz",
@@ -173,14 +173,15 @@ class FeatureExtractor:
             return yamnet_features.attributes()
         return {"units": "1", "axes": "clip,sample", "sample_rate": self.sample_rate}
 
-    def __call__(self, windows, out=None):
+    def __call__(self, windows: np.ndarray, out: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Compute every feature.
 
         Parameters
         ----------
         windows : float32 (num_clips, num_samples)
         out : dict of name to float32 array, optional
-            Where to write, of at least num_clips rows; saves the allocation. Float32 also where ``config.dtype`` is float16.
+            Where to write, at least num_clips rows each; saves the allocation. Float32 even where ``config.dtype`` is
+            float16.
 
         Returns
         -------
@@ -216,11 +217,13 @@ class FeatureExtractor:
 class PowerSpectra(Framer):
     """Power spectra of centred frames, with zeros beyond the clip's ends, as librosa.stft(pad_mode="constant")."""
 
-    def __init__(self, config, num_samples):
+    def __init__(self, config: FeatureConfig, num_samples: int) -> None:
         half = config.n_fft // 2
         padded = num_samples + 2 * half
         phase = 2 * np.pi * np.arange(config.n_fft) / config.n_fft
-        window = sum(weight * np.cos(order * phase) for order, weight in enumerate(COSINES[config.window]))
+        window = np.zeros(config.n_fft)
+        for order, weight in enumerate(COSINES[config.window]):
+            window += weight * np.cos(order * phase)
         super().__init__(
             1 + max(0, padded - config.n_fft) // config.hop_length,
             config.n_fft,
@@ -231,8 +234,8 @@ class PowerSpectra(Framer):
         self._padded = np.zeros((self.clips_at_once, max(padded, config.n_fft)), np.float32)
         self._inside = slice(half, half + num_samples)
 
-    def __call__(self, samples):
-        """Return the power (clips, num_frames, num_bins) of ``samples`` (clips, num_samples); valid until the next call."""
+    def __call__(self, samples: np.ndarray) -> np.ndarray:
+        """Return the power (clips, num_frames, num_bins) of ``samples`` (clips, num_samples), until the next call."""
         count = len(samples)
         self._padded[:count, self._inside] = samples
         frames, windowed = self.views(self._padded[:count])
@@ -243,19 +246,20 @@ class PowerSpectra(Framer):
 class Cepstra:
     """MFCC of power spectra, as librosa.feature.mfcc."""
 
-    def __init__(self, config, sample_rate):
+    def __init__(self, config: FeatureConfig, sample_rate: int) -> None:
         nyquist = sample_rate / 2
         f_max_hz = config.f_max_hz or nyquist
         if not config.f_min_hz < f_max_hz <= nyquist:
             raise ConfigurationError(
-                f"--f-min {config.f_min_hz:g}, --f-max {f_max_hz:g}: expected the first below the second, and that at most {nyquist:g}, half the sample rate"
+                f"`f_min_hz={config.f_min_hz:g}`, `f_max_hz={f_max_hz:g}`: expected the first below the second, and "
+                f"the second at most {nyquist:g}, half the sample rate"
             )
         frequencies = np.arange(config.n_fft // 2 + 1) * sample_rate / config.n_fft
         edges = slaney_hz(np.linspace(slaney_mel(config.f_min_hz), slaney_mel(f_max_hz), config.n_mels + 2))
         self._bank = FilterBank(frequencies, edges, 2 / (edges[2:] - edges[:-2]))
         self._cosines = scipy.fft.dct(np.eye(config.n_mels), norm="ortho")[:, : config.n_mfcc].astype(np.float32)
 
-    def __call__(self, power, out):
+    def __call__(self, power: np.ndarray, out: np.ndarray) -> None:
         """Write the MFCC of ``power`` (clips, frames, bins) to ``out`` (clips, frames, n_mfcc)."""
         levels = self._bank(power)
         _decibels(levels, levels)
@@ -266,29 +270,28 @@ class Cepstra:
 class FilterBanks(Framer):
     """Kaldi's log-mel filter bank: pre-emphasis 0.97, mean removed, symmetric Hann, no dither, whole frames only."""
 
-    def __init__(self, sample_rate, num_samples):
+    def __init__(self, sample_rate: int, num_samples: int) -> None:
         frame_length = int(sample_rate * LOGMEL_FRAME_MS * 0.001)  # truncated, as Kaldi does
         hop_length = int(sample_rate * LOGMEL_HOP_MS * 0.001)
         if num_samples < frame_length:
             raise ConfigurationError(
-                f"--features logmel: a clip of {num_samples / sample_rate:g} s is shorter than one frame of {LOGMEL_FRAME_MS:g} ms; "
-                "give a longer --clip-seconds or --context-seconds, or leave logmel out"
+                f"`features=('logmel',)`: a clip of {num_samples / sample_rate:g} s is shorter than one frame of "
+                f"{LOGMEL_FRAME_MS:g} ms; give a longer `clip_seconds` or `context_seconds`, or leave logmel out"
             )
         n_fft = 1 << (frame_length - 1).bit_length()
         window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(frame_length) / (frame_length - 1))
         super().__init__(1 + (num_samples - frame_length) // hop_length, frame_length, hop_length, n_fft, window)
         edges = np.linspace(kaldi_mel(LOGMEL_MIN_HZ), kaldi_mel(sample_rate / 2), LOGMEL_BANDS + 2)
-        self._bank = FilterBank(
-            kaldi_mel(np.arange(n_fft // 2) * sample_rate / n_fft), edges
-        )  # Kaldi leaves out the highest bin
+        bins = np.arange(n_fft // 2)  # Kaldi leaves out the highest one
+        self._bank = FilterBank(kaldi_mel(bins * sample_rate / n_fft), edges)
         self._emphasised = np.zeros((self.clips_at_once, num_samples), np.float32)
         self.centres_hz = kaldi_hz(edges[1:-1])
 
-    def __call__(self, samples, out):
+    def __call__(self, samples: np.ndarray, out: np.ndarray) -> None:
         """Write the log energies of ``samples`` (clips, num_samples) to ``out`` (clips, num_frames, LOGMEL_BANDS).
 
-        Kaldi takes the mean m from each frame and then 0.97 times the sample before from each sample. That is the
-        emphasised sound of the whole clip less 0.03 m, but in a frame's first sample, where the window is zero.
+        Kaldi subtracts the mean m from each frame and then 0.97 times the previous sample from each sample. That equals
+        the pre-emphasis of the whole clip minus 0.03 m, except in a frame's first sample, where the window is zero.
         """
         count = len(samples)
         emphasised = self._emphasised[:count]
@@ -304,7 +307,10 @@ class FilterBanks(Framer):
         np.log(np.maximum(energies, LOGMEL_MIN_ENERGY, out=energies), out=out)
 
 
-def _decibels(power, out):
-    """Write 10 log10 of ``power``, at least -100 dB, to ``out``; ``power`` is spoilt. numpy's float32 log is vectorised, its log10 is not."""
+def _decibels(power: np.ndarray, out: np.ndarray) -> None:
+    """Write 10 log10 of ``power``, at least -100 dB, to ``out``, and overwrite ``power``.
+
+    NumPy vectorises the logarithm of float32, but not log10.
+    """
     np.log(np.maximum(power, np.float32(MIN_POWER), out=power), out=out)
     out *= DECIBELS

@@ -1,9 +1,9 @@
-"""The log-mel that YAMNet hears: clips in, float32 (clips, frames, 64) out.
+"""The log-mel that YAMNet takes: clips in, float32 (clips, frames, 64) out.
 
 In: float32 (clips, samples), mono, [-1, 1], at 16 kHz and no other rate. Frames of 25 ms every 10 ms, whole frames only
 (no padding, not centred), periodic Hann, magnitudes of an FFT of 512, 64 bands from 125 to 7,500 Hz, natural logarithm
 of band + 0.001. The bands are TensorFlow's ``linear_to_mel_weight_matrix``: HTK's mel scale, and triangles on that
-scale, not in Hz as librosa's and torchaudio's. NumPy and SciPy only, for the build's workers. On recordings this and
+scale, not in Hz as in librosa and torchaudio. NumPy and SciPy only, for the build's workers. On recordings this and
 the published SavedModel in TensorFlow are both within 3e-4 of float64. Source:
 https://github.com/tensorflow/models/tree/master/research/audioset/yamnet (features.py, params.py).
 """
@@ -61,12 +61,12 @@ class YamnetLogMel(Framer):
         For another rate, or clips shorter than one frame.
     """
 
-    def __init__(self, sample_rate: int, num_samples: int):
+    def __init__(self, sample_rate: int, num_samples: int) -> None:
         check_yamnet_rate(sample_rate)
         if num_samples < FRAME_LENGTH:
             raise ConfigurationError(
-                f"--features yamnet: a clip of {num_samples / sample_rate:g} s is shorter than one frame of "
-                f"{1000 * FRAME_LENGTH // SAMPLE_RATE} ms; give a longer --clip-seconds or --context-seconds, "
+                f"`features=('yamnet',)`: a clip of {num_samples / sample_rate:g} s is shorter than one frame of "
+                f"{1000 * FRAME_LENGTH // SAMPLE_RATE} ms; give a longer `clip_seconds` or `context_seconds`, "
                 "or leave yamnet out"
             )
         super().__init__(num_frames(num_samples), FRAME_LENGTH, HOP_LENGTH, N_FFT, periodic_hann())

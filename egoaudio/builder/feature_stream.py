@@ -14,6 +14,7 @@ import numpy as np
 
 from egoaudio.audio import clips, denoise
 from egoaudio.audio.clips import ClipPlan
+from egoaudio.audio.denoise_engine import Workspace
 from egoaudio.audio.features import FeatureExtractor
 from egoaudio.builder.pool import heartbeat
 from egoaudio.config.build import BuildConfig
@@ -72,6 +73,12 @@ def feature_extractor(config: BuildConfig) -> FeatureExtractor:
     return FeatureExtractor(config.features, config.sample_rate, context_samples)
 
 
+@lru_cache(maxsize=1)
+def _workspace() -> Workspace:
+    """Return the buffers for denoising, made once a process."""
+    return Workspace()
+
+
 def feature_blocks(
     decoder: Decoder, plan: ClipPlan, config: BuildConfig, clock: Clock
 ) -> Iterator[tuple[int, dict[str, np.ndarray], np.ndarray]]:
@@ -104,12 +111,12 @@ def feature_blocks(
     gated = config.denoise.mode != "none"
     blocks = clock.each("decode", _with_heartbeat(decoder))
     if gated and config.denoise.scope == "recording":
-        blocks = clock.each("denoise", denoise.gate_blocks(blocks, config.sample_rate, config.denoise))
+        blocks = clock.each("denoise", denoise.gate_blocks(blocks, config.sample_rate, config.denoise, _workspace()))
     with clock("features"):
         for first, windows, arrived in clips.cut(blocks, plan):
             if gated and config.denoise.scope == "clip":
                 with clock("denoise"):
-                    windows = denoise.gate(windows, config.sample_rate, config.denoise)
+                    windows = denoise.gate(windows, config.sample_rate, config.denoise, _workspace())
             features = extractor(windows)
             if "waveform" in features:
                 features["waveform"] = clips.take_clips(features["waveform"], plan)

@@ -176,10 +176,10 @@ def test_a_clip_that_is_no_whole_number_of_samples_is_rounded_up():
     [
         (
             ClipConfig(hop_seconds=1e-5),
-            "--hop-seconds 1e-05 is less than one sample at 16000 Hz: give at least 6.25e-05",
+            "`hop_seconds=1e-05` is less than one sample at 16000 Hz: give at least 6.25e-05",
         ),
         (ClipConfig(clip_seconds=1e9), "did you give milliseconds"),
-        (ClipConfig(context_seconds=1e6), "--context-seconds"),
+        (ClipConfig(context_seconds=1e6), "`context_seconds`"),
     ],
 )
 def test_lengths_that_make_no_clips_are_refused(config, words):

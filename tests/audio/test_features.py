@@ -311,7 +311,7 @@ def test_yamnet_at_another_rate_is_refused():
 def test_a_clip_shorter_than_a_frame_of_logmel_is_refused():
     with pytest.raises(
         ConfigurationError,
-        match=r"--features logmel: a clip of 0.0249375 s is shorter than one frame of 25 ms.*--clip-seconds",
+        match=r"`features=\('logmel',\)`: a clip of 0.0249375 s is shorter than one frame of 25 ms.*`clip_seconds`",
     ):
         _extractor(("spectrogram", "logmel"), num_samples=399)
     assert _extractor(("spectrogram",), num_samples=1).shapes["spectrogram"] == (1, 1025)
@@ -319,7 +319,7 @@ def test_a_clip_shorter_than_a_frame_of_logmel_is_refused():
 
 @pytest.mark.parametrize(("f_min_hz", "f_max_hz"), [(8000.0, None), (100.0, 100.0), (0.0, 8001.0)])
 def test_mel_bands_that_cannot_be_are_refused(f_min_hz, f_max_hz):
-    with pytest.raises(ConfigurationError, match="--f-min .* --f-max .*8000, half the sample rate"):
+    with pytest.raises(ConfigurationError, match="`f_min_hz=.* `f_max_hz=.*8000, half the sample rate"):
         _extractor(("mfcc",), f_min_hz=f_min_hz, f_max_hz=f_max_hz)
 
 

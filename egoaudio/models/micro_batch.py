@@ -72,7 +72,8 @@ class MicroBatches:
         size = len(features)
         if self.device.type != "cpu":
             return size
-        measured = [self.attempt(self._measure, features[:num_clips]) for num_clips in (1, min(2, size))]
+        few = [features[:num_clips].clone() for num_clips in (1, min(2, size))]  # a view holds the whole batch
+        measured = [self.attempt(self._measure, clips) for clips in few]
         if any(failure for _, failure in measured):
             self.release()
         free = free_memory(self.device)

@@ -39,7 +39,8 @@ MODULES = """
     prediction/find prediction/messages prediction/recording prediction/journal prediction/predictor prediction/score
     prediction/store prediction/result prediction/output prediction/report prediction/predict
     reporting/sources reporting/names reporting/charts reporting/levels reporting/oddities reporting/file_section
-    reporting/pictures reporting/excerpts reporting/gallery reporting/cards reporting/page reporting/report
+    reporting/pictures reporting/excerpts reporting/gallery reporting/cards
+    reporting/confusions reporting/notable_clips reporting/run_section reporting/comparison_section reporting/page reporting/report
     command cli
 """.split()
 FOLDERS = {

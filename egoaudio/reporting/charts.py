@@ -61,6 +61,15 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Matrix:
+    """A square of shares, of the same things down and across."""
+
+    names: tuple[str, ...]
+    cells: tuple[tuple[int, int, float], ...]
+    """Row, column, share from 0 to 1, where it is not 0."""
+
+
+@dataclass(frozen=True)
 class _Axis:
     """A linear axis from ``low`` to ``high``, drawn from ``start`` to ``stop``."""
 
@@ -123,8 +132,8 @@ def histogram(values: np.ndarray, title: str, x_label: str, y_label: str, num_bi
 
 
 def lines(
-    x: Sequence[float],
-    series: Mapping[str, Sequence[float]],
+    x: Sequence[float] | np.ndarray,
+    series: Mapping[str, Sequence[float] | np.ndarray],
     title: str,
     x_label: str,
     y_label: str,

@@ -72,15 +72,6 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """How often the class of a column is on where that of a row is."""
-
-    names: tuple[str, ...]
-    cells: tuple[tuple[int, int, float], ...]
-    """Row, column, share from 0 to 1, where it is not 0."""
-
-
-@dataclass(frozen=True)
 class FileSection:
     """All that is said of a file."""
 
@@ -93,7 +84,7 @@ class FileSection:
     """The most frequent first."""
     num_classes_left_out: int
     pairs: tuple[Pair, ...]
-    matrix: Matrix | None
+    matrix: charts.Matrix | None
     lengths: charts.Chart | None
     recording_levels: charts.Chart | None
     clip_levels: charts.Chart | None
@@ -257,4 +248,4 @@ def _together(file):
     cells = tuple(
         (int(row), int(column), float(share[row, column])) for row, column in np.argwhere(share > 0) if row != column
     )
-    return pairs, Matrix(tuple(titles[k] for k in shown), cells)
+    return pairs, charts.Matrix(tuple(titles[k] for k in shown), cells)

@@ -25,7 +25,13 @@ def column(table: np.ndarray, name: str) -> list[str]:
 def class_names(table: np.ndarray) -> list[str]:
     """Return what each class of ``/classes`` is called: its id and its name."""
     pairs = zip(column(table, "class_id"), column(table, "name"), strict=True)
-    return [identity if name in ("", identity) else f"{identity} {name}" for identity, name in pairs]
+    return [class_title(*pair) for pair in pairs]
+
+
+def class_title(class_id: str, name: str) -> str:
+    """Return what a class is called."""
+    class_id, name = clean(class_id), clean(name)
+    return class_id if name in ("", class_id) else f"{class_id} {name}"
 
 
 def seconds_in_words(seconds: float) -> str:

@@ -3,6 +3,7 @@
 In: paths. Out: ``Sources``. Nothing is opened further than is needed to tell.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from egoaudio.errors import ReportError
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _CHECKPOINTS = ("best.pt", "last.pt")
-SCORES = "scores.h5"
+_LONGEST_CONFIG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,46 @@ class Sources:
     def every(self) -> tuple[Path, ...]:
         """All that is read, and may not be replaced."""
         return tuple(path for path in (self.file, *self.checkpoints) if path is not None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the page is about."""
+        return (*(path.name for path in (self.file,) if path is not None), *self.run_names)
+
+    @property
+    def run_names(self) -> tuple[str, ...]:
+        """What the runs are called: their folders, with as much of the way to them as tells them apart."""
+        folders = [path.resolve().parent for path in self.checkpoints]
+        for length in range(1, max((len(folder.parts) for folder in folders), default=1) + 1):
+            names = ["/".join(folder.parts[-length:]) for folder in folders]
+            if len(set(names)) == len(names):
+                return tuple(names)
+        return tuple(f"{folder.name}/{path.name}" for folder, path in zip(folders, self.checkpoints, strict=True))
+
+    @property
+    def clips_of(self) -> Path:
+        """The file whose clips are shown and scored: the one that was given, or else that of the first run.
+
+        Raises
+        ------
+        ReportError
+            None was given, and that of the run is not known or no longer there.
+        """
+        if self.file is not None:
+            return self.file
+        path = self.checkpoints[0].parent / "config.json"
+        try:
+            with open(path, "rb") as file:
+                named = Path(json.loads(file.read(_LONGEST_CONFIG_BYTES))["file"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ReportError(
+                f"{path} does not say which file {self.checkpoints[0]} was trained on: give the egoaudio file too"
+            ) from error
+        if not named.is_file():
+            raise ReportError(
+                f"{named}, which {self.checkpoints[0]} was trained on, is not there: give the egoaudio file too"
+            )
+        return named
 
 
 def find_sources(paths: Sequence[str | os.PathLike[str]]) -> Sources:

@@ -22,6 +22,7 @@ from egoaudio.system import terminal
 _BUILD_GROUPS = {
     "Inputs and output": "--annotations --test-annotations --classes --videos --output --follow-links",
     "Run": "--workers --preset --dry-run --list --skip-failed --retry-failed --force --video-timeout",
+    "Many machines": "--shard --remove-shards",
     "Sound": "--sample-rate --audio-track --skip-silent --compensate-delay",
     "Denoising": "--denoise --denoise-scope --denoise-engine",
     "Clips and labels": "--clip-seconds --hop-seconds --context-seconds --min-overlap --no-action",
@@ -60,6 +61,10 @@ _ANNOTATIONS = (
 )
 _OUTPUT = "The HDF5 file to make; OUTPUT.partial until it is complete. Of a symbolic link, the target is written."
 _TIMEOUT = "Mark a video as failed when it makes no progress for this many seconds."
+_SHARD = (
+    "Build OUTPUT.shard-K-of-N alone: the K-th (from 0) of N shares of the videos. The same command without --shard takes "
+    "in the finished shards beside OUTPUT, and builds the rest."
+)
 _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
 
 _DEVICE = "cpu, cuda, cuda:1; the GPU if there is one."
@@ -98,6 +103,8 @@ _SECONDS = click.FloatRange(min=0.01, max=1e6)
     help="Try failed videos of a complete or unfinished file again; the others are kept.",
 )
 @click.option("--force", is_flag=True, help=_FORCE)
+@click.option("--shard", metavar="K/N", help=_SHARD)
+@click.option("--remove-shards", is_flag=True, help="Remove each shard once its rows are safe in OUTPUT.")
 @configured(BuildConfig, BUILD_PRESETS)
 def build(
     config,
@@ -112,6 +119,7 @@ def build(
     skip_failed,
     retry_failed,
     force,
+    remove_shards,
     **settings,
 ):
     """Make one HDF5 file of clips, features and labels from videos and their annotations.
@@ -128,7 +136,9 @@ def build(
     if dry_run:
         terminal.say(building.preview(inputs, output, config, **settings).describe(list_all))
         return 0
-    report = building.build(inputs, output, config, force=force, retry_failed=retry_failed, **settings)
+    report = building.build(
+        inputs, output, config, force=force, retry_failed=retry_failed, remove_shards=remove_shards, **settings
+    )
     terminal.say(report)
     return 3 if report.failures and not skip_failed else 0
 

@@ -22,10 +22,12 @@ from egoaudio.builder.extract import Job, Outcome, extract, fail, rehearse
 from egoaudio.builder.plan import Gathered, Inputs, Plan, gather, probe_recordings
 from egoaudio.builder.prepare import changed_videos, changes, check_folder, check_outputs, lay_out, layout, require_same
 from egoaudio.builder.retry import retry
+from egoaudio.builder.shards import FoundShards, Shard, find_shards, part_of, take_in
 from egoaudio.builder.summary import BuildPlan, BuildReport, Tally, describe_plan
+from egoaudio.builder.synced import repeat_torn, sync
 from egoaudio.config.build import BuildConfig
-from egoaudio.errors import BuildError, Status, StoreError
-from egoaudio.hdf5 import create, integrity, reader
+from egoaudio.errors import BuildError, ConfigurationError, Status, StoreError
+from egoaudio.hdf5 import create, reader
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.writer import RowWriter, offsets
 from egoaudio.inputs.fingerprint import UNKNOWN
@@ -44,6 +46,8 @@ def build(
     timeout_seconds: float = 600.0,
     force: bool = False,
     retry_failed: bool = False,
+    shard: str | None = None,
+    remove_shards: bool = False,
 ) -> BuildReport:
     """Build an egoaudio file, or finish one.
 
@@ -63,6 +67,11 @@ def build(
         Start anew and replace what is there.
     retry_failed : bool
         Try the videos again that failed in a complete or unfinished file, and keep the others.
+    shard : str or None
+        ``K/N``: build ``OUTPUT.shard-KKKKK-of-NNNNN`` alone, a file with the K-th (from 0) of N shares of the videos. A
+        build without it takes in the finished shards that it finds beside ``output``.
+    remove_shards : bool
+        Remove each shard once its rows are safe in ``output``.
 
     Returns
     -------
@@ -84,31 +93,44 @@ def build(
     ['not a media file, or cut off before its index (Invalid data found when processing input)']
     """
     config = BuildConfig() if config is None else config
-    check_folder(Path(output))
-    output = Path(os.path.realpath(output))  # a link stays one, and all of the build happens beside its target
+    output, share = _place(Path(output), shard, remove_shards)
     partial_path = output.with_name(output.name + ".partial")
     with lock.held(output):
         files.remove_leftovers(partial_path)
         gathered = gather(inputs, config)
+        gathered = gathered if share is None else part_of(gathered, share, config)
         check_outputs(output, partial_path, inputs, gathered)
         num_workers = _limit_workers(num_workers, gathered)
         retry_failed = retry_failed and not force
         if output.exists() and not (force or retry_failed):
-            return _existing(output, gathered, config)
+            return _existing(output, gathered, config, remove_shards)
+        found = FoundShards() if share else find_shards(output, gathered, config)
         with pool.kept():
-            if (
-                retry_failed
-                and not _retry(output, partial_path, gathered, config, num_workers, timeout_seconds)
-                and output.exists()
-            ):
-                return _existing(output, gathered, config)
+            if retry_failed:
+                begun = _retry(output, partial_path, gathered, config, num_workers, timeout_seconds)
+                if not begun and output.exists():
+                    return _existing(output, gathered, config)
             if force or not partial_path.exists():
-                lay_out(partial_path, gathered, config, num_workers, timeout_seconds)
+                lay_out(partial_path, gathered, config, num_workers, timeout_seconds, found.known())
             else:
                 require_same(partial_path, gathered, config)
+            take_in(found, partial_path, only_done=retry_failed, remove=remove_shards)
             tally = _fill(partial_path, gathered, config, num_workers, timeout_seconds)
         _finish(partial_path, output)
         return tally.report(output, gathered.annotations.irregularities)
+
+
+def _place(output: Path, shard: str | None, remove_shards: bool) -> tuple[Path, Shard | None]:
+    """Return the file to make, which can be written, and which share of the whole it is."""
+    check_folder(output)
+    output = Path(os.path.realpath(output))  # a link stays one, and all of the build happens beside its target
+    if shard is None:
+        return output, None
+    if remove_shards:
+        raise ConfigurationError(f"`remove_shards` and `shard={shard!r}`: a shard takes no shards in; leave one out")
+    share = Shard.parse(shard)
+    check_folder(share.path(output))
+    return share.path(output), share
 
 
 def preview(
@@ -118,6 +140,7 @@ def preview(
     *,
     num_workers: int = 1,
     timeout_seconds: float = 600.0,
+    shard: str | None = None,
 ) -> BuildPlan:
     """Return what a build would make, how large and how long, without making it; the parameters are those of ``build``.
 
@@ -130,12 +153,15 @@ def preview(
     True
     """
     config = BuildConfig() if config is None else config
-    gathered = gather(inputs, config)
+    gathered, output = gather(inputs, config), Path(output)
+    if shard is not None:
+        share = Shard.parse(shard)
+        gathered, output = part_of(gathered, share, config), share.path(output)
     num_workers = _limit_workers(num_workers, gathered)
     with Progress(len(gathered.files), "probe") as progress:
         plan = probe_recordings(gathered, config, num_workers, timeout_seconds, progress)
     rehearsal = _rehearse(plan, config, timeout_seconds)
-    return describe_plan(plan, config, layout(plan, config).num_bytes, Path(output), num_workers, rehearsal)
+    return describe_plan(plan, config, layout(plan, config).num_bytes, output, num_workers, rehearsal)
 
 
 def _limit_workers(num_workers: int, gathered: Gathered) -> int:
@@ -166,13 +192,15 @@ def _retry(
     return source.exists() and retry(source, partial_path, gathered, config, num_workers, timeout_seconds)
 
 
-def _existing(output: Path, gathered: Gathered, config: BuildConfig) -> BuildReport:
-    """Return the report of a complete file of the same plan; refuse any other."""
+def _existing(output: Path, gathered: Gathered, config: BuildConfig, remove_shards: bool = False) -> BuildReport:
+    """Return the report of a complete file of the same plan, whose shards can go; refuse any other."""
     with reader.open(output) as file:
         found = changes(file, gathered, config) or changed_videos(file, gathered)
         if found:
             ways = "Give another --output, --retry-failed if it is the files of failed videos that are others now, or --force to replace it"
             raise BuildError(f"{output} exists and is another build:\n{found}\n{ways}")
+    if remove_shards:
+        find_shards(output, gathered, config).remove()
     return Tally().report(output, gathered.annotations.irregularities, already_complete=True)
 
 
@@ -182,7 +210,7 @@ def _fill(
     """Have the workers fill the rows of every video that is not done yet."""
     extents = offsets(partial_path)
     with RowWriter(partial_path, extents) as writer, EgoAudioFile(partial_path) as file:
-        _repeat_torn(file, writer)
+        repeat_torn(file, writer)
         table = file.video_table
         tally = Tally(num_workers)
         planned = np.flatnonzero(table["status"] == Status.PLANNED).tolist()
@@ -210,12 +238,12 @@ def _fill(
                     int(table["num_clips"][job.video]), outcome.sound_seconds, failures=outcome.status != Status.OK
                 )
                 if time.monotonic() - last_sync >= _SYNC_SECONDS:
-                    _sync(file, writer)
+                    sync(file, writer)
                     last_sync = time.monotonic()
         classes = file.class_table.copy()
         classes["num_clips"] = file.count_classes()
         writer.write("classes", 0, classes)
-        _sync(file, writer)
+        sync(file, writer)
         return tally
 
 
@@ -223,23 +251,6 @@ def plan_job(row: np.void, number: int, gathered: Gathered, config: BuildConfig,
     """Return the job of a planned video, from its row in the file."""
     samples = round(float(row["duration_seconds"]) * config.sample_rate)
     return Job(number, str(gathered.files[number]), int(row["first_clip"]), samples, fingerprint)
-
-
-def _repeat_torn(file: EgoAudioFile, writer: RowWriter) -> None:
-    """Plan again the videos whose rows were lost between a sync and a power failure."""
-    # Failed ones, too: the zeros that replaced what their workers wrote may be what was lost.
-    for number in np.flatnonzero((file.video_table["status"] != Status.PLANNED) & (file.synced == 0)):
-        if integrity.verify_video(file, int(number)):
-            row = file.video_table[number : number + 1].copy()
-            row["status"] = Status.PLANNED
-            writer.write("videos", int(number), row)
-
-
-def _sync(file: EgoAudioFile, writer: RowWriter) -> None:
-    """Have every row so far on disk, then mark the videos that were done before that as safe."""
-    done = (file.video_table["status"] != Status.PLANNED).astype(np.uint8)
-    writer.sync()
-    writer.write("synced", 0, done)
 
 
 def _finish(partial_path: Path, output: Path) -> None:

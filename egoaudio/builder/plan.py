@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -96,10 +96,14 @@ class Gathered:
     """For each video its path, or None where there is no file."""
     file_names: tuple[str, ...]
     """The same relative to the folder of videos, as text; empty where there is none."""
+    sizes: tuple[int, ...]
+    """For each video its file's size in bytes; -1 where there is none."""
     sha256: str
     """Of the configuration, the annotations, and each video's file name and size."""
     folder: MediaFolder
     """Where the files are."""
+    shard_of: Mapping[str, str] = field(default_factory=dict)
+    """Of a shard: which it is, as the root's attributes ``shard`` and ``whole_plan_sha256``; else empty."""
 
 
 @dataclass(frozen=True)
@@ -139,33 +143,61 @@ def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
     folder = MediaFolder.of(inputs.videos)
     root = Path(inputs.videos)
     files = tuple(found.get(video_id) for video_id in ids)
-    annotations = _count_twins(annotations, files)
+    infos = [None if path is None else path.stat() for path in files]
+    annotations = _count_twins(annotations, files, infos)
     file_names = tuple(str(path.relative_to(root)) if path else "" for path in files)
+    sizes = tuple(-1 if info is None else info.st_size for info in infos)
     extra = () if config.clips.no_action == "none" else (NO_ACTION,)
-    class_ids = annotations.class_ids + extra
-    digest = hashlib.sha256(to_json(config).encode())
-    digest.update(json.dumps([class_ids, annotations.class_names]).encode())
-    for video, path, name in zip(annotations.videos, files, file_names, strict=True):
-        instances = [
-            (instance.class_index, instance.start_seconds, instance.stop_seconds) for instance in video.instances
-        ]
-        facts = [
-            video.video_id,
-            video.split,
-            video.subject,
-            video.scene,
-            video.egocentric,
-            instances,
-            name,
-            path.stat().st_size if path else -1,
-        ]
-        digest.update(json.dumps(facts).encode())
+    sha256 = _digest(annotations, annotations.class_ids + extra, file_names, sizes, config)
     return Gathered(
-        annotations, class_ids, annotations.class_names + extra, files, file_names, digest.hexdigest(), folder
+        annotations,
+        annotations.class_ids + extra,
+        annotations.class_names + extra,
+        files,
+        file_names,
+        sizes,
+        sha256,
+        folder,
     )
 
 
-def _count_twins(annotations: Annotations, files: Sequence[Path | None]) -> Annotations:
+def take_part(gathered: Gathered, videos: slice, config: BuildConfig, shard: str) -> Gathered:
+    """Return what was gathered of some of the videos alone: the inputs of the shard of this name, such as ``3/16``."""
+    annotations = replace(gathered.annotations, videos=gathered.annotations.videos[videos])
+    file_names, sizes = gathered.file_names[videos], gathered.sizes[videos]
+    return replace(
+        gathered,
+        annotations=annotations,
+        files=gathered.files[videos],
+        file_names=file_names,
+        sizes=sizes,
+        sha256=_digest(annotations, gathered.class_ids, file_names, sizes, config),
+        shard_of={"shard": shard, "whole_plan_sha256": gathered.sha256},
+    )
+
+
+def _digest(
+    annotations: Annotations,
+    class_ids: Sequence[str],
+    file_names: Sequence[str],
+    sizes: Sequence[int],
+    config: BuildConfig,
+) -> str:
+    """Return the SHA-256 that tells whether two builds are of the same inputs and options."""
+    digest = hashlib.sha256(to_json(config).encode())
+    digest.update(json.dumps([class_ids, annotations.class_names]).encode())
+    for video, name, size in zip(annotations.videos, file_names, sizes, strict=True):
+        instances = [
+            (instance.class_index, instance.start_seconds, instance.stop_seconds) for instance in video.instances
+        ]
+        facts = [video.video_id, video.split, video.subject, video.scene, video.egocentric, instances, name, size]
+        digest.update(json.dumps(facts).encode())
+    return digest.hexdigest()
+
+
+def _count_twins(
+    annotations: Annotations, files: Sequence[Path | None], infos: Sequence[os.stat_result | None]
+) -> Annotations:
     """Return the annotations with the count of videos whose file is another video's, too.
 
     Raises
@@ -175,10 +207,9 @@ def _count_twins(annotations: Annotations, files: Sequence[Path | None]) -> Anno
     """
     first: dict[tuple[int, int], Video] = {}
     twins = 0
-    for video, path in zip(annotations.videos, files, strict=True):
-        if path is None:
+    for video, path, info in zip(annotations.videos, files, infos, strict=True):
+        if info is None:
             continue
-        info = path.stat()
         other = first.setdefault((info.st_dev, info.st_ino), video)
         if other is not video:
             twins += 1

@@ -97,10 +97,10 @@ def changed_videos(file, gathered, which=None):
     return f"{words} (put them back, or start anew)"
 
 
-def lay_out(partial_path, gathered, config, num_workers, timeout_seconds):
-    """Probe the recordings and make the file with all its rows planned."""
-    with Progress(len(gathered.files), "probe") as progress:
-        plan = probe_recordings(gathered, config, num_workers, timeout_seconds, progress)
+def lay_out(partial_path, gathered, config, num_workers, timeout_seconds, known=None):
+    """Probe the recordings, but for those that are ``known``, and make the file with all its rows planned."""
+    with Progress(len(gathered.files) - len(known or {}), "probe") as progress:
+        plan = probe_recordings(gathered, config, num_workers, timeout_seconds, progress, known)
     lay_out_plan(partial_path, plan, config)
 
 
@@ -144,6 +144,7 @@ def layout(plan, config):
         hop_seconds=config.clips.step_seconds,
         config=to_json(config),
         plan_sha256=gathered.sha256,
+        shard_of=gathered.shard_of,
         created_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         axes=extractor.axes,
     )

@@ -12,6 +12,7 @@ import numpy as np
 from egoaudio.builder.plan import Gathered, Plan, probe_recordings
 from egoaudio.builder.prepare import changed_videos, lay_out_plan
 from egoaudio.builder.summary import FAILED
+from egoaudio.builder.transfer import Move, planned_recordings, take_over
 from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import differences, from_flat
 from egoaudio.errors import BuildError, Status
@@ -20,9 +21,6 @@ from egoaudio.hdf5.schema import ADDED_VIDEO_COLUMNS, encode
 from egoaudio.hdf5.writer import RowWriter, offsets
 from egoaudio.inputs.probe import Recording
 from egoaudio.system.progress import Progress
-
-_BLOCK_BYTES = 16 << 20
-_OF_THE_PLAN = ("first_clip", "num_clips")  # columns of /videos that the new file has its own of
 
 
 def retry(
@@ -51,7 +49,7 @@ def retry(
             )
         if not any(_is_worth_it(file, plan, number) for number in np.flatnonzero(failed).tolist()):
             return False
-        lay_out_plan(partial_path, plan, config, before_it_appears=lambda draft: _take_over(file, draft, plan))
+        lay_out_plan(partial_path, plan, config, before_it_appears=lambda draft: _take_over(file, draft))
     return True
 
 
@@ -110,47 +108,17 @@ def _is_worth_it(file: EgoAudioFile, plan: Plan, number: int) -> bool:
 
 def _known(file: EgoAudioFile, failed: np.ndarray) -> dict[int, tuple[Recording, bytes]]:
     """Return what the file says about the sound of each video that has not failed."""
-    known = {}
-    for number in np.flatnonzero(~failed).tolist():
-        row = file.video_table[number]
-        # A planned video was probed, too; one that --skip-silent took has rows, and is heard once more.
-        status = Status.NO_AUDIO if row["status"] == Status.NO_AUDIO and not row["num_clips"] else Status.OK
-        facts = int(row["sample_rate"]), int(row["channels"]), float(row["duration_seconds"])
-        known[number] = (
-            Recording(status, row["error"].decode(errors="replace"), *facts),
-            file.fingerprints[number].tobytes(),
-        )
-    return known
+    return {number: known for number, known in enumerate(planned_recordings(file)) if not failed[number]}
 
 
-def _take_over(file: EgoAudioFile, draft: str, plan: Plan) -> None:
+def _take_over(file: EgoAudioFile, draft: str) -> None:
     """Copy the rows of every video that is done into the draft."""
-    done = np.flatnonzero(file.video_table["status"] == Status.OK).tolist()
-    with Progress(len(done), "copy", unit="videos") as progress, RowWriter(draft, offsets(draft)) as writer:
-        for number in done:
-            _copy_video(file, writer, number, plan.first_clips[number])
+    moves = [Move(number, number) for number in np.flatnonzero(file.video_table["status"] == Status.OK).tolist()]
+    extents = offsets(draft)
+    with Progress(len(moves), "copy", unit="videos") as progress, RowWriter(draft, extents) as writer:
+        for move, problem in take_over(file, draft, extents, moves):
+            if problem:
+                video_id = file.video_table["video_id"][move.source].decode(errors="replace")
+                progress.write(f"warning: {file.path}: {video_id} is decoded again: {problem}")
             progress.advance(1)
         writer.sync()
-
-
-def _copy_video(file: EgoAudioFile, writer: RowWriter, number: int, first_clip: int) -> None:
-    """Copy one video's rows to where the new plan has them; the row in /videos, which says that they are there, last."""
-    old = file.video_table[number]
-    before, count = int(old["first_clip"]), int(old["num_clips"])
-    for name in file.features:
-        array = file[name]
-        step = max(1, _BLOCK_BYTES // max(1, array.dtype.itemsize * int(np.prod(array.shape[1:]))))
-        for start in range(0, count, step):
-            stop = min(start + step, count)
-            writer.write(name, first_clip + start, np.asarray(array[before + start : before + stop]))
-        writer.write(f"checksums/{name}", number, file.checksums(name)[number : number + 1])
-        writer.write(f"statistics/{name}", number, file.statistics(name)[number : number + 1])
-    clips = writer.read("clips", first_clip, count)
-    for column in ("num_samples", "status"):
-        clips[column] = file.clip_table[column][before : before + count]
-    writer.write("clips", first_clip, clips)
-    row = writer.read("videos", number, 1)
-    for column in old.dtype.names:
-        if column in row.dtype.names and column not in _OF_THE_PLAN:
-            row[column] = old[column]
-    writer.write("videos", number, row)

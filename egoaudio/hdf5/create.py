@@ -129,6 +129,7 @@ def _create(path, layout):
             "hop_seconds": float(layout.hop_seconds),
             "config": layout.config,
             "plan_sha256": layout.plan_sha256,
+            **layout.shard_of,
         }
         _set_attributes(file, root)
         num_clips, num_videos, num_classes = layout.num_clips, layout.num_videos, layout.num_classes

@@ -62,7 +62,7 @@ def verify(file, progress=None):
     list of str
         Empty when every checksum, every status and every count is right. Videos that an unfinished build has only planned are no problem.
     """
-    problems = _verify_tables(file)
+    problems = verify_tables(file)
     for video in range(file.num_videos):
         problems += verify_video(file, video)
         if progress is not None:
@@ -70,8 +70,8 @@ def verify(file, progress=None):
     return problems
 
 
-def _verify_tables(file):
-    """Check what concerns the file rather than one video."""
+def verify_tables(file):
+    """Return what is wrong with the tables of a file, in what concerns all of it rather than one video."""
     videos, problems = file.video_table, []
     stops = np.cumsum(videos["num_clips"], dtype=np.int64)
     if (
@@ -102,23 +102,11 @@ def _all_below(array, limit):
     return all((array[start : start + 65536] < limit).all() for start in range(0, len(array), 65536))
 
 
-def verify_video(file, video):
-    """Read the rows of one video and return what is wrong with them.
-
-    Parameters
-    ----------
-    file : EgoAudioFile
-    video : int
-        Row in /videos.
-
-    Returns
-    -------
-    list of str
-        Empty when all is right; each problem names the video.
-    """
+def verify_clips(file, video):
+    """Return what is wrong with the rows of one video in /videos and /clips, without reading its features."""
     row = file.video_table[video]
     first, count, status = int(row["first_clip"]), int(row["num_clips"]), int(row["status"])
-    where = f"video {video} ({row['video_id'].decode(errors='replace')})"
+    where = _where(file, video)
     if first < 0 or count < 0 or first + count > file.num_clips:
         return [f"{where}: its clips {first} to {first + count} are not all among the file's {file.num_clips}"]
     if status == Status.PLANNED:
@@ -138,6 +126,33 @@ def verify_video(file, video):
         or (clips["labelled"] > 1).any()
     ):
         problems.append(f"{where}: clips with impossible times, samples or labels")
+    return problems
+
+
+def _where(file, video):
+    return f"video {video} ({file.video_table['video_id'][video].decode(errors='replace')})"
+
+
+def verify_video(file, video):
+    """Read the rows of one video and return what is wrong with them.
+
+    Parameters
+    ----------
+    file : EgoAudioFile
+    video : int
+        Row in /videos.
+
+    Returns
+    -------
+    list of str
+        Empty when all is right; each problem names the video.
+    """
+    row = file.video_table[video]
+    problems = verify_clips(file, video)
+    first, count, status = int(row["first_clip"]), int(row["num_clips"]), int(row["status"])
+    if status == Status.PLANNED or first < 0 or count < 0 or first + count > file.num_clips:
+        return problems
+    where, clips = _where(file, video), file.clip_table[first : first + count]
     for name in file.features:
         try:
             found = _verify_rows(file, name, video, slice(first, first + count), clips["status"] == Status.OK)

@@ -115,6 +115,8 @@ class Layout:
     """Rows of /instances, the annotated actions with their times."""
     instance_attributes: Mapping[str, int] = field(default_factory=dict)
     """Attributes of /instances: how many lie beyond the sound."""
+    shard_of: Mapping[str, str] = field(default_factory=dict)
+    """Further attributes of a shard's root: ``shard`` and ``whole_plan_sha256``."""
 
     def __post_init__(self):
         """Check that each named axis is as long as the dimension it describes."""

@@ -105,6 +105,21 @@ class RowWriter:
             )
         self._put(rows.reshape(-1).view("u1") if rows.size else b"", extent.offset + first_row * extent.row_bytes)
 
+    def copy(self, name, first_row, descriptor, offset, num_rows):
+        """Copy rows of one array, as they are stored, from an offset in another file; the kernel does it."""
+        extent = self.extents[name]
+        if not 0 <= first_row <= first_row + num_rows <= extent.shape[0]:
+            raise ValueError(
+                f"/{name} has {extent.shape[0]} rows, and {first_row} to {first_row + num_rows} are not all among them"
+            )
+        num_bytes = num_rows * extent.row_bytes
+        try:
+            files.copy_bytes(
+                descriptor, offset, self._descriptor, extent.offset + first_row * extent.row_bytes, num_bytes
+            )
+        except OSError as error:
+            raise StoreError(files.explain(self._path, error, num_bytes)) from error
+
     def read(self, name, first_row, num_rows):
         """Return rows of one array as they are in the file now, writable."""
         extent = self.extents[name]

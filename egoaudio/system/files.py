@@ -25,6 +25,9 @@ LONGEST_NAME_BYTES = 255
 """Of a file's name, on every file system in use."""
 _TOKEN_BYTES = 8  # random ones in a temporary name
 _RESERVE_BYTES = 1 << 30  # in one call, so that signals are handled between two
+_COPY_BYTES = 1 << 30  # in one call, for the same reason
+_READ_BYTES = 1 << 20
+_NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF)
 _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -168,6 +171,51 @@ def write_all(descriptor: int, raw: bytes | memoryview, offset: int) -> None:
     while len(view):
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
+
+
+def copy_bytes(source: int, source_offset: int, target: int, target_offset: int, num_bytes: int) -> None:
+    """Copy a range of one file into another by the fastest means that these file systems have.
+
+    ``copy_file_range`` (which shares blocks, or copies on the server, where it can), else ``sendfile``, else reads.
+
+    Parameters
+    ----------
+    source, target : int
+        Descriptors of regular files. The position of ``target`` may change, so no two threads may share one.
+    source_offset, target_offset, num_bytes : int
+
+    Raises
+    ------
+    OSError
+        The range cannot be read or written, or the source ends before it does.
+    """
+    means = [_copy_in_kernel, _send, _copy_by_reads]
+    while num_bytes:
+        try:
+            count = means[0](source, source_offset, target, target_offset, min(num_bytes, _COPY_BYTES))
+        except OSError as error:
+            if len(means) > 1 and error.errno in _NO_COPY:
+                del means[0]
+                continue
+            raise
+        if not count:
+            raise OSError(errno.EIO, f"the file that is copied ends at byte {source_offset:,}, before the copy does")
+        source_offset, target_offset, num_bytes = source_offset + count, target_offset + count, num_bytes - count
+
+
+def _copy_in_kernel(source: int, source_offset: int, target: int, target_offset: int, num_bytes: int) -> int:
+    return os.copy_file_range(source, target, num_bytes, source_offset, target_offset)
+
+
+def _send(source: int, source_offset: int, target: int, target_offset: int, num_bytes: int) -> int:
+    os.lseek(target, target_offset, os.SEEK_SET)
+    return os.sendfile(target, source, source_offset, num_bytes)
+
+
+def _copy_by_reads(source: int, source_offset: int, target: int, target_offset: int, num_bytes: int) -> int:
+    raw = os.pread(source, min(num_bytes, _READ_BYTES), source_offset)
+    write_all(target, raw, target_offset)
+    return len(raw)
 
 
 def sync_folder(path: StrPath) -> None:

@@ -302,7 +302,7 @@ def test_a_retry_of_something_else_is_refused(folder, monkeypatch):
         with pytest.raises(BuildError, match=r"(?s)tried again.*the annotations have changed"):
             build.build(_inputs(folder), folder / "ego.h5", CONFIG, retry_failed=True)
     (folder / "train.csv").write_text(text)
-    with pytest.raises(BuildError, match=r"(?s)tried again.*--sample-rate: 16000, now 8000"):
+    with pytest.raises(BuildError, match=r"(?s)tried again.*`sample_rate`: 16000, now 8000"):
         build.build(_inputs(folder), folder / "ego.h5", BuildConfig(sample_rate=8000), retry_failed=True)
     assert (folder / "ego.h5").read_bytes() == before
 

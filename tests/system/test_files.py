@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import re
 import stat
 import sys
@@ -255,3 +256,23 @@ def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted(
         ["a", "a.partial", ".a.1.partial", f".b.{'1' * 16}.partial", f"c.a.{'1' * 16}.partial"]
     )
+
+
+@pytest.mark.parametrize("lacking", [(), ("copy_file_range",), ("copy_file_range", "sendfile")])
+def test_a_range_is_copied_by_whatever_the_file_systems_have(tmp_path, monkeypatch, lacking):
+    def refuse(*arguments):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    for name in lacking:
+        monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setattr(files, "_COPY_BYTES", 5000)
+    monkeypatch.setattr(files, "_READ_BYTES", 3000)
+    raw = random.Random(0).randbytes(20_000)
+    (tmp_path / "a").write_bytes(raw)
+    (tmp_path / "b").write_bytes(bytes(30_000))
+    with open(tmp_path / "a", "rb") as source, open(tmp_path / "b", "r+b") as target:
+        files.copy_bytes(source.fileno(), 101, target.fileno(), 4099, 17_003)
+        with pytest.raises(OSError, match="ends at byte 20,000, before the copy does"):
+            files.copy_bytes(source.fileno(), 19_999, target.fileno(), 29_000, 2)
+    expected = bytes(4099) + raw[101:17_104] + bytes(30_000 - 4099 - 17_003)
+    assert (tmp_path / "b").read_bytes()[:29_000] == expected[:29_000]

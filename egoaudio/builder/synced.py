@@ -1,0 +1,28 @@
+"""Which videos' rows are known to be on disk, in ``/synced``: power may fail some time after rows were written, and before they arrive.
+
+In: an unfinished file, opened, and a writer of its rows. Out: marks; and videos that are planned again, where rows without a mark are torn.
+"""
+
+import numpy as np
+
+from egoaudio.errors import Status
+from egoaudio.hdf5 import integrity
+from egoaudio.hdf5.reader import EgoAudioFile
+from egoaudio.hdf5.writer import RowWriter
+
+
+def sync(file: EgoAudioFile, writer: RowWriter) -> None:
+    """Have every row so far on disk, then mark the videos that were done before that as safe."""
+    done = (file.video_table["status"] != Status.PLANNED).astype(np.uint8)
+    writer.sync()
+    writer.write("synced", 0, done)
+
+
+def repeat_torn(file: EgoAudioFile, writer: RowWriter) -> None:
+    """Plan again the videos whose rows were lost between a sync and a power failure."""
+    # Failed ones, too: the zeros that replaced what their workers wrote may be what was lost.
+    for number in np.flatnonzero((file.video_table["status"] != Status.PLANNED) & (file.synced == 0)):
+        if integrity.verify_video(file, int(number)):
+            row = file.video_table[number : number + 1].copy()
+            row["status"] = Status.PLANNED
+            writer.write("videos", int(number), row)

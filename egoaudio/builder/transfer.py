@@ -1,0 +1,176 @@
+"""Take the rows of videos that are done over from one egoaudio file into another that was laid out for them.
+
+In: an opened file, and where its videos are in the new one. Out: the new file's rows, the same bytes; and what could not be taken over, in
+words. Every row that has a checksum is read and checked against it; the copy itself is made by the kernel, from memory.
+
+A video's row in ``/videos``, which says that it is done, is written last: killed at any instant, what was taken over is done and the
+rest is planned.
+"""
+
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from egoaudio.errors import Status, StoreError
+from egoaudio.hdf5 import integrity
+from egoaudio.hdf5.reader import EgoAudioFile
+from egoaudio.hdf5.writer import Extents, RowWriter
+from egoaudio.inputs.probe import Recording
+from egoaudio.system import signals
+
+_BLOCK_BYTES = 1 << 20
+_THREADS = 4  # checksums and copies release the interpreter's lock
+_SUBMITTED = 1024  # at once: a million futures would be a gigabyte
+_OF_THE_PLAN = ("first_clip", "num_clips")  # columns of /videos that the new file has its own of
+
+
+@dataclass(frozen=True)
+class Move:
+    """A video to take over."""
+
+    source: int
+    """Its row in the old file's /videos."""
+    target: int
+    """Its row in the new one's."""
+
+
+def planned_recordings(file: EgoAudioFile) -> Iterator[tuple[Recording, bytes]]:
+    """Yield for each video of a file what a probe said of it when it was planned, and its file's fingerprint."""
+    for row, fingerprint in zip(file.video_table, file.fingerprints, strict=True):
+        seconds = float(row["duration_seconds"])
+        # A video that failed later was planned as one with sound, and has its rows.
+        status = Status.OK if seconds > 0 or row["status"] == Status.PLANNED else Status(row["status"])
+        error = "" if status == Status.OK else row["error"].decode(errors="replace")
+        facts = int(row["sample_rate"]), int(row["channels"]), seconds
+        yield Recording(status, error, *facts), fingerprint.tobytes()
+
+
+def take_over(
+    file: EgoAudioFile, path: str, extents: Extents, moves: Sequence[Move], with_labels: bool = False
+) -> Iterator[tuple[Move, str]]:
+    """Copy videos that are done from ``file`` into the file at ``path``; nothing is synced.
+
+    Parameters
+    ----------
+    file : EgoAudioFile
+        The old file.
+    path, extents
+        The new one, whose rows are planned, and where they lie.
+    moves : sequence of Move
+        Videos of any status but planned.
+    with_labels : bool
+        Copy the labels, too; else those of the plan stay.
+
+    Yields
+    ------
+    move, problem
+        After each video. ``problem`` is empty, or says why the video was not taken over and is still planned.
+
+    Raises
+    ------
+    StoreError
+        The new file cannot be written.
+    """
+    call = partial(_take_video, file, path, extents, with_labels)
+    threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="egoaudio-copy")
+    try:
+        for start in range(0, len(moves), _SUBMITTED):
+            some = moves[start : start + _SUBMITTED]
+            for move, problem in zip(some, threads.map(call, some), strict=True):
+                signals.check()
+                yield move, problem
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _take_video(file: EgoAudioFile, path: str, extents: Extents, with_labels: bool, move: Move) -> str:
+    """Take one video over; return why not, or nothing. With files of its own, so that threads share no position."""
+    old = file.video_table[move.source]
+    with RowWriter(path, extents) as writer:
+        new = writer.read("videos", move.target, 1)
+        problem = _why_not(file, move.source, old, new[0])
+        if problem:
+            return problem
+        first = int(new["first_clip"][0])
+        rows = slice(int(old["first_clip"]), int(old["first_clip"]) + int(old["num_clips"]))
+        if old["status"] == Status.OK:
+            damaged = _copy_features(file, move, rows, writer, first)
+            if damaged:
+                return damaged
+        else:
+            for name in file.features:
+                writer.erase(name, first, rows.stop - rows.start)
+        for name in file.features:
+            for kind, values in (("checksums", file.checksums(name)), ("statistics", file.statistics(name))):
+                writer.write(f"{kind}/{name}", move.target, values[move.source : move.source + 1])
+        clips = writer.read("clips", first, rows.stop - rows.start)
+        for column in ("num_samples", "status", *(("labelled",) if with_labels else ())):
+            clips[column] = file.clip_table[column][rows]
+        writer.write("clips", first, clips)
+        if with_labels:
+            writer.write("labels", first, file.labels[rows])
+            writer.write("video_labels", move.target, file.video_labels[move.source : move.source + 1])
+        for column in new.dtype.names:
+            if column in old.dtype.names and column not in _OF_THE_PLAN:
+                new[column] = old[column]
+        writer.write("videos", move.target, new)
+    return ""
+
+
+def _why_not(file: EgoAudioFile, number: int, old: np.void, new: np.void) -> str:
+    """Return why a video cannot be the one that was planned; from the tables alone."""
+    if old["video_id"] != new["video_id"] or old["num_clips"] != new["num_clips"]:
+        return "it is another video, or another number of clips, than was planned"
+    if old["status"] == Status.PLANNED:
+        return "it is not done"
+    return "; ".join(integrity.verify_clips(file, number))
+
+
+def _copy_features(file: EgoAudioFile, move: Move, rows: slice, writer: RowWriter, first: int) -> str:
+    """Copy the rows of every feature array once all of them have their checksums; return what is damaged."""
+    mapped = [name for name in file.features if file.is_mapped(name)]
+    descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if (info := os.fstat(descriptor)) and (info.st_dev, info.st_ino) != file.identity:
+            return f"{file.path} was replaced meanwhile"
+        for name in file.features:
+            if name in mapped:
+                extent = file.extents[name]
+                start, stop = (extent.offset + row * extent.row_bytes for row in (rows.start, rows.stop))
+                crc = _checksum(descriptor, start, stop)
+            else:
+                crc = integrity.checksum(np.asarray(file[name][rows]))
+            if crc != file.checksums(name)[move.source]:
+                return f"its {name} is damaged: its checksum is not the one that was written"
+        for name in file.features:
+            if name in mapped:
+                extent = file.extents[name]
+                start = extent.offset + rows.start * extent.row_bytes
+                writer.copy(name, first, descriptor, start, rows.stop - rows.start)
+            else:
+                writer.write(name, first, np.asarray(file[name][rows]))
+    except StoreError:
+        raise
+    except OSError as error:
+        return f"{file.path} cannot be read: {error.strerror}"
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def _checksum(descriptor: int, start: int, stop: int) -> int:
+    """Return the CRC-32 of a range of a file; read rather than mapped, so that a bad disk is an error and no SIGBUS."""
+    block, crc = bytearray(min(_BLOCK_BYTES, stop - start)), 0
+    view = memoryview(block)
+    while start < stop:
+        count = os.preadv(descriptor, [view[: stop - start]], start)
+        if not count:
+            return -1  # it was cut short
+        crc = zlib.crc32(view[:count], crc)
+        start += count
+    return crc

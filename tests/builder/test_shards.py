@@ -1,0 +1,290 @@
+"""A build divided among machines: the shards, and the file that takes them in, which is that of one build to the byte."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_media
+
+import egoaudio
+from egoaudio.builder import build, pool
+from egoaudio.builder.plan import Inputs
+from egoaudio.builder.shards import Shard, divide
+from egoaudio.config.build import BuildConfig, FeatureConfig, SoundConfig
+from egoaudio.errors import BuildError, ConfigurationError, Status
+from egoaudio.hdf5 import integrity
+
+sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("bin", "benchmarks")]
+import demo_data  # noqa: E402
+from trials import content  # noqa: E402
+
+CONFIG = BuildConfig(sound=SoundConfig(skip_silent=True), features=FeatureConfig(features=("mfcc", "waveform")))
+NUM_VIDEOS = 9
+
+
+@pytest.fixture(scope="module", autouse=True)
+def workers():
+    """Keep the worker processes from one build to the next: starting them takes longer than these builds."""
+    with pool.kept():
+        yield
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Nine videos: one without an audio track, one cut off, one digital silence, one that is not there."""
+    folder = tmp_path_factory.mktemp("charades")
+    demo_data.make(folder, num_videos=NUM_VIDEOS, seed=1, shortest_seconds=2.2, longest_seconds=3.9)
+    paths = sorted(folder.glob("videos/*.mp4"), key=lambda path: path.stat().st_size)
+    paths[-1].unlink()
+    make_media(paths[-2], seconds=3.0, sound=np.zeros(3 * 44100, np.float32))
+    return Inputs(folder / "train.csv", folder / "videos", folder / "test.csv", folder / "classes.txt")
+
+
+@pytest.fixture(scope="module")
+def whole(inputs, tmp_path_factory):
+    """Return the file of one build."""
+    path = tmp_path_factory.mktemp("whole") / "ego.h5"
+    build.build(inputs, path, CONFIG, num_workers=2)
+    with egoaudio.open(path) as file:
+        statuses = set(file.video_table["status"].tolist())
+    assert statuses == {Status.OK, Status.NO_AUDIO, Status.UNREADABLE, Status.MISSING}
+    return path
+
+
+@pytest.fixture(scope="module")
+def shards(inputs, tmp_path_factory):
+    """Return a function that gives a folder with the shards of a division."""
+    made = {}
+
+    def give(count, target):
+        if count not in made:
+            made[count] = tmp_path_factory.mktemp(f"shards_{count}")
+            for number in reversed(range(count)):
+                build.build(inputs, made[count] / "ego.h5", CONFIG, shard=f"{number}/{count}")
+        shutil.copytree(made[count], target, dirs_exist_ok=True)
+        return [Shard(number, count).path(target / "ego.h5") for number in range(count)]
+
+    return give
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Return the list of all jobs that were given to workers."""
+    jobs, each = [], build.pool.each
+
+    def noted(function, items, **options):
+        jobs.extend(items if getattr(function, "func", None) is build.extract else ())
+        return each(function, items, **options)
+
+    monkeypatch.setattr(build.pool, "each", noted)
+    return jobs
+
+
+# ------------------------------------------------------------------------------------------------------- the division
+
+
+def test_videos_are_divided_into_contiguous_ranges_of_about_equal_size():
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 3, 7, 50):
+        sizes = rng.integers(-1, 10**9, 50 if count < 50 else 50).tolist()
+        ranges = divide(sizes, count)
+        assert [part.start for part in ranges] == [0, *(part.stop for part in ranges[:-1])]
+        assert ranges[-1].stop == 50 and all(part.start < part.stop for part in ranges)
+    sizes = rng.integers(1, 1000, 1000).tolist()
+    shares = [sum(sizes[part]) for part in divide(sizes, 8)]
+    assert max(shares) - min(shares) <= 2 * max(sizes)
+
+
+def test_one_huge_video_leaves_no_shard_empty():
+    assert [(part.start, part.stop) for part in divide([10**12, 1, 1], 3)] == [(0, 1), (1, 2), (2, 3)]
+    assert [(part.start, part.stop) for part in divide([1, 1, 10**12], 3)] == [(0, 1), (1, 2), (2, 3)]
+    assert [(part.start, part.stop) for part in divide([-1, -1, -1, -1], 2)] == [(0, 2), (2, 4)]
+
+
+def test_a_shard_is_an_ordinary_file(inputs, whole, shards, tmp_path):
+    paths = shards(2, tmp_path)
+    assert [path.name for path in paths] == ["ego.h5.shard-00000-of-00002", "ego.h5.shard-00001-of-00002"]
+    with egoaudio.open(whole) as one:
+        ids = []
+        for path in paths:
+            with egoaudio.open(path) as file:
+                assert file.complete and integrity.verify(file) == []
+                ids += file.videos["video_id"].tolist()
+                assert file.plan_sha256 != one.plan_sha256
+        assert ids == one.videos["video_id"].tolist()
+    again = build.build(inputs, tmp_path / "ego.h5", CONFIG, shard="1/2")
+    assert again.already_complete
+
+
+# ---------------------------------------------------------------------------------------------------------- taking in
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_build_takes_its_shards_in_and_is_that_of_one_machine(inputs, whole, shards, tmp_path, decoded, count):
+    paths = shards(count, tmp_path)
+    decoded.clear()
+    build.build(inputs, tmp_path / "ego.h5", CONFIG, num_workers=2)
+    assert content(tmp_path / "ego.h5") == content(whole)
+    assert decoded == [] and all(path.exists() for path in paths)
+
+
+def test_what_no_shard_holds_is_decoded(inputs, whole, shards, tmp_path, decoded, capsys):
+    paths = shards(7, tmp_path)
+    decoded.clear()
+    number, ids = next((number, ids) for number, path in enumerate(paths) if (ids := _with_sound(path)))
+    paths[number].unlink()
+    build.build(inputs, tmp_path / "ego.h5", CONFIG)
+    assert content(tmp_path / "ego.h5") == content(whole)
+    assert {Path(job.path).stem for job in decoded} >= set(ids)
+    assert f"not there, or not finished: shard {number}/7; {len(decoded)} videos" in capsys.readouterr().err
+
+
+def _with_sound(path):
+    with egoaudio.open(path) as file:
+        return file.videos["video_id"][file.videos["status"] == Status.OK].tolist()
+
+
+def _damage(path, name="waveform"):
+    """Change a byte in the rows of a file's last video with sound; return its id."""
+    with egoaudio.open(path) as file:
+        row = file.video_table[np.flatnonzero(file.video_table["status"] == Status.OK)[-1]]
+        place = file.extents[name].offset + file.extents[name].row_bytes * int(row["first_clip"]) + 5
+    with open(path, "r+b") as raw:
+        raw.seek(place)
+        byte = raw.read(1)
+        raw.seek(place)
+        raw.write(bytes([byte[0] ^ 1]))
+    return row["video_id"].decode()
+
+
+def test_the_damaged_videos_of_a_shard_are_decoded_again_and_named(inputs, whole, shards, tmp_path, decoded, capsys):
+    paths = shards(2, tmp_path)
+    decoded.clear()
+    video_id = _damage(paths[0])
+    build.build(inputs, tmp_path / "ego.h5", CONFIG, remove_shards=True)
+    assert content(tmp_path / "ego.h5") == content(whole)
+    assert [Path(job.path).stem for job in decoded] == [video_id]
+    assert f"{video_id} is decoded again: its waveform is damaged" in capsys.readouterr().err
+    assert [path.exists() for path in paths] == [True, False]
+
+
+@pytest.mark.parametrize("harm", ["cut short", "not ours", "tables"])
+def test_a_shard_that_cannot_be_used_at_all_is_decoded_again(inputs, whole, shards, tmp_path, capsys, harm):
+    path = shards(2, tmp_path)[1]
+    if harm == "cut short":
+        os.truncate(path, path.stat().st_size // 2)
+    elif harm == "not ours":
+        path.write_bytes(b"nothing of ours")
+    else:
+        with egoaudio.open(path) as file:
+            extent = file.extents["videos"]
+        with open(path, "r+b") as raw:
+            raw.seek(extent.offset + extent.dtype.fields["duration_seconds"][1])
+            raw.write(np.float64(3e5).tobytes())
+    build.build(inputs, tmp_path / "ego.h5", CONFIG)
+    assert content(tmp_path / "ego.h5") == content(whole)
+    assert "decoded again" in capsys.readouterr().err and path.exists()
+
+
+def test_shards_are_removed_when_their_rows_are_safe(inputs, whole, shards, tmp_path):
+    paths = shards(2, tmp_path)
+    build.build(inputs, tmp_path / "ego.h5", CONFIG)
+    report = build.build(inputs, tmp_path / "ego.h5", CONFIG, remove_shards=True)
+    assert report.already_complete and not any(path.exists() for path in paths)
+    assert content(tmp_path / "ego.h5") == content(whole)
+
+
+def test_a_merge_that_is_killed_again_and_again_is_finished_to_the_same_bytes(inputs, whole, shards, tmp_path):
+    """With --remove-shards, so that a shard that went too early would be decoded, or missed."""
+    paths = shards(7, tmp_path)
+    code = (
+        "import os, signal, sys\n"
+        "from egoaudio.builder import build, transfer\n"
+        "from egoaudio.cli import build as command\n"
+        "take, left = transfer._take_video, [int(sys.argv.pop(1))]\n"
+        "def taken(*arguments):\n"
+        "    left[0] -= 1\n"
+        "    if left[0] < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return take(*arguments)\n"
+        "transfer._take_video = taken\n"
+        "def never(*arguments): raise AssertionError('decoded')\n"
+        "build.extract = never\n"
+        "command()\n"
+    )
+    command = ["--annotations", inputs.annotations[0], "--test-annotations", inputs.test_annotations[0]]
+    command += ["--classes", inputs.classes, "--videos", inputs.videos, "--output", tmp_path / "ego.h5"]
+    command += ["--features", "mfcc,waveform", "--skip-silent", "--workers", "1", "--remove-shards", "--skip-failed"]
+    codes = []
+    while not (tmp_path / "ego.h5").exists():
+        codes.append(subprocess.run([sys.executable, "-c", code, "2", *map(str, command)], timeout=60).returncode)
+        assert len(codes) < 10
+    assert codes[:-1] == [-signal.SIGKILL] * (len(codes) - 1) and len(codes) > 2 and codes[-1] == 0
+    assert content(tmp_path / "ego.h5") == content(whole) and not any(path.exists() for path in paths)
+
+
+def test_failed_videos_of_shards_are_tried_again_with_retry_failed(inputs, shards, tmp_path, decoded):
+    folder = tmp_path / "data"
+    shutil.copytree(Path(inputs.videos).parent, folder)
+    moved = Inputs(*(Path(str(path).replace(str(Path(inputs.videos).parent), str(folder))) for path in (
+        inputs.annotations[0], inputs.videos, inputs.test_annotations[0], inputs.classes)))  # fmt: skip
+    for number in range(2):
+        build.build(moved, tmp_path / "ego.h5", CONFIG, shard=f"{number}/2")
+    report = build.build(moved, tmp_path / "ego.h5", CONFIG)
+    assert len(report.failures) == 2 and len(decoded) == NUM_VIDEOS - 3
+    again = build.build(moved, tmp_path / "ego.h5", CONFIG, retry_failed=True)
+    assert again.failures == report.failures
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "shard, words",
+    [
+        ("3", "expected K/N, such as 0/16"),
+        ("2/2", "counted from 0, so the last one is 1/2"),
+        ("0/0", "expected K/N"),
+        ("-1/2", "expected K/N"),
+        ("0/123456", "N <= 99999"),
+    ],
+)
+def test_a_share_that_does_not_exist_is_refused(inputs, tmp_path, shard, words):
+    with pytest.raises(ConfigurationError, match=words):
+        build.build(inputs, tmp_path / "ego.h5", CONFIG, shard=shard)
+
+
+def test_more_shards_than_videos_are_refused(inputs, tmp_path):
+    with pytest.raises(BuildError, match="only 9 videos, so at most 9 shards"):
+        build.build(inputs, tmp_path / "ego.h5", CONFIG, shard="0/10")
+
+
+def test_a_shard_takes_no_shards_in(inputs, tmp_path):
+    with pytest.raises(ConfigurationError, match="takes no shards in"):
+        build.build(inputs, tmp_path / "ego.h5", CONFIG, shard="0/2", remove_shards=True)
+
+
+def test_shards_of_another_configuration_are_refused_with_the_difference(inputs, shards, tmp_path):
+    shards(2, tmp_path)
+    with pytest.raises(BuildError, match="is a shard of another build:\n  `skip_silent`: True, now False\nRemove it"):
+        build.build(inputs, tmp_path / "ego.h5", replace(CONFIG, sound=SoundConfig()))
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_shards_of_two_divisions_are_refused(inputs, shards, tmp_path):
+    shards(2, tmp_path)
+    shards(7, tmp_path)
+    with pytest.raises(BuildError, match="several divisions, N = 2 and N = 7: remove those of an earlier one"):
+        build.build(inputs, tmp_path / "ego.h5", CONFIG)
+
+
+def test_shards_of_other_annotations_are_refused(inputs, shards, tmp_path):
+    shards(2, tmp_path)
+    alone = replace(inputs, test_annotations=())
+    with pytest.raises(BuildError, match="is a shard of another build"):
+        build.build(alone, tmp_path / "ego.h5", CONFIG)

@@ -68,8 +68,7 @@ def build(
     retry_failed : bool
         Try the videos again that failed in a complete or unfinished file, and keep the others.
     shard : str or None
-        ``K/N``: build ``OUTPUT.shard-KKKKK-of-NNNNN`` alone, a file with the K-th (from 0) of N shares of the videos. A
-        build without it takes in the finished shards that it finds beside ``output``.
+        ``K/N``: build the K-th (from 0) of N shares alone; a build without it takes in what shards are beside ``output``.
     remove_shards : bool
         Remove each shard once its rows are safe in ``output``.
 

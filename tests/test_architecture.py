@@ -38,7 +38,7 @@ MODULES = """
     training/optimizer training/validation training/messages training/run training/prepare training/train
     prediction/channel prediction/worker prediction/windows prediction/scoring
     prediction/find prediction/messages prediction/recording prediction/journal prediction/predictor prediction/score
-    prediction/store prediction/result prediction/output prediction/report prediction/predict
+    prediction/store prediction/result prediction/tiers prediction/formats prediction/output prediction/report prediction/predict
     reporting/sources reporting/names reporting/charts reporting/levels reporting/oddities reporting/file_section
     reporting/pictures reporting/excerpts reporting/gallery reporting/cards
     reporting/confusions reporting/notable_clips reporting/run_section reporting/comparison_section reporting/page reporting/report

@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = {
+    "pympi-ling": "pympi",
+    "webvtt-py": "webvtt",
     "kaldi-native-fbank": "kaldi_native_fbank",
     "scikit-learn": "sklearn",
 }  # where a module has another name than its package

@@ -104,7 +104,7 @@ class Journal:
         """Read what is there, or write the first line; return where the next record goes."""
         line = b"egoaudio scores 1 " + scoring_sha256.encode() + b"\n"
         found = os.pread(self._descriptor, _LINE_BYTES, 0)
-        if line.startswith(found):  # new, or stopped at once
+        if len(found) < len(line) and line.startswith(found):  # new, or stopped at once
             files.write_all(self._descriptor, line, 0)
             return len(line)
         if not _FIRST_LINE.fullmatch(found):

@@ -1,4 +1,4 @@
-"""What a prediction leaves in its folder: scores.h5 and segments.csv, each there whole or not at all.
+"""What a prediction leaves in its folder: scores.h5, segments.csv and label files, each there whole or not at all.
 
 In: the recordings in their order, each read when it is needed. Out: files whose bytes follow from the scores and the options
 alone, not from when and in how many goes they were made. A text in a CSV that a spreadsheet would run begins with an apostrophe.
@@ -7,6 +7,7 @@ alone, not from when and in how many goes they were made. A text in a CSV that a
 import csv
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,14 +15,16 @@ import numpy as np
 
 from egoaudio.config.options import to_json
 from egoaudio.config.predict import PredictConfig
-from egoaudio.errors import PredictionError
+from egoaudio.errors import PredictionError, Status
 from egoaudio.hdf5 import schema, scores_file
+from egoaudio.prediction.formats import render, suffix_of
 from egoaudio.prediction.predictor import Predictor
 from egoaudio.prediction.recording import TEXTS
 from egoaudio.prediction.result import Prediction
 from egoaudio.system import files
 from egoaudio.system.terminal import one_line
 
+_LEFTOVER = re.compile(r"\..*\.[0-9a-f]{16}\.partial", re.DOTALL)  # names of ``files.replacing``
 SEGMENT_COLUMNS = ("file", "start_seconds", "end_seconds", "class_id", "name", "score", "mean_score", "checkpoint")
 Read = Callable[[], Iterator[Prediction]]
 
@@ -112,19 +115,17 @@ def write_segments(path: Path, predictions: Iterator[Prediction]) -> int:
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(SEGMENT_COLUMNS)
             for prediction in predictions:
-                labelling = prediction.labelling
-                for segment in prediction.segment_table:
-                    index = segment["class_index"]
+                for segment in prediction.named_segments():
                     writer.writerow(
                         [
                             harmless_path(prediction.file),
-                            seconds(segment["start_seconds"]),
-                            seconds(segment["stop_seconds"]),
-                            harmless(labelling.class_ids[index]),
-                            harmless(labelling.class_names[index]),
-                            f"{segment['score']:.6f}",
-                            f"{segment['mean_score']:.6f}",
-                            harmless_path(labelling.checkpoint),
+                            seconds(segment.start_seconds),
+                            seconds(segment.stop_seconds),
+                            harmless(segment.class_id),
+                            harmless(segment.name),
+                            f"{segment.score:.6f}",
+                            f"{segment.mean_score:.6f}",
+                            harmless_path(prediction.labelling.checkpoint),
                         ]
                     )
                     count += 1
@@ -132,6 +133,50 @@ def write_segments(path: Path, predictions: Iterator[Prediction]) -> int:
     except OSError as error:
         raise PredictionError(files.explain(path, error)) from error
     return count
+
+
+def with_label_files(folder: Path, formats: tuple[str, ...], predictions: Iterator[Prediction]) -> Iterator[Prediction]:
+    """Write the files of other programs, ``FOLDER/FORMAT/NAME.ENDING``, for each recording with scores, and yield it on.
+
+    Raises
+    ------
+    PredictionError
+        A file cannot be written, or a link would lead it out of the folder.
+    """
+    for name in formats:
+        require_inside(folder, folder / name)
+        _remove_leftovers(folder / name)
+    for prediction in predictions:
+        for name in formats if prediction.status == Status.OK else ():
+            path = folder / name / f"{prediction.name}{suffix_of(name)}"
+            try:
+                _write_label_file(folder, path, render(name, prediction))
+            except OSError as error:
+                raise PredictionError(files.explain(path, error)) from error
+        yield prediction
+
+
+def require_inside(folder: Path, path: Path) -> None:
+    """Raise PredictionError where a link would lead a path out of the folder that it is in."""
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise PredictionError(
+            f"{path}: a symbolic link there leads out of {folder}: remove it, or give another `output`"
+        )
+
+
+def _write_label_file(folder: Path, path: Path, contents: bytes) -> None:
+    """Write a file that follows from a recording's name, within the folder, unless it is there as it should be."""
+    require_inside(folder, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not (path.is_file() and path.stat().st_size == len(contents) and path.read_bytes() == contents):
+        files.write_file(path, contents)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a killed prediction has left beside label files."""
+    for path in folder.rglob(".*.partial"):
+        if _LEFTOVER.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink()
 
 
 def seconds(value: float) -> str:

@@ -19,6 +19,7 @@ from egoaudio.hdf5 import reader
 from egoaudio.inputs.fingerprint import fingerprint
 from egoaudio.prediction import output as writing
 from egoaudio.prediction.find import Recordings, StrPath, find_annotated, find_recordings, is_hdf5
+from egoaudio.prediction.formats import require_available
 from egoaudio.prediction.messages import PredictionProgress
 from egoaudio.prediction.predictor import Predictor, load_predictor
 from egoaudio.prediction.recording import Scored
@@ -180,9 +181,10 @@ def predict_to_folder(
     """
     config = PredictConfig() if config is None else config
     given = Media(_paths(media), _paths(annotations), videos, classes, follow_links)
+    require_available(config.output.formats)
     recordings = given.find()
     folder = Path(output)
-    _check_output(folder, given, (checkpoint, like))
+    _check_output(folder, given, (checkpoint, like), config.output.formats)
     predictor = load_predictor(checkpoint, config, scored_file=given.scored_file, like=like, device=device)
     _make(folder)
     with lock.held(folder):
@@ -220,7 +222,8 @@ def _write(
             yield Prediction(replace(scored, video=scored.video | {"video_id": name}), labelling)
 
     writing.write_scores(folder / "scores.h5", predictions, predictor, config, str(given.scored_file or ""))
-    return writing.write_segments(folder / "segments.csv", predictions())
+    labelled = writing.with_label_files(folder, config.output.formats, predictions())
+    return writing.write_segments(folder / "segments.csv", labelled)
 
 
 def _paths(given: Paths) -> tuple[StrPath, ...]:
@@ -268,7 +271,7 @@ def _fingerprints(given: Media, recordings: Recordings) -> Iterable[bytes]:
         return list(threads.map(fingerprint, recordings.files))
 
 
-def _check_output(folder: Path, given: Media, inputs: Iterable[StrPath | None]) -> None:
+def _check_output(folder: Path, given: Media, inputs: Iterable[StrPath | None], formats: Iterable[str]) -> None:
     """Refuse an output that is no folder, or would replace what is read."""
     if folder.exists() and not folder.is_dir():
         raise PredictionError(f"`output={str(folder)!r}`: is a file: name a folder")
@@ -278,6 +281,8 @@ def _check_output(folder: Path, given: Media, inputs: Iterable[StrPath | None]) 
                 f"`output={str(folder)!r}`: holds the recordings: give a folder of its own, such as {folder / 'heard'}"
             )
     read = [*given.paths, *given.annotations, given.classes, *inputs]
+    for name in formats:
+        writing.require_inside(folder, folder / name)
     for name in (*_OURS, "scores.partial"):
         try:
             files.check_output(folder / name, read)

@@ -28,6 +28,21 @@ class Labelling:
     """The model's file."""
 
 
+@dataclass(frozen=True)
+class Segment:
+    """Something that is heard for a while."""
+
+    start_seconds: float
+    stop_seconds: float
+    class_index: int
+    class_id: str
+    name: str
+    """Of the class."""
+    score: float
+    """The peak of the class's probability in it."""
+    mean_score: float
+
+
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """One recording: its scores, and the segments in which something is heard."""
@@ -93,6 +108,22 @@ class Prediction:
                 "mean_score": table["mean_score"],
             }
         )
+
+    def named_segments(self) -> list[Segment]:
+        """Return the segments as objects, by start."""
+        labelling = self.labelling
+        return [
+            Segment(
+                float(row["start_seconds"]),
+                float(row["stop_seconds"]),
+                index,
+                labelling.class_ids[index],
+                labelling.class_names[index],
+                float(row["score"]),
+                float(row["mean_score"]),
+            )
+            for row, index in zip(self.segment_table, self.segment_table["class_index"].tolist(), strict=True)
+        ]
 
     def top(self, count: int) -> list[tuple[str, float, float]]:
         """Return the likeliest classes, each with where it is likeliest: ``(name, probability, start_seconds)``."""

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
-import soundfile
 from click.testing import CliRunner
+from conftest import make_wav
 from small_models import make_checkpoint, make_file, make_videos
 
 import egoaudio
@@ -55,7 +55,7 @@ def sounds(tmp_path):
     (tmp_path / "sounds" / "more").mkdir(parents=True)
     for number, seconds in enumerate((1.4, 3.1, 0.3, 2.0, 5.2)):
         samples = 0.1 * generator.standard_normal(round(8000 * seconds))
-        soundfile.write(tmp_path / "sounds" / ("more" if number == 3 else "") / f"s{number}.wav", samples, 8000)
+        make_wav(tmp_path / "sounds" / ("more" if number == 3 else "") / f"s{number}.wav", samples, 8000)
     return tmp_path / "sounds"
 
 
@@ -127,7 +127,7 @@ def test_recordings_that_are_added_or_changed_cost_themselves(best, sounds, tmp_
     out = tmp_path / "out"
     predict_to_folder(best, sounds, out)
     shutil.copy(sounds / "s1.wav", sounds / "new.wav")
-    soundfile.write(sounds / "s0.wav", np.full(16000, 0.1), 8000)
+    make_wav(sounds / "s0.wav", np.full(16000, 0.1), 8000)
     report = predict_to_folder(best, sounds, out)
     assert (report.num_recordings, report.num_known) == (6, 4)
     (sounds / "s4.wav").unlink()
@@ -180,7 +180,7 @@ def test_what_is_broken_silent_dies_or_hangs_costs_itself(monkeypatch, best, sou
     (sounds / "broken.mp4").write_bytes(b"no media")
     (sounds / "empty.wav").write_bytes(b"")
     (sounds / "nowhere.mp3").symlink_to("gone.mp3")
-    soundfile.write(sounds / "silent.wav", np.zeros(16000), 8000)
+    make_wav(sounds / "silent.wav", np.zeros(16000), 8000)
     report = predict_to_folder(best, sounds, tmp_path / "out", timeout_seconds=2)
     reasons = {Path(file).name: reason for file, reason in report.failures}
     assert set(reasons) == {"hang.wav", "broken.mp4", "empty.wav", "nowhere.mp3"}

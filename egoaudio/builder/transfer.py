@@ -115,8 +115,8 @@ def _take_video(file: EgoAudioFile, path: str, extents: Extents, with_labels: bo
         if with_labels:
             writer.write("labels", first, file.labels[rows])
             writer.write("video_labels", move.target, file.video_labels[move.source : move.source + 1])
-        for column in new.dtype.names:
-            if column in old.dtype.names and column not in _OF_THE_PLAN:
+        for column in new.dtype.names or ():
+            if column in (old.dtype.names or ()) and column not in _OF_THE_PLAN:
                 new[column] = old[column]
         writer.write("videos", move.target, new)
     return ""

@@ -1,11 +1,12 @@
-"""Lay an egoaudio file out: all names, types and places, without a single row.
+"""Lay out an egoaudio file: all names, types and places, without rows.
 
-In: a ``Layout``. Out: a closed HDF5 file whose arrays lie at fixed places, ready for positioned writes; and, in the end, the mark that it is
-complete. The real file is never open for writing in HDF5 once it has its name, so a kill at any instant leaves a file that opens.
+In: a ``Layout``. Out: a closed HDF5 file whose arrays lie at fixed places, ready for positioned writes; and, in the
+end, the mark that it is complete. Once the file has its name, HDF5 never has it open for writing, so a file whose
+build was killed at any instant can be opened.
 
-Conventions: what another tool needs to read the file without us. Version 1.10 of HDF5, fixed shapes, no filters, space allocated early
-and never filled: HDF5 then puts the chunks of an array back to back. Fixed-length strings, no booleans, no times of modification
-(the same layout gives the same bytes).
+Conventions: other tools can read the file without egoaudio. Version 1.10 of HDF5, fixed shapes, no filters, space
+allocated early and never filled: HDF5 then puts the chunks of an array back to back. Fixed-length strings, no booleans,
+no modification times (the same layout gives the same bytes).
 
 Source: FORMAT.md, with the reasons and the measurements. With ``safe_access``, the only user of h5py.
 """
@@ -16,6 +17,8 @@ import functools
 import io
 import math
 import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import h5py
 import numpy as np
@@ -29,15 +32,19 @@ from egoaudio.hdf5.schema import (
     FORMAT,
     FORMAT_VERSION,
     INSTANCE_DTYPE,
+    Layout,
     encode,
 )
 from egoaudio.system import files
+from egoaudio.system.files import StrPath
+
+_Attributes = Mapping[str, str | int | float]
 
 
-def lay_out(path, layout):
+def lay_out(path: StrPath, layout: Layout) -> None:
     """Create the whole file without its rows; it appears under ``path`` when it is complete, closed and on disk.
 
-    The same layout gives the same bytes. The file is sparse: it takes a few pages until rows are written or space is reserved.
+    The same layout gives the same bytes. The file is sparse: it takes a few pages until rows are written or reserved.
 
     Parameters
     ----------
@@ -54,19 +61,21 @@ def lay_out(path, layout):
         pass
 
 
-def drafting(path, layout):
-    """Lay the file out as ``lay_out`` does, but yield it under a name of its own, for the rows that are known beforehand.
+def drafting(path: StrPath, layout: Layout) -> contextlib.AbstractContextManager[str]:
+    """Lay out the file as ``lay_out`` does, but yield it under a temporary name, for rows that are known beforehand.
 
     Yields
     ------
     str
-        Where the draft is; it appears under ``path`` when the block ends, and is gone when the block is left by an error.
+        Path of the draft; it appears under ``path`` when the block ends, and is removed if the block raises.
     """
     return _drafting(path, layout.num_bytes, functools.partial(_create, layout=layout))
 
 
-def drafting_tables(path, attributes, tables):
-    """Likewise lay out a file of another format of ours: tables and arrays without chunks.
+def drafting_tables(
+    path: StrPath, attributes: _Attributes, tables: Mapping[str, tuple[tuple[int, ...], Any, _Attributes]]
+) -> contextlib.AbstractContextManager[str]:
+    """Likewise lay out a file of another format: tables and arrays without chunks.
 
     Parameters
     ----------
@@ -77,7 +86,7 @@ def drafting_tables(path, attributes, tables):
         Of each dataset, by its name.
     """
 
-    def create(draft):
+    def create(draft: str) -> None:
         with _new_file(draft) as file:
             _set_attributes(file, attributes)
             for name, (shape, dtype, its_attributes) in tables.items():
@@ -88,12 +97,12 @@ def drafting_tables(path, attributes, tables):
 
 
 @contextlib.contextmanager
-def _drafting(path, num_bytes, create):
-    """Yield the path of a draft that ``create(path)`` has made; ``num_bytes`` is about its size."""
+def _drafting(path: StrPath, num_bytes: int, create: Callable[[str], None]) -> Iterator[str]:
+    """Yield the path of a draft that ``create(path)`` has made; ``num_bytes`` is its approximate size."""
     path = os.fspath(path)
     try:
         with files.replacing(path) as draft:
-            os.ftruncate(draft.fileno(), num_bytes)  # too large is said here, with an errno, rather than by HDF5
+            os.ftruncate(draft.fileno(), num_bytes)  # if it is too large, this says so with an errno, unlike HDF5
             os.ftruncate(draft.fileno(), 0)
             create(draft.name)
             if not os.path.samestat(os.stat(draft.name, follow_symlinks=False), os.fstat(draft.fileno())):
@@ -105,20 +114,20 @@ def _drafting(path, num_bytes, create):
         raise StoreError(files.explain(path, error, num_bytes)) from error
 
 
-def _new_file(path):
+def _new_file(path: str) -> h5py.File:
     """Return a new HDF5 file, open for writing."""
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     creation.set_obj_track_times(False)
-    creation.set_attr_phase_change(64, 0)  # the root's attributes stay in its header, however many
+    creation.set_attr_phase_change(64, 0)  # keeps all of the root's attributes in its header
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
     access.set_alignment(1, ALIGNMENT)
     return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, creation, access))
 
 
-def _create(path, layout):
+def _create(path: str, layout: Layout) -> None:
     with _new_file(path) as file:
-        root = {
+        root: _Attributes = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "complete": 0,
@@ -153,7 +162,7 @@ def _create(path, layout):
                 file, array.name, shape, np.dtype(array.dtype).newbyteorder("<"), array.chunk_rows(num_clips)
             )
             _set_attributes(dataset, array.attributes)
-            # No dimension labels: they are of variable length, and PyTables crashes on them. The attribute "axes" says the same.
+            # No dimension labels: they have variable length, and PyTables crashes on them. "axes" has the same names.
             for dimension, name in enumerate(array.axis_names):
                 if name in layout.axes:
                     dataset.dims[dimension].attach_scale(groups["axes"][name])
@@ -162,14 +171,16 @@ def _create(path, layout):
         _dataset(file, "fingerprints", (num_videos, FINGERPRINT_BYTES), "u1")
 
 
-def _group(parent, name):
+def _group(parent: h5py.Group, name: str) -> Any:
     plan = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
     plan.set_obj_track_times(False)
     return h5py.h5g.create(parent.id, os.fsencode(name), gcpl=plan)
 
 
-def _dataset(parent, name, shape, dtype, chunk_rows=None):
-    """Create a dataset whose place in the file is fixed now and whose rows are not written: see the format's reasons."""
+def _dataset(
+    parent: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any, chunk_rows: int | None = None
+) -> h5py.Dataset:
+    """Create a dataset whose place in the file is fixed now and whose rows are not written; FORMAT.md says why."""
     dtype = np.dtype(dtype)
     if dtype.names is not None:
         dtype = np.dtype(
@@ -191,7 +202,7 @@ def _dataset(parent, name, shape, dtype, chunk_rows=None):
     )
 
 
-def _set_attributes(item, attributes):
+def _set_attributes(item: h5py.Group | h5py.Dataset, attributes: _Attributes) -> None:
     for name, value in attributes.items():
         if isinstance(value, str):
             raw = encode(value) or b"\0"
@@ -202,11 +213,11 @@ def _set_attributes(item, attributes):
             item.attrs.create(name, np.int64(value) if isinstance(value, int) else np.asarray(value, "<f8"))
 
 
-def mark_complete(path):
+def mark_complete(path: StrPath) -> None:
     """Set the root's ``complete`` to 1, on disk, in one write of a few bytes.
 
-    HDF5 works on an overlay that keeps its writes in memory; only the bytes that differ in the end go to the real file. So the file is
-    never in the state in which HDF5 refuses to open it.
+    HDF5 works on an overlay that keeps its writes in memory; only the bytes that differ in the end are written to the
+    real file, so it is never in a state in which HDF5 refuses to open it.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -225,35 +236,35 @@ def mark_complete(path):
 
 
 class _Overlay(io.RawIOBase):
-    """A file-like object for h5py: reads come from a descriptor, writes stay here."""
+    """A file-like object for h5py: reads come from a descriptor, writes stay in memory."""
 
-    def __init__(self, descriptor):
+    def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
         self._size = os.fstat(descriptor).st_size
         self._position = 0
-        self._pages = {}
+        self._pages: dict[int, bytearray] = {}
 
-    def seek(self, offset, whence=os.SEEK_SET):
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._position = offset + (0, self._position, self._size)[whence]
         return self._position
 
-    def tell(self):
+    def tell(self) -> int:
         return self._position
 
-    def truncate(self, size=None):
-        if size not in (None, self._size):
+    def truncate(self, size: int | None = None) -> int:
+        if size is not None and size != self._size:
             raise OSError(errno.EPERM, f"a change of size from {self._size:,} to {size:,} bytes")
         return self._size
 
-    def readinto(self, buffer):
+    def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         for page, inside, part in self._parts(len(view)):
             view[part] = self._page(page)[inside]
         self._position += len(view)
         return len(view)
 
-    def write(self, data):
+    def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         for page, inside, part in self._parts(len(view)):
             self._pages[page] = bytearray(self._page(page))
@@ -261,8 +272,8 @@ class _Overlay(io.RawIOBase):
         self._position += len(view)
         return len(view)
 
-    def difference(self):
-        """Return ``(offset, bytes)``: the shortest stretch that makes the real file equal to this one."""
+    def difference(self) -> tuple[int, bytes]:
+        """Return ``(offset, bytes)``: the shortest write that makes the real file equal to this one."""
         changed = {page: raw for page, raw in self._pages.items() if raw != self._read(page)}
         if not changed:
             return 0, b""
@@ -272,7 +283,7 @@ class _Overlay(io.RawIOBase):
         different = np.flatnonzero(np.frombuffer(ours, "u1") != np.frombuffer(theirs, "u1"))
         return first * ALIGNMENT + int(different[0]), ours[different[0] : different[-1] + 1]
 
-    def _parts(self, size):
+    def _parts(self, size: int) -> Iterator[tuple[int, slice, slice]]:
         """Yield ``(page, slice inside it, slice of the data)`` for the next ``size`` bytes."""
         done = 0
         while done < size:
@@ -281,8 +292,8 @@ class _Overlay(io.RawIOBase):
             yield page, slice(start, start + count), slice(done, done + count)
             done += count
 
-    def _page(self, page):
+    def _page(self, page: int) -> bytes | bytearray:
         return self._pages.get(page) or self._read(page)
 
-    def _read(self, page):
+    def _read(self, page: int) -> bytes:
         return os.pread(self._descriptor, ALIGNMENT, page * ALIGNMENT).ljust(ALIGNMENT, b"\0")

@@ -1,30 +1,32 @@
 """Checksums and statistics of a video's rows, and the check of a whole file against them.
 
-In: rows as they are stored, block by block while a worker writes them; later an opened file. Out: numbers for ``/checksums`` and
-``/statistics``; a list of problems in words, each naming its video.
+In: rows as they are stored, block by block while a worker writes them; later an opened file. Out: numbers for
+``/checksums`` and ``/statistics``; a list of problems in words, each naming its video.
 
-Conventions: a video's checksum is the CRC-32 of all of its rows of an array, in order, as stored (rows of clips without sound are zeros).
-Its statistics are taken over its clips with status 1 only, in float64, row by row, so that they do not depend on how the rows
-were grouped into blocks.
+Conventions: a video's checksum is the CRC-32 of all of its rows of an array, in order, as stored (rows of clips without
+sound are zeros). Its statistics are taken over its clips with status 1 only, in float64, row by row, so that they do
+not depend on how the rows were grouped into blocks.
 
 Source: FORMAT.md; CRC-32 as in zlib.
 """
 
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 
 from egoaudio.errors import Status, StoreError
+from egoaudio.hdf5.reader import EgoAudioFile
 
-_BLOCK_BYTES = 1 << 20  # stays in the processor's cache between the checksum and the sums
+_BLOCK_BYTES = 1 << 20  # stay in the processor's cache between the checksum and the sums
 
 
-def checksum(rows, previous=0):
+def checksum(rows: np.ndarray, previous: int = 0) -> int:
     """Return the CRC-32 of rows as stored; ``previous`` is that of the rows before them."""
     return zlib.crc32(np.ascontiguousarray(rows).reshape(-1).view("u1").data, previous)
 
 
-def statistics(rows, previous=None):
+def statistics(rows: np.ndarray, previous: np.ndarray | None = None) -> np.ndarray:
     """Return count, sum and sum of squares of rows with status 1.
 
     Parameters
@@ -39,7 +41,9 @@ def statistics(rows, previous=None):
     ndarray float64 (3,)
     """
     count, total, squares = (0.0, 0.0, 0.0) if previous is None else previous
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite gives sums that are not, and verify says so
+    with np.errstate(
+        invalid="ignore", over="ignore"
+    ):  # values that are not finite give such sums, which verify reports
         for row in rows:
             values = row.astype(np.float64).reshape(-1)
             count += values.size
@@ -48,7 +52,7 @@ def statistics(rows, previous=None):
     return np.array([count, total, squares])
 
 
-def verify(file, progress=None):
+def verify(file: EgoAudioFile, progress: Callable[[int], object] | None = None) -> list[str]:
     """Read a whole file and return what is wrong with it.
 
     Parameters
@@ -60,7 +64,8 @@ def verify(file, progress=None):
     Returns
     -------
     list of str
-        Empty when every checksum, every status and every count is right. Videos that an unfinished build has only planned are no problem.
+        Empty if every checksum, status and count is right. Videos that an unfinished build has only planned are not a
+        problem.
     """
     problems = verify_tables(file)
     for video in range(file.num_videos):
@@ -70,9 +75,10 @@ def verify(file, progress=None):
     return problems
 
 
-def verify_tables(file):
-    """Return what is wrong with the tables of a file, in what concerns all of it rather than one video."""
-    videos, problems = file.video_table, []
+def verify_tables(file: EgoAudioFile) -> list[str]:
+    """Return what is wrong with the tables of a file as a whole."""
+    videos = file.video_table
+    problems: list[str] = []
     stops = np.cumsum(videos["num_clips"], dtype=np.int64)
     if (
         (videos["num_clips"] < 0).any()
@@ -93,16 +99,16 @@ def verify_tables(file):
         for k in wrong:
             name, stored = file.class_table["class_id"][k].decode(errors="replace"), file.class_table["num_clips"][k]
             problems.append(
-                f"/classes: class {name} is on in {counts[k]} clips that can be trained on, not in {stored}"
+                f"/classes: class {name} is active in {counts[k]} clips that can be trained on, not in {stored}"
             )
     return problems
 
 
-def _all_below(array, limit):
+def _all_below(array: np.ndarray, limit: int) -> bool:
     return all((array[start : start + 65536] < limit).all() for start in range(0, len(array), 65536))
 
 
-def verify_clips(file, video):
+def verify_clips(file: EgoAudioFile, video: int) -> list[str]:
     """Return what is wrong with the rows of one video in /videos and /clips, without reading its features."""
     row = file.video_table[video]
     first, count, status = int(row["first_clip"]), int(row["num_clips"]), int(row["status"])
@@ -112,7 +118,7 @@ def verify_clips(file, video):
     if status == Status.PLANNED:
         return []
     clips = file.clip_table[first : first + count]
-    problems = []
+    problems: list[str] = []
     allowed = (Status.OK, Status.NO_SOUND) if status == Status.OK else (status,)
     if not np.isin(clips["status"], allowed).all():
         problems.append(
@@ -129,11 +135,11 @@ def verify_clips(file, video):
     return problems
 
 
-def _where(file, video):
+def _where(file: EgoAudioFile, video: int) -> str:
     return f"video {video} ({file.video_table['video_id'][video].decode(errors='replace')})"
 
 
-def verify_video(file, video):
+def verify_video(file: EgoAudioFile, video: int) -> list[str]:
     """Read the rows of one video and return what is wrong with them.
 
     Parameters
@@ -145,7 +151,7 @@ def verify_video(file, video):
     Returns
     -------
     list of str
-        Empty when all is right; each problem names the video.
+        Empty if all is right; each problem names the video.
     """
     row = file.video_table[video]
     problems = verify_clips(file, video)
@@ -162,9 +168,10 @@ def verify_video(file, video):
     return problems
 
 
-def _verify_rows(file, name, video, rows, usable):
+def _verify_rows(file: EgoAudioFile, name: str, video: int, rows: slice, usable: np.ndarray) -> list[str]:
     """Check one video's rows of one array against checksum, statistics and status."""
-    array, crc, sums = file[name], 0, None
+    array, crc = file[name], 0
+    sums: np.ndarray | None = None
     block_rows = max(1, _BLOCK_BYTES // max(1, array.dtype.itemsize * int(np.prod(array.shape[1:]))))
     stray = False
     for start in range(rows.start, rows.stop, block_rows):
@@ -173,7 +180,7 @@ def _verify_rows(file, name, video, rows, usable):
         crc = checksum(block, crc)
         sums = statistics(block if good.all() else block[good], sums)
         stray = stray or (not good.all() and block[~good].view("u1").any())
-    problems = []
+    problems: list[str] = []
     if stray:
         problems.append("has values in clips that are marked as without data")
     if file.video_table["status"][video] != Status.OK:
@@ -186,17 +193,17 @@ def _verify_rows(file, name, video, rows, usable):
     sums = np.zeros(3) if sums is None else sums
     if not np.isfinite(sums).all():
         return [*problems, "holds values that are not finite"]
-    # Another processor adds in another order: equal to rounding, relative to the sum of magnitudes, which this bounds.
+    # Other processors add in another order: equal up to rounding, relative to the sum of magnitudes, which this bounds.
     scale = np.array([0.0, np.sqrt(sums[0] * sums[2]), sums[2]])
     if not (np.abs(sums - file.statistics(name)[video]) <= 1e-9 * scale).all():
         problems.append(f"has statistics {file.statistics(name)[video].tolist()}, but its rows give {sums.tolist()}")
     return problems
 
 
-def require_binary(file, name, rows):
+def require_binary(file: EgoAudioFile, name: str, rows: np.ndarray) -> None:
     """Raise unless these rows of ``labels`` or ``video_labels`` hold nothing but 0 and 1.
 
-    Anything else would be learnt as it stands: a loss that falls below zero, and a score that says nothing.
+    Other values would be trained on as they are: the loss would fall below zero, and scores would be meaningless.
 
     Raises
     ------
@@ -209,6 +216,7 @@ def require_binary(file, name, rows):
             place, column = np.argwhere(labels[some] > 1)[0]
             row, class_id = some[place], file.class_table["class_id"][column].decode(errors="replace")
             raise StoreError(
-                f"{file.path}: /{name} holds {labels[row, column]} in row {row}, class {class_id}: expected 0 or 1. The file is damaged, "
-                "or another program wrote it: egoaudio-inspect --verify, and build it again"
+                f"{file.path}: /{name} holds {labels[row, column]} in row {row}, class {class_id}: expected 0 or 1. "
+                "The file is damaged, or another program wrote it: check it with egoaudio-inspect --verify, and build "
+                "it again"
             )

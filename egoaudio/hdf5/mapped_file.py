@@ -1,9 +1,9 @@
-"""An HDF5 file of ours, open for reading: checked before it is used, its arrays read-only memory maps.
+"""An HDF5 file of the package, open for reading: checked before it is used, its arrays read-only memory maps.
 
-In: a path. Out: a ``MappedFile``, of which each format of ours has a kind: ``reader.EgoAudioFile``, ``scores_file.ScoresFile``.
-A file may be damaged or made to harm, so everything is checked: kinds and shapes, that no link and no dataset leads to
+In: a path. Out: a ``MappedFile``, with a subclass for each format: ``reader.EgoAudioFile``, ``scores_file.ScoresFile``.
+A file may be damaged or hostile, so everything is checked: types and shapes, that no link and no dataset leads to
 another file, and that each array ends before the file does (a map beyond the end is a SIGBUS, which no ``except`` can
-catch). What fails is a ``StoreError`` that names the file and the part.
+catch). Errors are a ``StoreError`` that names the file and the part.
 """
 
 import os
@@ -26,7 +26,7 @@ _Self = TypeVar("_Self", bound="MappedFile")
 
 
 class MappedFile:
-    """An HDF5 file of ours, read-only; pickled as its path; a context manager.
+    """An HDF5 file of the package, read-only; pickled as its path; a context manager.
 
     Attributes
     ----------
@@ -83,28 +83,29 @@ class MappedFile:
         raise NotImplementedError
 
     def _read_structure(self) -> None:
-        """Take in every dataset that belongs there, with ``_add``."""
+        """Add every dataset of the format with ``_add``."""
         raise NotImplementedError
 
     def _root(self, file_format: str, version: int, kinds: dict[str, Any], what: str) -> None:
-        """Check that the root says that this is such a file, and keep its attributes."""
+        """Check that the root is that of such a file, and keep its attributes."""
         root = {name: plain_value(value) for name, value in self._h5.attrs.items()}
         if root.get("format") != file_format:
             raise StoreError(f"{self.path} is HDF5, but not {what}: its root has no attribute format={file_format!r}")
         if root.get("format_version") != version:
             raise StoreError(
-                f"{self.path} has format version {root.get('format_version')}, and this egoaudio reads version {version}: "
-                "use the egoaudio that wrote it, or build the file anew"
+                f"{self.path} has format version {root.get('format_version')}, and this egoaudio reads version "
+                f"{version}: use the egoaudio that wrote it, or build the file again"
             )
         for name, kind in kinds.items():
             if not isinstance(root.get(name), kind):
                 raise StoreError(
-                    f"{self.path}: the root attribute {name} is {root.get(name, 'missing')!r}; the file is damaged or not ours"
+                    f"{self.path}: the root attribute {name} is {root.get(name, 'missing')!r}; "
+                    "the file is damaged or foreign"
                 )
             setattr(self, name, root[name])
 
     def _add(self, name: str, types: Any, shape: tuple[int | None, ...]) -> tuple[int, ...]:
-        """Take a dataset in, once its type, shape and place are what they must be; return its shape."""
+        """Add a dataset, once its type, shape and place have been checked; return its shape."""
         dataset = take_dataset(self._h5, self.path, name, types, shape)
         self._datasets[name] = dataset
         extent = find_extent(dataset, self.path, self.num_bytes)
@@ -114,7 +115,7 @@ class MappedFile:
 
     @property
     def extents(self) -> dict[str, Extent]:
-        """``{dataset: Extent}`` of all that can be mapped, ``"checksums/mfcc"`` and the like among them."""
+        """``{dataset: Extent}`` of all that can be mapped, such as ``"checksums/mfcc"``."""
         return dict(self._extents)
 
     def is_mapped(self, name: str) -> bool:
@@ -130,7 +131,7 @@ class MappedFile:
         return np.memmap(self._raw, dtype=extent.dtype, mode="r", offset=extent.offset, shape=extent.shape)
 
     def _whole(self, name: str) -> Any:
-        """Return a table or a small array: mapped where it can be, else read."""
+        """Return a table or a small array: mapped if possible, else read."""
         if name not in self._arrays:
             if self.is_mapped(name):
                 self._arrays[name] = self._map(name)
@@ -139,13 +140,14 @@ class MappedFile:
         return self._arrays[name]
 
     def _read(self, name: str) -> np.ndarray:
-        """Read what cannot be mapped, if it can hold what it says: a few bytes of HDF5 can claim to be terabytes."""
+        """Read what cannot be mapped, unless its size is impossible: a few bytes of HDF5 can claim to be terabytes."""
         dataset = self._datasets[name]
         with reading(self.path, f"/{name}"):
             stored = dataset.id.get_storage_size()
             if dataset.nbytes > max(_LARGEST_READ_BYTES, _LARGEST_RATIO * stored):
                 raise StoreError(
-                    f"{self.path}: /{name} claims {dataset.nbytes:,} bytes and holds {stored:,}; the file is damaged or not ours"
+                    f"{self.path}: /{name} claims {dataset.nbytes:,} bytes and holds {stored:,}; "
+                    "the file is damaged or foreign"
                 )
             return dataset[()]
 

@@ -1,10 +1,10 @@
-"""Open an egoaudio file: check that it is one, find where its arrays lie, map them.
+"""Open an egoaudio file: check it, find where its arrays lie, map them.
 
 In: a path. Out: ``EgoAudioFile``, whose arrays are read-only memory maps and whose tables are structured arrays or
-DataFrames. Nothing but the structure is read until it is asked for, so opening a million clips takes milliseconds.
+DataFrames. Only the structure is read on opening, so a million clips take milliseconds.
 
-A file may be damaged or made to harm, so everything is checked before it is used (``mapped_file``).
-An array that another tool has repacked (compressed, say) cannot be mapped: it is read through h5py, with a warning.
+A file may be damaged or hostile, so everything is checked before it is used (``mapped_file``). An array that another
+tool has repacked (compressed, say) cannot be mapped: it is read through h5py, with a warning.
 
 Source: FORMAT.md.
 """
@@ -47,7 +47,7 @@ def open(path: str | os.PathLike[str]) -> "EgoAudioFile":
     Raises
     ------
     StoreError
-        The file is not there, not HDF5, not ours, of another version, damaged, or leads to other files.
+        The file is missing, not HDF5, not an egoaudio file, of another version, damaged, or links to other files.
 
     Examples
     --------
@@ -60,8 +60,8 @@ def open(path: str | os.PathLike[str]) -> "EgoAudioFile":
     if not file.complete:
         done = np.count_nonzero(file.video_table["status"] != Status.PLANNED)
         warnings.warn(
-            f"{path} is incomplete: {done} of {file.num_videos} videos are done. Leave the other rows out with .usable, "
-            "or run the same egoaudio-build again to finish it",
+            f"{path} is incomplete: {done} of {file.num_videos} videos are done. Leave the other rows out with "
+            ".usable, or run the same egoaudio-build again to finish it",
             stacklevel=2,
         )
     return file
@@ -70,9 +70,9 @@ def open(path: str | os.PathLike[str]) -> "EgoAudioFile":
 class EgoAudioFile(MappedFile):
     """An egoaudio file, read-only; pickled as its path; a context manager.
 
-    ``file["spectrogram"]`` is the whole array, a ``numpy.memmap`` (N, T, F). ``clips``, ``videos`` and ``classes`` are DataFrames,
-    ``clip_table``, ``video_table`` and ``class_table`` the same as structured arrays (strings as bytes). Rows without
-    data stay in all of them: ``file.clips[file.usable]`` leaves them out.
+    ``file["spectrogram"]`` is the whole array, a ``numpy.memmap`` (N, T, F). ``clips``, ``videos`` and ``classes`` are
+    DataFrames, ``clip_table``, ``video_table`` and ``class_table`` the same as structured arrays (strings as bytes).
+    They all include rows without data: ``file.clips[file.usable]`` leaves those out.
 
     Attributes
     ----------
@@ -126,12 +126,11 @@ class EgoAudioFile(MappedFile):
         self.complete = self.complete == 1
         self.config = json.loads(self.config)  # type: ignore[arg-type]
         if not isinstance(self.config, dict):
-            raise StoreError(
-                f"{self.path}: the root attribute config holds no options; the file is damaged or not ours"
-            )
+            raise StoreError(f"{self.path}: the root attribute config holds no options; the file is damaged or foreign")
         if not (self.sample_rate > 0 and 0 < self.clip_seconds < math.inf and 0 < self.hop_seconds < math.inf):
             raise StoreError(
-                f"{self.path}: sample_rate {self.sample_rate}, clip_seconds {self.clip_seconds}, hop_seconds {self.hop_seconds}: expected more than 0"
+                f"{self.path}: sample_rate {self.sample_rate}, clip_seconds {self.clip_seconds}, "
+                f"hop_seconds {self.hop_seconds}: expected more than 0"
             )
 
     def _read_structure(self) -> None:
@@ -166,7 +165,7 @@ class EgoAudioFile(MappedFile):
     # --------------------------------------------------------------------------------------------------- arrays
 
     def __getitem__(self, name: str) -> np.ndarray | RepackedArray:
-        """Return a feature array (N, ...): a read-only ``numpy.memmap``, or a ``RepackedArray`` that is indexed alike."""
+        """Return a feature array (N, ...): a read-only ``numpy.memmap``, or a ``RepackedArray``, indexed likewise."""
         if name not in self.features:
             raise KeyError(f"{self.path} has no {name!r}; it has {', '.join(self.features) or 'no features'}")
         if name not in self._arrays:
@@ -174,8 +173,8 @@ class EgoAudioFile(MappedFile):
                 self._arrays[name] = self._map(name)
             else:
                 warnings.warn(
-                    f"{self.path}: /{name} was repacked by another tool, so it is read through h5py, 20 times slower or more. "
-                    "For full speed: h5repack -f NONE -l CHUNK=... or build the file again",
+                    f"{self.path}: /{name} was repacked by another tool, so it is read through h5py, 20 times slower "
+                    "or more. For full speed: h5repack -f NONE -l CHUNK=... or build the file again",
                     stacklevel=2,
                 )
                 self._arrays[name] = RepackedArray(self._datasets[name])
@@ -201,12 +200,12 @@ class EgoAudioFile(MappedFile):
 
     @property
     def instances(self) -> np.ndarray:
-        """The annotated actions with their times as a structured array (``video``, ``class_index``, ``start_seconds``, ``stop_seconds``)."""
+        """The annotated actions (``video``, ``class_index``, ``start_seconds``, ``stop_seconds``), structured (I,)."""
         return self._whole("instances") if "instances" in self._datasets else np.zeros(0, INSTANCE_DTYPE)
 
     @property
     def synced(self) -> np.ndarray:
-        """uint8 (V,): 1 where a video's rows were on disk for certain when the build last wrote."""
+        """uint8 (V,): 1 where a video's rows were known to be on disk when the build last wrote."""
         return self._whole("synced") if "synced" in self._datasets else np.ones(self.num_videos, "u1")
 
     @property
@@ -232,11 +231,11 @@ class EgoAudioFile(MappedFile):
 
     @property
     def trainable(self) -> np.ndarray:
-        """Bool (N,): usable, and the annotation says something about the clip."""
+        """Bool (N,): usable, and the annotations cover the clip."""
         return self.usable & (self.clip_table["labelled"] == 1)
 
     def count_classes(self) -> np.ndarray:
-        """Return int64 (C,): in how many trainable clips each class is on; what /classes holds once the file is complete."""
+        """Return int64 (C,): in how many trainable clips each class is active, as ``/classes`` of a complete file."""
         counts, trainable = np.zeros(self.num_classes, np.int64), self.trainable
         for start in range(0, self.num_clips, 65536):
             rows = slice(start, start + 65536)

@@ -1,24 +1,27 @@
-"""Look into an HDF5 file that may be damaged or made to harm: what is there, of what type, and where it lies.
+"""Inspect an HDF5 file that may be damaged or hostile: which datasets it has, of what type, and where they lie.
 
-In: a path, names, and what is expected of them. Out: checked datasets and their ``Extent``; ``RepackedArray`` where there is none. Nothing is
-believed: no link and no dataset may lead to another file, and whoever maps an array can rely on its lying within its file.
+In: a path, names, and what is expected of them. Out: checked datasets and their ``Extent``; ``RepackedArray`` where
+there is none. No link and no dataset may lead to another file, and an array that is mapped lies within its file.
 
-Conventions: a message says what, where and what to do, and is a ``StoreError``. With ``layout``, the only user of h5py.
+Conventions: errors are a ``StoreError`` that says what, where and what to do. With ``create``, the only user of h5py.
 Source: the HDF5 reference (H5Dget_offset, H5Dchunk_iter, H5Pset_external, H5Lget_info).
 """
 
 import math
 import os
 import stat
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 
 from egoaudio.errors import StoreError
+from egoaudio.system.files import StrPath
 
-# What h5py raises for damage depends on where HDF5 meets it.
+# What h5py raises for damage depends on where HDF5 finds it.
 _HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
 
 
@@ -28,56 +31,56 @@ class Extent:
 
     offset: int
     """First byte."""
-    shape: tuple
+    shape: tuple[int, ...]
     """Rows first."""
     dtype: np.dtype
 
     @property
-    def row_bytes(self):
+    def row_bytes(self) -> int:
         """Bytes from one row to the next."""
         return self.dtype.itemsize * math.prod(self.shape[1:])
 
     @property
-    def stop(self):
+    def stop(self) -> int:
         """First byte after the last row."""
         return self.offset + self.shape[0] * self.row_bytes
 
 
 @contextmanager
-def reading(path, what):
+def reading(path: StrPath, what: str) -> Iterator[None]:
     """Turn whatever h5py raises inside into a StoreError that names the file and the part."""
     try:
         yield
     except StoreError:
         raise
     except _HDF5_ERRORS as error:
-        raise StoreError(f"{path}: {what} cannot be read, the file is damaged or not ours ({error})") from error
+        raise StoreError(f"{path}: {what} cannot be read, the file is damaged or foreign ({error})") from error
 
 
 class RepackedArray:
-    """A feature array that cannot be mapped: indexed by rows like one, read and decompressed through h5py each time."""
+    """A feature array that cannot be mapped: rows are indexed as in one, and read through h5py each time."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset: h5py.Dataset) -> None:
         self._dataset = dataset
         self.shape, self.dtype, self.ndim = dataset.shape, dataset.dtype, dataset.ndim
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.shape[0]
 
-    def __array__(self, dtype=None, copy=None):
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Read everything."""
         return np.asarray(self[:], dtype=dtype)
 
-    def __getitem__(self, key):
-        """Return rows: ``[int]``, ``[slice]``, ``[integers or booleans]``, and what follows after a comma."""
+    def __getitem__(self, key: Any) -> Any:
+        """Return rows: ``[int]``, ``[slice]``, ``[integers or booleans]``, and further indices after a comma."""
         rows, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
-        index = np.arange(len(self))[rows]  # also says what is out of range
+        index = np.arange(len(self))[rows]  # raises for what is out of range
         with reading(self._dataset.file.filename, self._dataset.name):
             if index.ndim == 0:
                 return self._dataset[int(index)][rest]
             wanted, inverse = np.unique(index, return_inverse=True)
             values = np.empty((len(wanted), *self.shape[1:]), self.dtype)
-            # Neighbours together: 8 times as fast as h5py's own fancy indexing.
+            # Consecutive rows at once: 8 times as fast as h5py's own fancy indexing.
             for run in np.split(np.arange(len(wanted)), np.flatnonzero(np.diff(wanted) != 1) + 1):
                 if len(run):
                     values[run[0] : run[-1] + 1] = self._dataset[int(wanted[run[0]]) : int(wanted[run[-1]]) + 1]
@@ -85,8 +88,8 @@ class RepackedArray:
         return values[(slice(None), *rest)] if rest else values
 
 
-def open_regular(path):
-    """Open a file that is a file: a pipe would wait for ever, a device never end."""
+def open_regular(path: StrPath) -> BinaryIO:
+    """Open a regular file: a pipe would block, a device might never end."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise StoreError(f"{path} is not a regular file")
@@ -99,7 +102,7 @@ def open_regular(path):
         raise StoreError(f"{path!r} cannot be opened: {error}") from error
 
 
-def open_hdf5(path, raw):
+def open_hdf5(path: StrPath, raw: BinaryIO) -> h5py.File:
     """Open a path with h5py and make sure that it is still the file ``raw``."""
     try:
         file = h5py.File(path, "r")
@@ -115,28 +118,35 @@ def open_hdf5(path, raw):
     return file
 
 
-def hard_links(group, path):
+def hard_links(group: h5py.Group, path: StrPath) -> set[str]:
     """Return the names in a group; a link that leads elsewhere is refused."""
     if not isinstance(group, h5py.Group):
-        raise StoreError(f"{path}: {group.name} is no group; the file is damaged or not ours")
+        raise StoreError(f"{path}: {group.name} is not a group; the file is damaged or foreign")
     names = []
     for name in group.id:
         if group.id.links.get_info(name).type != h5py.h5l.TYPE_HARD:
             raise StoreError(
-                f"{path}: {group.name} links {name.decode(errors='replace')!r} to what may be any file: refused. Copy it with h5repack first"
+                f"{path}: {group.name} links {name.decode(errors='replace')!r} to what may be any file: refused. "
+                "Copy it with h5repack first"
             )
         names.append(name.decode(errors="replace"))
     return set(names)
 
 
-def take_dataset(file, path, name, types, shape):
-    """Return a dataset that has one of the types and the shape wanted and keeps its data in this very file.
+def take_dataset(
+    file: h5py.File,
+    path: StrPath,
+    name: str,
+    types: "tuple[np.dtype, ...] | Mapping[str, str]",
+    shape: tuple[int | None, ...],
+) -> h5py.Dataset:
+    """Return a dataset that has one of the wanted types and the wanted shape, with its data in this very file.
 
     Parameters
     ----------
     file : h5py.File
     path : str
-        For the messages.
+        For messages.
     name : str
     types : tuple of numpy.dtype, or dict of str to str
         Types allowed; or the columns of a table, "S" being a string of any length.
@@ -147,28 +157,29 @@ def take_dataset(file, path, name, types, shape):
         dataset = file[name]
     except _HDF5_ERRORS as error:
         raise StoreError(
-            f"{path}: /{name} is missing or cannot be opened; the file is damaged or not ours ({error})"
+            f"{path}: /{name} is missing or cannot be opened; the file is damaged or foreign ({error})"
         ) from error
     if not isinstance(dataset, h5py.Dataset):
-        raise StoreError(f"{path}: /{name} is no dataset; the file is damaged or not ours")
+        raise StoreError(f"{path}: /{name} is not a dataset; the file is damaged or foreign")
     plan = dataset.id.get_create_plist()
     if plan.get_external_count() or plan.get_layout() == h5py.h5d.VIRTUAL:
         raise StoreError(
-            f"{path}: /{name} keeps its data in another file, which could be any file: refused. Copy it with h5repack first"
+            f"{path}: /{name} has its data in another file, which could be any file: refused. "
+            "Copy it with h5repack first"
         )
     if not _fits(dataset.dtype, types):
-        raise StoreError(f"{path}: /{name} has type {dataset.dtype}; the file is damaged or not ours")
+        raise StoreError(f"{path}: /{name} has type {dataset.dtype}; the file is damaged or foreign")
     found = dataset.shape or ()
     if len(found) != len(shape) or any(
         wanted not in (None, length) for length, wanted in zip(found, shape, strict=True)
     ):
-        wanted = ", ".join("any" if length is None else str(length) for length in shape)
-        raise StoreError(f"{path}: /{name} has shape {found}, expected ({wanted}); the file is damaged or not ours")
+        expected = ", ".join("any" if length is None else str(length) for length in shape)
+        raise StoreError(f"{path}: /{name} has shape {found}, expected ({expected}); the file is damaged or foreign")
     return dataset
 
 
-def _fits(dtype, types):
-    """Return whether a type is one of those wanted, or has the columns wanted."""
+def _fits(dtype: np.dtype, types: "tuple[np.dtype, ...] | Mapping[str, str]") -> bool:
+    """Return whether a type is one of those wanted, or has the wanted columns."""
     if isinstance(types, tuple):
         return dtype in types
     if (
@@ -176,23 +187,24 @@ def _fits(dtype, types):
         or dtype.names[: len(types)] != tuple(types)
         or any(dtype[name].kind not in "iufS" for name in dtype.names)
     ):
-        return False  # columns that came later stand at the end
+        return False  # columns of later versions are at the end
     return all(
         dtype[name].kind == "S" if kind == "S" else dtype[name] == np.dtype(kind) for name, kind in types.items()
     )
 
 
-def find_extent(dataset, path, num_bytes):
-    """Return where a dataset lies in a file of ``num_bytes``, or None where its rows do not lie back to back."""
+def find_extent(dataset: h5py.Dataset, path: StrPath, num_bytes: int) -> Extent | None:
+    """Return where a dataset lies in a file of ``num_bytes``, or None if its rows are not back to back."""
     extent = _extent(dataset)
     if extent is not None and extent.stop > num_bytes:
         raise StoreError(
-            f"{path}: {dataset.name} ends at byte {extent.stop:,}, the file at {num_bytes:,}: it was cut short. Build or copy it again"
+            f"{path}: {dataset.name} ends at byte {extent.stop:,}, the file at {num_bytes:,}: it was cut short. "
+            "Build or copy it again"
         )
     return extent
 
 
-def _extent(dataset):
+def _extent(dataset: h5py.Dataset) -> Extent | None:
     plan = dataset.id.get_create_plist()
     plain = _plain_dtype(dataset.dtype)
     if 0 in dataset.shape:
@@ -208,11 +220,11 @@ def _extent(dataset):
     return None if offset is None else Extent(offset, dataset.shape, plain)
 
 
-def _first_chunk(dataset, plan):
-    """Return the offset of the first chunk if all follow each other, else None.
+def _first_chunk(dataset: h5py.Dataset, plan: Any) -> int | None:
+    """Return the offset of the first chunk if all are back to back, else None.
 
-    With fixed dimensions, no filter and early allocation HDF5 has no choice but to lay the chunks down in order, so that the
-    first and the last one tell: 8 ms for 10^6 chunks. In any other case every chunk is looked at (1.4 s for 10^6).
+    With fixed dimensions, no filter and early allocation HDF5 always writes the chunks in order, so the first and the
+    last one suffice: 8 ms for 10^6 chunks. In any other case every chunk is checked (1.4 s for 10^6).
     """
     chunk_rows = dataset.chunks[0]
     chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
@@ -226,7 +238,7 @@ def _first_chunk(dataset, plan):
         return first if last == first + (num_chunks - 1) * chunk_bytes else None
     seen = 0
 
-    def misplaced(chunk):
+    def misplaced(chunk: Any) -> bool | None:
         nonlocal seen
         seen += 1
         return None if chunk.byte_offset == first + chunk.chunk_offset[0] // chunk_rows * chunk_bytes else True
@@ -235,12 +247,12 @@ def _first_chunk(dataset, plan):
     return first if stopped is None and seen == num_chunks else None
 
 
-def _plain_dtype(dtype):
-    """Return a dtype without h5py's remarks on its strings, so that it pickles small and compares equal."""
+def _plain_dtype(dtype: np.dtype) -> np.dtype:
+    """Return a dtype without h5py's metadata of its strings, so that it pickles small and compares equal."""
     return dtype if dtype.names is None else np.dtype([(name, dtype[name].str) for name in dtype.names])
 
 
-def plain_value(value):
+def plain_value(value: Any) -> Any:
     """Return an attribute as str, int, float or array."""
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")

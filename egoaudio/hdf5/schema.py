@@ -1,13 +1,13 @@
-"""What an egoaudio file is made of: names, types, sizes; the description of one file before it exists.
+"""What an egoaudio file is made of: names, types, sizes; the description of a file before it exists.
 
-``Layout`` is everything about a file but its rows; ``create.lay_out`` makes it. Strings are UTF-8 of fixed length, which
-each file chooses; there are no booleans. NumPy only.
+``Layout`` is everything about a file except its rows; ``create.lay_out`` makes it. Strings are UTF-8 of a fixed length
+that each file chooses; there are no booleans. NumPy only.
 
 Source: FORMAT.md.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,7 +43,7 @@ VIDEO_COLUMNS = {
     "lost_samples": "<i8",
     "error": "S",
 }
-# At the end of /videos since version 1 was first written: files without them, or with more, are read all the same.
+# Added at the end of /videos after the first release of version 1: files without them, or with more, are read, too.
 ADDED_VIDEO_COLUMNS = {
     "gap_samples": "<i8",
     "clock_jumps": "<i4",
@@ -71,32 +71,32 @@ class ArrayLayout:
     dtype: str
     """float32 or float16."""
     attributes: Mapping[str, str | int | float]
-    """``units``, ``axes`` (comma-separated names, the clip's first; those in ``Layout.axes`` are attached as scales), and parameters."""
+    """``units``, ``axes`` (comma-separated, the clip's first; those in ``Layout.axes`` become scales), parameters."""
 
     @property
-    def axis_names(self):
+    def axis_names(self) -> list[str]:
         """Name of each dimension, the clip's first."""
         return [name.strip() for name in str(self.attributes["axes"]).split(",")]
 
     @property
-    def row_bytes(self):
+    def row_bytes(self) -> int:
         """Bytes of one clip."""
         return np.dtype(self.dtype).itemsize * math.prod(self.row_shape)
 
-    def chunk_rows(self, num_clips):
-        """Return how many whole clips make a chunk; a chunk may not be longer than the array."""
+    def chunk_rows(self, num_clips: int) -> int:
+        """Return how many whole clips make a chunk, which may not be longer than the array."""
         return max(1, min(num_clips, CHUNK_BYTES // self.row_bytes))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Everything about a file but its rows."""
+    """Everything about a file except its rows."""
 
     num_clips: int
     num_videos: int
     num_classes: int
     video_dtype: np.dtype
-    """Row of /videos, from ``video_dtype``: the strings' lengths are the build's to choose."""
+    """Row of /videos, from ``video_dtype``, with strings of lengths that the build chooses."""
     class_dtype: np.dtype
     """Row of /classes, from ``class_dtype``."""
     arrays: tuple[ArrayLayout, ...]
@@ -118,18 +118,18 @@ class Layout:
     shard_of: Mapping[str, str] = field(default_factory=dict)
     """Further attributes of a shard's root: ``shard`` and ``whole_plan_sha256``."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check that each named axis is as long as the dimension it describes."""
         for array in self.arrays:
             for length, name in zip(array.row_shape, array.axis_names[1:], strict=True):
                 if name in self.axes and len(self.axes[name]) != length:
                     raise ValueError(
-                        f"axis {name} has {len(self.axes[name])} values, and /{array.name} is {length} long there"
+                        f"axis {name} has {len(self.axes[name])} values, and /{array.name} has length {length} along it"
                     )
 
     @property
-    def num_bytes(self):
-        """Size of the file, to a page for each array and a little for the structure."""
+    def num_bytes(self) -> int:
+        """Size of the file, accurate to a page for each array and a little for the structure."""
         tables = (
             self.num_clips * (CLIP_DTYPE.itemsize + self.num_classes) + self.num_classes * self.class_dtype.itemsize
         )
@@ -144,7 +144,14 @@ class Layout:
         return tables + data + ALIGNMENT * (14 + 8 * len(self.arrays) + len(self.axes))
 
 
-def video_dtype(*, video_id, file, split, subject, scene):
+def video_dtype(
+    *,
+    video_id: Iterable[str],
+    file: Iterable[str],
+    split: Iterable[str],
+    subject: Iterable[str],
+    scene: Iterable[str],
+) -> np.dtype:
     """Return the row type of /videos in which every text of the given columns fits; ``error`` holds 240 bytes."""
     texts = {"video_id": video_id, "file": file, "split": split, "subject": subject, "scene": scene}
     columns = (VIDEO_COLUMNS | ADDED_VIDEO_COLUMNS).items()
@@ -156,7 +163,7 @@ def video_dtype(*, video_id, file, split, subject, scene):
     )
 
 
-def class_dtype(*, class_id, name):
+def class_dtype(*, class_id: Iterable[str], name: Iterable[str]) -> np.dtype:
     """Return the row type of /classes in which every text of the given columns fits."""
     texts = {"class_id": class_id, "name": name}
     return np.dtype(
@@ -164,11 +171,11 @@ def class_dtype(*, class_id, name):
     )
 
 
-def _string(texts):
+def _string(texts: Iterable[str]) -> str:
     return f"S{max((len(encode(text)) for text in texts), default=0) or 1}"
 
 
-def encode(text, num_bytes=None):
-    """Return a text as UTF-8, cut between two characters where it would be longer than ``num_bytes``."""
+def encode(text: str, num_bytes: int | None = None) -> bytes:
+    """Return a text as UTF-8, cut between two characters if it is longer than ``num_bytes``."""
     raw = text.encode("utf-8", errors="replace")
     return raw if num_bytes is None else raw[:num_bytes].decode("utf-8", errors="ignore").encode("utf-8")

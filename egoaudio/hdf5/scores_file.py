@@ -1,7 +1,7 @@
-"""The file of scores, version 1: what a network says of every clip of some recordings. See FORMAT.md.
+"""The file of scores, version 1: a network's scores of every clip of some recordings. See FORMAT.md.
 
-In: a table of the classes, then the rows of one recording after the other. Out: an HDF5 file that is there whole or not at
-all, and ``ScoresFile``, which reads it as ``EgoAudioFile`` reads an egoaudio file: the same ``/clips`` and ``/videos``.
+In: a table of the classes, then the rows of one recording after the other. Out: an HDF5 file, written as a whole or not
+at all, and ``ScoresFile``, which reads it as ``EgoAudioFile`` reads an egoaudio file: the same ``/clips``, ``/videos``.
 """
 
 import contextlib
@@ -79,7 +79,7 @@ def writing(
     path : str or os.PathLike
         Replaced if it exists.
     attributes : mapping
-        Those of ``_ROOT`` but ``complete`` and the version, which are known here.
+        Those of ``_ROOT`` except ``complete`` and the version.
     classes : ndarray
         From ``class_table``.
     video_dtype : numpy.dtype
@@ -96,9 +96,14 @@ def writing(
     StoreError
         The file cannot be written.
     """
-    root = {"format": FORMAT, "format_version": FORMAT_VERSION, "complete": 1, "egoaudio_version": __version__}
+    root: dict[str, str | int | float] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "complete": 1,
+        "egoaudio_version": __version__,
+    }
     scores = {"units": "1", "axes": "clip,class"}
-    tables = {
+    tables: dict[str, Any] = {
         "scores": ((num_clips, len(classes)), "<f4", scores),
         "clips": ((num_clips,), CLIP_DTYPE, {}),
         "videos": ((num_videos,), video_dtype, {}),
@@ -117,8 +122,8 @@ def writing(
 class ScoresFile(MappedFile):
     """A file of scores, read-only; a context manager.
 
-    ``scores`` is the whole array (N, C). ``clips``, ``videos`` and ``classes`` are DataFrames, ``clip_table``, ``video_table``
-    and ``class_table`` the same as structured arrays.
+    ``scores`` is the whole array (N, C). ``clips``, ``videos`` and ``classes`` are DataFrames, ``clip_table``,
+    ``video_table`` and ``class_table`` the same as structured arrays.
 
     Attributes
     ----------
@@ -126,22 +131,22 @@ class ScoresFile(MappedFile):
         Absolute.
     num_clips, num_videos, num_classes : int
     sample_rate : int
-        At which the recordings were heard, in Hz.
+        Of the recordings after resampling, in Hz.
     clip_seconds, hop_seconds : float
     smooth_clips : int
         Over how many neighbouring clips on each side scores are averaged before they become segments.
     config, build : dict
         All options of the prediction, and those of the build that makes the same features, by name.
     feature, label_mode : str
-        What the network hears, and ``multi`` or ``single``: whether its scores are of one class each, or share one.
+        The network's input; and ``multi``, independent scores, or ``single``, scores that add up to 1.
     checkpoint, checkpoint_sha256 : str
         The model.
     plan_sha256 : str
         Of the file that it was trained on.
     scoring_sha256 : str
-        Of all that decides a recording's scores besides the recording.
+        Of everything that determines a recording's scores besides the recording.
     source : str
-        The egoaudio file that was scored, or empty where it was media.
+        The egoaudio file that was scored; empty if media were.
     """
 
     complete: int
@@ -169,7 +174,7 @@ class ScoresFile(MappedFile):
             options = json.loads(getattr(self, name))
             if not isinstance(options, dict):
                 raise StoreError(
-                    f"{self.path}: the root attribute {name} holds no options; the file is damaged or not ours"
+                    f"{self.path}: the root attribute {name} holds no options; the file is damaged or foreign"
                 )
             setattr(self, name, options)
 
@@ -197,11 +202,11 @@ class ScoresFile(MappedFile):
         return self.clip_table["status"] == Status.OK
 
     def rows_of(self, video: int) -> slice:
-        """Return the rows of a video's clips; a StoreError where they are not all there."""
+        """Return the rows of a video's clips; raise a StoreError if there are not as many."""
         row = self.video_table[video]
         first, count = int(row["first_clip"]), int(row["num_clips"])
         if not 0 <= first <= first + count <= self.num_clips:
             raise StoreError(
-                f"{self.path}: /videos: row {video} names clips that are not there; the file is damaged or not ours"
+                f"{self.path}: /videos: row {video} names clips that do not exist; the file is damaged or foreign"
             )
         return slice(first, first + count)

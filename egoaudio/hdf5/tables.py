@@ -1,4 +1,4 @@
-"""The tables of the file as DataFrames: structured arrays in, pandas out, strings decoded from UTF-8."""
+"""The tables of a file as DataFrames: structured arrays in, pandas out, strings decoded from UTF-8."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def to_data_frame(table: np.ndarray) -> "pandas.DataFrame":
     """Return a structured array as a DataFrame, its strings decoded."""
-    import pandas  # 0.4 s, and no build worker needs it
+    import pandas  # takes 0.4 s, and no build worker needs it
 
     columns = {}
     for name in table.dtype.names or ():

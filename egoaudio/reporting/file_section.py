@@ -102,7 +102,10 @@ def describe(file: EgoAudioFile, num_examples: int) -> FileSection:
     return FileSection(
         names.clean(os.path.basename(file.path)),
         _facts(file),
-        tuple((names.clean(name), *counts) for name, *counts in count_splits(file)),
+        tuple(
+            (names.clean(name), videos, subjects, clips, trainable)
+            for name, videos, subjects, clips, trainable in count_splits(file)
+        ),
         _failures(file),
         classes[:_MOST_CLASSES],
         max(0, len(classes) - _MOST_CLASSES),

@@ -200,7 +200,7 @@ def test_axes_are_dimension_scales_of_the_arrays(tmp_path):
 
 
 def test_an_axis_that_does_not_fit_is_a_mistake():
-    with pytest.raises(ValueError, match="axis frequency_hz has 7 values, and /spectrogram is 1025 long there"):
+    with pytest.raises(ValueError, match="axis frequency_hz has 7 values, and /spectrogram has length 1025 along it"):
         synthetic.make_layout(3, 1, axes={"frequency_hz": np.arange(7.0)})
 
 
@@ -226,7 +226,8 @@ def test_pytables_opens_every_array(tmp_path):
     pytest.importorskip("tables", reason="the tool under test")
     path = synthetic.make_file(tmp_path / "a.h5")
     code = f"import tables; file = tables.open_file({path!r})\n"
-    code += "print([file.get_node('/' + name).shape for name in ('spectrogram', 'labels', 'clips', 'statistics/spectrogram')])"
+    code += "names = 'spectrogram', 'labels', 'clips', 'statistics/spectrogram'\n"
+    code += "print([file.get_node('/' + name).shape for name in names])"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.stdout.replace("np.int64(", "").replace("),", ",").count("80") == 3, done.stderr
 
@@ -275,9 +276,18 @@ def test_layout_in_a_missing_folder_says_so(tmp_path):
 
 
 def test_layout_beyond_a_size_limit_says_so(tmp_path):
-    code = f"import sys, resource; sys.path[:0] = {sys.path!r}; import synthetic; from egoaudio import errors; from egoaudio.hdf5 import create\n"
-    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
-    code += f"try: create.lay_out({str(tmp_path / 'a.h5')!r}, synthetic.make_layout(100, 1))\nexcept errors.StoreError as error: print(error)"
+    code = f"""
+import sys, resource
+sys.path[:0] = {sys.path!r}
+import synthetic
+from egoaudio import errors
+from egoaudio.hdf5 import create
+resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+try:
+    create.lay_out({str(tmp_path / "a.h5")!r}, synthetic.make_layout(100, 1))
+except errors.StoreError as error:
+    print(error)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert re.search(r"a\.h5: the file would be larger than a limit .* 13,\d{3},\d{3} bytes are needed", done.stdout), (
         done

@@ -48,7 +48,7 @@ def test_summary_is_a_page_of_true_facts(file):
         "0.03 hours",
         f"to train on {file.trainable.sum()} clips",
         "spectrogram 120 x 32 x 1,025 float32 15.7 MB dB clip, frame_seconds, frequency_hz",
-        "7 classes, 7 of them heard",
+        "7 classes, 7 of them in clips",
         "most frequent",
         "least frequent",
     ):
@@ -127,10 +127,10 @@ def test_failed_lists_each_video_with_its_reason(file):
 def test_failed_lists_lost_sound(file):
     rewrite(file, "videos", 4, lost_samples=8000)
     assert (
-        "sound lost   V0004EGO   V0004EGO.mp4   0.50 s of 10.00 s are silent: paused, muted, or not to be decoded"
+        "sound lost   V0004EGO   V0004EGO.mp4   0.50 s of 10.00 s are silent: paused, muted, or not decodable"
         in summary.failed(file)
     )
-    assert "of which 0.5 s in 1 videos are silent: paused, muted, or not to be decoded" in summary.summary(file)
+    assert "of which 0.5 s in 1 videos are silent: paused, muted, or not decodable" in summary.summary(file)
 
 
 def test_failed_without_failures_says_so(tmp_path):
@@ -186,6 +186,6 @@ def test_clip_that_cannot_be_exported_says_why_and_leaves_nothing(file, tmp_path
 def test_file_without_waveform_says_how_to_get_one(tmp_path):
     with (
         reader.open(synthetic.make_file(tmp_path / "a.h5", features={"mfcc": (32, 20)})) as file,
-        pytest.raises(StoreError, match="--features waveform"),
+        pytest.raises(StoreError, match="`features=..waveform.,.`"),
     ):
         summary.export_clip(file, 0, tmp_path / "a.wav")

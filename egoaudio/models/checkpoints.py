@@ -1,15 +1,15 @@
-r"""Checkpoints: written whole or not at all, found out when damaged, and unable to run code.
+r"""Checkpoints: written atomically, verified when they are read, and unable to run code.
 
 In: a dictionary of tensors, numbers, strings, lists and dictionaries; out: one file, and back. The file is what
-``torch.save`` writes (a zip archive that ``torch.load(path, weights_only=True)`` opens without egoaudio), and its
-zip comment, the last bytes of the file, is our seal: magic, version, and the SHA-256 of all bytes before it.
+``torch.save`` writes (a zip archive that ``torch.load(path, weights_only=True)`` opens without egoaudio). Its zip
+comment, the last bytes of the file, is a seal: magic, version, and the SHA-256 of all bytes before it.
 
     egoaudio checkpoint 1 sha256=<64 hexadecimal digits>\n
 
-Writing: a temporary name in the same folder, sync, rename, sync of the folder; a full disk therefore keeps the
-checkpoint that was there. Reading: seal, then checksum, then ``weights_only=True``, then the fields; a file that is
-cut, flipped or foreign stops at one of them with a CheckpointError. The seal finds damage; it is no signature, and
-what keeps hostile files from running code is ``weights_only``.
+Writing: under a temporary name in the same folder, sync, rename, sync of the folder; if the disk is full, the previous
+checkpoint remains. Reading: seal, then checksum, then ``weights_only=True``, then the fields; a file that is truncated,
+damaged or foreign fails at one of them with a CheckpointError. The seal detects damage; it is not a signature, and it
+is ``weights_only`` that keeps hostile files from running code.
 """
 
 import hashlib
@@ -17,16 +17,20 @@ import json
 import os
 import pickle
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 
+from egoaudio._version import __version__
 from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import from_json, to_flat, to_json
 from egoaudio.config.train import TrainConfig
 from egoaudio.data.context import joined_shape
 from egoaudio.errors import CheckpointError, EgoAudioError
+from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.models import create_model
 from egoaudio.system import files
 
@@ -34,43 +38,40 @@ VERSION = 1
 _SEAL = re.compile(rb"egoaudio checkpoint (\d{1,6}) sha256=([0-9a-f]{64})\n")
 _SEAL_BYTES = len(b"egoaudio checkpoint 1 sha256=") + 64 + 1
 
-# What every checkpoint of ours holds. ``last.pt`` has "resume" besides: what the loop needs to go on.
-FIELDS = {
+# The fields of every checkpoint. ``last.pt`` also has "resume": what the loop needs to continue.
+FIELDS: dict[str, type | tuple[type, ...]] = {
     "egoaudio_version": str,
     "config": str,  # the whole TrainConfig, JSON
     "epoch": int,  # passes over the training clips that these weights have seen, rounded down
     "weights": dict,  # the model's state_dict
-    "network": str,  # sizes of a transformer, JSON, for they may have come with published weights; else empty
+    "network": str,  # sizes of a transformer, JSON, as they may have come with published weights; else empty
     "class_ids": list,
     "class_names": list,
     "feature": str,
-    "feature_shape": list,  # of one clip in the file: (num_frames, num_bins); what the model sees depends on context_clips, too
+    "feature_shape": list,  # of one clip in the file, (num_frames, num_bins), without its context
     "feature_attributes": str,  # the parameters that made the array, JSON
     "sample_rate": int,  # Hz
     "normalization": dict,  # {"mean": float, "std": float}, of the feature's values
-    "build": (
-        str,
-        type(None),
-    ),  # the whole BuildConfig of that file, JSON: how to make the same features of other sound
+    "build": (str, type(None)),  # the file's whole BuildConfig, JSON: how to make the same features of other sound
     "plan_sha256": str,  # of the file that was trained on
     "thresholds": (list, type(None)),  # a score per class, chosen on the validation split; None without one
     "metrics": dict,  # the epoch's row of metrics.csv
-    "smooth_clips": int,  # scores are averaged over so many neighbouring clips on each side
+    "smooth_clips": int,  # scores are averaged over this many neighbouring clips on each side
 }
-# What a checkpoint without a later field means: that of the versions before the field came.
+# The values of fields that checkpoints of earlier versions lack.
 LATER_FIELDS = {"smooth_clips": 0, "build": None}
 
 
 # ------------------------------------------------------------------------------------------------ save and load
 
 
-def save(path, contents):
-    """Write ``contents`` to ``path`` so that at every instant the old file or the new one is there, whole.
+def save(path: str | os.PathLike[str], contents: dict[str, Any]) -> None:
+    """Write ``contents`` to ``path`` atomically: at every instant the old file or the new one is there, whole.
 
     Raises
     ------
     CheckpointError
-        If the disk is full or the file cannot be written. What was at ``path`` is untouched, and no other file is left.
+        If the disk is full or the file cannot be written. The previous file is unchanged, and no other file is left.
     """
     path = Path(path)
     _require_plain(contents, "checkpoint")
@@ -79,23 +80,23 @@ def save(path, contents):
             torch.save(contents, file)
             _seal(file)
     except (OSError, RuntimeError) as error:
-        # torch's zip writer turns the OSError of a short write into a RuntimeError about positions.
+        # torch's zip writer turns the OSError of a failed write into a RuntimeError about positions.
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        kept = "the checkpoint before it is kept as it was" if path.exists() else "there is no checkpoint before it"
+        kept = "the previous checkpoint is unchanged" if path.exists() else "there is no previous checkpoint"
         raise CheckpointError(
-            f"{files.explain(path, cause)}; {kept}: mend that and run the same command again"
+            f"{files.explain(path, cause)}; {kept}: fix this and run the same command again"
         ) from error
 
 
-def load(path):
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the contents of the checkpoint at ``path``, tensors on the CPU.
 
     Raises
     ------
     CheckpointError
-        If it is missing, cut, damaged, of another version or program, or holds anything but plain data.
+        If it is missing, truncated, damaged, of another version or program, or holds anything but plain data.
     """
     try:
         with open(path, "rb") as file:
@@ -106,16 +107,18 @@ def load(path):
         raise
     except IsADirectoryError as error:
         raise CheckpointError(
-            f"{path}: is a folder; expected a checkpoint: if it is a run's, give {Path(path) / 'best.pt'}"
+            f"{path}: is a folder, expected a checkpoint: if it is a run's folder, give {Path(path) / 'best.pt'}"
         ) from error
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror or error}); expected a checkpoint, such as best.pt in a run's folder"
+            f"{path}: cannot be read ({error.strerror or error}); expected a checkpoint, such as best.pt in a run's "
+            "folder"
         ) from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
-        # Reached only by files with a right checksum: made by someone who knows the format, or by another torch.
+        # Only for files with a correct checksum: made by someone who knows the format, or by another torch.
         raise CheckpointError(
-            f"{path}: refused, for it holds something other than tensors, numbers and strings, and could run code: {error}"
+            f"{path}: refused, as it holds something other than tensors, numbers and strings, and could run code; use "
+            f"a checkpoint that egoaudio-train wrote: {error}"
         ) from error
     if isinstance(contents, dict):
         contents = LATER_FIELDS | contents
@@ -123,19 +126,21 @@ def load(path):
     return contents
 
 
-def digest(path):
-    """Return the hexadecimal SHA-256 that a checkpoint's seal states; ``load`` compares it with the contents."""
+def digest(path: str | os.PathLike[str]) -> str:
+    """Return the hexadecimal SHA-256 in a checkpoint's seal, which ``load`` compares with the contents."""
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _SEAL_BYTES))
         seal = _SEAL.fullmatch(file.read())
     if seal is None:
-        raise CheckpointError(f"{path}: was changed while it was in use: give the same command again")
+        raise CheckpointError(f"{path}: was changed while it was in use: run the same command again")
     return seal[2].decode()
 
 
-def load_model(path, device="cpu"):
-    """Return ``(model, contents)``: the trained network in evaluation mode, and the checkpoint it came from.
+def load_model(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """Return ``(model, contents)``: the trained network in evaluation mode, and the checkpoint's contents.
 
     Raises
     ------
@@ -144,36 +149,80 @@ def load_model(path, device="cpu"):
     """
     contents = load(path)
     try:
-        with torch.random.fork_rng([]):  # the caller's random state is not ours to change
+        with torch.random.fork_rng([]):  # leaves the caller's random state unchanged
             model = _create(contents)
-        model.load_state_dict(contents["weights"])
     except (EgoAudioError, RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: its weights do not fit the model that its configuration describes: {error}"
+            f"{path}: the model that its configuration describes cannot be made: {error}. Train it again"
         ) from error
+    load_weights(path, model, contents, contents["weights"])
     return model.to(device).eval(), contents
 
 
-def describe_network(model):
-    """Return the field ``network``: what a model's configuration does not say where its sizes came with published weights."""
+def load_weights(
+    path: str | os.PathLike[str], model: torch.nn.Module, contents: Mapping[str, Any], weights: Mapping[str, Any]
+) -> None:
+    """Set the weights of ``model`` to those of a checkpoint.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Of the checkpoint, for messages.
+    model : torch.nn.Module
+        Made by this version from the checkpoint's configuration.
+    contents : dict
+        Of the checkpoint.
+    weights : dict
+        The state of a model in it.
+
+    Raises
+    ------
+    CheckpointError
+        If they are another network's, such as that of the same name in an earlier version.
+    """
+    problem = _weights_difference(weights, model.state_dict())
+    if problem:
+        name = from_json(TrainConfig, contents["config"]).model.model
+        raise CheckpointError(
+            f"{path}: its weights do not fit the model that its configuration describes: {problem}. It was written by "
+            f"egoaudio {contents['egoaudio_version']}, and {name} of this version ({__version__}) is another network: "
+            "train again, or use the version that wrote it"
+        )
+    model.load_state_dict(weights)
+
+
+def _weights_difference(stored: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> str:
+    """Return the first difference between the weights of a checkpoint and a model's, in words; empty without one."""
+    for name, tensor in own.items():
+        if name not in stored:
+            return f"there is no {name}"
+        if not isinstance(stored[name], torch.Tensor):
+            return f"{name} is a {type(stored[name]).__name__}, expected a tensor"
+        if stored[name].shape != tensor.shape:
+            return f"{name} has shape {tuple(stored[name].shape)}, expected {tuple(tensor.shape)}"
+    unknown = [str(name) for name in stored if name not in own]
+    return f"the model has no {unknown[0]}" if unknown else ""
+
+
+def describe_network(model: Any) -> str:
+    """Return the field ``network``: sizes that came with published weights and are not in the configuration."""
     return model.network.config.to_json_string(use_diff=True) if hasattr(model, "network") else ""
 
 
-def _create(contents):
-    """Return the network of a checkpoint with weights yet to be loaded; published ones are not needed again."""
+def _create(contents: dict[str, Any]) -> torch.nn.Module:
+    """Return the network of a checkpoint before its weights are loaded; published weights are not needed again."""
     stored = from_json(TrainConfig, contents["config"])
     config, context_clips = stored.model, stored.data.context_clips or 0
-    if config.pretrained is None or config.model == "yamnet":  # whose sizes are always the same
+    if config.pretrained is None or config.model == "yamnet":  # yamnet has always the same sizes
         config = replace(config, pretrained=None)
         shape = joined_shape(contents["feature_shape"], context_clips)
         return create_model(config.model, len(contents["class_ids"]), shape, config, context_clips=context_clips)
-    from egoaudio.models.transformer import ASTConfig, AudioTransformer
+    from egoaudio.models.transformer import AudioTransformer, efficient_config
 
-    sizes = ASTConfig(attn_implementation="sdpa", **json.loads(contents["network"]))
-    return AudioTransformer(sizes, config.patchout or 0.0)
+    return AudioTransformer(efficient_config(**json.loads(contents["network"])), config.patchout or 0.0)
 
 
-def _seal(file):
+def _seal(file: BinaryIO) -> None:
     """Append the seal to the zip archive that ``file`` holds, as the archive's comment."""
     file.seek(-2, os.SEEK_END)  # the archive's last two bytes are its comment's length
     file.write(_SEAL_BYTES.to_bytes(2, "little"))
@@ -182,8 +231,8 @@ def _seal(file):
     file.write(f"egoaudio checkpoint {VERSION} sha256={digest}\n".encode())
 
 
-def _check_seal(path, file):
-    """Raise CheckpointError unless ``file`` ends in our seal and the seal's checksum holds."""
+def _check_seal(path: str | os.PathLike[str], file: BinaryIO) -> None:
+    """Raise CheckpointError unless ``file`` ends in a seal with the right checksum."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _SEAL_BYTES))
     seal = _SEAL.fullmatch(file.read())
@@ -191,24 +240,29 @@ def _check_seal(path, file):
         file.seek(0)
         if file.read(8) == b"\x89HDF\r\n\x1a\n":
             raise CheckpointError(
-                f"{path}: is an HDF5 file, expected a checkpoint: the checkpoint comes first, then the file with the clips"
+                f"{path}: is an HDF5 file, expected a checkpoint: the checkpoint comes first, then the file with the "
+                "clips"
             )
         raise CheckpointError(
-            f"{path}: {size} bytes that do not end as a checkpoint of egoaudio does: it was cut off, or another program wrote it"
+            f"{path}: {size} bytes that do not end as a checkpoint of egoaudio does: it was truncated, or another "
+            "program wrote it; use another copy"
         )
     version, expected = int(seal[1]), seal[2].decode()
     if version != VERSION:
-        raise CheckpointError(f"{path}: a checkpoint of version {version}; this egoaudio reads version {VERSION}")
+        raise CheckpointError(
+            f"{path}: a checkpoint of version {version}, and this egoaudio reads version {VERSION}: use the egoaudio "
+            "that wrote it"
+        )
     file.seek(0)
     found = _sha256(file, size - _SEAL_BYTES)
     if found != expected:
         raise CheckpointError(
-            f"{path}: damaged: its SHA-256 is {found[:12]}..., written was {expected[:12]}...; use another copy"
+            f"{path}: damaged: its SHA-256 is {found[:12]}..., expected {expected[:12]}...; use another copy"
         )
 
 
-def _sha256(file, num_bytes):
-    """Return the hexadecimal SHA-256 of the next ``num_bytes`` of ``file``, or of all that is left of it."""
+def _sha256(file: BinaryIO, num_bytes: int | None) -> str:
+    """Return the hexadecimal SHA-256 of the next ``num_bytes`` of ``file``, or of the rest of it if None."""
     digest, left = hashlib.sha256(), num_bytes
     while block := file.read(1 << 20 if left is None else min(left, 1 << 20)):
         digest.update(block)
@@ -216,7 +270,7 @@ def _sha256(file, num_bytes):
     return digest.hexdigest()
 
 
-def _check_fields(path, contents):
+def _check_fields(path: str | os.PathLike[str], contents: Any) -> None:
     """Raise CheckpointError unless every field is there with its type."""
     if not isinstance(contents, dict):
         raise CheckpointError(f"{path}: holds a {type(contents).__name__}, expected a dictionary")
@@ -227,8 +281,8 @@ def _check_fields(path, contents):
             raise CheckpointError(f"{path}: {name!r} is a {type(contents[name]).__name__}, expected {kinds}")
 
 
-def _require_plain(value, where):
-    """Hold what we write to what ``weights_only`` reads back; anything else is a mistake of ours."""
+def _require_plain(value: Any, where: str) -> None:
+    """Assert that ``weights_only`` can read a value back; anything else is a defect of the package."""
     if isinstance(value, dict):
         for key, inner in value.items():
             assert isinstance(key, (str, int)), f"{where}: key {key!r}"
@@ -244,8 +298,8 @@ def _require_plain(value, where):
 # ------------------------------------------------------------------------------------------------ fit to the data
 
 
-def describe_data(file, feature):
-    """Return the fields of a checkpoint that say which data it belongs to; ``file`` is an open egoaudio file."""
+def describe_data(file: EgoAudioFile, feature: str) -> dict[str, Any]:
+    """Return the fields of a checkpoint that describe its data; ``file`` is open."""
     classes = file.class_table
     return {
         "class_ids": [text.decode() for text in classes["class_id"].tolist()],
@@ -259,7 +313,7 @@ def describe_data(file, feature):
     }
 
 
-# Options of a build that make other sound of the same recording, without a trace in the array's shape or attributes.
+# Options of a build that change the sound of a recording without a change in the array's shape or attributes.
 _SOUND = {
     "mode": "denoising",
     "scope": "scope of the denoising",
@@ -268,22 +322,23 @@ _SOUND = {
 }
 
 
-def require_match(contents, file, same_plan=False):
-    """Refuse a checkpoint whose classes or feature are not those of ``file``, naming both sides.
+def require_match(contents: dict[str, Any], file: EgoAudioFile, same_plan: bool = False) -> None:
+    """Refuse a checkpoint whose classes or feature are not those of ``file``.
 
-    With ``same_plan`` the file must also be a build of the same plan: a run goes on only with the data it began with,
-    while a model may be evaluated on other recordings.
+    With ``same_plan`` the file must also be a build of the same plan: a run is resumed only with the data that it began
+    with, while a model may be evaluated on other recordings.
 
     Raises
     ------
     CheckpointError
-        With every difference: what the checkpoint has, what the file has.
+        With every difference: the value in the checkpoint and the value in the file.
     """
     feature = contents["feature"]
     if feature not in file.features:
         has = ", ".join(file.features) or "no features"
         raise CheckpointError(
-            f"{file.path} has no {feature}, which the checkpoint was trained on; it has {has}: rebuild with `features={(feature,)!r}`"
+            f"{file.path} has no {feature}, which the checkpoint was trained on; it has {has}: rebuild with "
+            f"`features={(feature,)!r}`"
         )
     ours, theirs = contents, describe_data(file, feature)
     problems = []
@@ -305,17 +360,21 @@ def require_match(contents, file, same_plan=False):
             problems.append(f"{name} of {feature}: checkpoint {before.get(name)}, file {now.get(name)}")
     if same_plan and ours["plan_sha256"] != theirs["plan_sha256"]:
         problems.append(
-            f"plan_sha256: checkpoint {ours['plan_sha256'][:12]}..., file {theirs['plan_sha256'][:12]}... (built from other inputs or options)"
+            f"plan_sha256: checkpoint {ours['plan_sha256'][:12]}..., file {theirs['plan_sha256'][:12]}... (built from "
+            "other inputs or options)"
         )
     if problems:
         raise CheckpointError(f"the checkpoint does not fit {file.path}: " + "; ".join(problems))
 
 
-def _class_difference(ours, theirs):
-    """Return in words where two class lists part."""
+def _class_difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """Return the first difference between two class lists in words."""
     first = next(
         (i for i, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other),
         min(len(ours), len(theirs)),
     )
     one, other = (ids[first] if first < len(ids) else "none" for ids in (ours, theirs))
-    return f"classes: checkpoint {len(ours)}, file {len(theirs)}; the first that differs is number {first}: checkpoint {one}, file {other}"
+    return (
+        f"classes: checkpoint {len(ours)}, file {len(theirs)}; the first that differs is number {first}: "
+        f"checkpoint {one}, file {other}"
+    )

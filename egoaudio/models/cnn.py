@@ -1,15 +1,16 @@
-"""The paper's convolutional network, to the letter, and fast.
+"""The paper's convolutional network, exactly, and fast.
 
-In: float (batch, num_frames, num_bins), seen as an image with one channel. Out: logits float (batch, num_classes).
-An axis that is down to one frame or bin is not halved any more, so clips of 0.1 s (4 frames) fit too; from 8 frames
-and 8 bins on, the cnn is the paper's to the letter: its parameters, its outputs, its gradients.
+In: float (batch, num_frames, num_bins), taken as an image with one channel. Out: logits float (batch, num_classes).
+An axis of one frame or bin is not halved any further, so clips of 0.1 s (4 frames) fit, too; from 8 frames and 8 bins
+on, the parameters, the outputs and the gradients are exactly the paper's.
 
-A third to a half of the time of the network as it is usually written (``benchmarks/README.md``), because
-- the ReLU comes after the pooling, on a quarter of the numbers. The two commute (the largest of four numbers, cut at
-  zero, is the largest of the four cut at zero), gradients included;
-- memory is channels_last throughout, in slices of a batch whose largest maps stay in the cache.
+It takes a third to a half of the time of the network as usually written (``benchmarks/README.md``), because
+- the ReLU follows the pooling, on a quarter of the numbers. The two commute (the largest of four numbers, cut at zero,
+  is the largest of the four cut at zero), gradients included;
+- memory is channels_last throughout, in parts of a batch whose largest maps stay in the cache.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -22,7 +23,7 @@ CACHED_BYTES = 2**24  # of the largest maps, on a CPU
 
 
 def pooled(length: int) -> int:
-    """Return what a 2x2 pooling leaves of an axis: half, but not less than one."""
+    """Return the length of an axis after 2x2 pooling: half, but at least one."""
     return max(length // 2, 1)
 
 
@@ -39,10 +40,10 @@ class PaperCNN(nn.Module):
     num_classes : int
         Outputs.
     feature_shape : (int, int)
-        (num_frames, num_bins) of a clip: the linear layer's size follows from it.
+        (num_frames, num_bins) of a clip, which determines the size of the linear layer.
     """
 
-    def __init__(self, num_classes: int, feature_shape: tuple[int, int]) -> None:
+    def __init__(self, num_classes: int, feature_shape: Sequence[int]) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(
             nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(CHANNELS)
@@ -63,10 +64,10 @@ class PaperCNN(nn.Module):
             x = pool_and_rectify(convolution(x))
         return x
 
-    def maps(self, x: torch.Tensor, slice_size: int) -> torch.Tensor:
-        """Return ``blocks`` of a whole batch, ``slice_size`` clips at a time."""
+    def maps(self, x: torch.Tensor, part_size: int) -> torch.Tensor:
+        """Return ``blocks`` of a whole batch, ``part_size`` clips at a time."""
         parts = []
-        for part in x.split(slice_size):
+        for part in x.split(part_size):
             if self.activation_checkpointing and self.training:
                 parts.append(checkpoint(self.blocks, part, use_reentrant=False))
             else:

@@ -1,14 +1,16 @@
-"""The device that a model runs on, and the precision that it computes in there."""
+"""The device on which a model runs, and the precision in which it computes there."""
 
 import platform
+from typing import Any
 
 import torch
 
+from egoaudio.config.train import OptimizationConfig
 from egoaudio.errors import ConfigurationError
 
 
-def choose_device(name):
-    """Return the torch device called ``name``, or the GPU if there is one, or the CPU.
+def choose_device(name: str | None) -> torch.device:
+    """Return the torch device called ``name``; if None, the GPU if there is one, else the CPU.
 
     Raises
     ------
@@ -17,7 +19,7 @@ def choose_device(name):
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device).item()  # a device of nothing but shapes (meta) has no values to give
+        torch.zeros(1, device=device).item()  # fails for the meta device, which has shapes but no values
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA fails an assertion
         reason = str(error).splitlines()[0].split(". ")[0]
         raise ConfigurationError(
@@ -27,9 +29,10 @@ def choose_device(name):
 
 
 def computes_bfloat16() -> bool:
-    """Return whether this processor has instructions for bfloat16 that oneDNN uses; others emulate it, 8 times slower than float32.
+    """Return whether this processor has instructions for bfloat16 that oneDNN uses.
 
-    oneDNN alone also says yes to AVX-512 without bfloat16, where it converts to and fro.
+    Other processors emulate it, 8 times slower than float32. oneDNN's own answer is also True for AVX-512 without
+    bfloat16, where it converts to float32 and back.
     """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
@@ -38,20 +41,22 @@ def computes_bfloat16() -> bool:
     return True
 
 
-def mixed_precision(device, wanted, dtype=None):
+def mixed_precision(
+    device: torch.device, wanted: bool, dtype: str | None = None
+) -> tuple[torch.dtype | None, torch.amp.GradScaler | None]:
     """Return ``(dtype, scaler)`` for mixed precision on ``device``.
 
-    bfloat16 where the device computes it natively; else float16 with a scaler on a GPU, and float32 (None) on a CPU.
-    Whether it gains is found out at the first step (``training.step``).
+    bfloat16 if the device computes it natively; else float16 with a scaler on a GPU, and float32 (None) on a CPU.
+    The first training step measures whether it is faster (``training.step``).
 
     Parameters
     ----------
     device : torch.device
         Where the model runs.
     wanted : bool
-        Whether ``--amp`` was given; if not, ``(None, None)``.
+        Whether to use mixed precision; if not, ``(None, None)``.
     dtype : str or None
-        ``bfloat16`` or ``float16`` if the choice is the user's.
+        ``bfloat16`` or ``float16`` if the user chose one.
     """
     if not wanted:
         return None, None
@@ -65,8 +70,8 @@ def mixed_precision(device, wanted, dtype=None):
     return getattr(torch, dtype), scaler
 
 
-def inference_dtype(device, options, contents):
-    """Return the type of autocast in which a checkpoint is scored, None for float32: the one that its run computed in.
+def inference_dtype(device: torch.device, options: OptimizationConfig, contents: dict[str, Any]) -> torch.dtype | None:
+    """Return the type of autocast in which a checkpoint is scored, that of its run; None for float32.
 
     Parameters
     ----------
@@ -81,5 +86,5 @@ def inference_dtype(device, options, contents):
 
 
 def name_of(dtype: torch.dtype | None) -> str | None:
-    """Return a type's name as checkpoints hold it, such as ``bfloat16``; None for None."""
+    """Return the name of a type in checkpoints, such as ``bfloat16``; None for None."""
     return None if dtype is None else str(dtype).removeprefix("torch.")

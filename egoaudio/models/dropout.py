@@ -1,21 +1,22 @@
-"""Dropout whose masks belong to clips, not to slices of a batch; and patchout, whose masks belong to the step.
+"""Dropout with a mask per clip, whatever the micro-batch; and patchout, with a mask per step.
 
-``torch.nn.Dropout`` draws one stream of random numbers: cut a batch in other slices and every mask changes, so a
-step that is redone in smaller slices would be another step. Here the mask of a clip follows from three numbers
-alone: the seed of the optimiser's step, the layer, and the clip's place in the batch. The gradient is then that of
-the whole batch for any slicing, and a checkpointed layer draws its mask again without any saved state.
+``torch.nn.Dropout`` draws one stream of random numbers: with other micro-batches every mask changes, so a step that is
+redone in smaller micro-batches would be another step. Here the mask of a clip follows from three numbers: the seed of
+the optimiser's step, the layer, and the clip's place in the batch. The gradient is then that of the whole batch for any
+micro-batch, and a checkpointed layer draws its mask again without saved state.
 
 In: float (batch, ...). Out: the same shape, each element kept with probability ``1 - p`` and scaled by its inverse.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 
 class ClipDropout(nn.Module):
-    """Zero elements with probability ``p`` while training, by masks that follow from step, layer and clip.
+    """Zero elements with probability ``p`` in training, by masks that follow from step, layer and clip.
 
     Parameters
     ----------
@@ -27,27 +28,27 @@ class ClipDropout(nn.Module):
     Attributes
     ----------
     seed : int
-        Seed of the step; whoever runs a step sets it (see ``place_micro_batch``).
+        Seed of the step, set by ``place_micro_batch``.
     first_clip : int
-        Place in the optimiser's batch of the first clip of the slice at hand.
+        Place of the micro-batch's first clip in the optimiser's batch.
     """
 
-    def __init__(self, p, layer):
+    def __init__(self, p: float, layer: int) -> None:
         super().__init__()
         self.p = p
         self.layer = layer
         self.seed = 0
         self.first_clip = 0
 
-    def forward(self, x):
-        """Return ``x`` (batch, ...) with dropout applied when training."""
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``x`` (batch, ...), with dropout in training."""
         if not self.training or self.p == 0.0:
             return x
         return x * self._mask(x) * (1.0 / (1.0 - self.p))
 
     @torch.compiler.disable
-    def _mask(self, x):
-        """Return the bool mask of ``x``: one byte an element, a quarter of what ``torch.nn.Dropout`` keeps."""
+    def _mask(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the bool mask of ``x``: one byte per element, a quarter of what ``torch.nn.Dropout`` keeps."""
         mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
         generator = torch.Generator(device=x.device)
         for row in range(len(x)):
@@ -57,44 +58,44 @@ class ClipDropout(nn.Module):
             mask[row].bernoulli_(1.0 - self.p, generator=generator)
         return mask
 
-    def extra_repr(self):
-        """Return what ``repr`` shows."""
+    def extra_repr(self) -> str:
+        """Return the parameters for ``repr``."""
         return f"p={self.p}, layer={self.layer}"
 
 
 class Patchout(nn.Module):
-    """Leave out whole rows and columns of a grid of patches while training: the others are all that is computed.
+    """Leave out whole rows and columns of a grid of patches in training, so that fewer tokens are computed.
 
     PaSST's structured patchout (Koutini et al. 2022, https://arxiv.org/abs/2110.05069). All clips of a batch lose the
-    same ones, so that their tokens are really gone; which, follows from the step's seed, whatever slice is at hand.
+    same patches, so their tokens need not be computed; the step's seed decides which, whatever the micro-batch.
 
     Parameters
     ----------
     share : float
-        Of the rows, and of the columns, what is left out (rounded; one always stays), in [0, 1).
+        Share of the rows, and of the columns, that is left out (rounded; one always stays), in [0, 1).
     grid : (int, int)
         Patches along (frequency, time), time running fastest.
 
     Attributes
     ----------
     seed : int
-        Seed of the step; whoever runs a step sets it (see ``place_micro_batch``).
+        Seed of the step, set by ``place_micro_batch``.
     """
 
-    def __init__(self, share, grid):
+    def __init__(self, share: float, grid: Sequence[int]) -> None:
         super().__init__()
         self.share = share
         self.grid = tuple(grid)
         self.seed = 0
 
-    def forward(self, patches):
-        """Return (batch, num_kept, width) of ``patches`` (batch, num_patches, width): all of them when not training."""
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """Return (batch, num_kept, width) of ``patches`` (batch, num_patches, width): all of them outside training."""
         if not self.training or self.share == 0.0:
             return patches
         return patches[:, self.kept().to(patches.device)]
 
     @torch.compiler.disable
-    def kept(self):
+    def kept(self) -> torch.Tensor:
         """Return the numbers of the patches that stay in this step, int64 (num_kept,), ascending."""
         digest = hashlib.blake2b(f"{self.seed}/patchout".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -104,20 +105,21 @@ class Patchout(nn.Module):
         )
         return (rows[:, None] * self.grid[1] + columns).flatten()
 
-    def extra_repr(self):
-        """Return what ``repr`` shows."""
+    def extra_repr(self) -> str:
+        """Return the parameters for ``repr``."""
         return f"share={self.share}, grid={self.grid}"
 
 
-def place_micro_batch(model, seed, first_clip):
-    """Tell dropout and patchout of ``model`` which step they are in and where the slice at hand begins in the batch."""
+def place_micro_batch(model: nn.Module, seed: int, first_clip: int) -> None:
+    """Set the seed of the step, and the micro-batch's place in the batch, in the dropout and patchout of ``model``."""
     for module in model.modules():
         if isinstance(module, (ClipDropout, Patchout)):
             module.seed = seed
+        if isinstance(module, ClipDropout):
             module.first_clip = first_clip
 
 
-def replace_dropout(model):
+def replace_dropout(model: nn.Module) -> None:
     """Replace every ``torch.nn.Dropout`` inside ``model`` by a ``ClipDropout`` with the same probability."""
     places = [
         (parent, name, child)

@@ -1,8 +1,8 @@
-"""Published weights as files: folders, wheels and other zips, and the encoding of what is in them, protocol buffers.
+"""Files of published weights: folders, wheels and other zips, and the encoding of their contents, protocol buffers.
 
 In: a path. Out: bytes, and a message's fields by number. Neither TensorFlow nor onnx nor protobuf is needed.
-Nothing in a file is believed: every length is held against what is there before anything of that length is made, and
-whatever does not add up is a ``DamagedFile`` that says where.
+Files are not trusted: every length is compared with the data that are left before that much memory is taken, and any
+inconsistency is a ``DamagedFile`` that says where.
 Source: https://protobuf.dev/programming-guides/encoding.
 """
 
@@ -10,16 +10,17 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 MAX_FILE_BYTES = 2**28  # of one file; YAMNet has 15 MB, with an optimiser's state 45
-MAX_FIELDS = 500_000  # in all messages of a file; YAMNet's have 10,000. Two bytes could else become a hundred in memory
+MAX_FIELDS = 500_000  # in all messages of a file; YAMNet's have 10,000. Two bytes may become a hundred in memory
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
-Fields = dict[int, list]
+Fields = dict[int, list[Any]]
 
 
 class DamagedFile(ValueError):
-    """A published file that is cut, damaged, or not of the kind that its name says; says what and where."""
+    """A published file that is truncated, damaged, or not what its name says; the message says what and where."""
 
 
 class Files:
@@ -41,7 +42,7 @@ class Files:
         If it is neither.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._zip = None
         if self.path.is_dir():
@@ -53,19 +54,19 @@ class Files:
             self._zip = zipfile.ZipFile(self.path)
             self.names = sorted(self._zip.namelist())
         except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError) as error:
-            raise DamagedFile(f"is no whole zip: {error}") from error
+            raise DamagedFile(f"is not a complete zip: {error}") from error
 
-    def __enter__(self):
+    def __enter__(self) -> "Files":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self._zip is not None:
             self._zip.close()
 
     def read(self, name: str) -> bytes:
         """Return the contents of the file ``name``, at most 256 MB."""
         if name not in self.names:
-            raise DamagedFile(f"there is no {name}, which belongs to it")
+            raise DamagedFile(f"there is no {name}, which is part of it")
         size = self._zip.getinfo(name).file_size if self._zip else (self.path / name).stat().st_size
         if size > MAX_FILE_BYTES:
             raise DamagedFile(f"{name} has {size:,} bytes; expected at most {MAX_FILE_BYTES:,}")
@@ -78,7 +79,7 @@ class Files:
 
 
 def read_varint(data: memoryview, place: int) -> tuple[int, int]:
-    """Return the number at ``place`` of ``data``, below 2**64, and where it ends."""
+    """Return the number at ``place`` of ``data``, below 2**64, and its end."""
     number = 0
     for shift in range(0, 70, 7):
         if place >= len(data):
@@ -92,18 +93,19 @@ def read_varint(data: memoryview, place: int) -> tuple[int, int]:
 
 
 class Messages:
-    """Reads the messages of one file; counts their fields, so that a small file cannot become much memory."""
+    """Reads the messages of one file, and counts their fields, so that a small file cannot take much memory."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._left = MAX_FIELDS
 
     def read(self, data: memoryview) -> Fields:
-        """Return ``{field number: values}`` of a message: int for numbers, memoryview for all else."""
+        """Return ``{field number: values}`` of a message: int for numbers, memoryview for everything else."""
         fields: Fields = {}
         place = 0
         while place < len(data):
             key, place = read_varint(data, place)
             kind = key & 7
+            value: int | memoryview
             if kind == VARINT:
                 value, place = read_varint(data, place)
             else:
@@ -126,15 +128,15 @@ class Messages:
                 numbers.append(number)
         return tuple(numbers)
 
-    def _count(self):
+    def _count(self) -> None:
         """Count one field, or number."""
         self._left -= 1
         if self._left < 0:
-            raise DamagedFile(f"has more than {MAX_FIELDS:,} fields, which no weights of YAMNet have")
+            raise DamagedFile(f"has more than {MAX_FIELDS:,} fields; no weights of YAMNet have as many")
 
 
 def _sized(data: memoryview, place: int, kind: int) -> tuple[int | memoryview, int]:
-    """Return the value at ``place`` whose size is written or follows from ``kind``, and where it ends."""
+    """Return the value at ``place``, whose size is stored or follows from ``kind``, and its end."""
     if kind == BYTES:
         size, place = read_varint(data, place)
     elif kind in (FIXED64, FIXED32):
@@ -148,7 +150,7 @@ def _sized(data: memoryview, place: int, kind: int) -> tuple[int | memoryview, i
 
 
 def number(fields: Fields, key: int) -> int:
-    """Return the number in field ``key``; 0, which is not written, if it is not there."""
+    """Return the number in field ``key``; 0, which is not stored, if it is missing."""
     value = fields.get(key, [0])[-1]
     if not isinstance(value, int):
         raise DamagedFile(f"field {key} holds no number")
@@ -164,10 +166,10 @@ def parts(fields: Fields, key: int) -> list[memoryview]:
 
 
 def part(fields: Fields, key: int) -> memoryview:
-    """Return the message, text or bytes in field ``key``; none if it is not there."""
+    """Return the message, text or bytes in field ``key``; empty if it is missing."""
     return (parts(fields, key) or [memoryview(b"")])[-1]
 
 
 def text(value: memoryview) -> str:
-    """Return UTF-8 as text; what is none shows as such."""
+    """Return UTF-8 as text, with replacement characters for invalid bytes."""
     return bytes(value).decode("utf-8", "replace")

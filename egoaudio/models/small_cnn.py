@@ -1,4 +1,4 @@
-"""The small convolutional network that hears: the trainer's default.
+"""The small convolutional network, the trainer's default.
 
 In: float (batch, num_frames, num_bins), normalised, any length and any number of bins; with context, the clip's own
 frames are those in the middle. Out: logits float (batch, num_classes).
@@ -6,15 +6,15 @@ frames are those in the middle. Out: logits float (batch, num_classes).
     average of frames and bins      (batch, 1, T, 64): about 25 frames a second and 64 bins at most
     batch norm of each bin          normalisation per band, learnt
     3 x [3x3 convolution, batch norm, 2x2 maximum, ReLU], then one convolution without maximum
-    channels x bins, flattened      what is high and what is low stays apart: 12 points of mAP
-    mean and maximum over time      of everything, and of the clip's own part once more: 6 points
+    channels x bins, flattened      keeps high and low frequencies apart: 12 points of mAP
+    mean and maximum over time      of all frames, and again of the clip's own: 6 points
     hidden layer, dropout, output
 
-What each choice gave is in ``benchmarks/README.md``. Only convolutions, batch norm, pooling and linear layers, so that
-it exports to ONNX. Batch norm looks at all clips of a slice: a batch that is cut has slightly other statistics.
+The gain of each choice is in ``benchmarks/README.md``. Only convolutions, batch norm, pooling and linear layers, so it
+exports to ONNX. Batch norm uses all clips of a micro-batch: in smaller ones its statistics are slightly different.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 
@@ -26,9 +26,9 @@ from torch.utils.checkpoint import checkpoint
 from egoaudio.models.dropout import ClipDropout
 
 CHANNELS = (16, 32, 64, 128)
-HIDDEN_SIZE = 64  # 128 hear as well (validation 32.0 and 32.3 %) and make 0.64 M weights of 0.37 M
+HIDDEN_SIZE = 64  # 128 are as good (validation mAP 32.0 and 32.3 %) and make 0.64 M weights of 0.37 M
 MOST_BINS = 64
-# Frames that are averaged: 4 of a log-mel's 10 ms make 40 ms. A clip that has fewer than 24 for each keeps more.
+# Frames that are averaged: 4 of a log-mel's 10 ms make 40 ms; fewer where a clip would keep less than 24 frames.
 FRAMES_AVERAGED, FEWEST_FRAMES = 4, 24
 
 
@@ -40,14 +40,16 @@ class SmallCNN(nn.Module):
     num_classes : int
         Outputs.
     feature_shape : (int, int)
-        (num_frames, num_bins) of what the network sees, context included.
+        (num_frames, num_bins) of the input, context included.
     dropout : float
         Probability of dropout before each linear layer, in [0, 1).
     context_clips : int
         Neighbouring clips on each side that are in ``feature_shape``.
     """
 
-    def __init__(self, num_classes: int, feature_shape: tuple[int, int], dropout: float = 0.0, context_clips: int = 0):
+    def __init__(
+        self, num_classes: int, feature_shape: Sequence[int], dropout: float = 0.0, context_clips: int = 0
+    ) -> None:
         super().__init__()
         num_frames, num_bins = feature_shape
         clip_frames = num_frames // (2 * context_clips + 1)
@@ -84,15 +86,14 @@ class SmallCNN(nn.Module):
         return self.classifier(self.dropouts[1](functional.relu(self.hidden(summary))))
 
     def maps(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the last convolution's maps, (batch, channels * bins, num_frames), of ``x`` (batch, num_frames, num_bins)."""
+        """Return the last convolution's maps, (b, channels * bins, T), of ``x`` (b, num_frames, num_bins)."""
         frames, bins = self.pooling
         x = functional.avg_pool2d(x.unsqueeze(1), (min(frames, x.shape[1]), bins))  # (b, 1, T, F)
         x = self.band_norm(x.squeeze(1).transpose(1, 2)).transpose(1, 2).unsqueeze(1)
         for block, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             x = norm(convolution(x))
-            if (
-                block < len(self.convolutions) - 1
-            ):  # the maximum before the ReLU: the same numbers from a quarter of the work
+            if block < len(self.convolutions) - 1:
+                # The maximum before the ReLU: the same numbers from a quarter of the work.
                 x = functional.max_pool2d(x, [min(length, 2) for length in x.shape[2:]])
             x = functional.relu(x)
         return x.permute(0, 1, 3, 2).flatten(1, 2)
@@ -109,7 +110,7 @@ class SmallCNN(nn.Module):
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:
-        """Keep batch norm's running statistics as they are: they have seen these clips in the forward pass."""
+        """Leave batch norm's running statistics unchanged: the forward pass has updated them with these clips."""
         norms = [self.band_norm, *self.norms]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:

@@ -1,20 +1,22 @@
-"""Scores that depend on nothing but the clip: the network always computes as many clips at once.
+"""Scores that depend only on the clip: the network always computes the same number of clips at once.
 
-In: features (n, T, F) of any number of clips. Out: scores float32 (n, C). Which algorithm a library takes, and so the
-last bits of a result, follows from the shape of what it is given; here the shape is always the same, with zeros where
-clips are missing, so that a clip's scores are the same beside any others (``tests/models/test_steady_scorer.py``).
-Memory is not searched for while it runs, as a smaller batch would be another shape: its size follows from the model.
+In: features (n, T, F) of any number of clips. Out: scores float32 (n, C). The algorithm that a library chooses, and so
+the last bits of a result, depends on the shape of its input; here the shape is always the same, padded with zeros where
+clips are missing, so a clip's scores do not depend on the other clips (``tests/models/test_steady_scorer.py``). The
+size is not reduced while it runs, as a smaller batch would be another shape: it follows from the model.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from egoaudio.errors import ResourceError
-from egoaudio.models.micro_batch import MicroBatches
+from egoaudio.models.micro_batch import Activations, MicroBatches
 from egoaudio.models.scorer import LARGEST_TO_PEAK
 
 MOST_CLIPS = 64
-BATCH_BYTES = 1 << 30  # what a forward pass of the batch may seem to need
+BATCH_BYTES = 1 << 30  # the most that a forward pass of the batch may seem to need
 
 
 class SteadyScorer(MicroBatches):
@@ -25,14 +27,14 @@ class SteadyScorer(MicroBatches):
     model : torch.nn.Module
         On ``device``, in evaluation mode.
     feature_shape : tuple of int
-        (T, F) of what the network sees.
+        (T, F) of the network's input.
     label_mode : str
         The model's: ``multi`` (sigmoid) or ``single`` (softmax).
     device : torch.device
     amp_dtype : torch.dtype or None
         Type of autocast; None computes in float32.
     batch_size : int or None
-        Clips at once; None takes the largest power of two up to 64 whose forward pass seems to need 1 GiB or less.
+        Clips at once; None takes the largest power of two up to 64 whose forward pass seems to need at most 1 GiB.
 
     Attributes
     ----------
@@ -40,33 +42,40 @@ class SteadyScorer(MicroBatches):
     feature_shape : tuple of int
     """
 
-    def __init__(self, model, feature_shape, label_mode, *, device, amp_dtype=None, batch_size=None):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        feature_shape: Sequence[int],
+        label_mode: str,
+        *,
+        device: torch.device | str,
+        amp_dtype: torch.dtype | None = None,
+        batch_size: int | None = None,
+    ) -> None:
         super().__init__(model, device, batch_size, amp_dtype, log=lambda line: None)
         self.feature_shape, self.label_mode = tuple(feature_shape), label_mode
         self.batch_size = self._choose_size() if batch_size is None else batch_size
         self._batch = torch.zeros((self.batch_size, *self.feature_shape))
 
-    def _choose_size(self):
-        """Return how many clips fit into ``BATCH_BYTES``: by what the model keeps of one clip and of two, not by what is free."""
-        measured = []
-        for num_clips in (1, 2):
-            found, failure = self.attempt(
-                self._measure, torch.zeros((num_clips, *self.feature_shape), device=self.device)
-            )
-            if failure is not None:
-                self.release()
-                return 1
-            measured.append(found)
+    def _choose_size(self) -> int:
+        """Return how many clips fit into ``BATCH_BYTES``, measured with one clip and with two; not by free memory."""
+        (one, _), (two, _) = (
+            self.attempt(self._measure, torch.zeros((num_clips, *self.feature_shape), device=self.device))
+            for num_clips in (1, 2)
+        )
+        if one is None or two is None:
+            self.release()
+            return 1
         size = MOST_CLIPS
-        while size > 1 and self.needed(*measured, size) > BATCH_BYTES:
+        while size > 1 and self.needed(one, two, size) > BATCH_BYTES:
             size //= 2
         return size
 
-    def needed(self, one, two, size):
+    def needed(self, one: Activations, two: Activations, size: int) -> float:
         """Return the bytes that ``size`` clips seem to need without gradients."""
         return LARGEST_TO_PEAK * (one.largest + (size - 1) * (two.largest - one.largest))
 
-    def __call__(self, features):
+    def __call__(self, features: np.ndarray) -> np.ndarray:
         """Return scores, float32 (n, C), of features (n, T, F) with n at most ``batch_size``.
 
         Raises
@@ -77,7 +86,7 @@ class SteadyScorer(MicroBatches):
         self._batch[: len(features)] = torch.from_numpy(features)
         self._batch[len(features) :] = 0
         scores, failure = self.attempt(self._score)
-        if failure is not None:
+        if scores is None:
             self.release()
             hint = f"give `batch_size={self.batch_size // 2}`, or score" if self.batch_size > 1 else "score"
             raise ResourceError(
@@ -86,7 +95,7 @@ class SteadyScorer(MicroBatches):
         return scores[: len(features)]
 
     @torch.inference_mode()
-    def _score(self):
+    def _score(self) -> np.ndarray:
         """Return the scores of the whole batch, float32 (batch_size, C)."""
         with self.autocast():
             logits = self.model(self._batch.to(self.device)).float()

@@ -1,8 +1,9 @@
 """TensorFlow's checkpoints (bundles), read without TensorFlow: tensors by key.
 
-In: ``PREFIX.index``, a table of LevelDB's format (blocks of keys with shared beginnings) from keys to places, and
-``PREFIX.data-00000-of-00001``, the tensors one after another. Out: float32 arrays, checksums checked.
-Sources: TensorFlow's ``tensor_bundle.proto`` and ``lib/io/table_format.txt``; https://github.com/google/leveldb/blob/main/doc/table_format.md.
+In: ``PREFIX.index``, a table in LevelDB's format (blocks of keys with shared beginnings) from keys to positions, and
+``PREFIX.data-00000-of-00001``, the tensors one after another. Out: float32 arrays with verified checksums.
+Sources: TensorFlow's ``tensor_bundle.proto`` and ``lib/io/table_format.txt``;
+https://github.com/google/leveldb/blob/main/doc/table_format.md.
 """
 
 import math
@@ -16,12 +17,10 @@ from egoaudio.models.crc32c import masked_crc32c
 from egoaudio.models.published_files import DamagedFile, Fields, Files, Messages, number, part, parts, read_varint
 
 MAX_INDEX_BYTES = 2**24  # YAMNet's has 8 KB
-MAX_KEY_BYTES = (
-    4096  # keys share beginnings with the key before them: a small table could otherwise unfold into terabytes
-)
+MAX_KEY_BYTES = 4096  # keys share their beginnings with the previous key: a small table could expand to terabytes
 TABLE_MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES = 48
-TRAILER_BYTES = 5  # behind a block: compression and checksum
+TRAILER_BYTES = 5  # after a block: compression and checksum
 FLOAT = 1  # DT_FLOAT
 
 
@@ -40,7 +39,7 @@ class Bundle:
     Parameters
     ----------
     files : Files
-        Where it is.
+        The folder or zip.
     prefix : str
         Name of the index without ``.index``.
 
@@ -52,11 +51,12 @@ class Bundle:
     Raises
     ------
     DamagedFile
-        If the index is not one.
+        If the index is not valid.
     """
 
-    def __init__(self, files: Files, prefix: str):
-        self._files, self._prefix, self._shards = files, prefix, {}
+    def __init__(self, files: Files, prefix: str) -> None:
+        self._files, self._prefix = files, prefix
+        self._shards: dict[int, memoryview] = {}
         index = memoryview(files.read(f"{prefix}.index"))
         if len(index) > MAX_INDEX_BYTES:
             raise DamagedFile(f"{prefix}.index has {len(index):,} bytes; expected at most {MAX_INDEX_BYTES:,}")
@@ -88,7 +88,7 @@ class Bundle:
             if len(values) != size:
                 raise DamagedFile(
                     f"{self._prefix}: {key} is {size:,} bytes from byte {offset:,} on, but {len(values):,} are there: "
-                    "the data are cut"
+                    "the data are truncated"
                 )
             if size != 4 * math.prod(shape):
                 raise DamagedFile(f"{self._prefix}: {key} of shape {shape} has {size:,} bytes")
@@ -102,20 +102,20 @@ class Bundle:
 def _table(table: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     """Yield (key, value) of a whole table."""
     if len(table) < FOOTER_BYTES or struct.unpack("<Q", table[-8:])[0] != TABLE_MAGIC:
-        raise DamagedFile("is not the index of a TensorFlow checkpoint, or is cut: its last bytes are others")
+        raise DamagedFile("is not the index of a TensorFlow checkpoint, or is truncated: its last bytes are wrong")
     footer = table[-FOOTER_BYTES:]
     _, _, place = _handle(footer, 0)  # of the index of metadata, which is empty
     before = 0
     for _, handle in _block(table, *_handle(footer, place)[:2]):
         offset, size, _ = _handle(handle, 0)
-        if offset < before:  # the same block again and again would be much work for a small file
+        if offset < before:  # a small file could name the same block again and again
             raise DamagedFile("the blocks of the index overlap")
         before = offset + size
         yield from _block(table, offset, size)
 
 
 def _handle(data: memoryview, place: int) -> tuple[int, int, int]:
-    """Return (offset, size) of the block that is named at ``place``, and where the name ends."""
+    """Return (offset, size) of the block whose handle is at ``place``, and the handle's end."""
     offset, place = read_varint(data, place)
     size, place = read_varint(data, place)
     return offset, size, place
@@ -130,8 +130,8 @@ def _block(table: memoryview, offset: int, size: int) -> Iterator[tuple[bytes, m
     if masked_crc32c(table[offset : offset + size + 1]) != stored:
         raise DamagedFile(f"the index has a wrong checksum at byte {offset:,}: it is damaged")
     if compression:
-        raise DamagedFile(f"the index is compressed ({compression}), which TensorFlow's checkpoints are not")
-    end = size - 4 - 4 * int.from_bytes(block[-4:], "little")  # restarts, for those who search
+        raise DamagedFile(f"the index is compressed ({compression}), unlike TensorFlow's checkpoints")
+    end = size - 4 - 4 * int.from_bytes(block[-4:], "little")  # before the restarts, which serve to search
     if size < 4 or end < 0:
         raise DamagedFile(f"the block at byte {offset:,} of the index has no end")
     key, place = b"", 0

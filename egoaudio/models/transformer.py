@@ -1,18 +1,21 @@
-"""The Audio Spectrogram Transformer, from transformers: the paper's sizes, ours, or published weights.
+"""The Audio Spectrogram Transformer, from transformers: in the paper's sizes, others, or with published weights.
 
 In: float (batch, num_frames, num_bins). Out: logits float (batch, num_classes). Source: Gong et al. 2021,
 https://arxiv.org/abs/2104.01778.
 
-Attention is always torch's memory-efficient one (SDPA): the eager one would hold num_tokens**2 numbers a head. The last
-layer computes only the two special tokens, all that the classifier reads: one layer less to wait for and to keep.
-The first step of ``ast-paper`` on one clip takes 3.5 GB, with activation checkpointing 1.7 (``benchmarks/README.md``).
+Attention is always torch's memory-efficient one (SDPA): the eager one would hold num_tokens**2 numbers per head. The
+last layer computes only the two special tokens, which are all that the classifier reads. The first step of
+``ast-paper`` on one clip takes 3.5 GB, with activation checkpointing 1.7 (``benchmarks/README.md``).
+
 The model is made for the clip's own number of frames (98 for 1 s), not the 1,024 that transformers assumes: position
-embeddings of published weights are cut in time, as their authors do, or interpolated where the clip is longer.
-A clip shorter than one patch is padded with zeros at its end up to one patch.
-Published weights have heard features as (x + 4.2677393) / (2 * 4.5689974): train them with ``--normalize paper``.
+embeddings of published weights are cut in time, as their authors do, or interpolated for longer clips. A clip shorter
+than one patch is padded with zeros at its end. Published weights were trained on features normalised as
+(x + 4.2677393) / (2 * 4.5689974): give ``normalize="paper"``.
 """
 
 import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,32 +23,33 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import ASTConfig, ASTForAudioClassification, ASTModel
 
+from egoaudio.config.train import ModelConfig
 from egoaudio.errors import ConfigurationError
 from egoaudio.models.dropout import Patchout, replace_dropout
 
-TOKENS_AT_ONCE = 2048  # of an MLP, the place of the largest activations: 8 times a layer's own in ast-paper
+TOKENS_AT_ONCE = 2048  # of an MLP, whose activations are the largest: 8 times a layer's own in ast-paper
 NUM_SPECIAL_TOKENS = 2  # class and distillation, before the patches
 
 
 class Embeddings(nn.Module):
-    """The embeddings of transformers' AST, its weights and their names as there, with patchout.
+    """The embeddings of transformers' AST, with the same weights and names, and patchout.
 
     Parameters
     ----------
     theirs : transformers' ASTEmbeddings
-        Gives its parts away.
+        Its parts are used here.
     patchout : float
-        Share of the rows and of the columns of patches that are left out while training.
+        Share of the rows and of the columns of patches that are left out in training.
     """
 
-    def __init__(self, theirs, patchout):
+    def __init__(self, theirs: Any, patchout: float) -> None:
         super().__init__()
         self.cls_token, self.distillation_token = theirs.cls_token, theirs.distillation_token
         self.patch_embeddings, self.position_embeddings = theirs.patch_embeddings, theirs.position_embeddings
         self.patchout = Patchout(patchout, patch_grid(theirs.config))
         self.dropout = theirs.dropout
 
-    def forward(self, features):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return (batch, num_tokens, width) of ``features`` (batch, num_frames, num_bins), special tokens first."""
         of_special, of_patches = self.position_embeddings.tensor_split([NUM_SPECIAL_TOKENS], dim=1)
         special = torch.cat((self.cls_token, self.distillation_token), dim=1) + of_special
@@ -54,21 +58,21 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """A layer of transformers' AST, its weights and their names as there.
+    """A layer of transformers' AST, with the same weights and names.
 
-    Tokens that nobody reads are left out. Each dropout has masks of its own (one module applied twice, as there, would
-    draw one mask twice, as masks follow from the layer). The MLP takes a part of the tokens at a time, each of which it
-    sees alone: what its backward pass holds for a moment is then a ninth in ``ast-paper``.
+    Tokens that are not read are not computed. Each dropout has its own masks (as masks follow from the layer, one
+    module applied twice, as in transformers, would draw the same mask twice). The MLP takes a part of the tokens at a
+    time, as it treats each alone: its backward pass then holds a ninth as much in ``ast-paper``.
 
     Parameters
     ----------
     theirs : transformers' ASTLayer
-        Gives its parts away.
+        Its parts are used here.
     num_computed : int or None
-        How many tokens, the first ones, are to be computed; None computes all. All are attended to.
+        How many tokens, the first ones, are computed; None computes all. All are attended to.
     """
 
-    def __init__(self, theirs, num_computed=None):
+    def __init__(self, theirs: Any, num_computed: int | None = None) -> None:
         super().__init__()
         self.attention = theirs.attention
         self.layernorm_before, self.layernorm_after = theirs.layernorm_before, theirs.layernorm_after
@@ -77,12 +81,12 @@ class Layer(nn.Module):
         self.num_computed = num_computed
         self.activation_checkpointing = False
 
-    def forward(self, hidden, *_, **__):
-        """Return (batch, num_computed, width) of ``hidden`` (batch, num_tokens, width); there is no mask to heed."""
+    def forward(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """Return (batch, num_computed, width) of ``hidden`` (batch, num_tokens, width); there is no attention mask."""
         return self._recomputed(self._compute, hidden)
 
-    def _compute(self, hidden):
-        """Return the layer of ``hidden``."""
+    def _compute(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output for ``hidden``."""
         attention, read = self.attention, slice(self.num_computed)
         normed = self.layernorm_before(hidden)
         projections = ((attention.q_proj, normed[:, read]), (attention.k_proj, normed), (attention.v_proj, normed))
@@ -96,28 +100,29 @@ class Layer(nn.Module):
             return hidden + self.mlp_dropout(self.mlp(*parts))
         return hidden + self.mlp_dropout(torch.cat([self._recomputed(self.mlp, part) for part in parts], dim=1))
 
-    def _recomputed(self, work, hidden):
-        """Return ``work`` of ``hidden``, recomputed in the backward pass under activation checkpointing."""
+    def _recomputed(self, work: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+        """Return ``work(hidden)``, recomputed in the backward pass with activation checkpointing."""
         if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(work, hidden, use_reentrant=False)
+            recomputed: torch.Tensor = checkpoint(work, hidden, use_reentrant=False)
+            return recomputed
         return work(hidden)
 
 
 class AudioTransformer(nn.Module):
-    """A transformers AST as the other models are: features in, logits out.
+    """An AST of transformers with the interface of the other models: features in, logits out.
 
     Parameters
     ----------
     config : transformers.ASTConfig
         Sizes; ``max_length`` is the number of frames of a clip (padded to a patch).
     patchout : float
-        Share of the rows and of the columns of patches that are left out while training, in [0, 1).
+        Share of the rows and of the columns of patches that are left out in training, in [0, 1).
     """
 
-    def __init__(self, config, patchout=0.0):
+    def __init__(self, config: ASTConfig, patchout: float = 0.0) -> None:
         super().__init__()
-        self.network = ASTForAudioClassification(config)
-        transformer = self.network.audio_spectrogram_transformer
+        self.network: Any = ASTForAudioClassification(config)
+        transformer: Any = self.network.audio_spectrogram_transformer
         transformer.embeddings = Embeddings(transformer.embeddings, patchout)
         layers = transformer.layers
         for number, theirs in enumerate(layers):
@@ -126,21 +131,22 @@ class AudioTransformer(nn.Module):
         self.num_frames = config.max_length
         self.activation_checkpointing = False
 
-    def enable_activation_checkpointing(self):
-        """Recompute each layer's activations in the backward pass, and those of its MLP a part of the tokens at a time."""
+    def enable_activation_checkpointing(self) -> None:
+        """Recompute each layer's activations in the backward pass, those of its MLP a part of the tokens at a time."""
         self.activation_checkpointing = True
         for layer in self.network.audio_spectrogram_transformer.layers:
             layer.activation_checkpointing = True
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits (batch, num_classes) of ``x`` (batch, num_frames, num_bins)."""
         missing = self.num_frames - x.shape[1]
         if missing > 0:
             x = functional.pad(x, (0, 0, 0, missing))
-        return self.network(x).logits
+        logits: torch.Tensor = self.network(x).logits
+        return logits
 
 
-def create_paper_ast(num_classes, feature_shape):
+def create_paper_ast(num_classes: int, feature_shape: Sequence[int]) -> AudioTransformer:
     """Return the paper's AST: patch 16, strides 1 and 1; 17,172 tokens for a clip of 32 x 1025."""
     config = _clip_config(
         num_classes,
@@ -160,14 +166,14 @@ def create_paper_ast(num_classes, feature_shape):
     return AudioTransformer(config)
 
 
-def create_ast(num_classes, feature_shape, config):
-    """Return an AST in the sizes of ``config`` (ModelConfig), or with the weights of ``config.pretrained``."""
+def create_ast(num_classes: int, feature_shape: Sequence[int], config: ModelConfig) -> AudioTransformer:
+    """Return an AST with the sizes of ``config``, or with the weights of ``config.pretrained``."""
     if config.pretrained is not None:
-        return _create_pretrained(num_classes, feature_shape, config)
+        return _create_pretrained(config.pretrained, num_classes, feature_shape, config)
     if config.hidden_size % config.num_heads:
         raise ConfigurationError(
-            f"`hidden_size={config.hidden_size}` is not a multiple of `num_heads={config.num_heads}`: each head takes an "
-            "equal share"
+            f"`hidden_size={config.hidden_size}` is not a multiple of `num_heads={config.num_heads}`: each head takes "
+            "an equal share"
         )
     model = AudioTransformer(
         _clip_config(
@@ -183,17 +189,17 @@ def create_ast(num_classes, feature_shape, config):
             frequency_stride=config.stride,
             time_stride=config.stride,
         ),
-        config.patchout,
+        config.patchout or 0.0,
     )
-    # As the authors' code begins. transformers begins with zeros, and a layer norm of zeros multiplies the gradient by
-    # 1e6: that of the special tokens was 1,183 instead of 0.18, and two of nine runs never learnt.
+    # As in the authors' code. transformers begins with zeros, and a layer norm of zeros multiplies the gradient by 1e6:
+    # that of the special tokens was 1,183 instead of 0.18, and two of nine runs never learnt.
     embeddings = model.network.audio_spectrogram_transformer.embeddings
     for parameter in (embeddings.cls_token, embeddings.distillation_token, embeddings.position_embeddings):
         nn.init.trunc_normal_(parameter, std=model.network.config.initializer_range)
     return model
 
 
-def _clip_config(num_classes, feature_shape, **values):
+def _clip_config(num_classes: int, feature_shape: Sequence[int], **values: Any) -> ASTConfig:
     """Return the ASTConfig for clips of ``feature_shape`` (num_frames, num_bins)."""
     num_frames, num_bins = feature_shape
     patch_size = values["patch_size"]
@@ -203,20 +209,27 @@ def _clip_config(num_classes, feature_shape, **values):
             "less, or another `feature`"
         )
     values.update(max_length=max(num_frames, patch_size), num_mel_bins=num_bins, num_labels=num_classes)
-    return ASTConfig(attn_implementation="sdpa", **values)
+    return efficient_config(**values)
 
 
-def _create_pretrained(num_classes, feature_shape, config):
-    """Return an AST with published weights, its position embeddings fitted to the clip and its head new."""
-    source = config.pretrained
-    if source.startswith(("/", ".", "~")) and not os.path.isdir(
-        source
-    ):  # else it would be looked up as a name on the hub
+def efficient_config(**values: Any) -> ASTConfig:
+    """Return an ASTConfig with torch's memory-efficient attention."""
+    values["attn_implementation"] = "sdpa"
+    return ASTConfig(**values)
+
+
+def _create_pretrained(
+    source: str, num_classes: int, feature_shape: Sequence[int], config: ModelConfig
+) -> AudioTransformer:
+    """Return an AST with published weights, position embeddings fitted to the clip, and a new head."""
+    # Otherwise it would be looked up as a name on the hub.
+    if source.startswith(("/", ".", "~")) and not os.path.isdir(source):
         raise ConfigurationError(
             f"`pretrained={source!r}`: there is no such folder: give a folder, or a name on the hub"
         )
     try:
-        published, report = ASTModel.from_pretrained(source, output_loading_info=True)
+        loaded: Any = ASTModel.from_pretrained(source, output_loading_info=True)
+        published, report = loaded
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ConfigurationError(
             f"`pretrained={source!r}`: no AST weights can be loaded from there: {error}"
@@ -225,8 +238,9 @@ def _create_pretrained(num_classes, feature_shape, config):
     missing = sorted(report["missing_keys"])
     if missing or sizes.model_type != ASTConfig.model_type:
         raise ConfigurationError(
-            f"`pretrained={source!r}`: not an Audio Spectrogram Transformer ({sizes.model_type}; {len(missing)} weights are not there, "
-            f"such as {', '.join(missing[:3]) or 'none'}): give a folder or hub id such as MIT/ast-finetuned-audioset-10-10-0.4593"
+            f"`pretrained={source!r}`: not an Audio Spectrogram Transformer ({sizes.model_type}; {len(missing)} "
+            f"weights are missing, such as {', '.join(missing[:3]) or 'none'}): give a folder, or a hub id such as "
+            "MIT/ast-finetuned-audioset-10-10-0.4593"
         )
     fitted = _clip_config(
         num_classes,
@@ -250,7 +264,7 @@ def _create_pretrained(num_classes, feature_shape, config):
         hidden_dropout_prob=config.dropout,
         attention_probs_dropout_prob=0.0,
     )
-    model = AudioTransformer(fitted, config.patchout)
+    model = AudioTransformer(fitted, config.patchout or 0.0)
     weights = published.float().state_dict()
     key = "embeddings.position_embeddings"
     weights[key] = fit_positions(weights[key], patch_grid(sizes), patch_grid(fitted))
@@ -258,26 +272,26 @@ def _create_pretrained(num_classes, feature_shape, config):
     return model
 
 
-def patch_grid(config):
-    """Return how many patches an ASTConfig lays over a clip: (along frequency, along time)."""
+def patch_grid(config: Any) -> tuple[int, int]:
+    """Return the number of patches of a clip with an ASTConfig: (along frequency, along time)."""
     return (
         (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1,
         (config.max_length - config.patch_size) // config.time_stride + 1,
     )
 
 
-def fit_positions(positions, grid, target):
+def fit_positions(positions: torch.Tensor, grid: tuple[int, int], target: tuple[int, int]) -> torch.Tensor:
     """Return position embeddings for another grid of patches.
 
-    Time is cut to its middle part where the clip is shorter (neighbours keep their distance, as in the authors'
-    code), everything else is interpolated linearly.
+    Time is cut to its middle part if the clip is shorter (neighbours keep their distance, as in the authors' code);
+    everything else is interpolated linearly.
 
     Parameters
     ----------
     positions : torch.Tensor
         (1, 2 + frequency * time, hidden): the two special tokens, then the patches, time running fastest.
     grid, target : (int, int)
-        Patches along (frequency, time), as they are and as they shall be.
+        Patches along (frequency, time), of ``positions`` and of the result.
 
     Returns
     -------

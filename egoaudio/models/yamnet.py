@@ -1,24 +1,25 @@
 """YAMNet: the MobileNetV1 that Google trained on AudioSet, for fine-tuning.
 
-In: float (batch, num_frames, 64), YAMNet's own log-mel as it is (not normalised), or waveforms (batch, num_samples) at
-16 kHz. Out: logits float (batch, num_classes). 3.7 M weights: a convolution and 13 separable ones, mean over time and
-frequency (an embedding of 1,024 numbers), one linear layer. Source: Plakal and Ellis,
+In: float (batch, num_frames, 64), YAMNet's own log-mel, not normalised, or waveforms (batch, num_samples) at 16 kHz.
+Out: logits float (batch, num_classes). 3.7 M weights: a convolution and 13 separable ones, mean over time and frequency
+(an embedding of 1,024 numbers), one linear layer. Source: Plakal and Ellis,
 https://github.com/tensorflow/models/tree/master/research/audioset/yamnet; Howard et al. 2017,
 https://arxiv.org/abs/1704.04861.
 
-Any number of frames: shorter clips than YAMNet's patch of 96 are padded with silence, longer ones (1 s is 98 frames;
-context) go through as one picture, and the mean runs over all of it. For 96 frames this is the published network. With
-context the mean over the clip's own part stands beside that over the whole (a maximum adds nothing). Its strides pad as
+Clips may have any number of frames: shorter ones than YAMNet's patch of 96 are padded with silence, longer ones (1 s is
+98 frames; context) are one image, over which the mean is taken. For 96 frames this is the published network. With
+context, the mean over the clip's own part follows that over the whole (a maximum adds nothing). Its strides pad as
 TensorFlow's "same" does for even lengths, so that a longer clip is sampled where a patch would be.
 
-Batch norm is folded into the convolutions before it. Its statistics are not for small batches to change, and with
-fixed ones it is a scale and an offset, both of which a convolution has. So a clip's logits and gradients depend on no
-other clip (slices of a batch are exact), the TensorFlow and the ONNX file, which is folded, give one network, half the
-activations are kept, and Adam meets weights of the size that their fan-in asks for: unfolded, all layers' have a
-deviation of 0.018, with factors of 0.2 to 100 behind them, so that steps of 0.001 would be leaps.
+Batch norm is folded into the convolutions before it. Small batches should not change its statistics, and with fixed
+statistics it is a scale and an offset, both of which a convolution has. A clip's logits and gradients then depend on no
+other clip (micro-batches are exact), the TensorFlow file and the ONNX file, which is folded, give the same network,
+half the activations are kept, and Adam gets weights of the size that suits their fan-in: unfolded, those of all
+layers have a standard deviation of 0.018, followed by factors of 0.2 to 100, for which steps of 0.001 are too large.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -38,12 +39,12 @@ STEM_CHANNELS = 32
 # (stride, channels) of the separable convolutions.
 BLOCKS = ((1, 64), (2, 128), (1, 128), (2, 256), (1, 256), (2, 512), *[(1, 512)] * 5, (2, 1024), (1, 1024))
 SILENCE = math.log(front_end.LOG_OFFSET)
-# The published weights learn at this share of the learning rate. At 1e-4 for them and 1e-3 for the last layer, validation
-# mAP of audible classes was 28.0 and that on other sounds 19.1; at 9e-5 and 3e-3 30.2 and 28.1.
+# The learning rate of the published weights, as a share of the last layer's. With 1e-4 for them and 1e-3 for the last
+# layer, mAP of audible classes was 28.0 on validation and 19.1 on other sounds; with 9e-5 and 3e-3 30.2 and 28.1.
 TRUNK_RATE = 0.03
 
 
-def check_shape(feature_shape: tuple[int, ...]) -> None:
+def check_shape(feature_shape: Sequence[int]) -> None:
     """Raise ConfigurationError unless ``feature_shape`` is (num_frames, 64), or (num_samples,) of a frame at least."""
     if len(feature_shape) == 1 and feature_shape[0] < front_end.FRAME_LENGTH:
         raise ConfigurationError(
@@ -63,13 +64,14 @@ class SameConvolution(nn.Conv2d):
     That is how TensorFlow's "same" pads even lengths.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, groups=1):
-        padding = kernel_size // 2 if stride == 1 else 0  # at stride 2 forward does it
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1) -> None:
+        padding = kernel_size // 2 if stride == 1 else 0  # at stride 2 forward pads
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups)
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        assert self.bias is not None
         nn.init.zeros_(self.bias)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (batch, out_channels, height, width) of ``x``, halved at stride 2."""
         if self.stride[0] == 2:
             x = functional.pad(x, (0, 1, 0, 1))
@@ -77,28 +79,32 @@ class SameConvolution(nn.Conv2d):
 
 
 class SeparableConvolution(nn.Module):
-    """3x3 of each channel alone, then 1x1 over the channels."""
+    """A 3x3 convolution of each channel alone, then a 1x1 convolution over the channels."""
 
-    def __init__(self, in_channels, out_channels, stride):
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         self.depthwise = SameConvolution(in_channels, in_channels, 3, stride, groups=in_channels)
         self.pointwise = SameConvolution(in_channels, out_channels, 1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (batch, out_channels, height, width) of ``x``, halved at stride 2."""
-        return self.pointwise(self.depthwise(x))
+        features: torch.Tensor = self.pointwise(self.depthwise(x))
+        return features
 
 
 class FrontEnd(nn.Module):
-    """``yamnet_logmel`` in torch, for models that are given waveforms."""
+    """``audio.yamnet_features`` in torch, for waveforms as input."""
 
-    def __init__(self):
+    window: torch.Tensor
+    bands: torch.Tensor
+
+    def __init__(self) -> None:
         super().__init__()
         bands = front_end.filter_bank()(np.eye(front_end.N_FFT // 2 + 1, dtype=np.float32)[None])[0]  # (257, 64)
         self.register_buffer("window", torch.from_numpy(front_end.periodic_hann()), persistent=False)
         self.register_buffer("bands", torch.from_numpy(bands), persistent=False)
 
-    def forward(self, waveforms):
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
         """Return the log-mel float32 (batch, num_frames, 64) of ``waveforms`` (batch, num_samples)."""
         with torch.autocast(waveforms.device.type, enabled=False):
             frames = waveforms.float().unfold(1, front_end.FRAME_LENGTH, front_end.HOP_LENGTH) * self.window
@@ -107,7 +113,7 @@ class FrontEnd(nn.Module):
 
 
 class YAMNet(nn.Module):
-    """YAMNet with a linear layer of ``num_classes`` outputs; random weights until ``yamnet_weights`` fills them.
+    """YAMNet with a linear layer of ``num_classes`` outputs, and random weights until ``yamnet_weights`` sets them.
 
     Parameters
     ----------
@@ -116,12 +122,12 @@ class YAMNet(nn.Module):
     dropout : float
         Probability of dropout on the embedding, in [0, 1).
     freeze : bool
-        Train only the linear layer: the trunk has no gradients, keeps no activations, and stays as it is.
+        Train only the linear layer: the trunk has no gradients, keeps no activations, and does not change.
     context_clips : int
-        Neighbouring clips on each side that come with a clip.
+        Neighbouring clips on each side that are part of the input.
     """
 
-    def __init__(self, num_classes: int, dropout: float = 0.0, freeze: bool = False, context_clips: int = 0):
+    def __init__(self, num_classes: int, dropout: float = 0.0, freeze: bool = False, context_clips: int = 0) -> None:
         super().__init__()
         self.front_end = FrontEnd()
         channels = [STEM_CHANNELS, *(channels for _, channels in BLOCKS[:-1])]
@@ -143,7 +149,7 @@ class YAMNet(nn.Module):
         self.activation_checkpointing = True
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        """Return the parameters, each group with its share of the learning rate: what is new learns faster."""
+        """Return the parameters in groups, each with its factor of the learning rate: higher for new weights."""
         return [(list(self.classifier.parameters()), 1.0), (list(self.trunk.parameters()), TRUNK_RATE)]
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
@@ -170,4 +176,5 @@ class YAMNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits (batch, num_classes) of log-mel (batch, num_frames, 64) or waveforms (batch, num_samples)."""
-        return self.classifier(self.dropout(self.embed(x)))
+        logits: torch.Tensor = self.classifier(self.dropout(self.embed(x)))
+        return logits

@@ -1,6 +1,6 @@
-"""What published files hold into YAMNet's weights as torch lays them out, batch norm folded in.
+"""Convert published files to YAMNet's weights in torch's layout, with batch norm folded in.
 
-In: a TensorFlow bundle, whose keys number Keras' layers, or an ONNX graph, whose nodes stand in the order of
+In: a TensorFlow bundle, whose keys number Keras's layers, or an ONNX graph, whose nodes are in the order of
 computation. Out: ``PublishedWeights``. Every tensor's shape is checked before its numbers are read: another network is
 refused with the first tensor that does not fit. Source of order and names:
 https://github.com/tensorflow/models/tree/master/research/audioset/yamnet (yamnet.py, params.py).
@@ -9,6 +9,7 @@ https://github.com/tensorflow/models/tree/master/research/audioset/yamnet (yamne
 import functools
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ from egoaudio.models.published_files import DamagedFile
 from egoaudio.models.tensorflow_bundle import Bundle
 from egoaudio.models.yamnet import EMBEDDING_SIZE, NUM_PUBLISHED_CLASSES, SameConvolution, YAMNet
 
-EPSILON = 1e-4  # of Keras' batch norm, beside the variance
-ONNX_EPSILON = 1e-5  # of ONNX's, where a node says nothing
+EPSILON = 1e-4  # of Keras's batch norm, added to the variance
+ONNX_EPSILON = 1e-5  # of ONNX's batch norm, where a node has no other
 CONVOLUTIONS = ("Conv", "QLinearConv", "ConvInteger")
 TRANSPARENT = ("QuantizeLinear", "DequantizeLinear", "Identity", "Transpose")
 MAX_TRANSPARENT = 8  # nodes between a weight and its use
@@ -39,7 +40,7 @@ class PublishedWeights:
     classifier: tuple[np.ndarray, np.ndarray]
     class_names: tuple[str, ...] | None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check that these are YAMNet's shapes and that all numbers are finite."""
         expected = [*(shape for _, shape in convolution_shapes()), LINEAR_SHAPE]
         for (weight, offset), shape in zip((*self.convolutions, self.classifier), expected, strict=True):
@@ -62,21 +63,29 @@ def _foreign(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> Da
     return DamagedFile(f"holds another network: {name} has shape {shape}; YAMNet has {expected} there")
 
 
-def _fold(weight, offset, gamma, beta, mean, variance, epsilon) -> tuple[np.ndarray, np.ndarray]:
-    """Return weights and offsets, float32, of a convolution with batch norm behind it; float64 in."""
+def _fold(
+    weight: np.ndarray,
+    offset: np.ndarray | float,
+    gamma: np.ndarray | float,
+    beta: np.ndarray,
+    mean: np.ndarray,
+    variance: np.ndarray,
+    epsilon: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights and offsets, float32, of a convolution followed by batch norm; float64 in."""
     if (variance + epsilon <= 0).any():
         raise DamagedFile(f"holds a variance of {variance.min():g}: the file is damaged")
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told of in the end, in words
+    with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite are reported at the end
         scale = np.broadcast_to(gamma / np.sqrt(variance + epsilon), variance.shape)
-        offset = (offset - mean) * scale + beta
-        return (weight * scale[:, None, None, None]).astype(np.float32), offset.astype(np.float32)
+        folded = (offset - mean) * scale + beta
+        return (weight * scale[:, None, None, None]).astype(np.float32), folded.astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------------ TensorFlow
 
 
 def convert_bundle(bundle: Bundle, class_names: tuple[str, ...] | None) -> PublishedWeights:
-    """Return the weights of a checkpoint of Keras, which numbers layers that have weights in the order of computation.
+    """Return the weights of a checkpoint of Keras, which numbers layers with weights in the order of computation.
 
     Raises
     ------
@@ -86,7 +95,7 @@ def convert_bundle(bundle: Bundle, class_names: tuple[str, ...] | None) -> Publi
     prefixes = [match[1] for match in map(_KEY.fullmatch, bundle.tensors) if match]
     if not prefixes:
         some = ", ".join(list(bundle.tensors)[:2]) or "none"
-        raise DamagedFile(f"holds another network: its tensors ({some}, ...) are not those of Keras' layers")
+        raise DamagedFile(f"holds another network: its tensors ({some}, ...) are not those of Keras's layers")
     layers = _KerasLayers(bundle, max(sorted(set(prefixes)), key=prefixes.count))  # of several networks, the largest
     convolutions = []
     for place, (name, (channels, inputs, *size)) in enumerate(convolution_shapes()):
@@ -109,7 +118,7 @@ def convert_bundle(bundle: Bundle, class_names: tuple[str, ...] | None) -> Publi
 class _KerasLayers:
     """The tensors of one network in a bundle, by layer and name."""
 
-    def __init__(self, bundle: Bundle, prefix: str):
+    def __init__(self, bundle: Bundle, prefix: str) -> None:
         self._tensors = bundle.tensors
         self._prefix = prefix
 
@@ -131,7 +140,7 @@ class _KerasLayers:
             raise _foreign(key, tensor.shape, shape)
         if not tensor.is_float:
             raise DamagedFile(f"holds another network: {key} is not float32")
-        with np.errstate(invalid="ignore"):  # what is not finite is told of in the end, in words
+        with np.errstate(invalid="ignore"):  # values that are not finite are reported at the end
             return tensor.read().astype(np.float64)
 
 
@@ -139,15 +148,15 @@ class _KerasLayers:
 
 
 def convert_onnx(graph: Graph, class_names: tuple[str, ...] | None) -> PublishedWeights:
-    """Return the weights of a graph: its convolutions, in order, and the linear layer behind the last of them.
+    """Return the weights of a graph: its convolutions, in order, and the linear layer after the last of them.
 
-    Batch norm may be folded in already, or stand behind each convolution as such or as a sum. Weights may be
-    transposed, or rounded to integers and back; of those the numbers before the rounding are taken.
+    Batch norm may be folded in already, or follow each convolution as such or as a sum. Weights may be transposed, or
+    rounded to integers and back; then the numbers before the rounding are used.
 
     Raises
     ------
     DamagedFile
-        If it holds another network, or its weights only as integers.
+        If it holds another network, or holds its weights only as integers.
     """
     weights = _OnnxWeights(graph)
     places = [place for place, node in enumerate(graph.nodes) if node.kind in CONVOLUTIONS]
@@ -163,7 +172,7 @@ def convert_onnx(graph: Graph, class_names: tuple[str, ...] | None) -> Published
 class _OnnxWeights:
     """Finds the weights of a graph's nodes."""
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph) -> None:
         self._arrays = graph.arrays
         self._producers = {output: node for node in graph.nodes for output in node.outputs}
         self._users: dict[str, list[Node]] = {}
@@ -172,17 +181,19 @@ class _OnnxWeights:
                 self._users.setdefault(name, []).append(node)
 
     def convolution(self, node: Node, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Return weights of ``shape`` and offsets, float32, of a convolution with the batch norm or sum behind it."""
+        """Return weights of ``shape`` and offsets, float32, of a convolution and the batch norm or sum that follows."""
         weight = self._input(node, 1, shape)
         offset = self._input(node, 2, shape[:1]) if len(node.inputs) > 2 else np.zeros(shape[0])
         users = self._users.get(node.outputs[0], [])
         user = users[0] if len(users) == 1 else None
         if user and user.kind == "BatchNormalization":
-            norm = [self._input(user, place, shape[:1]).astype(np.float64) for place in (1, 2, 3, 4)]
+            gamma, beta, mean, variance = (
+                self._input(user, place, shape[:1]).astype(np.float64) for place in (1, 2, 3, 4)
+            )
             epsilon = user.attributes.get("epsilon", ONNX_EPSILON)
             if not isinstance(epsilon, float):
-                raise DamagedFile(f"the epsilon of {user.outputs[0]} is no number")
-            return _fold(weight, offset, *norm, epsilon)
+                raise DamagedFile(f"the epsilon of {user.outputs[0]} is not a number")
+            return _fold(weight, offset, gamma, beta, mean, variance, epsilon)
         if user and user.kind == "Add":
             offset = offset + self._added(node.outputs[0], user, len(offset))
         return weight, offset.astype(np.float32)
@@ -191,7 +202,7 @@ class _OnnxWeights:
         """Return weights (521, 1024) and offsets (521,) of the first matrix product in ``nodes``."""
         node = next((node for node in nodes if node.kind in ("Gemm", "MatMul")), None)
         if node is None:
-            raise DamagedFile("holds another network: no linear layer behind the last convolution")
+            raise DamagedFile("holds another network: no linear layer after the last convolution")
         if node.attributes.get("transB") in (None, 0):
             weight = self._input(node, 1, LINEAR_SHAPE[::-1]).T
         else:
@@ -218,10 +229,11 @@ class _OnnxWeights:
         return array
 
     def _constant(self, node: Node, place: int) -> np.ndarray:
-        """Return an input of ``node`` that is a constant, seen through what changes its numbers at most by rounding."""
+        """Return a constant input of ``node``, through nodes that change its numbers at most by rounding."""
         if place >= len(node.inputs):
             raise DamagedFile(f"holds another network: {node.kind} to {node.outputs[0]} has {len(node.inputs)} inputs")
-        name, permutations = node.inputs[place], []
+        name = node.inputs[place]
+        permutations: list[Any] = []
         for _ in range(MAX_TRANSPARENT):
             if name in self._arrays:
                 return _transposed(name, self._arrays[name], permutations)
@@ -234,7 +246,7 @@ class _OnnxWeights:
         raise DamagedFile(f"{node.inputs[place]} is computed, not stored: its numbers cannot be read")
 
 
-def _transposed(name: str, array: np.ndarray | None, permutations: list) -> np.ndarray:
+def _transposed(name: str, array: np.ndarray | None, permutations: list[Any]) -> np.ndarray:
     """Return the array called ``name`` after transpositions, the last one first."""
     if array is None:
         raise DamagedFile(f"{name} holds no floats: the weights are quantised; give a file of float weights")

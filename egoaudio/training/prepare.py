@@ -23,7 +23,7 @@ from egoaudio.data.splits import Split, require_learnable, split_rows
 from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints, create_model
 from egoaudio.models.device import mixed_precision
-from egoaudio.models.scorer import Scorer
+from egoaudio.models.scorer import ClipLoss, Scorer
 from egoaudio.training import run_folder
 from egoaudio.training.distillation import DistillationLoss, TeacherScores, prepare_teacher
 from egoaudio.training.ema import WeightAverage
@@ -33,7 +33,7 @@ from egoaudio.training.messages import (
 )
 from egoaudio.training.optimizer import make_optimizer
 from egoaudio.training.run import Run
-from egoaudio.training.step import BatchLoss, Stepper
+from egoaudio.training.step import Stepper
 from egoaudio.training.validation import Validator
 
 
@@ -173,7 +173,7 @@ def _prepare_model(
 def _prepare_stepper(
     model: torch.nn.Module,
     computed: torch.nn.Module,
-    loss: BatchLoss,
+    loss: ClipLoss,
     options: OptimizationConfig,
     device: torch.device,
     log: Callable[[str], object],

@@ -9,7 +9,7 @@ import torch
 
 from egoaudio.config.train import TrainConfig
 from egoaudio.data.loader import Loader
-from egoaudio.errors import TrainingError
+from egoaudio.errors import CheckpointError, TrainingError
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.models import checkpoints
 from egoaudio.models.device import name_of
@@ -93,9 +93,19 @@ class Run:
         checkpoints.save(self.folder / "last.pt", {**self.checkpoint(), "resume": resume})
 
     def restore(self, earlier: dict[str, Any]) -> None:
-        """Restore the state in which ``last.pt`` was written; ``earlier`` is its contents."""
+        """Restore the state in which ``last.pt`` was written; ``earlier`` is its contents.
+
+        Raises
+        ------
+        CheckpointError
+            When its weights are those of another network, such as that of an earlier version.
+        """
         resume = earlier["resume"]
-        self.model.load_state_dict(resume.get("weights", earlier["weights"]))
+        weights = resume.get("weights", earlier["weights"])
+        try:
+            checkpoints.load_weights(self.folder / "last.pt", self.model, earlier, weights)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}: give another `output`, or `force=True` to start over") from error
         if self.average is not None:
             self.average.load_state_dict(earlier["weights"], resume["num_averaged"])
         self.stepper.optimizer.load_state_dict(resume["optimizer"])

@@ -19,7 +19,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 
@@ -28,6 +28,7 @@ from egoaudio.models.device import name_of
 from egoaudio.models.dropout import place_micro_batch
 from egoaudio.models.memory import free_memory
 from egoaudio.models.micro_batch import MicroBatches
+from egoaudio.models.scorer import ClipLoss
 from egoaudio.system import allocator
 from egoaudio.training.distributed import any_rank, sum_gradients_over_ranks, sum_over_ranks
 
@@ -35,16 +36,6 @@ logger = logging.getLogger(__name__)
 
 # Passes of each precision, the first of which does not count: it makes allocations that the later ones reuse.
 TIMED_PASSES = 3
-
-
-class BatchLoss(Protocol):
-    """A loss as a sum over clips and a divisor (``losses.Loss``, ``distillation.DistillationLoss``)."""
-
-    def sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss summed over the clips, a scalar tensor."""
-
-    def normaliser(self, labels: torch.Tensor) -> float:
-        """Return the divisor of the sum over the whole batch."""
 
 
 class Stepper(MicroBatches):
@@ -85,7 +76,7 @@ class Stepper(MicroBatches):
         self,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
-        loss: BatchLoss,
+        loss: ClipLoss,
         *,
         device: torch.device | str,
         micro_batch_size: int | None = None,
@@ -246,10 +237,10 @@ class Stepper(MicroBatches):
         updates = self._updates_done()
         normaliser = sum_over_ranks(self.loss.normaliser(labels), self.device)
         while True:
-            loss, failure = self.attempt(self._accumulate, features, labels, normaliser, seed)
-            failed = any_rank(failure is not None, self.device)
-            if not failed:
-                loss = sum_over_ranks(loss, self.device)
+            own_loss, failure = self.attempt(self._accumulate, features, labels, normaliser, seed)
+            failed = any_rank(own_loss is None, self.device)
+            if own_loss is not None and not failed:
+                loss = sum_over_ranks(own_loss, self.device)
                 _, failure = self.attempt(self._update if math.isfinite(loss) else lambda: None)
                 failed = any_rank(failure is not None, self.device)
             if not failed:

@@ -1,8 +1,9 @@
-"""Checkpoints: whole or not there, found out when damaged, refused when foreign, unable to run code."""
+"""Checkpoints: written atomically, refused when damaged or foreign, unable to run code."""
 
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -92,10 +93,10 @@ def make_file(**changes):
     return File()
 
 
-# ------------------------------------------------------------------------------------------------ there and back
+# ------------------------------------------------------------------------------------------------ save and load
 
 
-def test_a_checkpoint_from_before_a_field_came_says_what_was_meant(tmp_path):
+def test_a_checkpoint_of_an_earlier_version_has_defaults_for_later_fields(tmp_path):
     contents = make_contents()
     del contents["smooth_clips"], contents["build"]
     checkpoints.save(tmp_path / "best.pt", contents)
@@ -165,7 +166,7 @@ def test_saving_leaves_one_file(tmp_path):
 
 
 @pytest.mark.parametrize("value", [object(), {1.5: 0}, {"a": [{"b": ModelConfig()}]}, Path("x")])
-def test_what_could_not_be_read_back_is_not_written(tmp_path, value):
+def test_values_that_could_not_be_read_back_are_not_written(tmp_path, value):
     with pytest.raises(AssertionError):
         checkpoints.save(tmp_path / "last.pt", make_contents(metrics={"x": value}))
     assert os.listdir(tmp_path) == []
@@ -222,7 +223,7 @@ def test_a_mutated_checkpoint_is_refused(saved, tmp_path, number):
 
 
 def foreign(kind, trap, good, path):
-    """Write a file of somebody else's, which makes the folder ``trap`` if its code is run."""
+    """Write a foreign file, which makes the folder ``trap`` if its code is run."""
     if kind == "plain pickle":
         path.write_bytes(pickle.dumps(Trap(trap)))
     elif kind == "old torch format":
@@ -242,9 +243,9 @@ def foreign(kind, trap, good, path):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("plain pickle", "cut off, or another program"),
-        ("old torch format", "cut off, or another program"),
-        ("torch archive", "cut off, or another program"),
+        ("plain pickle", "truncated, or another program"),
+        ("old torch format", "truncated, or another program"),
+        ("torch archive", "truncated, or another program"),
         ("torch archive with our seal", "could run code"),
         ("plain pickle with our seal", "could run code"),
         ("whole module with our seal", "could run code"),
@@ -268,17 +269,17 @@ def test_the_trap_would_run_if_it_were_unpickled(tmp_path):
     [
         (lambda path: path.write_bytes(b""), "0 bytes"),
         (lambda path: path.unlink(), "No such file"),
-        (lambda path: (path.unlink(), path.mkdir()), "is a folder; expected a checkpoint"),
+        (lambda path: (path.unlink(), path.mkdir()), "is a folder, expected a checkpoint"),
         (
             lambda path: path.write_bytes(path.read_bytes().replace(b"checkpoint 1 sha", b"checkpoint 7 sha")),
-            "version 7; this egoaudio reads version 1",
+            "version 7, and this egoaudio reads version 1",
         ),
         (lambda path: checkpoints.save(path, {"epoch": 1}), "has no 'egoaudio_version'"),
         (lambda path: checkpoints.save(path, make_contents(epoch="two")), "'epoch' is a str"),
         (lambda path: checkpoints.save(path, [1, 2]), "holds a list"),
     ],
 )
-def test_what_is_no_checkpoint_is_named(saved, tmp_path, change, words):
+def test_a_file_that_is_not_a_checkpoint_is_named(saved, tmp_path, change, words):
     path = tmp_path / "best.pt"
     path.write_bytes(saved.read_bytes())
     change(path)
@@ -299,7 +300,54 @@ def test_what_is_no_checkpoint_is_named(saved, tmp_path, change, words):
 )
 def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path, changes):
     checkpoints.save(tmp_path / "best.pt", make_contents(**changes))
-    with pytest.raises(CheckpointError, match="do not fit the model"):
+    with pytest.raises(CheckpointError, match="that its configuration describes"):
+        checkpoints.load_model(tmp_path / "best.pt")
+
+
+def weights_of_the_first_small_cnn(num_classes=3):
+    """Return a state of the first ``cnn-small``: three convolutions with batch norm, global average pooling."""
+    channels = (1, 16, 32, 64)
+    state = {}
+    for block, (before, after) in enumerate(itertools.pairwise(channels)):
+        state[f"convolutions.{block}.weight"] = torch.zeros(after, before, 3, 3)
+        norm = torch.nn.BatchNorm2d(after).state_dict()
+        state |= {f"norms.{block}.{name}": tensor for name, tensor in norm.items()}
+    return state | {"classifier.weight": torch.zeros(num_classes, 64), "classifier.bias": torch.zeros(num_classes)}
+
+
+def weights_of_a_wider_small_cnn():
+    """Return a state of ``cnn-small`` with a hidden layer of 128, as it was for some time."""
+    state = create_model("cnn-small", 3, (8, 16)).state_dict()
+    hidden, classifier = state["hidden.weight"], state["classifier.weight"]
+    wider = {"hidden.weight": torch.zeros(128, hidden.shape[1]), "hidden.bias": torch.zeros(128)}
+    return state | wider | {"classifier.weight": torch.zeros(len(classifier), 128)}
+
+
+@pytest.mark.parametrize(
+    ("make_weights", "problem"),
+    [
+        (weights_of_the_first_small_cnn, "there is no band_norm.running_mean"),
+        (weights_of_a_wider_small_cnn, r"hidden.weight has shape \(128, \d+\), expected \(64, \d+\)"),
+        (lambda: create_model("cnn", 3, (8, 16)).state_dict(), "there is no band_norm.running_mean"),
+        (
+            lambda: create_model("cnn-small", 3, (8, 16)).state_dict() | {"extra": torch.zeros(1)},
+            "the model has no extra",
+        ),
+        (
+            lambda: create_model("cnn-small", 3, (8, 16)).state_dict() | {"hidden.bias": [0.0] * 64},
+            "hidden.bias is a list, expected a tensor",
+        ),
+    ],
+)
+def test_weights_of_another_network_are_refused_with_the_fix(tmp_path, make_weights, problem):
+    options = TrainConfig(model=ModelConfig(model="cnn-small"))
+    contents = make_contents(options, weights=dict(make_weights()), egoaudio_version="0.0.9")
+    checkpoints.save(tmp_path / "best.pt", contents)
+    words = (
+        f"best.pt: its weights do not fit the model that its configuration describes: {problem}. It was written by "
+        r"egoaudio 0.0.9, and cnn-small of this version \(.*\) is another network: train again, or use the version that"
+    )
+    with pytest.raises(CheckpointError, match=words):
         checkpoints.load_model(tmp_path / "best.pt")
 
 
@@ -321,13 +369,13 @@ def small_files(num_bytes):
 
 
 @pytest.mark.parametrize("room", [0, 100, 5000, 20000, -1, -50, -95])
-def test_a_full_disk_keeps_the_checkpoint_before_and_leaves_nothing_else(tmp_path, room):
+def test_a_full_disk_keeps_the_previous_checkpoint_and_leaves_nothing_else(tmp_path, room):
     path = tmp_path / "last.pt"
     checkpoints.save(path, make_contents(epoch=1))
     before = path.read_bytes()
     limit = room if room >= 0 else len(before) + room
     with (
-        pytest.raises(CheckpointError, match=r"last.pt.*the checkpoint before it is kept as it was"),
+        pytest.raises(CheckpointError, match=r"last.pt.*the previous checkpoint is unchanged"),
         small_files(limit),
     ):
         checkpoints.save(path, make_contents(epoch=2))
@@ -335,8 +383,8 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_leaves_nothing_else(tmp_pat
     assert os.listdir(tmp_path) == ["last.pt"]
 
 
-def test_a_full_disk_without_a_checkpoint_before_says_so(tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint before it"), small_files(5000):
+def test_a_full_disk_without_a_previous_checkpoint_says_so(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no previous checkpoint"), small_files(5000):
         checkpoints.save(tmp_path / "last.pt", make_contents())
     assert os.listdir(tmp_path) == []
 
@@ -356,7 +404,7 @@ def test_a_folder_that_is_gone_is_named(tmp_path):
         checkpoints.save(tmp_path / "gone" / "last.pt", make_contents())
 
 
-def test_an_interruption_while_writing_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+def test_an_interruption_while_writing_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
     checkpoints.save(path, make_contents(epoch=1))
     monkeypatch.setattr(checkpoints.os, "fsync", lambda descriptor: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -388,7 +436,8 @@ def test_killed_while_writing_at_any_moment_a_whole_checkpoint_is_there(tmp_path
     path = tmp_path / "last.pt"
     program = (
         "import sys, torch; from egoaudio.models import checkpoints; contents = checkpoints.load(sys.argv[1])\n"
-        "while True: contents['epoch'] += 1; checkpoints.save(sys.argv[1], contents); print(contents['epoch'], flush=True)"
+        "while True: contents['epoch'] += 1; checkpoints.save(sys.argv[1], contents); "
+        "print(contents['epoch'], flush=True)"
     )
     checkpoints.save(path, make_contents(epoch=0, weights={"a": torch.zeros(200_000)}))
     rng = random.Random(5)

@@ -6,7 +6,7 @@ from small_steps import batch, losses_and_weights, make_stepper, weights
 
 from egoaudio.models.micro_batch import KEPT_TO_PEAK, KEPT_TO_PEAK_OF_ONE
 
-# ----------------------------------------------------------------------------------------------- the first size on a CPU
+# --------------------------------------------------------------------------------------- the first size on a CPU
 
 
 def kept_by_backward(model, features):

@@ -335,7 +335,7 @@ def test_feature_that_fits(name, available, chosen, expected):
             "cnn",
             ("mfcc",),
             None,
-            "cnn wants spectrogram.*this file has mfcc: rebuild with `features=.'spectrogram',.` or give `feature='mfcc'`",
+            "cnn wants spectrogram.*: rebuild with `features=.'spectrogram',.` or give `feature='mfcc'`",
         ),
         ("cnn", ("mfcc",), "logmel", "cnn wants logmel; this file has mfcc: rebuild with `features=.'logmel',.`"),
         ("cnn", ("waveform",), None, "this file has waveform: rebuild with `features=.'spectrogram',.`"),

@@ -1,4 +1,4 @@
-"""Patchout: while training whole rows and columns of patches are left out, the same for a step however it is cut."""
+"""Patchout: in training whole rows and columns of patches are left out, the same in a step for any micro-batch."""
 
 import signal
 

@@ -21,7 +21,7 @@ NAMES = [f"Sound {number}, and so on" for number in range(521)]
 
 @pytest.fixture(scope="module")
 def tensors():
-    """Random weights in Keras' layout."""
+    """Random weights in Keras's layout."""
     return random_tensors()
 
 
@@ -166,8 +166,8 @@ def test_what_a_bundle_says_of_its_data_is_checked(tmp_path, tensors):
     huge = b"".join(pb_field(2, pb_field(1, 2**40)) for _ in range(4))
     for name, edit, words in [
         ("integers", put(1, 3), "is not float32"),
-        ("far", put(4, 2**62), "the data are cut"),
-        ("long", put(5, 2**40), "the data are cut"),
+        ("far", put(4, 2**62), "the data are truncated"),
+        ("long", put(5, 2**40), "the data are truncated"),
         ("short", put(5, 4), "has 4 bytes"),
         ("shard", put(3, 7), "there is no variables/variables.data-00007-of-00001"),
         ("huge", put(2, huge), "1099511627776"),
@@ -238,7 +238,7 @@ def test_tables_made_to_grow_are_refused_at_once(tmp_path):
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "Keras HDF5"),
         (b"\x18\0\0\0TFL3" + bytes(100), "TensorFlow Lite"),
         (b"\x1f\x8b\x08" + bytes(100), "unpack it"),
-        (b"PK\x03\x04" + bytes(100), "no whole zip"),
+        (b"PK\x03\x04" + bytes(100), "not a complete zip"),
         (b"hello, world", ""),
         (b"\xff" * 1000, "does not end"),
     ],

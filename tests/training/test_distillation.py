@@ -316,7 +316,7 @@ def test_a_teacher_that_does_not_fit_the_file_is_refused_with_both_sides_named(t
             CheckpointError,
             "`teacher`: .*missing.pt: cannot be read .*expected a checkpoint, such as best.pt",
         ),
-        ("", CheckpointError, "`teacher`: .*: is a folder; .*give .*best.pt"),
+        ("", CheckpointError, "`teacher`: .*: is a folder, .*give .*best.pt"),
         ("notes.txt", CheckpointError, "`teacher`: .*notes.txt: 5 bytes that do not end as a checkpoint"),
         ("run/best.pt", ConfigurationError, "`teacher=.*run/best.pt.` is in .*run, where .*: give another `output`"),
         ("sub/../run/last.pt", ConfigurationError, "is in .*run"),

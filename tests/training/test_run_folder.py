@@ -368,7 +368,7 @@ def test_force_with_options_that_cannot_be_carried_out_keeps_the_old_run(tmp_pat
         (
             lambda folder: (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:-1000]),
             CheckpointError,
-            "cut off.*`force=True` to start over",
+            "truncated.*`force=True` to start over",
         ),
         (
             lambda folder: (folder / "last.pt").unlink(),
@@ -388,6 +388,23 @@ def test_a_folder_that_cannot_be_resumed_is_refused_until_forced(tmp_path, data,
     with pytest.raises(error, match=words):
         train.train(data, tmp_path / "run", make_config(epochs=1))
     train.train(data, tmp_path / "run", make_config(epochs=1), force=True)
+
+
+def test_a_run_of_another_network_is_refused_with_the_fix_and_kept(tmp_path, data):
+    """As an earlier version's run of a network that has changed since."""
+    folder = tmp_path / "run"
+    train.train(data, folder, make_config(epochs=1))
+    contents = checkpoints.load(folder / "last.pt")
+    contents["resume"]["state"]["finished"] = False
+    del contents["weights"]["classifier.bias"]
+    checkpoints.save(folder / "last.pt", contents)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    words = (
+        "last.pt: its weights do not fit.*no classifier.bias.*train again.*another `output`, or `force=True` to start"
+    )
+    with pytest.raises(CheckpointError, match=words):
+        train.train(data, folder, make_config(epochs=1))
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
 def test_files_of_another_program_are_not_replaced_unasked(tmp_path, data):

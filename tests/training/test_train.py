@@ -282,7 +282,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_resumes_once_there_
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     on_step(monkeypatch, {6: lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))})
     try:
-        with pytest.raises(CheckpointError, match=r"last.pt.*the checkpoint before it is kept"):
+        with pytest.raises(CheckpointError, match=r"last.pt.*the previous checkpoint is unchanged"):
             train.train(data, tmp_path / "run", make_config())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

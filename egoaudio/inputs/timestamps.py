@@ -27,18 +27,63 @@ _SLIPS = 10  # wrong timestamps, beside a tenth of all, after which the clock is
 _AHEAD = 16  # sounds that are looked ahead to; a hiccup of a network is over by then
 _AHEAD_SECONDS = 2.0  # no more sound than this is kept for that, where it is more than
 _AT_LEAST = 3  # sounds
-_WIDTH = 2.5  # how much wider a clock wanders than the third of 16 timestamps shows that it is out of order
+_FURTHER_SECONDS = 4.0  # looked ahead to where a timestamp is off: those of several packets together wander as one
+_MOST_FETCHED = 500  # sounds
+_SAMPLED = 64  # of the timestamps within that
+_WIDTH = 2.5  # how much wider a clock wanders than the third of its timestamps shows that it is out of order
 _STEPS = 8  # how much wider than its third step down: arrival times go down by a packet at a time
 _FORGET = 0.99  # each time that timestamps are looked at and do not wander, less is expected of them
 _WANDER_SECONDS = 0.5  # a clock that is off by more does not wander: it jumps
 
 
+class Ahead(deque):
+    """The next sounds, tuples ``(..., timestamp, seconds)``; ``drifts`` fetches more of them.
+
+    Parameters
+    ----------
+    sounds : iterable of tuple
+        What comes after them.
+    """
+
+    def __init__(self, sounds=()):
+        super().__init__()
+        self._sounds = iter(sounds)
+
+    @property
+    def timestamp(self):
+        """Of the first one; None where there is none."""
+        return self[0][-2] if self else None
+
+    def drifts(self, end):
+        """Return by how much later each of them comes than if all followed one another from ``end``, within the next seconds."""
+        stop, drifts = end + _FURTHER_SECONDS, []
+        for *_, timestamp, seconds in self:
+            if timestamp is not None:
+                drifts.append(timestamp - end)
+            end += seconds
+        while end < stop and len(self) < _MOST_FETCHED:
+            sound = next(self._sounds, None)
+            if sound is None:
+                break
+            self.append(sound)
+            if sound[-2] is not None:
+                drifts.append(sound[-2] - end)
+            end += sound[-1]
+        return drifts
+
+
 def look_ahead(sounds):
-    """Yield ``(sound, upcoming)`` for tuples ``(..., timestamp, seconds)``: each one with the next few, which are a deque."""
-    upcoming = deque()
+    """Yield ``(sound, upcoming)`` for tuples ``(..., timestamp, seconds)``: each one with those that come next, an ``Ahead``."""
+    sounds = iter(sounds)
+    upcoming = Ahead(sounds)
     for sound in sounds:
         upcoming.append(sound)
-        if len(upcoming) > _AHEAD or len(upcoming) > _AT_LEAST and len(upcoming) * sound[-1] > _AHEAD_SECONDS:
+        count = len(upcoming)
+        if count > _AHEAD:
+            yield upcoming.popleft(), upcoming
+            while len(upcoming) > _AHEAD:  # ``drifts`` fetched more
+                yield upcoming.popleft(), upcoming
+        elif count > _AT_LEAST and count * sound[-1] > _AHEAD_SECONDS:
             yield upcoming.popleft(), upcoming
     while upcoming:
         yield upcoming.popleft(), upcoming
@@ -71,11 +116,12 @@ class TimeLine:
         self._stamps = self._slips = 0  # timestamps so far, and those that were wrong
         self._shift = self._former_shift = -time_zero  # from clock to time line, now and before the last jump
         self._jitter = jitter
+        self._counts_nothing = False
         self._exact = True
         self._witness = witness
         self.time_zero = time_zero
 
-    def place(self, timestamp, seconds, upcoming=()):
+    def place(self, timestamp, seconds, upcoming):
         """Place a sound; return the seconds of silence before it, negative for how much of its head to drop.
 
         ``timestamp`` may be None. ``upcoming`` are the next sounds, as ``look_ahead`` gives them.
@@ -97,9 +143,9 @@ class TimeLine:
         self.end += max(0.0, offset + seconds)
         return offset
 
-    def lose(self, timestamp, seconds, upcoming=()):
+    def lose(self, timestamp, seconds, upcoming):
         """Place what could not be decoded: it stays silent, and the next timestamp is obeyed exactly."""
-        following = upcoming[0][-2] if upcoming else None
+        following = upcoming.timestamp
         if not seconds and timestamp is not None and following is not None:  # a damaged packet may not say
             seconds = min(max(0.0, following - timestamp), _PACKET_SECONDS)
         offset = self._offset(timestamp, seconds, upcoming)
@@ -109,17 +155,20 @@ class TimeLine:
 
     def cut_off(self):
         """Take note that there is more in the file, which cannot be read."""
-        self.wander = 0.0  # by how much the timestamps were seen to go up and down
         self.is_cut_off = True
 
     def slip(self):
         """Take note that the clock counts something as sound that is none."""
         self._slips += 1
+        self._counts_nothing = True
 
     def _offset(self, timestamp, seconds, upcoming):
         """Return where a sound lies after the end so far, in seconds."""
         onward = max(0.0, self.lost_until - self.end)
-        if timestamp is None or self._slips > _SLIPS + 0.1 * self._stamps:
+        if timestamp is None:
+            return onward
+        if self._slips > _SLIPS + 0.1 * self._stamps:
+            self._disregard(timestamp, seconds, upcoming, onward)
             return onward
         self._stamps += 1
         offset = timestamp + self._shift - self.end
@@ -127,9 +176,8 @@ class TimeLine:
         if not self._held:
             drifts = self._drifts(timestamp + seconds, upcoming)
             middle = statistics.median([0.0, *drifts])
-            if (
-                self.wander > JITTER_SECONDS < abs(middle) and offset >= 0
-            ):  # begin in the middle of where it will wander
+            wanders = self.wander > JITTER_SECONDS and abs(middle) > JITTER_SECONDS / 2
+            if wanders and offset >= 0:  # begin in the middle of where it will wander
                 return self._obey(max(0.0, offset + middle), timestamp, onward, len(drifts))
         if abs(offset) < slack:
             return 0.0
@@ -155,20 +203,29 @@ class TimeLine:
         if self._is_believable(offset, num_following):
             return offset
         self._slips += 1
+        self._overrule(offset, timestamp, onward)
+        return onward
+
+    def _overrule(self, offset, timestamp, onward):
+        """Move the clock so that the sound goes on, and take note of it."""
         self.overruled += 1
         self.closed_seconds += max(0.0, offset - onward)
         self._shift, self._former_shift = self.end + onward - timestamp, self._shift
-        return onward
+
+    def _disregard(self, timestamp, seconds, upcoming, onward):
+        """Take note of a jump of a clock that is not asked any more, where the timestamps that follow jump with it."""
+        offset = timestamp + self._shift - self.end
+        if abs(offset - onward) > _OVERLAP_SECONDS and not self._counts_nothing:
+            drifts = upcoming.drifts(timestamp + seconds)[:_AHEAD]
+            if drifts and sum(abs(drift) > _WANDER_SECONDS for drift in drifts) <= len(drifts) // 8:
+                self._overrule(offset, timestamp, onward)
 
     def _drifts(self, end, upcoming):
-        """Return by how much later each of the next sounds comes than if all followed one another from ``end``; learn the wander."""
-        drifts = []
-        for *_, timestamp, seconds in upcoming:
-            if timestamp is not None:
-                drifts.append(timestamp - end)
-            end += seconds
-        self.wander = max(_wander_of(drifts), self.wander if len(drifts) < _AHEAD // 2 else _FORGET * self.wander)
-        return drifts
+        """Return by how much later each of the next few sounds comes than if all followed one another from ``end``; learn the wander."""
+        drifts = upcoming.drifts(end)
+        wander = _wander_of(drifts[:: 1 + len(drifts) // _SAMPLED])
+        self.wander = max(wander, self.wander if len(drifts) < _AHEAD // 2 else _FORGET * self.wander)
+        return drifts[:_AHEAD]
 
     def _is_believable(self, offset, num_following):
         """Return whether a jump by ``offset`` seconds is borne out by what the packets hold, or by a witness."""

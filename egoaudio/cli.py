@@ -285,8 +285,8 @@ def predict(config, checkpoint, media, output, skip_failed, **settings):
     return 3 if report.failures and not skip_failed else 0
 
 
-@command("  egoaudio-report ego.h5 runs/cnn --videos CharadesEgo_v1_480 --output report.html")
-@click.argument("paths", nargs=-1, required=True, type=_THERE, metavar="[EGO.H5] [RUN]...")
+@command("  egoaudio-report ego.h5 runs/cnn heard --videos CharadesEgo_v1_480 --output report.html")
+@click.argument("paths", nargs=-1, required=True, type=_THERE, metavar="[EGO.H5] [RUN]... [HEARD]")
 @click.option("--output", required=True, type=click.Path(), help="The HTML file to make.")
 @click.option(
     "--videos", type=click.Path(), help="Folder of the videos, to hear clips from; else from the file's waveform."
@@ -294,10 +294,10 @@ def predict(config, checkpoint, media, output, skip_failed, **settings):
 @click.option("--device", help=_DEVICE)
 @configured(ReportConfig)
 def report(config, paths, output, videos, device):
-    """Make one HTML page about an egoaudio file and about runs that were trained on it, to be looked at and listened to.
+    """Make one HTML page about an egoaudio file, runs and predictions, to be looked at and listened to.
 
-    What each argument is, is found out: an egoaudio file, the folder of a run, or a checkpoint. The page needs no network
-    and no server.
+    What each argument is, is found out: an egoaudio file, the folder of a run, a checkpoint, or a folder of predictions.
+    The page needs no network and no server.
     """
     from egoaudio.reporting.report import report as run
 

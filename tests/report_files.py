@@ -1,11 +1,15 @@
 """Files to make pages of, with names of strangers, and what Playwright cannot do on pages that forbid eval."""
 
+import json
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
 import synthetic
 
-from egoaudio.hdf5 import schema
+from egoaudio.hdf5 import schema, scores_file
+from egoaudio.inputs.fingerprint import fingerprint
 
 HOSTILE = (
     "<script>window.pwned = 1</script>",
@@ -68,3 +72,51 @@ def rename(file, table, column, names):
     for row, name in enumerate(names[: len(rows)]):
         rows[column][row] = name.encode()
     file[table][...] = rows
+
+
+def make_scores(folder, recordings, num_classes=4, hostile=True, source="", config=None, **columns):
+    """Write a folder of predictions, scores.h5 alone; return the file's path.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Made.
+    recordings : sequence of tuple
+        ``(video_id, file, scores (n, num_classes), start of each clip in seconds)``; a clip is 1 s long. NaN is a clip without sound;
+        a recording with a text for its scores failed for that reason.
+    columns
+        Of ``/classes``: onset and offset are 0.5 and 0.35, slope 1 and intercept 0 if not given.
+    """
+    folder.mkdir()
+    names = [*HOSTILE[:num_classes]] if hostile else [f"class {k}" for k in range(num_classes)]
+    usual = {"onset": 0.5, "offset": 0.35, "slope": 1.0, "intercept": 0.0}
+    classes = scores_file.class_table([f"c{k:03d}" for k in range(num_classes)], names, **(usual | columns))
+    attributes = {
+        "sample_rate": SAMPLE_RATE, "clip_seconds": 1.0, "hop_seconds": 1.0, "smooth_clips": 1, "feature": "logmel", "label_mode": "multi",
+        "config": json.dumps({"offset_ratio": 0.7, "min_seconds": 0.0, "merge_gap_seconds": 0.0, **(config or {})}),
+        "build": json.dumps({"audio_track": None, "compensate_delay": False}), "calibration": "none", "checkpoint": "runs/<b>/best.pt",
+        "checkpoint_sha256": "0" * 64, "plan_sha256": "0" * 64, "scoring_sha256": "0" * 64, "source": source,
+    }  # fmt: skip
+    texts = {"video_id": [_ROOM], "file": [_ROOM * 8], "split": [""], "subject": [""], "scene": [""]}
+    dtype = schema.video_dtype(**texts)
+    num_clips = sum(len(starts) for *_, starts in recordings)
+    path = folder / "scores.h5"
+    with scores_file.writing(path, attributes, classes, dtype, len(recordings), num_clips) as writer:
+        first = 0
+        for number, (video_id, file, scores, starts) in enumerate(recordings):
+            failed = isinstance(scores, str)
+            row, clips = np.zeros(1, dtype), np.zeros(len(starts), schema.CLIP_DTYPE)
+            row["video_id"], row["file"] = schema.encode(video_id), schema.encode(str(file))
+            row["status"], row["error"] = (3, schema.encode(scores)) if failed else (1, b"")
+            row["first_clip"], row["num_clips"] = first, len(starts)
+            row["duration_seconds"] = max(starts, default=0) + 1.0 if len(starts) else 0
+            clips["video"], clips["start_seconds"], clips["stop_seconds"] = number, starts, np.asarray(starts) + 1.0
+            clips["status"] = 1
+            writer.write("videos", number, row)
+            known = fingerprint(file) if file and Path(file).is_file() else bytes(32)
+            writer.write("fingerprints", number, np.frombuffer(known, "u1")[None])
+            if not failed:
+                writer.write("clips", first, clips)
+                writer.write("scores", first, np.asarray(scores, "<f4"))
+            first += len(starts)
+    return path

@@ -42,7 +42,8 @@ MODULES = """
     prediction/store prediction/result prediction/tiers prediction/formats prediction/output prediction/report prediction/predict
     reporting/sources reporting/names reporting/charts reporting/levels reporting/oddities reporting/file_section
     reporting/pictures reporting/excerpts reporting/gallery reporting/cards
-    reporting/confusions reporting/notable_clips reporting/run_section reporting/comparison_section reporting/page reporting/report
+    reporting/confusions reporting/notable_clips reporting/run_section reporting/comparison_section
+    reporting/recordings reporting/timelines reporting/heard_section reporting/page reporting/report
     command cli
 """.split()
 FOLDERS = {

@@ -1,15 +1,17 @@
 """What stands beside a clip on a page: whose it is, where in the recording, which classes are on, its picture.
 
-In: a row of ``/clips`` and the gallery. Out: a ``Card``, texts ready to be shown.
+In: a row of ``/clips`` and what the gallery shows. Out: a ``Card``, texts ready to be shown.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.reporting import names
 from egoaudio.reporting.excerpts import Excerpt
-from egoaudio.reporting.gallery import Gallery
+from egoaudio.reporting.gallery import Shown
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,17 @@ class Card:
 class Cards:
     """Makes the cards of one file."""
 
-    def __init__(self, gallery: Gallery) -> None:
-        self._gallery = gallery
-        file = gallery.file
+    def __init__(self, file: EgoAudioFile, shown: Mapping[int, Shown]) -> None:
+        self._file, self._shown = file, shown
         self._videos = names.column(file.video_table, "video_id")
         self._classes = names.class_names(file.class_table)
 
     def __call__(self, row: int) -> Card | None:
         """Return a clip's card; None where the page had no room for it."""
-        shown = self._gallery.shown.get(int(row))
+        shown = self._shown.get(int(row))
         if shown is None:
             return None
-        file = self._gallery.file
+        file = self._file
         clip, excerpt = file.clip_table[row], Excerpt.of_clip(file, row)
         labels = tuple(self._classes[k] for k in np.flatnonzero(file.labels[row] == 1)) if clip["labelled"] else None
         return Card(

@@ -33,13 +33,19 @@ class Shown:
 class Gallery:
     """The clips of one file that a page shows."""
 
-    file: EgoAudioFile
+    file: EgoAudioFile | None
+    """None for a page without clips."""
     painter: Painter | None
     sounds: Sounds | None
     shown: dict[int, Shown] = field(default_factory=dict)
     """``{row: Shown}`` of what ``fill`` had room for."""
     _ranks: dict[int, tuple[int, int]] = field(default_factory=dict)
     _uses: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of_file(cls, file: EgoAudioFile | None, sounds: Sounds | None) -> "Gallery":
+        """Return the gallery of an open file."""
+        return cls(file, None if file is None else Painter.of_file(file), sounds)
 
     def ask(self, rows: Sequence[int], rank: int = 0) -> None:
         """Ask for clips, the most important first; ``rank`` is that of the first of them."""
@@ -79,7 +85,7 @@ class Gallery:
 
     def fill(self, num_bytes: int) -> None:
         """Make pictures and sounds for what was asked, as far as so many bytes of a page go."""
-        if self.painter is None:
+        if self.file is None or self.painter is None:
             return
         excerpts, pictures, left = [], {}, num_bytes
         for row in sorted(self._ranks, key=self._ranks.__getitem__):

@@ -34,13 +34,20 @@ def render(contents: Mapping[str, Any], sounds: Mapping[str, str], card: Callabl
         lstrip_blocks=True,
     )
     environment.filters["card"] = card
-    style, script = (_source(environment, name) for name in ("style.css", "page.js"))
+    style, script, timelines = (_source(environment, name) for name in ("style.css", "page.js", "timelines.js"))
+    scripts = [script, timelines] if contents["heard"] else [script]
     policy = (
         "default-src 'none'; img-src data:; media-src data:; base-uri 'none'; form-action 'none'; "
-        f"style-src {_hash(style)}; script-src {_hash(script)}"
+        f"style-src {_hash(style)}; script-src {' '.join(map(_hash, scripts))}"
     )
     return environment.get_template("page.html").render(
-        contents, sounds=dict(sounds), style=style, script=script, policy=policy, version=__version__
+        contents,
+        sounds=dict(sounds),
+        style=style,
+        script=script,
+        timelines_script=timelines,
+        policy=policy,
+        version=__version__,
     )
 
 

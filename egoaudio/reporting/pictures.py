@@ -9,6 +9,7 @@ Source: the PNG specification (ISO/IEC 15948), chunks IHDR, PLTE, IDAT, IEND.
 
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,9 +59,14 @@ class Painter:
     def paint(self, values: np.ndarray) -> bytes:
         """Return a row of the array, or of another sound's waveform (num_samples,), as a PNG."""
         image = _pool(_image_values(values, self.feature, self.sample_rate), self.bands)
-        share = (image - self.low) / (self.high - self.low)
-        levels = np.clip(np.nan_to_num(share) * _LEVELS, 0, _LEVELS - 1).astype(np.uint8)
-        return encode_png(levels.T[::-1], self.palette)
+        return _encode(image, self.low, self.high, self.palette)
+
+
+def _encode(image, low, high, palette):
+    """Return an image (num_columns, num_rows) as a PNG, ``low`` in the darkest colour and ``high`` in the brightest."""
+    share = (image - low) / (high - low)
+    levels = np.clip(np.nan_to_num(share) * _LEVELS, 0, _LEVELS - 1).astype(np.uint8)
+    return encode_png(levels.T[::-1], palette)
 
 
 def _image_values(values, feature, sample_rate):
@@ -73,10 +79,33 @@ def _image_values(values, feature, sample_rate):
 
 def power_db(samples: np.ndarray, sample_rate: int) -> np.ndarray:
     """Return the log-power spectrogram of some sound, float32 (num_frames, num_bins), in dB."""
+    return in_db(power(samples, sample_rate))
+
+
+def in_db(values: np.ndarray) -> np.ndarray:
+    """Return power in dB, float32, not below -100."""
+    return (10 * np.log10(np.maximum(values, _LOWEST_POWER))).astype(np.float32)
+
+
+def power(samples: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Return the power spectrogram of some sound, float32 (num_frames, num_bins)."""
     window = max(16, round(_WINDOW_SECONDS * sample_rate))
     padded = np.pad(samples, (0, max(0, window - len(samples))))
-    _, _, power = scipy.signal.spectrogram(padded, sample_rate, nperseg=window, noverlap=window // 2, mode="psd")
-    return (10 * np.log10(np.maximum(power.T, _LOWEST_POWER))).astype(np.float32)
+    return scipy.signal.spectrogram(padded, sample_rate, nperseg=window, noverlap=window // 2, mode="psd")[2].T
+
+
+def paint_all(spectrograms: Mapping[int, np.ndarray], sample_rate: int) -> dict[int, bytes]:
+    """Return power spectrograms of recordings (num_columns, num_bins) as PNGs, all on one scale."""
+    if not spectrograms:
+        return {}
+    num_bins = next(iter(spectrograms.values())).shape[1]
+    bands = _bands(num_bins, np.linspace(0, sample_rate / 2, num_bins))
+    images = {number: _pool(in_db(values), bands, len(values)) for number, values in spectrograms.items()}
+    low, high = np.percentile(np.concatenate(list(images.values())), (_DARKEST, _BRIGHTEST))
+    palette = figures.palette(_LEVELS)
+    return {
+        number: _encode(image, float(low), float(max(high, low + 1e-6)), palette) for number, image in images.items()
+    }
 
 
 def _bands(num_bins, frequencies):
@@ -96,12 +125,12 @@ def _mel(hz):
     return 2595 * np.log10(1 + hz / 700)
 
 
-def _pool(image, bands):
+def _pool(image, bands, most_columns=_MOST_COLUMNS):
     """Return an image (num_frames, num_bins) with fewer rows and columns: means over bins, maxima over frames."""
     rows = np.add.reduceat(image, bands[:-1], axis=1) / np.diff(bands)
-    if len(rows) <= _MOST_COLUMNS:
+    if len(rows) <= most_columns:
         return rows
-    edges = np.linspace(0, len(rows), _MOST_COLUMNS + 1).astype(np.int64)
+    edges = np.linspace(0, len(rows), most_columns + 1).astype(np.int64)
     return np.maximum.reduceat(rows, edges[:-1], axis=0)
 
 

@@ -1,8 +1,9 @@
-"""A report: one HTML page about an egoaudio file and the runs that were trained on it.
+"""A report: one HTML page about an egoaudio file, the runs that were trained on it, and what they heard.
 
 In: paths of what it is about. Out: a page, written whole or not at all, and a ``Report`` that says what it holds.
 """
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +14,20 @@ from egoaudio.config.options import as_flags
 from egoaudio.config.report import ReportConfig
 from egoaudio.errors import ReportError
 from egoaudio.hdf5 import reader
-from egoaudio.reporting import file_section, names, page
+from egoaudio.hdf5.scores_file import ScoresFile
+from egoaudio.reporting import file_section, heard_section, names, page
 from egoaudio.reporting.cards import Cards
 from egoaudio.reporting.excerpts import open_sounds
 from egoaudio.reporting.gallery import Gallery
-from egoaudio.reporting.pictures import Painter
+from egoaudio.reporting.recordings import RecordingSounds
 from egoaudio.reporting.sources import find_sources
+from egoaudio.reporting.timelines import TimelineMaker
 from egoaudio.system import files
 from egoaudio.system.terminal import describe_bytes
 
 _FLAGS = {"max_mb": "--max-mb", "videos": "--videos", "features": "--features"}  # whoever reads a page types these
+_SCORES_SHARE = 0.3  # of a page that the scores of time lines may take
+_SPARE_BYTES = 20_000  # for what a page says of sounds once they are there
 
 
 @dataclass(frozen=True)
@@ -50,19 +55,19 @@ def report(
     videos: str | os.PathLike[str] | None = None,
     device: str | None = None,
 ) -> Report:
-    """Write a page about an egoaudio file and about runs.
+    """Write a page about an egoaudio file, runs, and recordings that were heard.
 
     Parameters
     ----------
     *paths : path
-        An egoaudio file, and any number of runs' folders or checkpoints, in any order: what each is, is found out. Without
-        a file, clips are those of the file that the first run was trained on.
+        An egoaudio file, any number of runs' folders or checkpoints, and a folder of predictions, in any order: what each
+        is, is found out. Without a file, clips of runs are those of the file that the first one was trained on.
     output : path
         The HTML file.
     config : ReportConfig, optional
     videos : path, optional
         Folder of the videos that the file was built from, to hear clips from; if not given, they are heard from the file's
-        ``/waveform``, where it has that.
+        ``/waveform``, where it has that. Recordings that were predicted are looked for there too, else where they were.
     device : str, optional
         For the runs' networks; the GPU if there is one.
 
@@ -89,20 +94,26 @@ def report(
     config = ReportConfig() if config is None else config
     sources = find_sources(paths)
     _check_output(output, sources)
-    with reader.open(sources.clips_of) as file:
-        gallery = Gallery(file, Painter.of_file(file), open_sounds(file, videos))
+    with contextlib.ExitStack() as opened:
+        path = sources.clips_of
+        file = None if path is None else opened.enter_context(reader.open(path))
+        gallery = Gallery.of_file(file, None if file is None else open_sounds(file, videos))
         contents: dict[str, Any] = {
             "title": "Report on " + ", ".join(names.clean(name) for name in sources.names),
             "contents": [],
             "file": None,
             "comparison": None,
             "runs": [],
+            "heard": None,
             "sound_note": gallery.sounds.note if gallery.sounds else "",
         }
         if sources.file is not None:
             _add_file(contents, gallery, config)
         if sources.checkpoints:
             _add_runs(contents, gallery, sources, config, device)
+        if sources.scores is not None:
+            scores = opened.enter_context(ScoresFile(sources.scores))
+            _add_heard(contents, scores, file, videos, config)
         return _write(output, config, contents, gallery)
 
 
@@ -143,6 +154,17 @@ def _add_runs(contents, gallery, sources, config, device):
                 gallery.ask([clip.row for clip in clips])
 
 
+def _add_heard(contents, scores, file, videos, config):
+    """Put what was heard into the page."""
+    maker, sounds = TimelineMaker(scores, file), RecordingSounds(scores, file if scores.source else None, videos)
+    folder = os.path.basename(os.path.dirname(scores.path))
+    contents["heard"] = heard_section.describe(
+        scores, maker, sounds, folder, round(_SCORES_SHARE * 1e6 * config.max_mb)
+    )
+    contents["contents"] += [("heard", "What was heard")]
+    contents["contents"] += [("timelines", "Time lines")] if contents["heard"].timelines else []
+
+
 def _split(file):
     """Return the split to score: test where the file has one with sound."""
     videos = np.flatnonzero(file.video_table["split"] == b"test")
@@ -160,22 +182,42 @@ def _check_output(output, sources):
 def _write(output, config, contents, gallery):
     """Fill a page as far as its size allows, and write it."""
     most = round(config.max_mb * 1e6)
-    bare = len(_render(contents, gallery).encode())
-    if bare > most:
+    left = most - len(_render(contents, gallery).encode())
+    if left < 0:
+        bare = (most - left) / 1e6
         raise ReportError(
-            f"`max_mb={config.max_mb:g}`: the page has {bare / 1e6:.1f} MB without any clip: give `max_mb={bare / 1e6 + 1:.0f}` or more"
+            f"`max_mb={config.max_mb:g}`: the page has {bare:.1f} MB without any sound: give `max_mb={bare + 1:.0f}` or more"
         )
-    gallery.fill(most - bare)
+    heard = contents["heard"]
+    if heard is not None:
+        left -= _SPARE_BYTES
+        heard.fill(left // 2 if gallery.num_asked else left)
+        left -= heard.num_bytes
+    gallery.fill(left)
     text = _render(contents, gallery).encode()
     try:
         files.write_file(output, text)
     except OSError as error:
         raise ReportError(files.explain(output, error)) from error
-    notes = (gallery.note,) if gallery.note else ()
-    return Report(os.fspath(output), len(text), len(gallery.shown), notes)
+    return Report(os.fspath(output), len(text), len(gallery.shown), _notes(contents, gallery))
+
+
+def _notes(contents, gallery):
+    """Return what was left out, and why."""
+    heard = () if contents["heard"] is None else contents["heard"].notes
+    return tuple(note for note in (gallery.note, *heard) if note)
+
+
+def _no_cards(row: int) -> None:
+    """Return nothing: a page of predictions alone has no clips."""
 
 
 def _render(contents, gallery):
     sounds = {str(row): shown.sound for row, shown in gallery.shown.items() if shown.sound}
+    heard_notes = []
+    if contents["heard"] is not None:
+        sounds |= {f"recording-{video}": sound for video, sound in contents["heard"].encoded.items()}
+        heard_notes = [as_flags(note, _FLAGS) for note in contents["heard"].notes]
     notes = [as_flags(gallery.note, _FLAGS)] if gallery.note else []
-    return page.render({**contents, "notes": notes}, sounds, Cards(gallery))
+    cards = _no_cards if gallery.file is None else Cards(gallery.file, gallery.shown)
+    return page.render({**contents, "notes": notes, "heard_notes": heard_notes}, sounds, cards)

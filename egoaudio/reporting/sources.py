@@ -1,4 +1,4 @@
-"""What each argument of a report is, found from what it is: an egoaudio file, a run or its checkpoint, or a folder of predictions.
+"""What each argument of a report is, found from what it is: a file, a run or its checkpoint, or predictions.
 
 In: paths. Out: ``Sources``. Nothing is opened further than is needed to tell.
 """
@@ -13,6 +13,7 @@ from egoaudio.errors import ReportError
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _CHECKPOINTS = ("best.pt", "last.pt")
+SCORES = "scores.h5"  # as egoaudio-predict calls it
 _LONGEST_CONFIG_BYTES = 1 << 20
 
 
@@ -24,16 +25,19 @@ class Sources:
     """An egoaudio file."""
     checkpoints: tuple[Path, ...]
     """Of runs, in the order in which they were given."""
+    scores: Path | None = None
+    """A file of scores, of recordings that were heard."""
 
     @property
     def every(self) -> tuple[Path, ...]:
         """All that is read, and may not be replaced."""
-        return tuple(path for path in (self.file, *self.checkpoints) if path is not None)
+        return tuple(path for path in (self.file, *self.checkpoints, self.scores) if path is not None)
 
     @property
     def names(self) -> tuple[str, ...]:
         """What the page is about."""
-        return (*(path.name for path in (self.file,) if path is not None), *self.run_names)
+        heard = () if self.scores is None else (self.scores.resolve().parent.name,)
+        return (*(path.name for path in (self.file,) if path is not None), *self.run_names, *heard)
 
     @property
     def run_names(self) -> tuple[str, ...]:
@@ -46,15 +50,15 @@ class Sources:
         return tuple(f"{folder.name}/{path.name}" for folder, path in zip(folders, self.checkpoints, strict=True))
 
     @property
-    def clips_of(self) -> Path:
-        """The file whose clips are shown and scored: the one that was given, or else that of the first run.
+    def clips_of(self) -> Path | None:
+        """The file whose clips are shown and scored: the one that was given, else that of the first run; None without either.
 
         Raises
         ------
         ReportError
             None was given, and that of the run is not known or no longer there.
         """
-        if self.file is not None:
+        if self.file is not None or not self.checkpoints:
             return self.file
         path = self.checkpoints[0].parent / "config.json"
         try:
@@ -80,22 +84,29 @@ def find_sources(paths: Sequence[str | os.PathLike[str]]) -> Sources:
         There is none; one is not there, or none of these; two are egoaudio files.
     """
     if not paths:
-        raise ReportError("nothing to report on: give an egoaudio file, folders of runs, or both")
-    files, checkpoints = [], []
+        raise ReportError(
+            "nothing to report on: give an egoaudio file, folders of runs or of predictions, or several of these"
+        )
+    files: list[Path] = []
+    checkpoints: list[Path] = []
+    scores: list[Path] = []
     for path in map(Path, paths):
         checkpoint = _checkpoint(path)
         if checkpoint is not None:
             checkpoints.append(checkpoint)
+        elif path.is_dir() and (path / SCORES).is_file():
+            scores.append(path / SCORES)
         elif _is_hdf5(path):
-            files.append(path)
+            (scores if path.name == SCORES else files).append(path)
         else:
             raise ReportError(_refusal(path))
-    if len(files) > 1:
-        raise ReportError(f"{files[0]} and {files[1]} are two egoaudio files: a report is of one")
+    for several, what in ((files, "egoaudio files"), (scores, "files of scores")):
+        if len(several) > 1:
+            raise ReportError(f"{several[0]} and {several[1]} are two {what}: a report is of one")
     twice = next((path for number, path in enumerate(checkpoints) if path in checkpoints[:number]), None)
     if twice is not None:
         raise ReportError(f"{twice} was given twice")
-    return Sources(files[0] if files else None, tuple(checkpoints))
+    return Sources(files[0] if files else None, tuple(checkpoints), scores[0] if scores else None)
 
 
 def _checkpoint(path):
@@ -118,9 +129,9 @@ def _is_hdf5(path):
 
 def _refusal(path):
     """Return why a path is none of what is expected."""
-    expected = "expected an egoaudio file (ego.h5), the folder of a run (with best.pt), or a checkpoint"
+    expected = "expected an egoaudio file (ego.h5), the folder of a run (with best.pt), a checkpoint, or a folder of predictions (with scores.h5)"
     if not os.path.lexists(path):
         return f"{path} does not exist: {expected}"
     if path.is_dir():
-        return f"{path} is a folder without best.pt or last.pt: {expected}"
+        return f"{path} is a folder without best.pt, last.pt or scores.h5: {expected}"
     return f"{path} is neither HDF5 nor a checkpoint: {expected}"

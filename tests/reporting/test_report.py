@@ -102,7 +102,7 @@ def _run(*words):
     [
         (["nothing.h5"], "'nothing.h5' does not exist"),
         (["text.txt"], "neither HDF5 nor a checkpoint: expected an egoaudio file"),
-        (["folder"], "is a folder without best.pt or last.pt"),
+        (["folder"], "is a folder without best.pt, last.pt or scores.h5"),
         (["ego.h5", "ego.h5"], "are two egoaudio files: a report is of one"),
         (["other.h5"], "is HDF5, but not an egoaudio file"),
         (["ego.h5", "--max-mb", "0"], "--max-mb 0.0: expected at least 0.2"),
@@ -129,7 +129,7 @@ def test_a_page_that_has_no_room_is_refused(tmp_path):
         file["labels"][...] = np.random.default_rng(0).random(file["labels"].shape) < 0.5
     result = _run(path, "--output", tmp_path / "page.html", "--max-mb", "0.2")
     assert result.exit_code == 2 and re.search(
-        r"--max-mb 0.2: the page has .* MB without any clip: give", result.output
+        r"--max-mb 0.2: the page has .* MB without any sound: give", result.output
     )
     assert not (tmp_path / "page.html").exists()
 

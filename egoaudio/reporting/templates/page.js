@@ -57,8 +57,9 @@
   });
 
   // ---------------------------------------------------------------------------------------------------- sound
+  // What is played is a place: { key of its sound, holder and button, place(time): where the cursor stands, told(time) }.
   const audio = document.getElementById("player");
-  let playing = null; // { card, button, cursor }
+  let playing = null;
   const stop = () => {
     audio.pause();
     if (!playing) return;
@@ -68,35 +69,40 @@
   };
   const draw = () => {
     if (!playing) return;
-    const { offset, length } = playing.card.dataset; // of the sound's start in the picture, and the picture's length, in seconds
-    const place = (audio.currentTime + Number(offset)) / Number(length);
-    playing.cursor.hidden = place < 0 || place > 1;
-    playing.cursor.style.left = `${100 * place}%`;
+    const left = playing.place(audio.currentTime);
+    playing.cursor.hidden = left === null;
+    playing.cursor.style.left = left;
+    if (playing.told) playing.told(audio.currentTime);
     requestAnimationFrame(draw);
   };
-  const play = (card, seconds) => {
+  const play = (what, seconds) => {
     stop();
-    const button = card.querySelector(".play");
     const cursor = document.createElement("div");
     cursor.className = "cursor";
-    card.querySelector(".view").append(cursor);
-    button.setAttribute("aria-pressed", "true");
-    playing = { card, button, cursor };
-    audio.src = `data:audio/webm;base64,${sounds[card.dataset.sound]}`;
+    what.holder.append(cursor);
+    what.button.setAttribute("aria-pressed", "true");
+    playing = { ...what, cursor };
+    audio.src = `data:audio/webm;base64,${sounds[what.key]}`;
     audio.currentTime = seconds;
     audio.play().then(draw, stop);
   };
+  const isPlaying = (button) => playing !== null && playing.button === button;
   audio.addEventListener("ended", stop);
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") stop(); });
   each(".clip[data-sound]", (card) => {
-    card.querySelector(".play").addEventListener("click", () => {
-      if (playing && playing.card === card) stop();
-      else play(card, 0);
-    });
+    const offset = Number(card.dataset.offset); // of the sound's start in the picture, and the picture's length, in seconds
+    const length = Number(card.dataset.length);
+    const button = card.querySelector(".play");
+    const place = (time) => {
+      const share = (time + offset) / length;
+      return share >= 0 && share <= 1 ? `${100 * share}%` : null;
+    };
+    const what = { key: card.dataset.sound, holder: card.querySelector(".view"), button, place };
+    button.addEventListener("click", () => (isPlaying(button) ? stop() : play(what, 0)));
     card.querySelector("img").addEventListener("click", (event) => {
       const box = event.target.getBoundingClientRect();
-      const place = ((event.clientX - box.left) / box.width) * Number(card.dataset.length) - Number(card.dataset.offset);
-      play(card, Math.max(0, place));
+      play(what, Math.max(0, ((event.clientX - box.left) / box.width) * length - offset));
     });
   });
+  window.egoaudio = { each, play, stop, isPlaying };
 })();

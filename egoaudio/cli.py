@@ -144,18 +144,18 @@ def build(
 
 
 @command("  egoaudio-inspect ego.h5 --verify")
-@click.argument("file", type=click.Path())
+@click.argument("files", nargs=-1, required=True, type=click.Path(), metavar="FILE...")
 @click.option("--failed", is_flag=True, help="List the videos without data, each with its reason.")
 @click.option(
     "--verify", is_flag=True, help="Read everything, compare checksums and statuses; exit 1 if something is damaged."
 )
 @click.option("--plot", type=click.Path(), help="Write a PNG: samples per class, sorted, on a log scale.")
 @click.option("--export-clip", nargs=2, type=(click.INT, click.Path()), default=None, help=_EXPORT, metavar="N PATH")
-def inspect(file, failed, verify, plot, export_clip):
-    """Show what an egoaudio file holds; without options, a summary."""
+def inspect(files, failed, verify, plot, export_clip):
+    """Show what an egoaudio file holds, or several as one; without options, a summary."""
     from egoaudio.hdf5 import reader, summary
 
-    with reader.open(file) as opened:
+    with reader.open(files) as opened:
         if not (failed or verify or plot or export_clip):
             terminal.say(summary.summary(opened))
         if failed:
@@ -173,13 +173,14 @@ def inspect(file, failed, verify, plot, export_clip):
 
             with Progress(opened.num_videos, "verify") as progress:
                 problems = summary.verify(opened, progress=progress.advance)
-            terminal.say("\n".join(problems) or f"{file}: all {opened.num_videos:,} videos are as they were written")
+            whole = f"{', '.join(files)}: all {opened.num_videos:,} videos are as they were written"
+            terminal.say("\n".join(problems) or whole)
             return 1 if problems else 0
     return 0
 
 
 @command("  egoaudio-train ego.h5 --output runs/cnn --model cnn --amp", resumes=True, groups=_TRAIN_GROUPS)
-@click.argument("file", type=_THERE)
+@click.argument("files", nargs=-1, required=True, type=_THERE, metavar="FILE...")
 @click.option(
     "--output",
     required=True,
@@ -190,21 +191,21 @@ def inspect(file, failed, verify, plot, export_clip):
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs into OUTPUT.")
 @click.option("--force", is_flag=True, help=_FORCE)
 @configured(TrainConfig, TRAIN_PRESETS)
-def train(config, file, output, device, tensorboard, force):
-    """Train a classifier on an egoaudio file.
+def train(config, files, output, device, tensorboard, force):
+    """Train a classifier on an egoaudio file, or on several as one, such as shards.
 
     Run the same command again to resume a run that was stopped; the weights are the same. When memory runs out, the
     batch is computed in smaller micro-batches, with the same result.
     """
     from egoaudio.training.train import train as run
 
-    terminal.say(run(file, output, config, device=device, tensorboard=tensorboard, force=force))
+    terminal.say(run(files, output, config, device=device, tensorboard=tensorboard, force=force))
     return 0
 
 
 @command("  egoaudio-evaluate runs/cnn/best.pt ego.h5 --split test")
 @click.argument("checkpoint", type=_THERE)
-@click.argument("file", type=_THERE)
+@click.argument("files", nargs=-1, required=True, type=_THERE, metavar="FILE...")
 @click.option(
     "--split",
     type=click.Choice(SPLITS),
@@ -227,14 +228,14 @@ def train(config, file, output, device, tensorboard, force):
 @click.option("--submission", type=click.Path(), help="Write the scores per video in Charades' official text format.")
 @click.option("--frame-submission", type=click.Path(), help="The same of 25 frames a video, for localization.")
 @click.option("--device", help=_DEVICE)
-def evaluate(checkpoint, file, split, pool, output, submission, frame_submission, device):
-    """Evaluate a trained model on a split of an egoaudio file, beside the prior: the classes' frequencies."""
+def evaluate(checkpoint, files, split, pool, output, submission, frame_submission, device):
+    """Evaluate a trained model on a split of an egoaudio file, or of several as one, beside the prior: the classes' frequencies."""
     from egoaudio.evaluation.evaluate import evaluate as run
 
     terminal.say(
         run(
             checkpoint,
-            file,
+            files,
             split=split,
             pool=pool,
             output=output,

@@ -148,7 +148,7 @@ def _finish(figure: Figure, axes: Axes | None, path: str | os.PathLike[str], fil
             axes.spines[side].set_visible(False)
     FigureCanvasAgg(figure)
     try:
-        files.check_output(path, [file.path])
+        files.check_output(path, file.paths)
         with files.replacing(path) as target:
             figure.savefig(target, dpi=_DPI, format="png", metadata={"Software": None})
     except OSError as error:

@@ -1,11 +1,14 @@
 """Make egoaudio files for tests, without media: laid out and filled through the store, in milliseconds."""
 
+import itertools
+import os
+
 import numpy as np
 
 from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import to_json
 from egoaudio.errors import Status
-from egoaudio.hdf5 import create, integrity, schema
+from egoaudio.hdf5 import create, integrity, reader, schema
 from egoaudio.hdf5.writer import RowWriter, offsets
 
 AXES = {
@@ -180,3 +183,51 @@ def make_file(
     if complete:
         create.mark_complete(path)
     return path
+
+
+def divide(path, folder, bounds):
+    """Divide a file into complete files of contiguous ranges of its videos, as shards are, and return their paths.
+
+    Parameters
+    ----------
+    path : path-like
+    folder : pathlib.Path
+    bounds : sequence of int
+        Where one file ends and the next begins: rows of /videos, from 0 to their number.
+    """
+    paths = []
+    with reader.EgoAudioFile(path) as file:
+        for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+            paths.append(str(folder / f"{os.path.basename(path)}.shard-{number:05d}-of-{len(bounds) - 1:05d}"))
+            _take_range(file, paths[-1], slice(start, stop), f"{number:064x}")
+    return paths
+
+
+def _take_range(file, path, chosen, plan_sha256):
+    """Write a file of some of the videos of another."""
+    videos = file.video_table[chosen].copy()
+    first = int(videos["first_clip"][0])
+    rows = slice(first, first + int(videos["num_clips"].sum()))
+    instances = file.instances[np.isin(file.instances["video"], np.arange(file.num_videos)[chosen])].copy()
+    layout = make_layout(
+        rows.stop - rows.start, len(videos), file.num_classes, {name: file[name].shape[1:] for name in file.features},
+        file[file.features[0]].dtype.name, num_instances=len(instances), plan_sha256=plan_sha256,
+        video_dtype=file.video_table.dtype, class_dtype=file.class_table.dtype,
+    )  # fmt: skip
+    create.lay_out(path, layout)
+    clips, classes, labels = file.clip_table[rows].copy(), file.class_table.copy(), file.labels[rows]
+    videos["first_clip"] -= first
+    clips["video"] -= chosen.start
+    instances["video"] -= chosen.start
+    counted = (clips["status"] == Status.OK) & (clips["labelled"] == 1)
+    classes["num_clips"] = labels[counted].sum(axis=0)
+    with RowWriter(path, offsets(path)) as writer:
+        tables = {"clips": clips, "videos": videos, "instances": instances, "classes": classes, "labels": labels}
+        tables |= {"video_labels": file.video_labels[chosen], "synced": file.synced[chosen]}
+        for name in file.features:
+            tables[name] = np.asarray(file[name][rows])
+            tables[f"checksums/{name}"] = file.checksums(name)[chosen]
+            tables[f"statistics/{name}"] = file.statistics(name)[chosen]
+        for name, values in tables.items():
+            writer.write(name, 0, values)
+    create.mark_complete(path)

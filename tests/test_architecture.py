@@ -23,7 +23,7 @@ MODULES = """
     inputs/csv_rows inputs/annotations inputs/fingerprint inputs/timestamps inputs/containers inputs/tracks inputs/silence inputs/ogg
     inputs/find_media inputs/frames inputs/decoder inputs/probe inputs/encode
     audio/clips audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/framing audio/yamnet_features audio/features
-    hdf5/schema hdf5/create hdf5/safe_access hdf5/tables hdf5/mapped_file hdf5/reader hdf5/integrity
+    hdf5/schema hdf5/create hdf5/safe_access hdf5/tables hdf5/mapped_file hdf5/joined hdf5/reader hdf5/integrity
     hdf5/writer hdf5/scores_file hdf5/summary
     builder/pool builder/feature_stream builder/extract builder/plan builder/beyond builder/prepare builder/sound builder/summary
     builder/synced builder/transfer builder/retry builder/shards builder/build

@@ -22,15 +22,16 @@ from egoaudio.data.rows import RowSource
 from egoaudio.errors import TrainingError
 from egoaudio.hdf5 import integrity
 from egoaudio.hdf5.reader import EgoAudioFile
+from egoaudio.system.files import StrPaths, as_paths
 
 
 class ClipDataset(torch.utils.data.Dataset):
-    """Clips of one egoaudio file as features and labels.
+    """Clips of one egoaudio file, or of several as one, as features and labels.
 
     Parameters
     ----------
-    path : str or os.PathLike
-        The file.
+    path : path, or sequence of path
+        The file, or several as one.
     feature : str
         The name of the array.
     rows : array of int, optional
@@ -64,21 +65,22 @@ class ClipDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: StrPaths,
         feature: str,
         rows: np.ndarray | None = None,
         label_mode: str = "multi",
         normalization: tuple[float, float] = (0.0, 1.0),
         context_clips: int = 0,
     ) -> None:
-        self.path = os.path.abspath(os.fspath(path))
+        self._paths = tuple(os.path.abspath(one) for one in as_paths(path))
         self.feature = feature
         self.label_mode = label_mode
         self.normalization = normalization
         self.context_clips = context_clips
         if label_mode not in ("multi", "single"):
             raise ValueError(f"label_mode {label_mode!r}: expected 'multi' or 'single'")
-        source = RowSource(self.path, feature, context_clips=context_clips)
+        source = RowSource(self._paths, feature, context_clips=context_clips)
+        self.path = source.path
         self._identity = source.identity
         self._source: RowSource | None = source
         self._process: int | None = os.getpid()
@@ -112,7 +114,7 @@ class ClipDataset(torch.utils.data.Dataset):
     def source(self) -> RowSource:
         """The ``RowSource`` of this process; after a fork the child opens the file anew."""
         if self._source is None or self._process != os.getpid():
-            self._source = RowSource(self.path, self.feature, self._identity, self.context_clips)
+            self._source = RowSource(self._paths, self.feature, self._identity, self.context_clips)
             self._process = os.getpid()
         return self._source
 

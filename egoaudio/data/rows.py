@@ -1,6 +1,6 @@
 """Random rows of one feature array, read from the file into a buffer as fast as memory allows.
 
-In: the path of an egoaudio file, the name of an array, row numbers. Out: float32 rows, normalised if asked. A
+In: the path of an egoaudio file, or of several that are one, the name of an array, row numbers. Out: float32 rows, normalised if asked. A
 ``RowSource`` belongs to one process, which maps the array once; it detects changes of the file. With context
 (``data.context``) each row comes joined in time with its neighbours.
 
@@ -10,6 +10,7 @@ the interpreter's lock, so rows that may have to come from disk are read by ``os
 the kernel first (``WILLNEED``): 8,500 clips/s instead of 910. All figures are in ``benchmarks/README.md``.
 """
 
+import itertools
 import os
 import sys
 import time
@@ -22,6 +23,9 @@ import numpy as np
 from egoaudio.data.context import Context, joined_shape
 from egoaudio.errors import TrainingError
 from egoaudio.hdf5 import reader
+from egoaudio.hdf5.joined import JoinedArray
+from egoaudio.hdf5.reader import EgoAudioFile
+from egoaudio.system.files import StrPaths
 
 # Rows that are gathered and normalised together: they stay in a core's second-level cache.
 _CACHED_BYTES = 512 * 1024
@@ -35,90 +39,31 @@ _PROBED_ROWS = 16
 _COLD_BATCHES = 64
 
 
-class RowSource:
-    """One feature array of one file, for one process.
+class _Part:
+    """The feature array of one file: its map, a descriptor to read it by, and what the file was when it was opened."""
 
-    Parameters
-    ----------
-    path : str
-        The file.
-    feature : str
-        The name of the array.
-    identity : tuple, optional
-        The ``identity`` of another process's source: the file must still be the same.
-    context_clips : int
-        K: each row is joined with K neighbours on each side.
-
-    Attributes
-    ----------
-    identity : tuple of int
-        Device, inode, size and time of change of the file.
-    joined_shape : tuple
-        ((2 * K + 1) * T, F), the shape of a row with its neighbours.
-
-    Raises
-    ------
-    StoreError
-        When the file cannot be opened.
-    TrainingError
-        When it has no such array, is no longer the file of ``identity``, or its rows cannot be joined.
-
-    """
-
-    def __init__(
-        self, path: str, feature: str, identity: tuple[int, ...] | None = None, context_clips: int = 0
-    ) -> None:
-        self.path = path
-        self._descriptor = -1
-        self.file: Any = None
+    def __init__(self, file: EgoAudioFile, feature: str, identity: tuple[int, ...] | None) -> None:
+        self.path = file.path
+        self.descriptor = -1
         self._warned = False
-        self.file = reader.open(path)
-        if feature not in self.file.features:
-            raise TrainingError(
-                f"{path} has no {feature}; it has {', '.join(self.file.features) or 'no features'}: build again with "
-                f"`features={(feature,)!r}`"
-            )
-        self._descriptor = os.open(path, os.O_RDONLY)
-        self.identity = identity or _identity(os.fstat(self._descriptor))
-        self.check_unchanged()
-        array = self.file[feature]
-        self.is_mapped = self.file.is_mapped(feature)
+        self.descriptor = os.open(self.path, os.O_RDONLY)
+        self.identity = identity or _identity(os.fstat(self.descriptor))
+        self.is_mapped = file.is_mapped(feature)
         # A plain ndarray: numpy.memmap's own indexing costs 5 us a call.
-        self._array: Any = np.asarray(array) if self.is_mapped else array
-        self.shape, self.dtype = array.shape, array.dtype
-        self.row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
-        self._offset = self.file.extents[feature].offset if self.is_mapped else 0
-        self._cold_batches = _COLD_BATCHES  # a file that was just opened is assumed to be on disk
-        self._byte = bytearray(1)
-        if context_clips < 0:
-            raise ValueError(f"context_clips {context_clips}: expected at least 0")
-        self.joined_shape = joined_shape(self.shape[1:], context_clips)
-        self._context = Context(self.file, feature, context_clips) if context_clips else None
+        self.array: Any = np.asarray(file[feature]) if self.is_mapped else file[feature]
+        self.offset = file.extents[feature].offset if self.is_mapped else 0
 
     def __del__(self) -> None:
-        """Close the file and the descriptor; maps that were taken stay valid."""
+        """Close the descriptor."""
         if sys is None or sys.is_finalizing():  # modules may be gone already; the process closes its files itself
             return
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        if self.file is not None:
-            self.file.close()
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
 
     def check_unchanged(self) -> None:
-        """Raise unless the file is unchanged since it was opened; a check of 4 us, made before every batch.
-
-        Reading a file beyond its new end would kill the process with SIGBUS; with this check that can happen only
-        within the 3 ms of one gather. A file that was deleted, or replaced under its name, is still read as long as
-        this process lives; a warning says so once.
-
-        Raises
-        ------
-        TrainingError
-            When its size or time of change differs, or the file cannot be read any more.
-
-        """
+        """Raise unless the file is what it was when it was opened."""
         try:
-            now = _identity(os.fstat(self._descriptor))
+            now = _identity(os.fstat(self.descriptor))
         except OSError as error:
             raise TrainingError(
                 f"{self.path} cannot be read any more ({error.strerror}): run the same command again when its disk is "
@@ -136,9 +81,8 @@ class RowSource:
                 f"and has {now[2]:,}, written {_clock(now[3])}. Let whatever writes to it finish, check that the file "
                 "is intact (egoaudio-inspect --verify), and run the same command again"
             )
-        self._check_name()
 
-    def _check_name(self) -> None:
+    def check_name(self) -> None:
         """Warn once if the path leads to no file, or not to the one that is being read."""
         try:
             named = _identity(os.stat(self.path))
@@ -150,8 +94,113 @@ class RowSource:
             warnings.warn(
                 f"{self.path} was {fate} during the run. The run continues with the file that it opened, which exists "
                 "as long as it is open; to resume a run that was stopped, that file must be back",
-                stacklevel=4,
+                stacklevel=5,
             )
+
+    def read(self, row: int, row_bytes: int, target: memoryview) -> None:
+        """Read rows, from ``row`` on, until ``target`` is full."""
+        offset, done = self.offset + row * row_bytes, 0
+        while done < len(target):
+            try:
+                count = os.preadv(self.descriptor, [target[done:]], offset + done)
+            except OSError as error:
+                raise TrainingError(
+                    f"{self.path} cannot be read any more ({error.strerror}): run the same command again when its "
+                    "disk is back"
+                ) from error
+            if not count:
+                self.check_unchanged()
+                raise TrainingError(
+                    f"{self.path} ends at byte {offset + done:,}, in the middle of row {row + done // row_bytes}: it "
+                    "was truncated. Build or copy it again"
+                )
+            done += count
+
+
+class RowSource:
+    """One feature array of one file, or of several as one, for one process.
+
+    Parameters
+    ----------
+    path : path, or sequence of path
+        The file or files.
+    feature : str
+        The name of the array.
+    identity : tuple, optional
+        The ``identity`` of another process's source: the files must still be the same.
+    context_clips : int
+        K: each row is joined with K neighbours on each side.
+
+    Attributes
+    ----------
+    identity : tuple of tuple of int
+        Of each file device, inode, size and time of change.
+    joined_shape : tuple
+        ((2 * K + 1) * T, F), the shape of a row with its neighbours.
+
+    Raises
+    ------
+    StoreError
+        When a file cannot be opened, or they do not belong together.
+    TrainingError
+        When there is no such array, a file is no longer that of ``identity``, or its rows cannot be joined.
+
+    """
+
+    def __init__(
+        self,
+        path: StrPaths,
+        feature: str,
+        identity: tuple[tuple[int, ...], ...] | None = None,
+        context_clips: int = 0,
+    ) -> None:
+        self.file: Any = None
+        self.file = reader.open(path)
+        self.path: str = self.file.path
+        if feature not in self.file.features:
+            raise TrainingError(
+                f"{self.path} has no {feature}; it has {', '.join(self.file.features) or 'no features'}: build again with "
+                f"`features={(feature,)!r}`"
+            )
+        known = identity or (None,) * len(self.file.parts)
+        self._parts = [_Part(part, feature, its) for part, its in zip(self.file.parts, known, strict=True)]
+        self.identity = tuple(part.identity for part in self._parts)
+        self._named = itertools.cycle(self._parts)
+        self.check_unchanged()
+        self.is_mapped = self.file.is_mapped(feature)
+        self._array: Any = JoinedArray([part.array for part in self._parts])
+        self.shape, self.dtype = self._array.shape, self._array.dtype
+        self.row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:]))
+        self._cold_batches = _COLD_BATCHES  # a file that was just opened is assumed to be on disk
+        self._byte = bytearray(1)
+        if context_clips < 0:
+            raise ValueError(f"context_clips {context_clips}: expected at least 0")
+        self.joined_shape = joined_shape(self.shape[1:], context_clips)
+        self._context = Context(self.file, feature, context_clips) if context_clips else None
+
+    def __del__(self) -> None:
+        """Close the files; maps that were taken stay valid."""
+        if sys is None or sys.is_finalizing():  # modules may be gone already; the process closes its files itself
+            return
+        if self.file is not None:
+            self.file.close()
+
+    def check_unchanged(self) -> None:
+        """Raise unless every file is unchanged since it was opened; a check of 4 us, made before every batch.
+
+        Reading a file beyond its new end would kill the process with SIGBUS; with this check that can happen only
+        within the 3 ms of one gather. A file that was deleted, or replaced under its name, is still read as long as
+        this process lives; a warning says so once. Of several files, the names are checked in turn, one a batch.
+
+        Raises
+        ------
+        TrainingError
+            When its size or time of change differs, or the file cannot be read any more.
+
+        """
+        for part in self._parts:
+            part.check_unchanged()
+        next(self._named).check_name()
 
     def take(self, rows: np.ndarray, out: np.ndarray, mean: float = 0.0, std: float = 1.0) -> None:
         """Write ``(row - mean) / std`` of each row into ``out``.
@@ -205,7 +254,7 @@ class RowSource:
             rows = np.where(silent, windows[:, windows.shape[1] // 2, None], windows)  # a row that is read anyway
         if self.is_mapped and self.dtype == out.dtype:
             if self._cold_batches == 0:
-                np.take(self._array, rows.ravel(), axis=0, out=out.reshape(-1, *self.shape[1:]), mode="clip")
+                self._gather(rows.ravel(), out.reshape(-1, *self.shape[1:]))
             else:
                 self._read(windows, out)
         else:  # float16, or repacked
@@ -213,54 +262,53 @@ class RowSource:
         if self._context is not None:
             out[silent] = self._context.silence
 
+    def _gather(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Copy rows (b,) from the maps into ``out`` (b, T, F)."""
+        if len(self._parts) == 1:
+            np.take(self._parts[0].array, rows, axis=0, out=out, mode="clip")
+            return
+        maps = [part.array for part in self._parts]
+        for target, part, row in zip(out, *(found.tolist() for found in self._array.locate(rows)), strict=True):
+            target[...] = maps[part][row]
+
     def _read(self, windows: np.ndarray, out: np.ndarray) -> None:
         """Read rows that may have to come from disk.
 
         Unlike a page fault, this lets other threads run, and a truncated file causes an error rather than a SIGBUS.
         """
         memory = out.reshape(-1).view(np.uint8).data
-        for place, first, num_rows in zip(*(found.tolist() for found in _stretches(windows)), strict=True):
-            target = memory[place * self.row_bytes : (place + num_rows) * self.row_bytes]
-            offset, done = self._offset + first * self.row_bytes, 0
-            while done < len(target):
-                try:
-                    count = os.preadv(self._descriptor, [target[done:]], offset + done)
-                except OSError as error:
-                    raise TrainingError(
-                        f"{self.path} cannot be read any more ({error.strerror}): run the same command again when its "
-                        "disk is back"
-                    ) from error
-                if not count:
-                    self.check_unchanged()
-                    raise TrainingError(
-                        f"{self.path} ends at byte {offset + done:,}, in the middle of row "
-                        f"{first + done // self.row_bytes}: it was truncated. Build or copy it again"
-                    )
-                done += count
+        places, first, num_rows = _stretches(windows)  # of one video each, so none leads from one file into another
+        part, inside = self._array.locate(first)
+        stretches = (found.tolist() for found in (places, part, inside, num_rows))
+        for place, number, row, count in zip(*stretches, strict=True):
+            target = memory[place * self.row_bytes : (place + count) * self.row_bytes]
+            self._parts[number].read(row, self.row_bytes, target)
 
     def announce(self, rows: np.ndarray) -> None:
         """Ask the kernel to start reading these rows and their neighbours, unless they seem to be in memory; a hint."""
         if not self.is_mapped or not hasattr(os, "posix_fadvise"):
             return
         _, first, num_rows = _stretches(self._windows(np.asarray(rows, dtype=np.int64)))
-        offsets, sizes = self._offset + first * self.row_bytes, num_rows * self.row_bytes
+        part, inside = self._array.locate(first)
+        starts = np.array([each.offset for each in self._parts])[part] + inside * self.row_bytes
+        places = [(self._parts[k].descriptor, start) for k, start in zip(part.tolist(), starts.tolist(), strict=True)]
         if self._cold_batches == 0:
-            if self._in_memory(offsets[:: max(1, len(offsets) // _PROBED_ROWS)].tolist()):
+            if self._in_memory(places[:: max(1, len(places) // _PROBED_ROWS)]):
                 return
             self._cold_batches = _COLD_BATCHES
         self._cold_batches -= 1
-        for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
+        for (descriptor, offset), size in zip(places, (num_rows * self.row_bytes).tolist(), strict=True):
             for start in range(offset, offset + size, _ANNOUNCED_BYTES):
                 os.posix_fadvise(
-                    self._descriptor, start, min(_ANNOUNCED_BYTES, offset + size - start), os.POSIX_FADV_WILLNEED
+                    descriptor, start, min(_ANNOUNCED_BYTES, offset + size - start), os.POSIX_FADV_WILLNEED
                 )
 
-    def _in_memory(self, offsets: Iterable[int]) -> bool:
-        """Return whether the byte at each offset can be read without waiting for a disk; False if unknown."""
+    def _in_memory(self, places: Iterable[tuple[int, int]]) -> bool:
+        """Return whether the byte at each (descriptor, offset) can be read without waiting for a disk; False if unknown."""
         if not hasattr(os, "RWF_NOWAIT"):
             return False
         try:
-            return all(os.preadv(self._descriptor, [self._byte], offset, os.RWF_NOWAIT) for offset in offsets)
+            return all(os.preadv(descriptor, [self._byte], offset, os.RWF_NOWAIT) for descriptor, offset in places)
         except OSError:  # EAGAIN: it would wait. EOPNOTSUPP: this file system cannot tell.
             return False
 

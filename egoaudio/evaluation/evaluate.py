@@ -27,12 +27,13 @@ from egoaudio.models import checkpoints
 from egoaudio.models.device import choose_device, inference_dtype
 from egoaudio.models.scorer import Scored, Scorer, score
 from egoaudio.system import allocator
+from egoaudio.system.files import StrPaths, as_paths
 from egoaudio.system.progress import Progress
 
 
 def evaluate(
     checkpoint: str | os.PathLike[str],
-    path: str | os.PathLike[str],
+    path: StrPaths,
     *,
     split: str = "test",
     pool: str = "max",
@@ -47,7 +48,7 @@ def evaluate(
     Parameters
     ----------
     checkpoint, path : path
-        Of a run's ``best.pt`` or ``last.pt``, and of an egoaudio file.
+        Of a run's ``best.pt`` or ``last.pt``, and of an egoaudio file, or several as one.
     split : str
         ``test``: the file's test videos, also those without sound. ``validation``, ``train``: as the run divided the
         train videos, which is known only for the file that it was trained on.
@@ -87,7 +88,7 @@ def evaluate(
     _check_choices(split, pool)
     loaded = _Loaded(checkpoint, path, split, choose_device(device))
     folder = Path(checkpoint).parent if output is None else Path(output)
-    results.prepare(folder, (submission, frame_submission), (checkpoint, path))
+    results.prepare(folder, (submission, frame_submission), (checkpoint, *as_paths(path)))
     evaluation = loaded.score().evaluate(pool, num_resamples)
     results.write(evaluation, folder)
     if submission is not None:
@@ -133,7 +134,7 @@ class SplitScores:
 
 
 def score_split(
-    checkpoint: str | os.PathLike[str], path: str | os.PathLike[str], split: str, device: str | None = None
+    checkpoint: str | os.PathLike[str], path: StrPaths, split: str, device: str | None = None
 ) -> SplitScores:
     """Return a checkpoint's scores of a split of a file; nothing is written.
 
@@ -146,14 +147,12 @@ def score_split(
 class _Loaded:
     """A checkpoint and a split of a file that fit each other, before anything is scored."""
 
-    def __init__(
-        self, checkpoint: str | os.PathLike[str], path: str | os.PathLike[str], split: str, device: torch.device
-    ) -> None:
+    def __init__(self, checkpoint: str | os.PathLike[str], path: StrPaths, split: str, device: torch.device) -> None:
         self._model, self._contents = checkpoints.load_model(checkpoint, device)
         self._config = from_json(TrainConfig, self._contents["config"])
         self._path, self._device = path, device
         self._rows, self._truth, self._prior = _read_split(path, self._contents, self._config, split)
-        self._about = {"checkpoint": str(checkpoint), "file": str(path), "split": split}
+        self._about = {"checkpoint": str(checkpoint), "file": ", ".join(as_paths(path)), "split": split}
         self._about |= {name: self._contents[name] for name in ("epoch", "plan_sha256")}
 
     def score(self) -> SplitScores:
@@ -170,7 +169,7 @@ def _check_choices(split: str, pool: str) -> None:
 
 
 def _read_split(
-    path: str | os.PathLike[str], contents: dict[str, Any], config: TrainConfig, split: str
+    path: StrPaths, contents: dict[str, Any], config: TrainConfig, split: str
 ) -> tuple[np.ndarray, GroundTruth, np.ndarray | None]:
     """Return the split's clips (rows of the file), their ground truth, and the prior: class frequencies in training."""
     with reader.open(path) as file:
@@ -198,7 +197,7 @@ def _score(
     model: torch.nn.Module,
     contents: dict[str, Any],
     config: TrainConfig,
-    path: str | os.PathLike[str],
+    path: StrPaths,
     rows: np.ndarray,
     device: torch.device,
 ) -> Scored:

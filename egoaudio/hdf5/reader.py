@@ -9,18 +9,21 @@ tool has repacked (compressed, say) cannot be mapped: it is read through h5py, w
 Source: FORMAT.md.
 """
 
+import contextlib
 import json
 import math
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from egoaudio.config.build import FEATURES
 from egoaudio.errors import Status, StoreError
+from egoaudio.hdf5 import joined
 from egoaudio.hdf5.mapped_file import MappedFile
-from egoaudio.hdf5.safe_access import RepackedArray, hard_links
+from egoaudio.hdf5.safe_access import Extent, RepackedArray, hard_links
 from egoaudio.hdf5.schema import (
     CLASS_COLUMNS,
     CLIP_DTYPE,
@@ -30,15 +33,17 @@ from egoaudio.hdf5.schema import (
     INSTANCE_DTYPE,
     VIDEO_COLUMNS,
 )
+from egoaudio.system.files import StrPaths, as_paths
 
 
-def open(path: str | os.PathLike[str]) -> "EgoAudioFile":
-    """Open an egoaudio file for reading; one that is still being built gives a ``UserWarning``.
+def open(path: StrPaths) -> "EgoAudioFile":
+    """Open an egoaudio file for reading, or several as one; what is still being built gives a ``UserWarning``.
 
     Parameters
     ----------
-    path : str or os.PathLike
-        The file; a ``.partial`` of an unfinished build will do.
+    path : path, or sequence of path
+        The file; a ``.partial`` of an unfinished build will do. Of several, such as the shards of a build, rows are
+        numbered through; they must be of one configuration and class list.
 
     Returns
     -------
@@ -47,7 +52,8 @@ def open(path: str | os.PathLike[str]) -> "EgoAudioFile":
     Raises
     ------
     StoreError
-        The file is missing, not HDF5, not an egoaudio file, of another version, damaged, or links to other files.
+        The file is missing, not HDF5, not an egoaudio file, of another version, damaged, or links to other files;
+        or files do not belong together.
 
     Examples
     --------
@@ -56,14 +62,16 @@ def open(path: str | os.PathLike[str]) -> "EgoAudioFile":
     ...     file["spectrogram"].shape[1:], file.clips[file.usable].columns[0]
     ((32, 1025), 'video')
     """
-    file = EgoAudioFile(path)
-    if not file.complete:
-        done = np.count_nonzero(file.video_table["status"] != Status.PLANNED)
-        warnings.warn(
-            f"{path} is incomplete: {done} of {file.num_videos} videos are done. Leave the other rows out with "
-            ".usable, or run the same egoaudio-build again to finish it",
-            stacklevel=2,
-        )
+    paths = as_paths(path)
+    file = EgoAudioFile(paths[0]) if len(paths) == 1 else EgoAudioFiles(paths)
+    for part in file.parts:
+        if not part.complete:
+            done = np.count_nonzero(part.video_table["status"] != Status.PLANNED)
+            warnings.warn(
+                f"{part.path if len(paths) > 1 else paths[0]} is incomplete: {done} of {part.num_videos} videos are done. "
+                "Leave the other rows out with .usable, or run the same egoaudio-build again to finish it",
+                stacklevel=2,
+            )
     return file
 
 
@@ -108,6 +116,16 @@ class EgoAudioFile(MappedFile):
     num_videos: int
     num_classes: int
     num_bytes: int
+
+    @property
+    def parts(self) -> tuple["EgoAudioFile", ...]:
+        """The file itself; of several files that were opened as one, each of them."""
+        return (self,)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where the parts are."""
+        return tuple(part.path for part in self.parts)
 
     # ------------------------------------------------------------------------------------------------ structure
 
@@ -241,3 +259,110 @@ class EgoAudioFile(MappedFile):
             rows = slice(start, start + 65536)
             counts += self.labels[rows][trainable[rows]].sum(axis=0, dtype=np.int64)
         return counts
+
+
+class EgoAudioFiles(EgoAudioFile):
+    """Several egoaudio files as one, in the order given: what an ``EgoAudioFile`` of all their videos would be.
+
+    ``files["spectrogram"]`` is no map but a ``JoinedArray``, which is indexed by rows alike; tables and per-video arrays are
+    copies. ``path`` names the first file and how many more there are, ``plan_sha256`` holds those of all, with a space between.
+
+    Parameters
+    ----------
+    paths : sequence of path
+
+    Raises
+    ------
+    StoreError
+        As from ``open``; or there is no file, they disagree, or a video is in two of them.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
+        if not paths:
+            raise StoreError("no egoaudio file was given: give one or more")
+        self._arrays: dict[str, Any] = {}
+        with contextlib.ExitStack() as stack:
+            self._parts = tuple(stack.enter_context(EgoAudioFile(path)) for path in paths)
+            joined.require_agreement(self._parts)
+            self._opened = stack.pop_all()
+        first = self._parts[0]
+        for name in ("config", "sample_rate", "clip_seconds", "hop_seconds", "features", "num_classes", "identity"):
+            setattr(self, name, getattr(first, name))
+        more = len(self._parts) - 1
+        self.path = first.path if not more else f"{first.path} and {more:,} more"
+        self.complete = all(part.complete for part in self._parts)
+        self.plan_sha256 = " ".join(part.plan_sha256 for part in self._parts)
+        self.created_utc = max(part.created_utc for part in self._parts)
+        self.egoaudio_version = ", ".join(sorted({part.egoaudio_version for part in self._parts}))
+        self.num_clips, self.num_videos, self.num_bytes = (
+            sum(getattr(part, name) for part in self._parts) for name in ("num_clips", "num_videos", "num_bytes")
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the paths; the other process opens the files itself."""
+        return type(self), (self.paths,)
+
+    def close(self) -> None:
+        """Close the files; arrays already taken from them stay valid."""
+        self._arrays.clear()
+        self._opened.close()
+
+    @property
+    def parts(self) -> tuple[EgoAudioFile, ...]:
+        """The files."""
+        return self._parts
+
+    @property
+    def extents(self) -> dict[str, Extent]:
+        """Nothing: no array lies in one place."""
+        return {}
+
+    def is_mapped(self, name: str) -> bool:
+        """Return whether a feature array is a memory map in each file."""
+        return all(part.is_mapped(name) for part in self._parts)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a feature array (N, ...): a ``JoinedArray``."""
+        return self._join(name, lambda: joined.JoinedArray([part[name] for part in self._parts]))
+
+    @property
+    def labels(self) -> Any:
+        """Multi-hot uint8 (N, C): a ``JoinedArray``."""
+        return self._join("labels", lambda: joined.JoinedArray([part.labels for part in self._parts]))
+
+    @property
+    def instances(self) -> np.ndarray:
+        """The annotated actions with their times, as of one file."""
+        return self._join("instances", lambda: joined.join_instances(self._parts))
+
+    @property
+    def synced(self) -> np.ndarray:
+        """uint8 (V,), as of one file."""
+        return self._join("synced", lambda: np.concatenate([part.synced for part in self._parts]))
+
+    @property
+    def fingerprints(self) -> np.ndarray:
+        """uint8 (V, 32), as of one file."""
+        return self._join("fingerprints", lambda: np.concatenate([part.fingerprints for part in self._parts]))
+
+    @property
+    def axes(self) -> dict[str, np.ndarray]:
+        """Those of the first file."""
+        return self._parts[0].axes
+
+    def attributes(self, name: str) -> dict[str, Any]:
+        """Return a feature array's attributes, which all files have alike."""
+        return self._parts[0].attributes(name)
+
+    def _whole(self, name: str) -> Any:
+        """Return a table or a per-video array of all files."""
+        tables = {"clips": joined.join_clips, "videos": joined.join_videos, "classes": joined.join_classes}
+        if name in tables:
+            return self._join(name, lambda: tables[name](self._parts))
+        return self._join(name, lambda: np.concatenate([part._whole(name) for part in self._parts]))
+
+    def _join(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return an array that is made once."""
+        if name not in self._arrays:
+            self._arrays[name] = make()
+        return self._arrays[name]

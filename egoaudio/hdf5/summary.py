@@ -103,7 +103,7 @@ def export_clip(file: EgoAudioFile, number: int, path: StrPath) -> None:
         )
     suffix = Path(path).suffix.lower()
     try:
-        files.check_output(path, [file.path])
+        files.check_output(path, file.paths)
         if suffix == ".wav":
             _write_wav(file, number, path)
         elif suffix == ".png":

@@ -95,8 +95,8 @@ def report(
     sources = find_sources(paths)
     _check_output(output, sources)
     with contextlib.ExitStack() as opened:
-        path = sources.clips_of
-        file = None if path is None else opened.enter_context(reader.open(path))
+        clips_of = sources.clips_of
+        file = opened.enter_context(reader.open(clips_of)) if clips_of else None
         gallery = Gallery.of_file(file, None if file is None else open_sounds(file, videos))
         contents: dict[str, Any] = {
             "title": "Report on " + ", ".join(names.clean(name) for name in sources.names),
@@ -107,7 +107,7 @@ def report(
             "heard": None,
             "sound_note": gallery.sounds.note if gallery.sounds else "",
         }
-        if sources.file is not None:
+        if sources.files:
             _add_file(contents, gallery, config)
         if sources.checkpoints:
             _add_runs(contents, gallery, sources, config, device)
@@ -137,7 +137,7 @@ def _add_runs(contents, gallery, sources, config, device):
     from egoaudio.reporting import comparison_section, run_section
 
     split = config.split or _split(gallery.file)
-    scored = [score_split(path, gallery.file.path, split, device) for path in sources.checkpoints]
+    scored = [score_split(path, gallery.file.paths, split, device) for path in sources.checkpoints]
     evaluations = [each.evaluate() for each in scored]
     titles = [names.clean(name) for name in sources.run_names]
     if len(scored) > 1:

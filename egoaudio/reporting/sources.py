@@ -21,8 +21,8 @@ _LONGEST_CONFIG_BYTES = 1 << 20
 class Sources:
     """What a report is made of."""
 
-    file: Path | None
-    """An egoaudio file."""
+    files: tuple[Path, ...]
+    """An egoaudio file, or several as one; empty where the runs say which."""
     checkpoints: tuple[Path, ...]
     """Of runs, in the order in which they were given."""
     scores: Path | None = None
@@ -31,13 +31,14 @@ class Sources:
     @property
     def every(self) -> tuple[Path, ...]:
         """All that is read, and may not be replaced."""
-        return tuple(path for path in (self.file, *self.checkpoints, self.scores) if path is not None)
+        return (*self.files, *self.checkpoints, *(() if self.scores is None else (self.scores,)))
 
     @property
     def names(self) -> tuple[str, ...]:
         """What the page is about."""
         heard = () if self.scores is None else (self.scores.resolve().parent.name,)
-        return (*(path.name for path in (self.file,) if path is not None), *self.run_names, *heard)
+        more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
+        return (*(path.name + more for path in self.files[:1]), *self.run_names, *heard)
 
     @property
     def run_names(self) -> tuple[str, ...]:
@@ -50,27 +51,29 @@ class Sources:
         return tuple(f"{folder.name}/{path.name}" for folder, path in zip(folders, self.checkpoints, strict=True))
 
     @property
-    def clips_of(self) -> Path | None:
-        """The file whose clips are shown and scored: the one that was given, else that of the first run; None without either.
+    def clips_of(self) -> tuple[Path, ...]:
+        """The file or files whose clips are shown and scored: as given, else of the first run; empty without either.
 
         Raises
         ------
         ReportError
             None was given, and that of the run is not known or no longer there.
         """
-        if self.file is not None or not self.checkpoints:
-            return self.file
+        if self.files or not self.checkpoints:
+            return self.files
         path = self.checkpoints[0].parent / "config.json"
         try:
             with open(path, "rb") as file:
-                named = Path(json.loads(file.read(_LONGEST_CONFIG_BYTES))["file"])
+                given = json.loads(file.read(_LONGEST_CONFIG_BYTES))["file"]
+                named = tuple(map(Path, [given] if isinstance(given, str) else given))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ReportError(
                 f"{path} does not say which file {self.checkpoints[0]} was trained on: give the egoaudio file too"
             ) from error
-        if not named.is_file():
+        gone = [path for path in named if not path.is_file()]
+        if gone or not named:
             raise ReportError(
-                f"{named}, which {self.checkpoints[0]} was trained on, is not there: give the egoaudio file too"
+                f"{gone[0] if gone else 'the file'}, which {self.checkpoints[0]} was trained on, is not there: give the egoaudio file too"
             )
         return named
 
@@ -81,7 +84,7 @@ def find_sources(paths: Sequence[str | os.PathLike[str]]) -> Sources:
     Raises
     ------
     ReportError
-        There is none; one is not there, or none of these; two are egoaudio files.
+        There is none; one is not there, or none of these; two are files of scores.
     """
     if not paths:
         raise ReportError(
@@ -100,13 +103,12 @@ def find_sources(paths: Sequence[str | os.PathLike[str]]) -> Sources:
             (scores if path.name == SCORES else files).append(path)
         else:
             raise ReportError(_refusal(path))
-    for several, what in ((files, "egoaudio files"), (scores, "files of scores")):
-        if len(several) > 1:
-            raise ReportError(f"{several[0]} and {several[1]} are two {what}: a report is of one")
+    if len(scores) > 1:
+        raise ReportError(f"{scores[0]} and {scores[1]} are two files of scores: a report is of one")
     twice = next((path for number, path in enumerate(checkpoints) if path in checkpoints[:number]), None)
     if twice is not None:
         raise ReportError(f"{twice} was given twice")
-    return Sources(files[0] if files else None, tuple(checkpoints), scores[0] if scores else None)
+    return Sources(tuple(files), tuple(checkpoints), scores[0] if scores else None)
 
 
 def _checkpoint(path):

@@ -14,13 +14,14 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from egoaudio.errors import StoreError
 
 StrPath = str | os.PathLike[str]
+StrPaths = StrPath | Sequence[StrPath]
 LONGEST_NAME_BYTES = 255
 """Of a file's name, on every file system in use."""
 _TOKEN_BYTES = 8  # random ones in a temporary name
@@ -34,6 +35,11 @@ _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
 }
+
+
+def as_paths(paths: StrPaths) -> tuple[str, ...]:
+    """Return one path or several as a tuple of texts."""
+    return tuple(os.fspath(path) for path in ((paths,) if isinstance(paths, (str, os.PathLike)) else paths))
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ Source: Hinton et al. 2015, https://arxiv.org/abs/1503.02531. T^2 keeps the size
 import hashlib
 import io
 import json
-import os
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -38,6 +37,7 @@ from egoaudio.evaluation import results
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.models import checkpoints
 from egoaudio.models.scorer import Scorer, score
+from egoaudio.system.files import StrPaths
 from egoaudio.system.progress import Progress
 from egoaudio.training.losses import Loss
 
@@ -119,7 +119,7 @@ class TeacherScores:
 
 def prepare_teacher(
     file: EgoAudioFile,
-    path: str | os.PathLike[str],
+    path: StrPaths,
     rows: np.ndarray,
     folder: Path,
     config: TrainConfig,
@@ -133,7 +133,7 @@ def prepare_teacher(
     ----------
     file : EgoAudioFile
         Open.
-    path : path-like
+    path : path, or sequence of path
         Of the same file.
     rows : int64 array (n,)
         The student's training clips, ascending.
@@ -183,7 +183,7 @@ def prepare_teacher(
 def _score(
     teacher: str,
     file: EgoAudioFile,
-    path: str | os.PathLike[str],
+    path: StrPaths,
     rows: np.ndarray,
     config: TrainConfig,
     device: torch.device,
@@ -220,7 +220,7 @@ def _score(
     if len(bad):
         raise TrainingError(
             f"`teacher={teacher!r}` gives {len(bad)} clips scores that are not numbers, the first in row {bad[0]}: "
-            f"check {path} with egoaudio-inspect --verify, or give another teacher"
+            f"check {file.path} with egoaudio-inspect --verify, or give another teacher"
         )
     return scores
 

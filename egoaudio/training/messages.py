@@ -12,6 +12,7 @@ from egoaudio._version import __version__
 from egoaudio.config.train import DataConfig
 from egoaudio.data.loader import Batch
 from egoaudio.hdf5.reader import EgoAudioFile
+from egoaudio.system.files import StrPaths, as_paths
 from egoaudio.system.progress import Progress, rate
 from egoaudio.training.run_folder import State, TrainingRun
 
@@ -118,13 +119,13 @@ def summarize(
     folder: Path,
     state: State,
     file: EgoAudioFile,
-    path: str | os.PathLike[str],
+    path: StrPaths,
     already_finished: bool = False,
 ) -> TrainingRun:
     """Return the ``TrainingRun`` of a finished state, with the command to run next."""
     validated = state.history[state.best_epoch - 1]["map"] is not None
     split = "test" if (file.video_table["split"] == b"test").any() else "validation" if validated else "train"
-    command = shlex.join(["egoaudio-evaluate", str(folder / "best.pt"), os.fspath(path), "--split", split])
+    command = shlex.join(["egoaudio-evaluate", str(folder / "best.pt"), *as_paths(path), "--split", split])
     return TrainingRun(
         folder, state.epoch, state.best_epoch, tuple(state.history), already_finished, command, _warn(state)
     )

@@ -5,7 +5,6 @@ the model with fresh weights, the stepper with a fresh optimiser, the validator.
 """
 
 import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints, create_model
 from egoaudio.models.device import mixed_precision
 from egoaudio.models.scorer import ClipLoss, Scorer
+from egoaudio.system.files import StrPaths
 from egoaudio.training import run_folder
 from egoaudio.training.distillation import DistillationLoss, TeacherScores, prepare_teacher
 from egoaudio.training.ema import WeightAverage
@@ -40,7 +40,7 @@ from egoaudio.training.validation import Validator
 def prepare_run(
     stack: contextlib.ExitStack,
     file: reader.EgoAudioFile,
-    path: str | os.PathLike[str],
+    path: StrPaths,
     feature: str,
     folder: Path,
     config: TrainConfig,
@@ -57,7 +57,7 @@ def prepare_run(
         Closes the progress at the end of the run.
     file : EgoAudioFile
         Open.
-    path : str or os.PathLike
+    path : path, or sequence of path
         Of the same file.
     feature : str
     folder : pathlib.Path
@@ -128,7 +128,7 @@ def restore_at_exit(stack: contextlib.ExitStack, device: torch.device) -> None:
 
 def _prepare_data(
     file: reader.EgoAudioFile,
-    path: str | os.PathLike[str],
+    path: StrPaths,
     feature: str,
     split: Split,
     moments: tuple[float, float],

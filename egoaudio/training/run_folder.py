@@ -29,6 +29,7 @@ from egoaudio.evaluation import results
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.models import checkpoints
 from egoaudio.system import files
+from egoaudio.system.files import StrPaths
 
 if TYPE_CHECKING:
     import pandas
@@ -169,7 +170,7 @@ class TrainingRun:
         )
 
 
-def prepare(folder: pathlib.Path, path: str | os.PathLike[str], config: TrainConfig) -> None:
+def prepare(folder: pathlib.Path, path: StrPaths, config: TrainConfig) -> None:
     """Refuse a folder in which the run would replace its inputs; remove temporary files of a run that was killed.
 
     Raises
@@ -188,7 +189,7 @@ def prepare(folder: pathlib.Path, path: str | os.PathLike[str], config: TrainCon
     for name in _OURS:
         try:
             if name != "tensorboard":
-                files.check_output(folder / name, [path, pretrained])
+                files.check_output(folder / name, [*files.as_paths(path), pretrained])
                 files.remove_leftovers(folder / name)
         except OSError as error:
             raise TrainingError(f"{folder / name}: {error.strerror or error}") from error
@@ -259,7 +260,7 @@ def write_config(folder: pathlib.Path, config: TrainConfig, file: EgoAudioFile, 
     """Write config.json."""
     contents = {
         "egoaudio_version": __version__,
-        "file": file.path,
+        "file": file.path if len(file.paths) == 1 else list(file.paths),
         "plan_sha256": file.plan_sha256,
         "options": {**to_flat(config), "feature": feature},
     }

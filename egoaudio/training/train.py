@@ -28,6 +28,7 @@ from egoaudio.models import check_feature, check_pretrained, check_sizes, checkp
 from egoaudio.models.device import choose_device
 from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.system import lock, signals
+from egoaudio.system.files import StrPaths
 from egoaudio.training import run_folder
 from egoaudio.training.messages import (
     describe_bad_loss,
@@ -48,7 +49,7 @@ DRAWING_SECONDS = 10
 
 
 def train(
-    path: str | os.PathLike[str],
+    path: StrPaths,
     output: str | os.PathLike[str],
     config: TrainConfig | None = None,
     *,
@@ -64,8 +65,8 @@ def train(
 
     Parameters
     ----------
-    path : str or os.PathLike
-        The egoaudio file.
+    path : path, or sequence of path
+        The egoaudio file, or several as one, such as the shards of a build.
     output : str or os.PathLike
         Folder of the run; made if it does not exist.
     config : TrainConfig or None

@@ -88,7 +88,7 @@ class Validator:
         self.truth = read_ground_truth(file, rows)
         # Every clip once, with all its labels, whatever the model was trained on.
         dataset = ClipDataset(
-            file.path, feature, rows, normalization=normalization, context_clips=config.data.context_clips or 0
+            file.paths, feature, rows, normalization=normalization, context_clips=config.data.context_clips or 0
         )
         self.loader = Loader(dataset, config.optimization.batch_size, config.data, device=scorer.device)
         self.label_mode, self.loss, self.scorer = config.data.label_mode, loss, scorer

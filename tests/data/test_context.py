@@ -151,7 +151,9 @@ def test_neighbours_are_announced_with_the_clip_in_one_stretch(path, monkeypatch
     source = gather.RowSource(path, "spectrogram", context_clips=2)
     assert 10 in (clips := set(DAMAGED["silent_clips"])) and not clips & {6, 13, 14, 15, 16}
     source.announce(np.array([5, 12, 15]))  # one at the end of its video, beyond a failed clip, at a beginning
-    stretches = [((start - source._offset) // source.row_bytes, size // source.row_bytes) for start, size in announced]
+    stretches = [
+        ((start - source._parts[0].offset) // source.row_bytes, size // source.row_bytes) for start, size in announced
+    ]
     assert stretches == [(3, 4), (11, 3), (14, 4)]
 
 
@@ -159,7 +161,7 @@ def test_a_file_cut_short_names_the_row_of_the_window_that_is_missing(path, tmp_
     whole = make_file(tmp_path / "ego.h5", features={"spectrogram": SHAPE}, num_videos=2, clips_per_video=8)
     source = gather.RowSource(whole, "spectrogram", context_clips=2)
     monkeypatch.setattr(source, "check_unchanged", lambda: None)
-    os.truncate(whole, source._offset + 5 * source.row_bytes + 5)
+    os.truncate(whole, source._parts[0].offset + 5 * source.row_bytes + 5)
     with pytest.raises(TrainingError, match="in the middle of row 5: it was truncated"):
         source.take([4], np.empty((1, *source.joined_shape), np.float32))
 

@@ -126,8 +126,8 @@ def test_a_file_that_changes_under_the_reader_stops_it_and_is_named(copy, change
 
 def test_a_file_cut_short_between_two_looks_is_told_where_rows_are_read(copy, monkeypatch):
     source = RowSource(copy, "spectrogram")
-    monkeypatch.setattr(source, "check_unchanged", lambda: None)
-    os.truncate(copy, source._offset + 7 * source.row_bytes + 5)
+    monkeypatch.setattr(source._parts[0], "check_unchanged", lambda: None)
+    os.truncate(copy, source._parts[0].offset + 7 * source.row_bytes + 5)
     source.take([6], np.empty((1, *SHAPE), np.float32))
     with pytest.raises(TrainingError, match="in the middle of row 7: it was truncated"):
         source.take([6, 7], np.empty((2, *SHAPE), np.float32))

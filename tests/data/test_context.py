@@ -160,7 +160,7 @@ def test_neighbours_are_announced_with_the_clip_in_one_stretch(path, monkeypatch
 def test_a_file_cut_short_names_the_row_of_the_window_that_is_missing(path, tmp_path, monkeypatch):
     whole = make_file(tmp_path / "ego.h5", features={"spectrogram": SHAPE}, num_videos=2, clips_per_video=8)
     source = gather.RowSource(whole, "spectrogram", context_clips=2)
-    monkeypatch.setattr(source, "check_unchanged", lambda: None)
+    monkeypatch.setattr(source._parts[0], "check_unchanged", lambda: None)
     os.truncate(whole, source._parts[0].offset + 5 * source.row_bytes + 5)
     with pytest.raises(TrainingError, match="in the middle of row 5: it was truncated"):
         source.take([4], np.empty((1, *source.joined_shape), np.float32))

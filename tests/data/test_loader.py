@@ -96,9 +96,10 @@ def test_blocks_of_neighbours_stay_together(path):
 
 @pytest.mark.parametrize("label_mode", ["multi", "single"])
 def test_balanced_sampling_draws_rare_classes_as_often(path, label_mode):
-    labels = ClipDataset(path, "spectrogram").file.labels
+    dataset = ClipDataset(path, "spectrogram")  # the file is closed with it
+    labels = dataset.file.labels
     rows = np.flatnonzero(labels.sum(axis=1) == 1)
-    rows = rows[ClipDataset(path, "spectrogram").file.trainable[rows]]
+    rows = rows[dataset.file.trainable[rows]]
     rare = rows[labels[rows, 0] == 1][:2]
     rows = np.r_[rare, rows[labels[rows, 0] == 0]]
     batches = Loader(

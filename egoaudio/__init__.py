@@ -1,7 +1,7 @@
 """egoaudio: from egocentric videos with action annotations to trained audio classifiers.
 
 ``build`` makes one HDF5 file of clips, features and labels from videos and their CSVs (``preview`` says what it would
-make), ``open`` reads it, ``train`` makes a model from it, ``evaluate`` says how good that is, ``predict`` what it hears in
+make, ``merge`` joins several), ``open`` reads it, ``train`` makes a model from it, ``evaluate`` says how good that is, ``predict`` what it hears in
 new recordings (``predict_to_folder`` also writes it), ``report`` makes a page to look at. Each does what the command of its
 name does; what it returns prints as the command does.
 
@@ -16,6 +16,7 @@ from egoaudio._version import __version__
 
 if TYPE_CHECKING:
     from egoaudio.builder.build import build, preview
+    from egoaudio.builder.merging import merge
     from egoaudio.builder.plan import Inputs
     from egoaudio.builder.summary import BuildPlan, BuildReport
     from egoaudio.config.build import BuildConfig, ClipConfig, DenoiseConfig, FeatureConfig
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "builder.build": ("build", "preview"),
+    "builder.merging": ("merge",),
     "builder.plan": ("Inputs",),
     "builder.summary": ("BuildPlan", "BuildReport"),
     "config.build": ("BuildConfig", "ClipConfig", "DenoiseConfig", "FeatureConfig"),
@@ -120,6 +122,7 @@ __all__ = [
     "__version__",
     "build",
     "evaluate",
+    "merge",
     "open",
     "predict",
     "predict_to_folder",

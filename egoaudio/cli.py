@@ -143,6 +143,28 @@ def build(
     return 3 if report.failures and not skip_failed else 0
 
 
+@command("  egoaudio-merge ego.h5.shard-* --output ego.h5", resumes=True)
+@click.argument("files", nargs=-1, required=True, type=_THERE, metavar="FILE...")
+@click.option("--output", required=True, type=click.Path(), help=_OUTPUT)
+@click.option(
+    "--duplicates",
+    type=click.Choice(["refuse", "first"]),
+    default="refuse",
+    show_default=True,
+    help="What becomes of a video that is in two files.",
+)
+@click.option("--force", is_flag=True, help=_FORCE)
+def merge(files, output, duplicates, force):
+    """Merge egoaudio files of one configuration and class list into one, such as the shards of a build.
+
+    Shards give the file of one build, to the byte. Run the same command again to resume one that was stopped.
+    """
+    from egoaudio.builder.merging import merge as run
+
+    terminal.say(run(files, output, force=force, duplicates=duplicates))
+    return 0
+
+
 @command("  egoaudio-inspect ego.h5 --verify")
 @click.argument("files", nargs=-1, required=True, type=click.Path(), metavar="FILE...")
 @click.option("--failed", is_flag=True, help="List the videos without data, each with its reason.")

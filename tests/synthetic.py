@@ -1,6 +1,7 @@
 """Make egoaudio files for tests, without media: laid out and filled through the store, in milliseconds."""
 
 import itertools
+import json
 import os
 
 import numpy as np
@@ -212,6 +213,7 @@ def _take_range(file, path, chosen, plan_sha256):
     layout = make_layout(
         rows.stop - rows.start, len(videos), file.num_classes, {name: file[name].shape[1:] for name in file.features},
         file[file.features[0]].dtype.name, num_instances=len(instances), plan_sha256=plan_sha256,
+        config=json.dumps(file.config, sort_keys=True, separators=(",", ":")),
         video_dtype=file.video_table.dtype, class_dtype=file.class_table.dtype,
     )  # fmt: skip
     create.lay_out(path, layout)

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "egoaudio-build": cli.build,
     "egoaudio-inspect": cli.inspect,
+    "egoaudio-merge": cli.merge,
     "egoaudio-train": cli.train,
     "egoaudio-evaluate": cli.evaluate,
     "egoaudio-predict": cli.predict,

@@ -19,6 +19,7 @@ import numpy as np
 from egoaudio._version import __version__
 from egoaudio.builder import pool
 from egoaudio.builder.extract import Job, Outcome, extract, fail, rehearse
+from egoaudio.builder.finish import count_classes, publish
 from egoaudio.builder.plan import Gathered, Inputs, Plan, gather, probe_recordings
 from egoaudio.builder.prepare import changed_videos, changes, check_folder, check_outputs, lay_out, layout, require_same
 from egoaudio.builder.retry import retry
@@ -26,8 +27,8 @@ from egoaudio.builder.shards import FoundShards, Shard, find_shards, part_of, ta
 from egoaudio.builder.summary import BuildPlan, BuildReport, Tally, describe_plan
 from egoaudio.builder.synced import repeat_torn, sync
 from egoaudio.config.build import BuildConfig
-from egoaudio.errors import BuildError, ConfigurationError, Status, StoreError
-from egoaudio.hdf5 import create, reader
+from egoaudio.errors import BuildError, ConfigurationError, Status
+from egoaudio.hdf5 import reader
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.writer import RowWriter, offsets
 from egoaudio.inputs.fingerprint import UNKNOWN
@@ -115,7 +116,7 @@ def build(
                 require_same(partial_path, gathered, config)
             take_in(found, partial_path, only_done=retry_failed, remove=remove_shards)
             tally = _fill(partial_path, gathered, config, num_workers, timeout_seconds)
-        _finish(partial_path, output)
+        publish(partial_path, output)
         return tally.report(output, gathered.annotations.irregularities)
 
 
@@ -239,10 +240,7 @@ def _fill(
                 if time.monotonic() - last_sync >= _SYNC_SECONDS:
                     sync(file, writer)
                     last_sync = time.monotonic()
-        classes = file.class_table.copy()
-        classes["num_clips"] = file.count_classes()
-        writer.write("classes", 0, classes)
-        sync(file, writer)
+        count_classes(file, writer)
         return tally
 
 
@@ -250,13 +248,3 @@ def plan_job(row: np.void, number: int, gathered: Gathered, config: BuildConfig,
     """Return the job of a planned video, from its row in the file."""
     samples = round(float(row["duration_seconds"]) * config.sample_rate)
     return Job(number, str(gathered.files[number]), int(row["first_clip"]), samples, fingerprint)
-
-
-def _finish(partial_path: Path, output: Path) -> None:
-    """Mark the file complete and give it its name."""
-    create.mark_complete(partial_path)
-    try:
-        os.replace(partial_path, output)
-    except OSError as error:
-        raise StoreError(f"{partial_path} is complete, but cannot be renamed to {output}: {error.strerror}") from error
-    files.sync_folder(output)

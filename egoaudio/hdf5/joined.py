@@ -67,7 +67,7 @@ class JoinedArray:
 
 
 def require_agreement(parts: Sequence["EgoAudioFile"]) -> None:
-    """Raise unless the files can be one: of one configuration and class list, of equal features, and no video twice.
+    """Raise unless the files can be one: of one configuration and class list, and of equal features.
 
     Raises
     ------
@@ -79,7 +79,6 @@ def require_agreement(parts: Sequence["EgoAudioFile"]) -> None:
         found = _disagreement(first, other)
         if found:
             raise StoreError(f"{first.path} and {other.path} cannot be one: {found}. Build them alike")
-    require_no_video_twice(parts)
 
 
 def require_no_video_twice(parts: Sequence["EgoAudioFile"]) -> None:

@@ -23,7 +23,7 @@ from egoaudio.config.build import FEATURES
 from egoaudio.errors import Status, StoreError
 from egoaudio.hdf5 import joined
 from egoaudio.hdf5.mapped_file import MappedFile
-from egoaudio.hdf5.safe_access import Extent, RepackedArray, hard_links
+from egoaudio.hdf5.safe_access import Extent, RepackedArray, hard_links, plain_value, reading
 from egoaudio.hdf5.schema import (
     CLASS_COLUMNS,
     CLIP_DTYPE,
@@ -121,6 +121,22 @@ class EgoAudioFile(MappedFile):
     def parts(self) -> tuple["EgoAudioFile", ...]:
         """The file itself; of several files that were opened as one, each of them."""
         return (self,)
+
+    @property
+    def shard(self) -> str | None:
+        """Which share of a build the file is, such as ``3/16``; None where it is no shard."""
+        return self._attribute("shard")
+
+    @property
+    def whole_plan_sha256(self) -> str | None:
+        """The ``plan_sha256`` of the build that the file is a shard of; None where it is no shard."""
+        return self._attribute("whole_plan_sha256")
+
+    def _attribute(self, name: str) -> str | None:
+        """Return a text of the root that not every file has."""
+        with reading(self.path, "the attributes of its root"):
+            value = plain_value(self._h5.attrs[name]) if name in self._h5.attrs else None
+        return value if isinstance(value, str) else None
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -284,6 +300,7 @@ class EgoAudioFiles(EgoAudioFile):
         with contextlib.ExitStack() as stack:
             self._parts = tuple(stack.enter_context(EgoAudioFile(path)) for path in paths)
             joined.require_agreement(self._parts)
+            joined.require_no_video_twice(self._parts)
             self._opened = stack.pop_all()
         first = self._parts[0]
         for name in ("config", "sample_rate", "clip_seconds", "hop_seconds", "features", "num_classes", "identity"):
@@ -311,6 +328,9 @@ class EgoAudioFiles(EgoAudioFile):
     def parts(self) -> tuple[EgoAudioFile, ...]:
         """The files."""
         return self._parts
+
+    def _attribute(self, name: str) -> None:
+        """Return nothing: several files are no shard."""
 
     @property
     def extents(self) -> dict[str, Extent]:

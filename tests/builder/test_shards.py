@@ -10,14 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import synthetic
+from click.testing import CliRunner
 from conftest import make_media
 
 import egoaudio
-from egoaudio.builder import build, pool
+from egoaudio import cli
+from egoaudio.builder import build, merging, pool, transfer
 from egoaudio.builder.plan import Inputs
 from egoaudio.builder.shards import Shard, divide
 from egoaudio.config.build import BuildConfig, FeatureConfig, SoundConfig
-from egoaudio.errors import BuildError, ConfigurationError, Status
+from egoaudio.config.options import to_json
+from egoaudio.errors import BuildError, ConfigurationError, Status, StoreError
 from egoaudio.hdf5 import integrity
 
 sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("bin", "benchmarks")]
@@ -26,6 +30,7 @@ from trials import content  # noqa: E402
 
 CONFIG = BuildConfig(sound=SoundConfig(skip_silent=True), features=FeatureConfig(features=("mfcc", "waveform")))
 NUM_VIDEOS = 9
+MFCC = to_json(BuildConfig(features=FeatureConfig(features=("mfcc",))))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -288,3 +293,107 @@ def test_shards_of_other_annotations_are_refused(inputs, shards, tmp_path):
     alone = replace(inputs, test_annotations=())
     with pytest.raises(BuildError, match="is a shard of another build"):
         build.build(alone, tmp_path / "ego.h5", CONFIG)
+
+
+# ----------------------------------------------------------------------------------------------------- merge by hand
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_shards_that_are_merged_in_any_order_are_the_file_of_one_build(whole, shards, tmp_path, count):
+    paths = shards(count, tmp_path)
+    names = [path.rename(tmp_path / f"renamed_{number}.h5") for number, path in enumerate(paths)]
+    merging.merge(names[::-1], tmp_path / "merged.h5")
+    assert content(tmp_path / "merged.h5") == content(whole)
+    assert merging.merge(names, tmp_path / "merged.h5").already_complete
+
+
+def test_a_merge_by_hand_that_is_stopped_again_and_again_is_resumed(whole, shards, tmp_path, monkeypatch):
+    paths, take, left = shards(2, tmp_path), transfer._take_video, [0]
+
+    def taken(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return take(*arguments)
+
+    monkeypatch.setattr(transfer, "_take_video", taken)
+    monkeypatch.setattr(transfer, "_THREADS", 1)
+    stops = 0
+    while not (tmp_path / "merged.h5").exists():
+        left[0] = 2
+        try:
+            merging.merge(paths, tmp_path / "merged.h5")
+        except KeyboardInterrupt:
+            stops += 1
+        assert stops < 10
+    assert stops >= 2 and content(tmp_path / "merged.h5") == content(whole)
+
+
+def test_other_files_are_merged_in_the_order_given(tmp_path):
+    one = synthetic.make_file(tmp_path / "one.h5", 3, 4, {"mfcc": (32, 20)}, config=MFCC)
+    other = synthetic.make_file(tmp_path / "all.h5", 5, 4, {"mfcc": (32, 20)}, failed=(4,), config=MFCC)
+    other = synthetic.divide(other, tmp_path, [0, 3, 5])[1]
+    merging.merge([other, one], tmp_path / "merged.h5")
+    with egoaudio.open([other, one]) as several, egoaudio.open(tmp_path / "merged.h5") as merged:
+        assert integrity.verify(merged) == []
+        for name in ("clip_table", "labels", "video_labels", "class_table", "instances", "usable"):
+            np.testing.assert_array_equal(getattr(merged, name), np.asarray(getattr(several, name)), err_msg=name)
+        assert merged.videos.equals(several.videos)
+        np.testing.assert_array_equal(merged["mfcc"], several["mfcc"])
+    with egoaudio.open([tmp_path / "merged.h5"]) as merged:
+        assert len(merged.plan_sha256) == 64
+
+
+def test_a_video_in_two_files_is_refused_or_taken_from_the_first(tmp_path):
+    one, other = (
+        synthetic.make_file(tmp_path / f"{seed}.h5", 2 + seed, 4, {"mfcc": (32, 20)}, seed=seed, config=MFCC)
+        for seed in range(2)
+    )
+    with pytest.raises(StoreError, match="both hold V0000EGO, V0001EGO"):
+        merging.merge([one, other], tmp_path / "merged.h5")
+    merging.merge([one, other], tmp_path / "merged.h5", duplicates="first")
+    with egoaudio.open(one) as first, egoaudio.open(other) as second, egoaudio.open(tmp_path / "merged.h5") as merged:
+        assert integrity.verify(merged) == []
+        assert merged.videos["video_id"].tolist() == ["V0000EGO", "V0001EGO", "V0002EGO"]
+        np.testing.assert_array_equal(merged["mfcc"][:8], first["mfcc"])
+        np.testing.assert_array_equal(merged["mfcc"][8:], second["mfcc"][8:])
+        np.testing.assert_array_equal(merged.labels[8:], second.labels[8:])
+
+
+def test_nothing_is_half_merged_under_the_final_name(inputs, shards, tmp_path):
+    paths = shards(2, tmp_path)
+    video_id = _damage(paths[1])
+    with pytest.raises(BuildError, match=f"00001-of-00002: {video_id} cannot be taken over: its waveform is damaged"):
+        merging.merge(paths, tmp_path / "merged.h5")
+    assert not (tmp_path / "merged.h5").exists()
+    (tmp_path / "ego.h5").write_bytes(b"something else")
+    with pytest.raises(StoreError, match="is not an HDF5 file"):
+        merging.merge(paths, tmp_path / "ego.h5")
+
+
+@pytest.mark.parametrize(
+    "chosen, words",
+    [
+        ([0, 1, 1], "is shard 1/7 once more"),
+        ([0, 2, 4, 6], "of 7 shards 3 are missing: 1, 3, 5. Give them too"),
+        ([0, 8], "several divisions, N = 2 and N = 7"),
+        ([], "nothing to merge"),
+    ],
+)
+def test_shards_that_are_not_a_whole_are_refused(shards, tmp_path, chosen, words):
+    paths = shards(7, tmp_path / "7") + shards(2, tmp_path / "2")
+    with pytest.raises(BuildError, match=words):
+        merging.merge([paths[number] for number in chosen], tmp_path / "merged.h5")
+
+
+def test_an_output_that_is_an_input_is_refused(shards, tmp_path):
+    paths = shards(2, tmp_path)
+    with pytest.raises(BuildError, match="it is an input of this command"):
+        merging.merge(paths, paths[0], force=True)
+
+
+def test_the_command_merges(whole, shards, tmp_path):
+    paths = shards(2, tmp_path)
+    result = CliRunner().invoke(cli.merge, [*map(str, paths), "--output", str(tmp_path / "merged.h5")])
+    assert result.exit_code == 0 and "merged.h5 is complete" in result.output
+    assert content(tmp_path / "merged.h5") == content(whole)

@@ -1,0 +1,251 @@
+"""Merge egoaudio files of one configuration and class list into one: shards that were brought together, or any others.
+
+In: paths. Out: one file with the videos of all, complete or not there; shards of one build give the file of that build, to the byte (but
+``created_utc``). The files are read only. Stopped at any instant, the same call resumes.
+
+A build without ``--shard`` does the same with the shards beside its output, and can decode what is missing or damaged.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from egoaudio.builder.finish import count_classes, publish
+from egoaudio.builder.plan import Gathered, MediaFolder, Plan, place
+from egoaudio.builder.prepare import check_folder, lay_out_plan
+from egoaudio.builder.shards import Shard
+from egoaudio.builder.summary import BuildReport, Tally
+from egoaudio.builder.synced import repeat_torn, sync
+from egoaudio.builder.transfer import Move, planned_recordings, take_over
+from egoaudio.config.build import BuildConfig
+from egoaudio.config.options import from_json
+from egoaudio.errors import BuildError, ConfigurationError, Status
+from egoaudio.hdf5 import joined
+from egoaudio.hdf5.reader import EgoAudioFile
+from egoaudio.hdf5.writer import RowWriter, offsets
+from egoaudio.inputs.annotations import NO_ACTION, Annotations, Instance, Video
+from egoaudio.system import files, lock
+from egoaudio.system.files import StrPath, StrPaths
+from egoaudio.system.progress import Progress
+
+DUPLICATES = ("refuse", "first")
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A file, and which of its videos are taken."""
+
+    file: EgoAudioFile
+    videos: np.ndarray
+    """int64: rows of its /videos."""
+    first: int
+    """Row of the merged /videos that the first of them gets."""
+
+
+def merge(paths: StrPaths, output: StrPath, *, force: bool = False, duplicates: str = "refuse") -> BuildReport:
+    """Merge egoaudio files into one.
+
+    Parameters
+    ----------
+    paths : path, or sequence of path
+        Complete files of one configuration and class list. Shards of one build are put into its order, and must be all
+        there; other files keep the order in which they are given.
+    output : path
+        The file to make; ``OUTPUT.partial`` until it is complete.
+    force : bool
+        Start anew and replace what is there.
+    duplicates : {"refuse", "first"}
+        What becomes of a video that is in two files: an error, or the first one is taken.
+
+    Returns
+    -------
+    BuildReport
+
+    Raises
+    ------
+    BuildError
+        A file is incomplete or damaged, shards are missing, or ``output`` holds something else.
+    StoreError
+        A file cannot be used, they do not belong together, or the merged one cannot be written.
+
+    Examples
+    --------
+    >>> import egoaudio
+    >>> report = egoaudio.merge(["ego.h5"], "merged.h5")  # or the shards of a build
+    >>> report.path.endswith("merged.h5")
+    True
+    """
+    if duplicates not in DUPLICATES:
+        raise ConfigurationError(f"`duplicates={duplicates!r}`: expected one of {', '.join(DUPLICATES)}")
+    check_folder(Path(output))
+    output = Path(os.path.realpath(output))
+    partial_path = output.with_name(output.name + ".partial")
+    given = files.as_paths(paths)
+    if not given:
+        raise BuildError("nothing to merge: give egoaudio files")
+    with lock.held(output), contextlib.ExitStack() as opened:
+        try:
+            for path in (output, partial_path):
+                files.check_output(path, given)
+        except OSError as error:
+            raise BuildError(f"`output={os.fspath(output)!r}`: {error.strerror}") from error
+        files.remove_leftovers(partial_path)
+        whole, plan_sha256 = _in_order([opened.enter_context(EgoAudioFile(path)) for path in given])
+        parts = _choose(whole, duplicates)
+        if output.exists() and not force:
+            return _existing(output, plan_sha256)
+        config = from_json(BuildConfig, json.dumps(whole[0].config))
+        if force or not partial_path.exists():
+            lay_out_plan(partial_path, _plan(parts, config, plan_sha256, output), config)
+        else:
+            _require_same(partial_path, plan_sha256)
+        _fill(partial_path, parts)
+        publish(partial_path, output)
+        return Tally().report(output, {})
+
+
+def _in_order(opened: list[EgoAudioFile]) -> tuple[list[EgoAudioFile], str]:
+    """Return the files in the order of the merged one, and its ``plan_sha256``, once they belong together.
+
+    Raises
+    ------
+    BuildError, StoreError
+    """
+    for file in opened:
+        if not file.complete:
+            raise BuildError(f"{file.path} is incomplete: finish it with the command that built it")
+    joined.require_agreement(opened)
+    wholes = {file.whole_plan_sha256 for file in opened}
+    if len(wholes) > 1 or None in wholes:
+        plans = [file.plan_sha256 for file in opened]
+        return opened, plans[0] if len(plans) == 1 else hashlib.sha256(" ".join(plans).encode()).hexdigest()
+    shards = [Shard.parse(file.shard or "") for file in opened]
+    counts = sorted({shard.count for shard in shards})
+    if len(counts) > 1:
+        raise BuildError(f"these are shards of several divisions, {' and '.join(f'N = {n}' for n in counts)}: give one")
+    twice = next((file for k, file in enumerate(opened) if shards[k] in shards[:k]), None)
+    if twice is not None:
+        raise BuildError(f"{twice.path} is shard {twice.shard} once more: give each shard once")
+    missing = sorted(set(range(counts[0])) - {shard.number for shard in shards})
+    if missing:
+        raise BuildError(
+            f"of {counts[0]:,} shards {len(missing):,} are missing: {', '.join(map(str, missing[:8]))}{', ...' * (len(missing) > 8)}. "
+            "Give them too; egoaudio-build without `shard` takes in those beside its output, and builds the rest"
+        )
+    order = np.argsort([shard.number for shard in shards]).tolist()
+    return [opened[number] for number in order], str(opened[0].whole_plan_sha256)
+
+
+def _choose(whole: Sequence[EgoAudioFile], duplicates: str) -> list[_Part]:
+    """Return the files with the videos to take of each."""
+    if duplicates == "refuse":
+        joined.require_no_video_twice(whole)
+    seen: set[bytes] = set()
+    parts, first = [], 0
+    for file in whole:
+        ids = file.video_table["video_id"].tolist()
+        videos = np.array([number for number, video_id in enumerate(ids) if video_id not in seen], np.int64)
+        seen.update(ids)
+        parts.append(_Part(file, videos, first))
+        first += len(videos)
+    return parts
+
+
+def _plan(parts: Sequence[_Part], config: BuildConfig, plan_sha256: str, output: Path) -> Plan:
+    """Return what a build of all these videos would have planned."""
+    videos, names, recordings, fingerprints, counts = [], [], [], [], []
+    for part in parts:
+        known, instances = list(planned_recordings(part.file)), _instances(part.file)
+        for number in part.videos.tolist():
+            row = part.file.video_table[number]
+            texts = {name: row[name].decode(errors="replace") for name in ("video_id", "split", "subject", "scene")}
+            videos.append(Video(**texts, egocentric=bool(row["egocentric"]), instances=instances[number]))
+            names.append(row["file"].decode(errors="replace"))
+            recordings.append(known[number][0])
+            fingerprints.append(known[number][1])
+            counts.append(int(row["num_clips"]))
+    table = parts[0].file.class_table
+    class_ids, class_names = (
+        tuple(raw.decode(errors="replace") for raw in table[column].tolist()) for column in ("class_id", "name")
+    )
+    named = sum(class_id != NO_ACTION for class_id in class_ids)
+    annotations = Annotations(tuple(videos), class_ids[:named], class_names[:named], {})
+    folder, nothing = MediaFolder.of(output.parent), (None,) * len(videos)
+    gathered = Gathered(annotations, class_ids, class_names, nothing, tuple(names), (), plan_sha256, folder)
+    plan = place(gathered, recordings, config, fingerprints)
+    firsts = np.cumsum([0, *counts]).tolist()
+    if firsts != [*plan.first_clips, plan.num_clips]:
+        number = next(
+            k for k, (ours, theirs) in enumerate(zip(firsts, plan.first_clips, strict=False)) if ours != theirs
+        )
+        raise BuildError(
+            f"video {videos[number - 1].video_id} has other clips than its file's configuration makes: the file is damaged, or another "
+            "program wrote it: egoaudio-inspect --verify"
+        )
+    return plan
+
+
+def _instances(file: EgoAudioFile) -> list[tuple[Instance, ...]]:
+    """Return the instances of each video."""
+    found: list[list[Instance]] = [[] for _ in range(file.num_videos)]
+    for video, class_index, start_seconds, stop_seconds in file.instances.tolist():
+        found[video].append(Instance(class_index, start_seconds, stop_seconds))
+    return [tuple(instances) for instances in found]
+
+
+def _existing(output: Path, plan_sha256: str) -> BuildReport:
+    """Return the report of a file that was merged from these already; refuse any other."""
+    with EgoAudioFile(output) as file:
+        if file.plan_sha256 != plan_sha256:
+            raise BuildError(
+                f"{output} exists and holds something else: give another `output`, or `force=True` to replace it"
+            )
+    return Tally().report(output, {}, already_complete=True)
+
+
+def _require_same(partial_path: Path, plan_sha256: str) -> None:
+    """Refuse to go on with the unfinished file of something else."""
+    with EgoAudioFile(partial_path) as file:
+        if file.plan_sha256 != plan_sha256:
+            raise BuildError(
+                f"{partial_path} is unfinished, and of something else: give the command that began it, or `force=True` to start anew"
+            )
+
+
+def _fill(partial_path: Path, parts: Sequence[_Part]) -> None:
+    """Take every video over that is not done yet.
+
+    Raises
+    ------
+    BuildError
+        One is damaged; what was taken over is kept.
+    """
+    extents = offsets(partial_path)
+    total = sum(len(part.videos) for part in parts)
+    with (
+        Progress(total, "merge", unit="videos") as progress,
+        RowWriter(partial_path, extents) as writer,
+        EgoAudioFile(partial_path) as file,
+    ):
+        repeat_torn(file, writer)
+        for part in parts:
+            writer.write("video_labels", part.first, part.file.video_labels[part.videos])
+            moves = [Move(number, part.first + k) for k, number in enumerate(part.videos.tolist())]
+            moves = [move for move in moves if file.video_table["status"][move.target] == Status.PLANNED]
+            progress.advance(len(part.videos) - len(moves))
+            for move, problem in take_over(part.file, str(partial_path), extents, moves, with_labels=True):
+                if problem:
+                    video_id = part.file.video_table["video_id"][move.source].decode(errors="replace")
+                    raise BuildError(
+                        f"{part.file.path}: {video_id} cannot be taken over: {problem}. Build that file again, or have "
+                        "egoaudio-build take in its shards: it decodes such videos again"
+                    )
+                progress.advance(1)
+            sync(file, writer)
+        count_classes(file, writer)

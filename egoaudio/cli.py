@@ -1,13 +1,14 @@
 """The commands: parse, make one library call, print.
 
-How configurations become flags, and errors become messages, is in ``command``. Libraries are imported inside the
-commands: ``--help`` takes a tenth of a second.
+``command`` makes flags of configurations and messages of errors. Libraries are imported inside the commands, so that
+``--help`` takes a tenth of a second.
 
 Exit status: 0 done; 1 ``egoaudio-inspect --verify`` found damage; 2 wrong input, or the run had to stop; 3 a video that
 should have given data gave none; 130 and 143 interrupted by Ctrl-C or SIGTERM.
 """
 
 import os
+from typing import Any
 
 import click
 
@@ -18,7 +19,7 @@ from egoaudio.config.report import ReportConfig
 from egoaudio.config.train import POOLS, SPLITS, TRAIN_PRESETS, TrainConfig
 from egoaudio.system import terminal
 
-# Help by stage, the options that people need first at the top; tests/test_cli.py sees that each has a place.
+# Help by stage, the options that people need first at the top; tests/test_cli.py checks that each option is in one.
 _BUILD_GROUPS = {
     "Inputs and output": "--annotations --test-annotations --classes --videos --output --follow-links",
     "Run": "--workers --preset --dry-run --list --skip-failed --retry-failed --force --video-timeout",
@@ -36,7 +37,8 @@ _TRAIN_GROUPS = {
     "Augmentation": "--gain-db --time-shift --mixup --spec-augment",
     "Model": "--freeze --dropout --patchout --hidden-size --num-layers --num-heads --patch-size --stride",
     "Optimisation": "--batch-size --learning-rate --optimizer --weight-decay --schedule --warmup-fraction --ema "
-    "--clip-gradient --loss --label-smoothing --patience --smooth-clips --teacher --teacher-weight --teacher-temperature",
+    "--clip-gradient --loss --label-smoothing --patience --smooth-clips --teacher --teacher-weight "
+    "--teacher-temperature",
     "Memory and speed": "--amp --amp-dtype --activation-checkpointing --micro-batch-size --compile",
     "Run": "--seed --force --checkpoint-minutes --tensorboard --version --help",
 }
@@ -49,12 +51,12 @@ _PREDICT_GROUPS = {
 }
 
 
-def _cores():
-    """Return how many cores this process may use."""
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-_THERE = click.Path(exists=True)  # checked at once: torch would be loaded first
+_THERE = click.Path(exists=True)  # checked before torch is loaded
 _FORCE = "Start over and replace what is there."
 _ANNOTATIONS = (
     "CSV of training videos; repeatable. Charades, Charades-Ego, EPIC-SOUNDS, or video,start,end,label[,split]."
@@ -62,8 +64,8 @@ _ANNOTATIONS = (
 _OUTPUT = "The HDF5 file to make; OUTPUT.partial until it is complete. Of a symbolic link, the target is written."
 _TIMEOUT = "Mark a video as failed when it makes no progress for this many seconds."
 _SHARD = (
-    "Build OUTPUT.shard-K-of-N alone: the K-th (from 0) of N shares of the videos. The same command without --shard takes "
-    "in the finished shards beside OUTPUT, and builds the rest."
+    "Build OUTPUT.shard-K-of-N only: the K-th (from 0) of N shares of the videos. The same command without --shard "
+    "merges the finished shards beside OUTPUT, and builds the rest."
 )
 _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
 
@@ -80,9 +82,9 @@ _SECONDS = click.FloatRange(min=0.01, max=1e6)
 
 
 @command(
-    "  egoaudio-build --annotations CharadesEgo_v1_train_only1st.csv --classes Charades_v1_classes.txt \\\n"
-    "      --test-annotations CharadesEgo_v1_test_only1st.csv --videos CharadesEgo_v1_480 \\\n"
-    "      --output ego.h5 --workers 32",
+    "  egoaudio-build --annotations CharadesEgo_v1_train_only1st.csv \\\n"
+    "      --test-annotations CharadesEgo_v1_test_only1st.csv --classes Charades_v1_classes.txt \\\n"
+    "      --videos CharadesEgo_v1_480 --output ego.h5 --workers 32",
     resumes=True,
     groups=_BUILD_GROUPS,
 )
@@ -107,21 +109,21 @@ _SECONDS = click.FloatRange(min=0.01, max=1e6)
 @click.option("--remove-shards", is_flag=True, help="Remove each shard once its rows are safe in OUTPUT.")
 @configured(BuildConfig, BUILD_PRESETS)
 def build(
-    config,
-    annotations,
-    test_annotations,
-    classes,
-    videos,
-    follow_links,
-    output,
-    dry_run,
-    list_all,
-    skip_failed,
-    retry_failed,
-    force,
-    remove_shards,
-    **settings,
-):
+    config: BuildConfig,
+    annotations: tuple[str, ...],
+    test_annotations: tuple[str, ...],
+    classes: str | None,
+    videos: str,
+    follow_links: bool,
+    output: str,
+    dry_run: bool,
+    list_all: bool,
+    skip_failed: bool,
+    retry_failed: bool,
+    force: bool,
+    remove_shards: bool,
+    **settings: Any,
+) -> int:
     """Make one HDF5 file of clips, features and labels from videos and their annotations.
 
     Run the same command again to resume a build that was stopped. The exit status is 3 when a video that should have
@@ -173,7 +175,9 @@ def merge(files, output, duplicates, force):
 )
 @click.option("--plot", type=click.Path(), help="Write a PNG: samples per class, sorted, on a log scale.")
 @click.option("--export-clip", nargs=2, type=(click.INT, click.Path()), default=None, help=_EXPORT, metavar="N PATH")
-def inspect(files, failed, verify, plot, export_clip):
+def inspect(
+    files: tuple[str, ...], failed: bool, verify: bool, plot: str | None, export_clip: tuple[int, str] | None
+) -> int:
     """Show what an egoaudio file holds, or several as one; without options, a summary."""
     from egoaudio.hdf5 import reader, summary
 
@@ -207,17 +211,19 @@ def inspect(files, failed, verify, plot, export_clip):
     "--output",
     required=True,
     type=click.Path(),
-    help="Folder of the run: checkpoints, metrics.csv, curves.png, evaluation.json.",
+    help="Folder of the run: checkpoints, config.json, metrics.csv, curves.png.",
 )
 @click.option("--device", help=_DEVICE)
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs into OUTPUT.")
 @click.option("--force", is_flag=True, help=_FORCE)
 @configured(TrainConfig, TRAIN_PRESETS)
-def train(config, files, output, device, tensorboard, force):
+def train(
+    config: TrainConfig, files: tuple[str, ...], output: str, device: str | None, tensorboard: bool, force: bool
+) -> int:
     """Train a classifier on an egoaudio file, or on several as one, such as shards.
 
     Run the same command again to resume a run that was stopped; the weights are the same. When memory runs out, the
-    batch is computed in smaller micro-batches, with the same result.
+    batch is computed in smaller micro-batches, with the same result, except for cnn-small's batch norm.
     """
     from egoaudio.training.train import train as run
 
@@ -233,7 +239,7 @@ def train(config, files, output, device, tensorboard, force):
     type=click.Choice(SPLITS),
     default="test",
     show_default=True,
-    help="The file's test videos, or a part of the run's own division.",
+    help="The file's test videos, or the train videos as the run divided them.",
 )
 @click.option(
     "--pool",
@@ -248,10 +254,22 @@ def train(config, files, output, device, tensorboard, force):
     help="Folder for evaluation.json, per_class.csv and per_class.png; the checkpoint's if not given.",
 )
 @click.option("--submission", type=click.Path(), help="Write the scores per video in Charades' official text format.")
-@click.option("--frame-submission", type=click.Path(), help="The same of 25 frames a video, for localization.")
+@click.option("--frame-submission", type=click.Path(), help="The same for 25 frames per video, for localization.")
 @click.option("--device", help=_DEVICE)
-def evaluate(checkpoint, files, split, pool, output, submission, frame_submission, device):
-    """Evaluate a trained model on a split of an egoaudio file, or of several as one, beside the prior: the classes' frequencies."""
+def evaluate(
+    checkpoint: str,
+    files: tuple[str, ...],
+    split: str,
+    pool: str,
+    output: str | None,
+    submission: str | None,
+    frame_submission: str | None,
+    device: str | None,
+) -> int:
+    """Evaluate a trained model on a split of an egoaudio file, or of several as one.
+
+    Each score stands beside that of the prior, the classes' frequencies in training.
+    """
     from egoaudio.evaluation.evaluate import evaluate as run
 
     terminal.say(
@@ -277,9 +295,7 @@ def evaluate(checkpoint, files, split, pool, output, submission, frame_submissio
 @click.argument("checkpoint", type=_THERE)
 @click.argument("media", nargs=-1, type=_THERE)
 @click.option("--output", required=True, type=click.Path(), help="Folder for scores.h5, segments.csv and label files.")
-@click.option(
-    "--annotations", multiple=True, type=click.Path(), help="CSV of videos to hear; repeatable, in place of MEDIA."
-)
+@click.option("--annotations", multiple=True, type=click.Path(), help="CSV of videos, in place of MEDIA; repeatable.")
 @click.option("--videos", type=click.Path(), help="Folder that holds the videos of --annotations, at any depth.")
 @click.option("--classes", type=click.Path(), help="Class list of --annotations.")
 @click.option("--follow-links", is_flag=True, help="Follow symbolic links that lead out of a folder.")
@@ -288,14 +304,21 @@ def evaluate(checkpoint, files, split, pool, output, submission, frame_submissio
 @click.option("--device", help=_DEVICE)
 @click.option("--like", type=_THERE, help="The egoaudio file that a checkpoint of an earlier version was trained on.")
 @click.option("--skip-failed", is_flag=True, help="Exit with 0 even if recordings failed.")
-@click.option("--retry-failed", is_flag=True, help="Hear recordings again that failed before.")
+@click.option("--retry-failed", is_flag=True, help="Try recordings again that failed before.")
 @click.option("--force", is_flag=True, help=_FORCE)
 @configured(PredictConfig)
-def predict(config, checkpoint, media, output, skip_failed, **settings):
-    """Hear new recordings with a trained model: files, folders of them, or the features of an egoaudio file.
+def predict(
+    config: PredictConfig,
+    checkpoint: str,
+    media: tuple[str, ...],
+    output: str,
+    skip_failed: bool,
+    **settings: Any,
+) -> int:
+    """Apply a trained model to new recordings: files, folders of them, or the features of an egoaudio file.
 
-    Run the same command again to resume one that was stopped, or after recordings were added. The exit status is 3 when
-    a recording that should have given scores gave none; the others have theirs all the same.
+    Run the same command again to resume it if it was stopped, or after recordings were added. The exit status is 3 when
+    a recording that should have given scores gave none; the others have their scores all the same.
     """
     from egoaudio.prediction.predict import predict_to_folder
     from egoaudio.prediction.report import describe_top
@@ -312,15 +335,15 @@ def predict(config, checkpoint, media, output, skip_failed, **settings):
 @click.argument("paths", nargs=-1, required=True, type=_THERE, metavar="[EGO.H5] [RUN]... [HEARD]")
 @click.option("--output", required=True, type=click.Path(), help="The HTML file to make.")
 @click.option(
-    "--videos", type=click.Path(), help="Folder of the videos, to hear clips from; else from the file's waveform."
+    "--videos", type=click.Path(), help="Folder of the videos, for the sound of clips; else the file's waveform."
 )
 @click.option("--device", help=_DEVICE)
 @configured(ReportConfig)
-def report(config, paths, output, videos, device):
-    """Make one HTML page about an egoaudio file, runs and predictions, to be looked at and listened to.
+def report(config: ReportConfig, paths: tuple[str, ...], output: str, videos: str | None, device: str | None) -> int:
+    """Make one HTML page about an egoaudio file, runs and predictions, with pictures and sounds.
 
-    What each argument is, is found out: an egoaudio file, the folder of a run, a checkpoint, or a folder of predictions.
-    The page needs no network and no server.
+    Each argument is an egoaudio file, the folder of a run, a checkpoint, or a folder of predictions. The page needs no
+    network and no server.
     """
     from egoaudio.reporting.report import report as run
 

@@ -1,4 +1,4 @@
-"""What every command is made with: flags from a configuration's fields, help under headings, errors as messages.
+"""The parts of every command: flags from a configuration's fields, help under headings, errors as messages.
 
 Flags are made from the fields of the configurations, one to one, so a command can express all that the library can and
 an unknown name fails. The library's messages name its parameters; here, and nowhere else, flags take their place. The
@@ -7,21 +7,26 @@ its traceback.
 """
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import sys
 import types
 import typing
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from egoaudio._version import __version__
-from egoaudio.config.options import as_flags, flag_of, flags, from_flat
+from egoaudio.config.options import Checked, as_flags, flag_of, flags, from_flat
 from egoaudio.config.train import MODEL_DEFAULTS, TrainConfig, describe_defaults
 from egoaudio.errors import EgoAudioError
 from egoaudio.system import allocator, signals, surroundings, terminal
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _TERM_COLUMNS = 30  # of help for an option and its type; longer ones have their explanation on the next line
 
@@ -31,7 +36,7 @@ class CommaSeparated(click.ParamType):
 
     name = "names"
 
-    def convert(self, value, param, ctx):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         """Return a tuple of names."""
         return value if isinstance(value, tuple) else tuple(name.strip() for name in value.split(",") if name.strip())
 
@@ -41,9 +46,9 @@ class SizeOrAuto(click.ParamType):
 
     name = "n|auto"
 
-    def convert(self, value, param, ctx):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
         """Return an int, or None for ``auto``."""
-        return None if value == "auto" else click.INT.convert(value, param, ctx)
+        return None if value == "auto" else int(click.INT.convert(value, param, ctx))
 
 
 class Command(click.Command):
@@ -52,18 +57,18 @@ class Command(click.Command):
     ``groups`` puts the options in its help under headings: ``{heading: flags}``, in the order in which they are shown.
     """
 
-    def __init__(self, *args, groups=None, **settings):
+    def __init__(self, *args: Any, groups: Mapping[str, str] | None = None, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.groups = {heading: names.split() for heading, names in (groups or {}).items()}
 
-    def parse_args(self, ctx, args):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments."""
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
             raise click.UsageError(terminal.printable(error.format_message()), error.ctx) from error
 
-    def format_options(self, ctx, formatter):
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under their groups' headings, all explanations in one column."""
         options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
         records = {option.opts[-1]: record for option in options if (record := option.get_help_record(ctx))}
@@ -81,7 +86,7 @@ class Command(click.Command):
                     )
 
 
-def _kind(option, hint):
+def _kind(option: dataclasses.Field[Any], hint: Any) -> click.ParamType:
     """Return the click type of a field."""
     hint = (
         next((kind for kind in typing.get_args(hint) if kind is not type(None)), hint)
@@ -94,19 +99,22 @@ def _kind(option, hint):
         return SizeOrAuto()
     if option.metadata["choices"]:
         return click.Choice(option.metadata["choices"])
-    return {int: click.INT, float: click.FLOAT, str: click.STRING, bool: click.BOOL}[hint]
+    kinds: dict[Any, click.ParamType] = {int: click.INT, float: click.FLOAT, str: click.STRING, bool: click.BOOL}
+    return kinds[hint]
 
 
-def configured(config_class, presets=None):
+def configured(
+    config_class: type[Checked], presets: Mapping[str, Mapping[str, Any]] | None = None
+) -> Callable[[Function], Function]:
     """Add the flags of ``config_class``, and ``--preset`` if there are any; the command is called with ``config=``."""
 
-    def decorate(function):
+    def decorate(function: Any) -> Any:
         @functools.wraps(function)
-        def run(preset=None, **values):
+        def run(preset: str | None = None, **values: Any) -> Any:
             context = click.get_current_context()
             names = [option.name for option, _ in flags(config_class)]
             chosen = {name: values.pop(name) for name in names}
-            for name, value in (presets[preset] if preset else {}).items():
+            for name, value in (presets[preset] if presets and preset else {}).items():
                 if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
                     chosen[name] = value
             return function(config=from_flat(config_class, chosen), **values)
@@ -136,32 +144,34 @@ def configured(config_class, presets=None):
 
 
 @contextlib.contextmanager
-def _warnings():
+def _warnings() -> Iterator[None]:
     """Print the warnings of the package as lines while the block runs."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: terminal.say(f"warning: {message}", err=True)
+        warnings.showwarning = lambda message, *_, **__: terminal.say(f"warning: {message}", err=True)
         warnings.filterwarnings("always", category=UserWarning, module="egoaudio")
         warnings.filterwarnings("ignore", category=UserWarning, module="joblib")  # about workers stopped on purpose
         yield
 
 
-def command(example, resumes=False, groups=None):
+def command(
+    example: str, resumes: bool = False, groups: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., int]], click.Command]:
     """Make a command of a function: its errors become messages, signals an exit status, ``example`` ends its help.
 
     With ``resumes`` the same command, given again, resumes an interrupted run. ``groups`` are those of its help.
     """
 
-    def decorate(function):
-        def with_flags(text):
-            """Put in flags of all commands of the module: a message of one may say how to use another."""
-            module = inspect.unwrap(function).__globals__
+    def decorate(function: Callable[..., int]) -> click.Command:
+        def with_flags(text: str) -> str:
+            """Return a message with the flags of all commands of the module: one may say how to use another."""
+            module: dict[str, Any] = inspect.unwrap(function).__globals__
             commands = [value for value in module.values() if isinstance(value, click.Command)]
             options = [option for each in commands for option in each.params if isinstance(option, click.Option)]
             return as_flags(text, {option.name: option.opts[-1] for option in options})
 
         @functools.wraps(function)
         @terminal.spelling(with_flags)
-        def run(*args, **kwargs):
+        def run(*args: Any, **kwargs: Any) -> None:
             try:
                 with terminal.streams(), allocator.owned(), signals.listening(), surroundings.lacking(), _warnings():
                     surroundings.require_working_folder()

@@ -32,7 +32,8 @@ class SegmentConfig(Checked):
 
     smooth_seconds: float | None = option(
         None,
-        "Average a clip's scores with those up to so many seconds before and after it; as validation chose if not given.",
+        "Average a clip's scores with those up to so many seconds before and after it; as validation chose if not "
+        "given.",
         minimum=0,
     )
     threshold: float | None = option(

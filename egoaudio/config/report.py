@@ -12,7 +12,8 @@ class ReportConfig(Checked):
 
     max_mb: float = option(
         20.0,
-        "Largest size of the page, in MB. Pictures and sounds are left out, the less important first, and the page says so.",
+        "Largest size of the page, in MB. Pictures and sounds are left out, the less important first, and the page "
+        "says so.",
         minimum=0.2,
         most=1000,
     )

@@ -14,6 +14,7 @@ test; of test also its 95 % interval over videos, mAP over all classes, top-1, v
 over the audible classes (thresholds from validation); then seconds of training and clips/s. Means over the seeds.
 
     python benchmarks/hearing.py FOLDER [--quick] [--only NAME ...] [--output benchmarks/results/hearing.json]
+    python benchmarks/hearing.py --tables benchmarks/results/hearing.json
 """
 
 import argparse
@@ -305,13 +306,19 @@ def show(table):
 def main(arguments=None):
     """Make the set, train everything, print the table, keep the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--tables", type=Path, metavar="FILE", help="only print the table of a run that was written")
     parser.add_argument("--quick", action="store_true", help="one seed and the main rows: ten minutes")
     parser.add_argument("--only", nargs="*", default=[], help="rows whose name contains one of these")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--yamnet", type=Path, help="a file of YAMNet's weights; its rows are left out without")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "hearing.json")
     given = parser.parse_args(arguments)
+    if given.tables is not None:
+        show(json.loads(given.tables.read_text())["rows"])
+        return
+    if given.folder is None:
+        parser.error("give the folder of the set, or --tables")
     seeds = 1 if given.quick else given.seeds
     prepare(given.folder)
     table, found = {}, {}

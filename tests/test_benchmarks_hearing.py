@@ -177,3 +177,11 @@ def test_the_benchmark_judges_every_row_and_keeps_its_figures(tmp_path, monkeypa
         assert 0 <= row["low"] <= row["test"] <= row["high"] <= 1
     # Each class has a band of its own: linear models hear that at once, and the prior does not.
     assert rows["logistic regression on log-mel statistics"]["test"] > 0.9 > 0.6 > rows["prior"]["test"]
+
+
+def test_the_benchmarks_page_holds_the_table_of_the_run_beside_it(capsys):
+    benchmarks = Path(hearing.__file__).parent
+    hearing.main(["--tables", str(benchmarks / "results" / "hearing.json")])
+    table = capsys.readouterr().out
+    assert "| cnn-small, every default | 3 |" in table
+    assert table in (benchmarks / "README.md").read_text(encoding="utf-8")

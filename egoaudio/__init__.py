@@ -1,12 +1,12 @@
 """egoaudio: from egocentric videos with action annotations to trained audio classifiers.
 
-``build`` makes one HDF5 file of clips, features and labels from videos and their CSVs (``preview`` says what it would
-make, ``merge`` joins several), ``open`` reads it, ``train`` makes a model from it, ``evaluate`` says how good that is, ``predict`` what it hears in
-new recordings (``predict_to_folder`` also writes it), ``report`` makes a page to look at. Each does what the command of its
-name does; what it returns prints as the command does.
+``build`` makes one HDF5 file of clips, features and labels from videos and their CSVs (``preview`` only plans it,
+``merge`` joins several), ``open`` reads it, ``train`` makes a model from it, ``evaluate`` scores the model, ``predict``
+applies it to new recordings (``predict_to_folder`` also writes the results), ``report`` makes an HTML page. Each does
+what the command of its name does; printing what it returns gives the command's text.
 
-Importing the package loads nothing else: each name loads what it needs when it is first asked for (PEP 562), so that a
-command's ``--help`` and a build worker pay only for what they use.
+Importing the package loads nothing else: each name is loaded when it is first used (PEP 562), so that a command's
+``--help`` and a build worker load only what they need.
 """
 
 import importlib
@@ -133,7 +133,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first asked for."""
+    """Load a public name when it is first used."""
     if name not in _MODULES:
         raise AttributeError(f"module 'egoaudio' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"egoaudio.{_MODULES[name]}"), name)
@@ -142,5 +142,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Name what there is, loaded or not."""
+    """Return all public names, loaded or not."""
     return sorted({*globals(), *__all__})

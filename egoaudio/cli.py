@@ -153,13 +153,14 @@ def build(
     type=click.Choice(["refuse", "first"]),
     default="refuse",
     show_default=True,
-    help="What becomes of a video that is in two files.",
+    help="A video that is in two files: an error (refuse), or taken from the first of them.",
 )
 @click.option("--force", is_flag=True, help=_FORCE)
-def merge(files, output, duplicates, force):
+def merge(files: tuple[str, ...], output: str, duplicates: str, force: bool) -> int:
     """Merge egoaudio files of one configuration and class list into one, such as the shards of a build.
 
-    Shards give the file of one build, to the byte. Run the same command again to resume one that was stopped.
+    Merged shards are byte-identical to the file of a single build. Run the same command again to resume a merge that
+    was stopped.
     """
     from egoaudio.builder.merging import merge as run
 

@@ -55,8 +55,8 @@ def assert_same_run(folder, other):
         assert not different, (name, different)
     for name in ("last.pt", "best.pt"):
         ours, theirs = (checkpoints.load(one / name) for one in (folder, other))
-        assert [ours[key] for key in ("thresholds", "smooth_clips", "epoch")] == [
-            theirs[key] for key in ("thresholds", "smooth_clips", "epoch")
+        assert [ours[key] for key in ("thresholds", "calibration", "smooth_clips", "epoch")] == [
+            theirs[key] for key in ("thresholds", "calibration", "smooth_clips", "epoch")
         ]
     ours, theirs = (checkpoints.load(one / "last.pt")["resume"].get("weights", {}) for one in (folder, other))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)

@@ -34,7 +34,7 @@ MODULES = """
     models/checkpoints models/device models/memory models/micro_batch models/scorer models/steady_scorer
     evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/ground_truth evaluation/results
     evaluation/smoothing evaluation/calibration evaluation/calibration_fit evaluation/segments evaluation/segment_metrics evaluation/audible
-    evaluation/reliability evaluation/scores evaluation/comparison evaluation/evaluate
+    evaluation/reliability evaluation/segment_scores evaluation/scores evaluation/comparison evaluation/evaluate
     training/losses training/distillation training/ema training/distributed training/step training/run_folder
     training/optimizer training/validation training/messages training/run training/prepare training/train
     prediction/channel prediction/worker prediction/windows prediction/scoring

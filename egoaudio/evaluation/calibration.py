@@ -4,7 +4,9 @@ One temperature T for all classes is the slope 1 / T and no intercept; Platt's s
 above 0, so that nothing ranks otherwise than before.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +28,17 @@ class Calibration:
     def none(cls, num_classes: int) -> "Calibration":
         """Return the calibration that changes nothing."""
         return cls(np.ones(num_classes), np.zeros(num_classes))
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any] | None) -> "Calibration | None":
+        """Return the calibration that ``to_plain`` gave, as a checkpoint holds it; None for None."""
+        if values is None:
+            return None
+        return cls(np.array(values["slope"], np.float64), np.array(values["intercept"], np.float64), values["method"])
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the calibration as numbers and lists."""
+        return {"method": self.method, "slope": self.slope.tolist(), "intercept": self.intercept.tolist()}
 
     def apply(self, scores: np.ndarray) -> np.ndarray:
         """Return the probabilities, float32 (..., C), of scores (..., C); NaN stays NaN."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from egoaudio.config.options import from_json
+from egoaudio.config.predict import SegmentConfig
 from egoaudio.config.train import POOLS, SPLITS, TrainConfig
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
@@ -21,6 +22,7 @@ from egoaudio.errors import ConfigurationError, TrainingError
 from egoaudio.evaluation import results
 from egoaudio.evaluation.ground_truth import GroundTruth, class_frequencies, read_ground_truth
 from egoaudio.evaluation.scores import NUM_RESAMPLES, evaluate_scores
+from egoaudio.evaluation.segments import SegmentRules, rules_of
 from egoaudio.evaluation.smoothing import smooth
 from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints
@@ -118,6 +120,13 @@ class SplitScores:
         """The scores that are evaluated: averaged over neighbouring clips as the checkpoint says."""
         return smooth(self.scores, self.truth.rows, self.truth.clip_video, self.contents["smooth_clips"])
 
+    @property
+    def rules(self) -> SegmentRules | None:
+        """How the scores become segments by default; None where no validation split has chosen thresholds."""
+        if self.contents["thresholds"] is None:
+            return None
+        return rules_of(self.contents, SegmentConfig(), self.contents["smooth_clips"])
+
     def evaluate(self, pool: str = "max", num_resamples: int = NUM_RESAMPLES) -> results.Evaluation:
         """Return the evaluation of the scores."""
         evaluation = evaluate_scores(
@@ -129,6 +138,7 @@ class SplitScores:
             smooth_clips=self.contents["smooth_clips"],
             num_resamples=num_resamples,
             seed=self.config.optimization.seed,
+            rules=self.rules,
         )
         return replace(evaluation, about=self.about)
 

@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,9 @@ TITLES = {
     "macro_f1": "macro F1",
     "video_map": "video mAP (Charades classification)",
     "localization_map": "frame mAP (Charades localization)",
+    "event_f1": "event F1 (collar 0.5 s)",
+    "intersection_f1": "intersection F1 (one half)",
+    "segment_f1": "segment F1 (seconds)",
 }
 NAMES = ("evaluation.json", "per_class.csv", "per_class.png")  # the files that ``write`` writes
 PER_CLASS_COLUMNS = (
@@ -56,6 +59,9 @@ PER_CLASS_COLUMNS = (
     "num_videos",
     "video_average_precision",
     "localization_average_precision",
+    "event_f1",
+    "intersection_f1",
+    "segment_f1",
 )
 
 
@@ -71,6 +77,18 @@ class Score:
     """The same metric when the scores are the classes' frequencies in the training split."""
     unsmoothed: float = math.nan
     """The same metric of each clip's own scores, if ``value`` is of scores averaged over neighbouring clips."""
+
+
+@dataclass(frozen=True)
+class CalibrationErrors:
+    """How far scores are from being probabilities: expected calibration errors, fractions."""
+
+    method: str
+    """``temperature``, ``platt``, or ``none`` where nothing is done to the scores."""
+    before: float
+    """Of the scores."""
+    after: float
+    """Of the probabilities made of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +118,8 @@ class Evaluation:
     """What was evaluated: checkpoint, file, split."""
     smooth_clips: int = 0
     """Over how many neighbouring clips on each side the scores are averaged."""
+    calibration: CalibrationErrors | None = None
+    """None where the checkpoint comes from a run without validation."""
 
     def __str__(self) -> str:
         return table(self)
@@ -141,6 +161,17 @@ def table(evaluation: Evaluation) -> str:
             "audible: classes whose interval of average precision is above the prior, chosen on these same clips, "
             "which\nmakes their mean too high; to compare models, use the audible classes of one of them "
             "(per_class.csv)"
+        )
+    if "event_f1" in evaluation.scores:
+        lines.append(
+            "event, intersection, segment F1: of the segments that egoaudio-predict would write, by sed_eval's and "
+            "psds_eval's definitions"
+        )
+    errors = evaluation.calibration
+    if errors is not None and errors.method != "none":
+        lines.append(
+            f"calibration: expected error {_percent(errors.before)} per cent of the scores, {_percent(errors.after)} of the "
+            f"probabilities ({errors.method})"
         )
     return "\n".join(lines + [f"note: {note}" for note in evaluation.notes])
 
@@ -233,6 +264,9 @@ def to_json(evaluation: Evaluation) -> str:
         "num_videos_scored": evaluation.num_videos_scored,
         "num_resamples": evaluation.num_resamples,
         "scores": scores,
+        "calibration": None
+        if evaluation.calibration is None
+        else {name: _defined(value) for name, value in asdict(evaluation.calibration).items()},
         "audible_classes": audible,
         "notes": list(evaluation.notes),
     }

@@ -19,8 +19,13 @@ import numpy as np
 from egoaudio.errors import EvaluationError
 from egoaudio.evaluation import bootstrap, charades, metrics
 from egoaudio.evaluation.audible import audible_classes
+from egoaudio.evaluation.calibration import Calibration
 from egoaudio.evaluation.ground_truth import GroundTruth
-from egoaudio.evaluation.results import Evaluation, Score
+from egoaudio.evaluation.reliability import reliability
+from egoaudio.evaluation.results import CalibrationErrors, Evaluation, Score
+from egoaudio.evaluation.segment_metrics import KINDS
+from egoaudio.evaluation.segment_scores import evaluate_segments
+from egoaudio.evaluation.segments import SegmentRules
 from egoaudio.evaluation.smoothing import smooth
 
 # The ends of the interval are accurate to a tenth of its width; 3 s for 21,150 frames, 157 classes, 846 videos.
@@ -45,6 +50,7 @@ def evaluate_scores(
     smooth_clips: int = 0,
     num_resamples: int = 0,
     seed: int = 0,
+    rules: SegmentRules | None = None,
 ) -> Evaluation:
     """Return the ``Evaluation`` of scores.
 
@@ -66,6 +72,8 @@ def evaluate_scores(
         Of the bootstrap; with 0, or with a single video, there are no intervals.
     seed : int
         Of the bootstrap.
+    rules : SegmentRules, optional
+        How the scores become segments and probabilities; without them neither is evaluated.
 
     Raises
     ------
@@ -85,6 +93,12 @@ def evaluate_scores(
         scores, truth, pool, weights, prior is not None
     )
     all_scores |= official
+    segment_scores: dict[str, Score] = {}
+    of_segments = dict.fromkeys(KINDS, np.full(truth.num_actions, np.nan))
+    if rules is not None and truth.instances is not None:
+        segment_scores, of_segments = evaluate_segments(scores, truth, rules, prior, weights)
+    all_scores |= segment_scores
+    per_class |= {name: _for_all(values, truth) for name, values in of_segments.items()}
     per_class |= {"class_id": list(truth.class_ids), "name": list(truth.class_names), **more_per_class}
     if smooth_clips:
         all_scores = _beside_unsmoothed(all_scores, per_class, evaluate_scores(own_scores, truth, pool=pool))
@@ -99,9 +113,20 @@ def evaluate_scores(
         truth.video_ids,
         video_scores,
         frame_scores,
-        _notes(truth, limits, prior),
+        _notes(truth, limits, prior, rules),
         smooth_clips=smooth_clips,
+        calibration=None
+        if rules is None
+        else _calibration_errors(scores[clips], truth.labels[clips], rules.calibration),
     )
+
+
+def _calibration_errors(scores: np.ndarray, labels: np.ndarray, calibration: Calibration) -> CalibrationErrors:
+    """Return how far scores, and the probabilities made of them, are from being any."""
+    before, after = (
+        reliability(values, labels).expected_calibration_error for values in (scores, calibration.apply(scores))
+    )
+    return CalibrationErrors(calibration.method, before, after)
 
 
 def _check(scores: np.ndarray, truth: GroundTruth) -> np.ndarray:
@@ -286,7 +311,9 @@ def _for_all(values: np.ndarray, truth: GroundTruth) -> list[Any]:
     return values.tolist() + [None] * (len(truth.class_ids) - truth.num_actions)
 
 
-def _notes(truth: GroundTruth, thresholds: np.ndarray | None, prior: np.ndarray | None) -> tuple[str, ...]:
+def _notes(
+    truth: GroundTruth, thresholds: np.ndarray | None, prior: np.ndarray | None, rules: SegmentRules | None
+) -> tuple[str, ...]:
     """Return what is missing, and why."""
     notes = []
     if not truth.labels[truth.labelled].any():
@@ -296,8 +323,12 @@ def _notes(truth: GroundTruth, thresholds: np.ndarray | None, prior: np.ndarray 
         )
     if thresholds is None:
         notes.append(
-            "no macro F1: its thresholds are chosen on a validation split, and the checkpoint comes from a run without "
-            "one"
+            "no macro F1, no segments, and no probabilities: thresholds and calibration are found on a validation split, "
+            "and the checkpoint comes from a run without one"
+        )
+    elif rules is not None and rules.calibration.method == "none":
+        notes.append(
+            "the scores are not calibrated: an earlier version wrote the checkpoint, or no class is in its validation split"
         )
     if prior is None:
         notes.append("no prior: the file has no training split to count the classes in")

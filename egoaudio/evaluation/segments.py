@@ -13,7 +13,9 @@ writes: both come from here. In this order:
 Source: the onset and offset of pyannote.audio's ``Binarize``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -131,6 +133,13 @@ def make_rules(
     offset = np.minimum(calibration.invert(config.offset_ratio * probability), onset)
     offset = np.where(claimed, offset, np.inf)
     return SegmentRules(onset, offset, calibration, smooth_clips, config.min_seconds, config.merge_gap_seconds)
+
+
+def rules_of(contents: Mapping[str, Any], config: SegmentConfig, smooth_clips: int) -> SegmentRules:
+    """Return the rules that a configuration asks for of a checkpoint's scores, averaged over ``smooth_clips`` neighbours."""
+    thresholds = None if contents["thresholds"] is None else np.array(contents["thresholds"], np.float64)
+    num_classes = len(contents["class_ids"])
+    return make_rules(config, thresholds, num_classes, smooth_clips, Calibration.from_plain(contents["calibration"]))
 
 
 def smooth_scores(scores: np.ndarray, num_neighbours: int) -> np.ndarray:

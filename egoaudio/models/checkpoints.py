@@ -55,11 +55,15 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "build": (str, type(None)),  # the file's whole BuildConfig, JSON: how to make the same features of other sound
     "plan_sha256": str,  # of the file that was trained on
     "thresholds": (list, type(None)),  # a score per class, chosen on the validation split; None without one
+    "calibration": (
+        dict,
+        type(None),
+    ),  # evaluation.calibration: how scores become probabilities; None without a validation split
     "metrics": dict,  # the epoch's row of metrics.csv
     "smooth_clips": int,  # scores are averaged over this many neighbouring clips on each side
 }
 # The values of fields that checkpoints of earlier versions lack.
-LATER_FIELDS = {"smooth_clips": 0, "build": None}
+LATER_FIELDS = {"smooth_clips": 0, "build": None, "calibration": None}
 
 
 # ------------------------------------------------------------------------------------------------ save and load

@@ -10,8 +10,6 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from egoaudio.builder.feature_stream import feature_extractor
 from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import from_json, to_json
@@ -19,7 +17,7 @@ from egoaudio.config.predict import PredictConfig
 from egoaudio.config.train import TrainConfig
 from egoaudio.data.context import joined_shape
 from egoaudio.errors import CheckpointError, ConfigurationError
-from egoaudio.evaluation.segments import DEFAULT_THRESHOLD, SegmentRules, make_rules
+from egoaudio.evaluation.segments import DEFAULT_THRESHOLD, SegmentRules, rules_of
 from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints
 from egoaudio.models.device import choose_device, inference_dtype
@@ -140,12 +138,7 @@ def load_predictor(
         amp_dtype=inference_dtype(chosen, options.optimization, contents),
         batch_size=config.scoring.batch_size,
     )
-    rules = make_rules(
-        config.segments,
-        None if contents["thresholds"] is None else np.array(contents["thresholds"]),
-        len(contents["class_ids"]),
-        _neighbours(contents, config, build),
-    )
+    rules = rules_of(contents, config.segments, _neighbours(contents, config, build))
     return Predictor(
         os.fspath(checkpoint),
         contents,

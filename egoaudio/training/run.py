@@ -66,6 +66,7 @@ class Run:
             "weights": dict(weights.state_dict()),
             "amp_dtype": name_of(self.stepper.amp_dtype),
             "thresholds": self.state.thresholds,
+            "calibration": self.state.calibration,
             "smooth_clips": self.state.smooth_clips,
             "metrics": self.state.history[-1] if self.state.history else {},
         }

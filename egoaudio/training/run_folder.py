@@ -89,6 +89,8 @@ class State:
     """What ``best_score`` exceeds if the model hears anything; None without a validation split."""
     thresholds: list[float] | None = None
     """Of the newest epoch: a score per class."""
+    calibration: dict[str, Any] | None = None
+    """Of the newest epoch, if it was the best so far or the last one: how scores become probabilities."""
     smooth_clips: int = 0
     """Of the newest epoch: over how many neighbouring clips on each side scores are averaged."""
     selection_maps: list[float | None] = dataclasses.field(default_factory=list)

@@ -237,13 +237,16 @@ def _close_epoch(run: Run, validation: Validation, validation_seconds: float) ->
         "seconds": state.train_seconds + validation_seconds,
     }
     better = state.close_epoch(row, validation.bar)
+    stale = options.patience > 0 and state.epoch - state.best_epoch >= options.patience
+    state.finished = stale or state.epoch == options.epochs
+    state.calibration = None
+    if run.validator is not None and (better or state.finished):  # of checkpoints that people use
+        state.calibration = run.validator.calibrate()
     if better:
         checkpoints.save(run.folder / "best.pt", run.checkpoint())
     _log_epoch(run, row, better)
-    stale = options.patience > 0 and state.epoch - state.best_epoch >= options.patience
     if stale:
         run.progress.write(f"stopping early: no better epoch since {state.best_epoch} (`patience={options.patience}`)")
-    state.finished = stale or state.epoch == options.epochs
     run_folder.write_metrics(run.folder, state.history)
     if state.finished or time.monotonic() - run.drawn_at > DRAWING_SECONDS:
         results.write_file(run.folder / "curves.png", curves_png(state.history))

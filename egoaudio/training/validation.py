@@ -10,13 +10,14 @@ above the prior.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from egoaudio.config.train import TrainConfig
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
-from egoaudio.evaluation import metrics
+from egoaudio.evaluation import calibration_fit, metrics
 from egoaudio.evaluation.audible import selection_classes, unrelated_precision
 from egoaudio.evaluation.ground_truth import read_ground_truth
 from egoaudio.evaluation.scores import choose_thresholds, evaluate_scores
@@ -101,7 +102,7 @@ class Validator:
         num_neighbours = self.smooth_clips
         if num_neighbours is None:
             num_neighbours = choose_neighbours(scored.scores, self.truth, self.classes)
-        scores = smooth(scored.scores, self.truth.rows, self.truth.clip_video, num_neighbours)
+        scores = self._smoothed = smooth(scored.scores, self.truth.rows, self.truth.clip_video, num_neighbours)
         labels, video = self._labelled(self.truth.labels), self._labelled(self.truth.clip_video)
         prior = labels.mean(axis=0)  # the precision of any scores that are the same for all clips
         found = evaluate_scores(scores, self.truth, prior=prior)
@@ -119,6 +120,14 @@ class Validator:
             smooth_clips=num_neighbours,
             thresholds=[float(value) for value in choose_thresholds(scores, self.truth)],
         )
+
+    def calibrate(self) -> dict[str, Any]:
+        """Return how the scores of the last call become probabilities, as a checkpoint holds it.
+
+        It takes seconds for a large split, so it is asked for when a checkpoint is to be kept.
+        """
+        labels, video = self._labelled(self.truth.labels), self._labelled(self.truth.clip_video)
+        return calibration_fit.fit(self._labelled(self._smoothed), labels, video).to_plain()
 
     def _labelled(self, values: np.ndarray) -> np.ndarray:
         """Return the values (n, ...) of the labelled clips."""

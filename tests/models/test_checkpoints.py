@@ -48,6 +48,7 @@ def make_contents(options=None, model=None, shape=(8, 16), num_classes=3, **chan
         "build": to_json(BuildConfig()),
         "plan_sha256": "a" * 64,
         "thresholds": [0.5, 0.25, 0.125],
+        "calibration": {"method": "temperature", "slope": [0.5] * 3, "intercept": [0.0] * 3},
         "metrics": {"map": 0.5, "val_loss": None},
         "smooth_clips": 2,
     }
@@ -98,10 +99,10 @@ def make_file(**changes):
 
 def test_a_checkpoint_of_an_earlier_version_has_defaults_for_later_fields(tmp_path):
     contents = make_contents()
-    del contents["smooth_clips"], contents["build"]
+    del contents["smooth_clips"], contents["build"], contents["calibration"]
     checkpoints.save(tmp_path / "best.pt", contents)
     loaded = checkpoints.load(tmp_path / "best.pt")
-    assert (loaded["smooth_clips"], loaded["build"]) == (0, None)
+    assert (loaded["smooth_clips"], loaded["build"], loaded["calibration"]) == (0, None, None)
 
 
 def test_what_is_saved_comes_back_equal(saved):

@@ -52,6 +52,7 @@ def make_checkpoint(path, folder, feature="logmel", model="cnn-small", changes=(
         **description,
         "normalization": {"mean": -9.5, "std": 4.25},
         "thresholds": [0.5] * num_classes,
+        "calibration": None,
         "metrics": {},
         "smooth_clips": 1,
         **dict(changes),

@@ -32,8 +32,8 @@ MODULES = """
     models/dropout models/yamnet models/yamnet_conversion models/yamnet_weights
     models/cnn models/small_cnn models/transformer models
     models/checkpoints models/device models/memory models/micro_batch models/scorer models/steady_scorer
-    evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/ground_truth evaluation/results
-    evaluation/smoothing evaluation/calibration evaluation/calibration_fit evaluation/segments evaluation/segment_metrics evaluation/audible
+    evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/segment_metrics evaluation/ground_truth evaluation/results
+    evaluation/smoothing evaluation/calibration evaluation/calibration_fit evaluation/segments evaluation/audible
     evaluation/reliability evaluation/segment_scores evaluation/scores evaluation/comparison evaluation/evaluate
     training/losses training/distillation training/ema training/distributed training/step training/run_folder
     training/optimizer training/validation training/messages training/run training/prepare training/train

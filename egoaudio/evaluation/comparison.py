@@ -124,4 +124,5 @@ def _resample(
         on = charades.frame_labels(truth.video_seconds, truth.instances, truth.num_actions)
         frames = np.repeat(places, charades.FRAMES_PER_VIDEO)
         resampled["localization_map"] = bootstrap.resample_official(evaluation.frame_scores, on, frames, weights)
+    resampled |= {name: counts.resampled(weights) for name, counts in evaluation.segment_counts.items()}
     return resampled, precisions

@@ -24,6 +24,7 @@ import numpy as np
 from egoaudio._version import __version__
 from egoaudio.errors import TrainingError
 from egoaudio.evaluation.charades import FRAMES_PER_VIDEO
+from egoaudio.evaluation.segment_metrics import Counts
 from egoaudio.system import files
 from egoaudio.system.terminal import one_line
 
@@ -118,6 +119,8 @@ class Evaluation:
     """What was evaluated: checkpoint, file, split."""
     smooth_clips: int = 0
     """Over how many neighbouring clips on each side the scores are averaged."""
+    segment_counts: dict[str, Counts] = field(default_factory=dict)
+    """``{name of segment_metrics.KINDS: Counts}``, by video and action; empty without segments."""
     calibration: CalibrationErrors | None = None
     """None where the checkpoint comes from a run without validation."""
 

@@ -23,7 +23,7 @@ from egoaudio.evaluation.calibration import Calibration
 from egoaudio.evaluation.ground_truth import GroundTruth
 from egoaudio.evaluation.reliability import reliability
 from egoaudio.evaluation.results import CalibrationErrors, Evaluation, Score
-from egoaudio.evaluation.segment_metrics import KINDS
+from egoaudio.evaluation.segment_metrics import KINDS, Counts
 from egoaudio.evaluation.segment_scores import evaluate_segments
 from egoaudio.evaluation.segments import SegmentRules
 from egoaudio.evaluation.smoothing import smooth
@@ -93,12 +93,9 @@ def evaluate_scores(
         scores, truth, pool, weights, prior is not None
     )
     all_scores |= official
-    segment_scores: dict[str, Score] = {}
-    of_segments = dict.fromkeys(KINDS, np.full(truth.num_actions, np.nan))
-    if rules is not None and truth.instances is not None:
-        segment_scores, of_segments = evaluate_segments(scores, truth, rules, prior, weights)
+    segment_scores, segment_counts, of_segments = _evaluate_segments(scores, truth, rules, prior, weights)
     all_scores |= segment_scores
-    per_class |= {name: _for_all(values, truth) for name, values in of_segments.items()}
+    per_class |= of_segments
     per_class |= {"class_id": list(truth.class_ids), "name": list(truth.class_names), **more_per_class}
     if smooth_clips:
         all_scores = _beside_unsmoothed(all_scores, per_class, evaluate_scores(own_scores, truth, pool=pool))
@@ -115,10 +112,28 @@ def evaluate_scores(
         frame_scores,
         _notes(truth, limits, prior, rules),
         smooth_clips=smooth_clips,
+        segment_counts=segment_counts,
         calibration=None
         if rules is None
         else _calibration_errors(scores[clips], truth.labels[clips], rules.calibration),
     )
+
+
+def _evaluate_segments(
+    scores: np.ndarray,
+    truth: GroundTruth,
+    rules: SegmentRules | None,
+    prior: np.ndarray | None,
+    weights: np.ndarray,
+) -> tuple[dict[str, Score], dict[str, Counts], dict[str, list[Any]]]:
+    """Return the F1 of segments, what it is made of, and ``{column: values}``; nothing without rules or annotated times."""
+    found: dict[str, Score] = {}
+    counts: dict[str, Counts] = {}
+    if rules is not None and truth.instances is not None:
+        found, counts = evaluate_segments(scores, truth, rules, prior, weights)
+    nothing = np.full(truth.num_actions, np.nan)
+    columns = {name: _for_all(counts[name].f1() if name in counts else nothing, truth) for name in KINDS}
+    return found, counts, columns
 
 
 def _calibration_errors(scores: np.ndarray, labels: np.ndarray, calibration: Calibration) -> CalibrationErrors:

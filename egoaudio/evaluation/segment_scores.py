@@ -9,12 +9,13 @@ import numpy as np
 from egoaudio.evaluation import bootstrap, segment_metrics
 from egoaudio.evaluation.ground_truth import GroundTruth
 from egoaudio.evaluation.results import Score
+from egoaudio.evaluation.segment_metrics import Counts
 from egoaudio.evaluation.segments import SEGMENT_DTYPE, SegmentRules
 
 
 def evaluate_segments(
     scores: np.ndarray, truth: GroundTruth, rules: SegmentRules, prior: np.ndarray | None, weights: np.ndarray
-) -> tuple[dict[str, Score], dict[str, np.ndarray]]:
+) -> tuple[dict[str, Score], dict[str, Counts]]:
     """Return the F1 of a split's segments.
 
     Parameters
@@ -32,7 +33,8 @@ def evaluate_segments(
     Returns
     -------
     scores : dict of name to Score
-    per_class : dict of name to float64 array (num_actions,)
+    counts : dict of name to Counts
+        What each is made of, by video and action.
     """
     assert truth.instances is not None
     lengths = truth.video_seconds.tolist()
@@ -62,7 +64,7 @@ def evaluate_segments(
         if weights.shape[1]:
             ends = bootstrap.interval(values.resampled(weights), value)
         results[name] = Score(value, *ends, guesses.get(name, np.nan))
-    return results, {name: values.f1() for name, values in counts.items()}
+    return results, counts
 
 
 _NONE = np.zeros(0, SEGMENT_DTYPE)

@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 import synthetic
 
+from egoaudio.config.predict import SegmentConfig
 from egoaudio.errors import EvaluationError
 from egoaudio.evaluation import bootstrap, metrics
 from egoaudio.evaluation.comparison import compare
 from egoaudio.evaluation.ground_truth import read_ground_truth
 from egoaudio.evaluation.scores import evaluate_scores
+from egoaudio.evaluation.segments import make_rules
 from egoaudio.hdf5 import reader
 
 NUM_RESAMPLES = 40
+RULES = make_rules(SegmentConfig(), np.full(4, 0.6), 4, 0)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def _scores(truth, seed, hearing):
 
 def _compare(truth, first, second):
     evaluations = [
-        evaluate_scores(scores, truth, thresholds=np.full(4, 0.6), num_resamples=NUM_RESAMPLES)
+        evaluate_scores(scores, truth, thresholds=np.full(4, 0.6), num_resamples=NUM_RESAMPLES, rules=RULES)
         for scores in (first, second)
     ]
     return compare(truth, (first, second), evaluations, NUM_RESAMPLES), evaluations

@@ -39,6 +39,15 @@ def make_stepper(name="cnn", loss=None, learning_rate=1e-2, dropout=0.0, patchou
     return Stepper(model, optimizer, loss or Loss("multi"), **options)
 
 
+def gradients(model):
+    """Return the gradient of each parameter."""
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def relative_error(actual, expected):
+    return float((actual - expected).norm() / expected.norm())
+
+
 def weights(stepper):
     return torch.cat([parameter.detach().flatten() for parameter in stepper.model.parameters()])
 

@@ -220,7 +220,7 @@ def _score(
     amp_dtype = inference_dtype(device, config.optimization, contents)
     with Progress(len(rows), "scoring", unit="clips") as progress:
         if device.type == "cpu":
-            allocator.reuse_blocks()  # the next slice takes the same blocks again
+            allocator.reuse_blocks()  # the next micro-batch takes the same blocks again
         return score(
             Scorer(model, device=device, amp_dtype=amp_dtype, log=progress.write),
             loader,

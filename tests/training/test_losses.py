@@ -116,3 +116,22 @@ def test_labels_of_another_shape_are_refused_not_broadcast(label_mode, shape):
         EvaluationError, match=r"logits \(4, 4\) and labels .*: expected \(num_clips, num_classes\) of both"
     ):
         Loss(label_mode).sum(torch.zeros(4, 4), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("label_mode", ["multi", "single"])
+@pytest.mark.parametrize("class_weights", [None, [0.2, 3.0, 1.0, 0.0, 0.7]])
+def test_loss_is_torchs(label_mode, class_weights):
+    logits, labels = torch.randn(9, NUM_CLASSES), batch(9)[1]
+    weight = None if class_weights is None else torch.tensor(class_weights)
+    if label_mode == "multi":
+        expected = nn.BCEWithLogitsLoss(weight=weight)(logits, labels)
+    else:
+        classes = torch.randint(NUM_CLASSES, (9,))
+        labels = nn.functional.one_hot(classes, NUM_CLASSES).float()
+        expected = nn.CrossEntropyLoss(weight=weight)(logits, classes)
+    torch.testing.assert_close(Loss(label_mode, class_weights).mean(logits, labels), expected)
+
+
+def test_loss_of_a_batch_without_any_weight_is_zero():
+    labels = nn.functional.one_hot(torch.tensor([3, 3]), NUM_CLASSES).float()
+    assert float(Loss("single", [1, 1, 1, 0, 1]).mean(torch.randn(2, NUM_CLASSES), labels)) == 0.0

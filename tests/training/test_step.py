@@ -2,7 +2,6 @@
 
 import json
 import math
-import multiprocessing
 import subprocess
 import sys
 import textwrap
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from small_steps import (
-    NUM_CLASSES,
     OUT_OF_MEMORY,
     batch,
     catch_gradient,
@@ -37,25 +35,6 @@ def test_gradient_does_not_depend_on_the_micro_batch(name, dropout, label_mode):
     for size in (16, 5, 1):
         sliced = catch_gradient(make_stepper(name, loss, dropout=dropout, micro_batch_size=size))
         assert float((sliced - whole).norm() / whole.norm()) < 1e-5
-
-
-@pytest.mark.parametrize("label_mode", ["multi", "single"])
-@pytest.mark.parametrize("class_weights", [None, [0.2, 3.0, 1.0, 0.0, 0.7]])
-def test_loss_is_torchs(label_mode, class_weights):
-    logits, labels = torch.randn(9, NUM_CLASSES), batch(9)[1]
-    weight = None if class_weights is None else torch.tensor(class_weights)
-    if label_mode == "multi":
-        expected = nn.BCEWithLogitsLoss(weight=weight)(logits, labels)
-    else:
-        classes = torch.randint(NUM_CLASSES, (9,))
-        labels = nn.functional.one_hot(classes, NUM_CLASSES).float()
-        expected = nn.CrossEntropyLoss(weight=weight)(logits, classes)
-    torch.testing.assert_close(Loss(label_mode, class_weights).mean(logits, labels), expected)
-
-
-def test_loss_of_a_batch_without_any_weight_is_zero():
-    labels = nn.functional.one_hot(torch.tensor([3, 3]), NUM_CLASSES).float()
-    assert float(Loss("single", [1, 1, 1, 0, 1]).mean(torch.randn(2, NUM_CLASSES), labels)) == 0.0
 
 
 def test_step_is_the_plain_step():
@@ -272,37 +251,3 @@ def test_a_real_memory_limit_changes_the_micro_batch_and_nothing_else():
     for limited in (tried, planned):
         assert limited["steps"] == free["steps"] == 2
         assert limited["losses"] == pytest.approx(free["losses"], rel=1e-4)
-
-
-# ----------------------------------------------------------------------------------------------- process groups
-
-
-def _train_one_rank(rank, address, results):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
-    stepper = make_stepper(micro_batch_size=32)
-    if rank == 1:
-        fail(stepper, "forward", times=1)
-    losses = []
-    for seed in range(3):
-        features, labels = batch(seed=seed)
-        losses.append(stepper.step(features[rank * 32 : rank * 32 + 32], labels[rank * 32 : rank * 32 + 32]))
-    results.put((rank, losses, weights(stepper).tolist(), stepper.micro_batch_size))
-    torch.distributed.destroy_process_group()
-
-
-def test_processes_of_a_group_halve_together_and_train_on_the_whole_batch(tmp_path):
-    expected, expected_weights, _ = losses_and_weights(make_stepper(), num_steps=3)
-    context = multiprocessing.get_context("forkserver")  # torch is imported once for both
-    context.set_forkserver_preload(["pytest", "egoaudio.training.step", "egoaudio.models.cnn"])
-    results = context.Queue()
-    processes = [context.Process(target=_train_one_rank, args=(rank, tmp_path / "group", results)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    outcomes = [results.get(timeout=100) for _ in processes]
-    for process in processes:
-        process.join(timeout=30)
-    for _, losses, trained, size in outcomes:
-        assert size == 16
-        assert losses == pytest.approx(expected, rel=1e-4)
-        torch.testing.assert_close(torch.tensor(trained), expected_weights, rtol=1e-3, atol=1e-4)

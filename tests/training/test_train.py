@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 import resource
 import sys
 import time
@@ -21,7 +20,6 @@ from egoaudio.hdf5 import reader
 from egoaudio.hdf5.writer import RowWriter, offsets
 from egoaudio.models import checkpoints
 from egoaudio.training import run_folder, train
-from egoaudio.training.messages import describe_wait
 from egoaudio.training.optimizer import learning_rate
 from egoaudio.training.step import Stepper
 
@@ -181,25 +179,6 @@ def test_tensorboard_that_is_not_installed_is_named_before_anything_is_written(t
 # ------------------------------------------------------------------------------------------------ schedule, early stop
 
 
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]),
-        ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]),
-    ],
-)
-def test_the_learning_rate_rises_in_a_line_then_follows_the_schedule(schedule, expected):
-    options = make_config(schedule=schedule, warmup_fraction=0.5, learning_rate=2.0).optimization
-    assert [learning_rate(step, 8, options) / 2 for step in range(8)] == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("warmup", [0.0, 1.0, 7.0])
-def test_any_share_of_warm_up_gives_a_learning_rate(warmup):
-    options = make_config(warmup_fraction=warmup, learning_rate=1.0).optimization
-    rates = [learning_rate(step, 5, options) for step in range(5)]
-    assert all(0 < rate <= 1 for rate in rates)
-
-
 def test_every_step_gets_its_learning_rate(tmp_path, data, monkeypatch):
     rates = []
     step = Stepper.step
@@ -303,18 +282,6 @@ def test_time_spent_waiting_for_data_is_counted_and_reported(tmp_path, data, mon
     )  # at least the first batch was waited for
     said = capsys.readouterr().err
     assert "of the time was spent waiting for it" in said and "disk" in said
-
-
-@pytest.mark.parametrize(
-    ("facts", "words"),
-    [
-        ({"is_mapped": lambda feature: False, "num_bytes": 1}, r"h5repack -f spectrogram:NONE.*`loader_workers=2`"),
-        ({"is_mapped": lambda feature: True, "num_bytes": 1 << 50}, "`shuffle=.block.`.*`dtype=.float16.`"),
-        ({"is_mapped": lambda feature: True, "num_bytes": 1}, "the first epoch reads from the disk"),
-    ],
-)
-def test_what_to_change_when_data_is_slow_depends_on_the_file(facts, words):
-    assert re.search(words, describe_wait(0.5, types.SimpleNamespace(**facts), "spectrogram", make_config().data))
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps"])

@@ -1,0 +1,43 @@
+"""Dropout: masks follow from step, layer and clip."""
+
+import pytest
+import torch
+from torch import nn
+
+from egoaudio.models.dropout import ClipDropout, place_micro_batch, replace_dropout
+
+
+def test_dropout_masks_belong_to_clips_not_to_micro_batches():
+    layer, x = ClipDropout(0.4, layer=2), torch.ones(6, 50, 8)
+    place_micro_batch(layer, seed=9, first_clip=0)
+    whole = layer(x)
+    parts = []
+    for start in (0, 2, 4):
+        place_micro_batch(layer, seed=9, first_clip=start)
+        parts.append(layer(x[start : start + 2]))
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
+    assert abs(float((whole == 0).float().mean()) - 0.4) < 0.03
+    assert sorted(whole.unique().tolist()) == pytest.approx([0.0, 1 / 0.6])
+
+
+def test_dropout_differs_between_clips_layers_and_steps():
+    x = torch.ones(2, 200)
+    masks = []
+    for layer, seed in ((0, 1), (1, 1), (0, 2)):
+        module = ClipDropout(0.5, layer=layer)
+        place_micro_batch(module, seed=seed, first_clip=0)
+        masks += list(module(x))
+    for first in range(len(masks)):
+        for second in range(first):
+            assert not torch.equal(masks[first], masks[second])
+
+
+def test_dropout_does_nothing_in_evaluation_and_is_put_in_place_of_torchs():
+    model = nn.Sequential(nn.Dropout(0.2), nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)))
+    replace_dropout(model)
+    assert [(module.p, module.layer) for module in model.modules() if isinstance(module, ClipDropout)] == [
+        (0.2, 0),
+        (0.5, 1),
+    ]
+    x = torch.randn(4, 3)
+    assert torch.equal(model.eval()[0](x), x)

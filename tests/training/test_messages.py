@@ -1,0 +1,21 @@
+"""The messages of a run that say what to change."""
+
+import re
+import types
+
+import pytest
+from small_runs import make_config
+
+from egoaudio.training.messages import describe_wait
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"is_mapped": lambda feature: False, "num_bytes": 1}, r"h5repack -f spectrogram:NONE.*`loader_workers=2`"),
+        ({"is_mapped": lambda feature: True, "num_bytes": 1 << 50}, "`shuffle=.block.`.*`dtype=.float16.`"),
+        ({"is_mapped": lambda feature: True, "num_bytes": 1}, "the first epoch reads from the disk"),
+    ],
+)
+def test_what_to_change_when_data_is_slow_depends_on_the_file(facts, words):
+    assert re.search(words, describe_wait(0.5, types.SimpleNamespace(**facts), "spectrogram", make_config().data))

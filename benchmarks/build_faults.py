@@ -131,6 +131,40 @@ def kill_replacements(sample, folder, num_faults, seed=0):
     return each(trial, folder, range(seed, seed + num_faults))
 
 
+def kill_merges(sample, folder, num_faults, seed=0):
+    """``kill -9`` a build that takes its shards in and removes each: whatever moment it is, no video is lost between the two."""
+    for number in range(3):
+        status, errors = run(sample.command(folder / "ego.h5", "--shard", f"{number}/3"))
+        require(status == 0, f"a shard is not built: {errors}")
+    shards = sorted(folder.glob("ego.h5.shard-*"))
+
+    def start(place):
+        for shard in shards:
+            shutil.copy(shard, place)
+        return started(sample.command(place / "ego.h5", "--remove-shards"), place)
+
+    (folder / "whole").mkdir()
+    began = time.monotonic()
+    with start(folder / "whole") as process:
+        require(process.wait(HANG_SECONDS) == 0, "the shards are not taken in")
+    seconds = time.monotonic() - began
+
+    def trial(place, seed):
+        with start(place) as process:
+            time.sleep(random.Random(seed).uniform(0.3, 1) * seconds)  # before that, it reads the annotations
+            if process.poll() is not None:
+                return NOT_TRIED
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            require_nothing_left(process.pid, place)
+        for shard in place.glob("ego.h5.shard-*"):
+            with reader.open(shard) as file:
+                require(integrity.verify(file) == [], f"{shard.name} was changed")
+        sample.finish(place, "--remove-shards")
+
+    return each(trial, folder, range(seed, seed + num_faults))
+
+
 def build_twice_at_once(sample, folder, num_faults, seed=0):
     """Start two builds of one output, the second by itself, through a link of the folder, or in a network of its own (a container).
 

@@ -193,6 +193,7 @@ FAULTS = (
     Fault("build: Ctrl-C; stops within 5 s, resumed to the same bytes", partial(build_faults.interrupt_builds, signal.SIGINT), 1, 24),
     Fault("build: SIGTERM; stops within 5 s, resumed to the same bytes", partial(build_faults.interrupt_builds, signal.SIGTERM), 0, 24),
     Fault("build --force: kill -9; the old file is whole, its reader undisturbed", build_faults.kill_replacements, 1, 10),
+    Fault("shards taken in and removed: kill -9; finished to the same bytes", build_faults.kill_merges, 1, 20),
     Fault("build: two at once of one output; the second says who holds it", build_faults.build_twice_at_once, 1, 10),
     Fault("build: a video replaced by one of equal size while it is stopped; told", build_faults.replace_videos, 1, 20),
     Fault("build: power lost, what was written since the last sync torn; made again", build_faults.lose_power, 1, 30),

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 
-@pytest.mark.parametrize("name", ["denoise", "build", "loader"])
+@pytest.mark.parametrize("name", ["denoise", "build", "loader", "scale"])
 def test_a_tiny_run_prints_its_table_and_writes_machine_and_raw_runs(name, tmp_path, capsys):
     before = os.sched_getaffinity(0), os.environ["PATH"]
     importlib.import_module(name).main(["--tiny", "--output", str(tmp_path / "out.json")])

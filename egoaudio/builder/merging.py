@@ -21,7 +21,7 @@ from egoaudio.builder.plan import Gathered, MediaFolder, Plan, place
 from egoaudio.builder.prepare import check_folder, lay_out_plan
 from egoaudio.builder.shards import Shard
 from egoaudio.builder.summary import BuildReport, Tally
-from egoaudio.builder.synced import repeat_torn, sync
+from egoaudio.builder.synced import repeat_torn
 from egoaudio.builder.transfer import Move, planned_recordings, take_over
 from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import from_json
@@ -247,5 +247,4 @@ def _fill(partial_path: Path, parts: Sequence[_Part]) -> None:
                         "egoaudio-build take in its shards: it decodes such videos again"
                     )
                 progress.advance(1)
-            sync(file, writer)
         count_classes(file, writer)

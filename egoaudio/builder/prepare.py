@@ -108,7 +108,7 @@ def lay_out_plan(partial_path, plan, config, before_it_appears=None):
     """Make the file with all its rows planned; it gets its name when that is on disk, and ``before_it_appears(path)`` is done."""
     with create.drafting(partial_path, layout(plan, config)) as draft:
         files.reserve(draft)
-        _write_plan(draft, plan, config)
+        write_plan(draft, plan, config)
         if before_it_appears is not None:
             before_it_appears(draft)
 
@@ -150,7 +150,7 @@ def layout(plan, config):
     )
 
 
-def _write_plan(path, plan, config):
+def write_plan(path, plan, config):
     """Write the rows that are known before anything is decoded: classes, videos, clips, labels, instances."""
     gathered = plan.gathered
     extents = offsets(path)

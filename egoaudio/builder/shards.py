@@ -218,9 +218,10 @@ def take_in(found: FoundShards, partial_path: Path, only_done: bool, remove: boo
             progress.write(f"warning: {note}")
         for shard in found.shards:
             taken = _take_in(shard, file, extents, progress, only_done)
-            sync(file, writer)
-            if taken and remove:
-                shard.path.unlink()
+            if remove:
+                sync(file, writer)  # on a disk it takes as long as the copy, so only where it must be
+                if taken:
+                    shard.path.unlink()
 
 
 def _describe_missing(found: FoundShards, file: EgoAudioFile) -> list[str]:

@@ -290,11 +290,11 @@ FAULTS = (
     _in_tests(
         "nothing to learn, labels that are none, values that are no numbers; told in the right words",
         *(f"training/test_nothing_to_learn.py::test_{name}" for name in (
-            "clips_that_are_all_unlabelled_are_named_as_such", "no_action_alone_is_nothing_to_tell_apart",
-            "no_positives_at_all_are_told_and_no_epoch_is_called_the_best", "no_positives_to_validate_on_are_told",
+            "clips_that_are_all_unlabelled_are_named_as_such", "a_file_whose_only_class_is_no_action_is_refused",
+            "a_file_without_positives_is_refused", "a_validation_split_without_positives_is_refused",
             "labels_other_than_0_and_1_are_not_learnt", "labels_other_than_0_and_1_are_not_evaluated",
             "a_test_clip_that_holds_no_numbers_is_named_and_not_the_model", "an_evaluation_without_positives_says_so",
-            "a_run_that_guesses_nothing_right_does_not_end_like_a_success", "a_run_begun_by_another_version_is_told",
+            "a_run_that_classifies_nothing_correctly_ends_with_a_warning", "a_run_begun_by_another_version_is_resumed_with_a_warning",
         )),
     ),
     _in_tests("checkpoints mutated; refused", "models/test_checkpoints.py::test_a_mutated_checkpoint_is_refused"),

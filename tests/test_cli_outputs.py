@@ -1,6 +1,7 @@
 """What the commands may write to: never what they read, never a device, a pipe or a folder; a symbolic link stays one."""
 
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -14,6 +15,7 @@ from egoaudio import cli
 from egoaudio.config.options import from_flat
 from egoaudio.config.train import TrainConfig
 from egoaudio.errors import TrainingError
+from egoaudio.hdf5 import reader
 from egoaudio.training import run_folder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bin"))
@@ -57,7 +59,7 @@ def contents(folder):
 
 
 BUILD = "build --annotations train.csv --test-annotations test.csv --classes classes.txt --videos videos --workers 1 --skip-failed --output"
-COMMANDS = {"build": cli.build, "inspect": cli.inspect, "evaluate": cli.evaluate, "train": cli.train}
+COMMANDS = {name: getattr(cli, name) for name in ("build", "inspect", "evaluate", "train", "predict", "report")}
 
 
 def run(words):
@@ -84,6 +86,14 @@ def run(words):
         "evaluate evaluation.json ego.h5 --output .",
         "train run/metrics.csv --output run --force --epochs 1 --model cnn",
         "train run/curves.png --output run --epochs 1 --model cnn",
+        "train ego.h5 --output run --force --epochs 1 --model cnn --teacher run/best.pt",
+        "report ego.h5 run --output run/best.pt",
+        "report ego.h5 run --output run/metrics.csv",
+        "report ego.h5 run --output run/config.json",
+        "report run --output ego.h5",
+        "report ego.h5 --videos heard --output heard/HEARD.mp4",
+        "predict run/best.pt heard/segments.csv --output heard",
+        "predict run/best.pt --annotations heard/scores.h5 --videos videos --output heard",
     ],
 )
 def test_what_is_read_is_never_written_to(folder, words):
@@ -92,13 +102,20 @@ def test_what_is_read_is_never_written_to(folder, words):
     os.link("train.csv", "hard.csv")
     (folder / "link.h5").symlink_to("ego.h5")
     (folder / "link.wav").symlink_to("ego.h5")
-    for name in ("run/metrics.csv", "run/curves.png", "run/per_class.csv"):
+    for name in ("run/metrics.csv", "run/curves.png", "run/per_class.csv") if "report" not in words else ():
         shutil.copy("ego.h5", name)
     for name in ("run/evaluation.json", "evaluation.json"):
         shutil.copy("run/best.pt", name)
     video = sorted((folder / "videos").iterdir())[0]
+    with reader.open("ego.h5") as file:
+        video_id = file.video_table["video_id"][0].decode()
+    (folder / "heard").mkdir()
+    for name, source in ((f"{video_id}.mp4", video), ("segments.csv", video), ("scores.h5", "train.csv")):
+        shutil.copy(source, folder / "heard" / name)
+    config = json.loads(Path("run/config.json").read_text()) | {"file": str(folder / "ego.h5")}
+    Path("run/config.json").write_text(json.dumps(config))
     before = contents(folder)
-    result = run(words.replace("VIDEO", f"videos/{video.name}"))
+    result = run(words.replace("VIDEO", f"videos/{video.name}").replace("HEARD", video_id))
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     assert "it is an input of this command" in result.output, result.output

@@ -57,6 +57,8 @@ class Sounds(Protocol):
     sample_rate: int
     note: str
     """What a listener should know of it."""
+    files: tuple[Path, ...]
+    """That are read besides the egoaudio file."""
 
     def read(self, excerpts: Iterable[Excerpt]) -> Iterator[tuple[Excerpt, np.ndarray]]:
         """Yield excerpts with their samples, float32 (num_samples,), in any order; those without sound are left out."""
@@ -79,6 +81,7 @@ class StoredSounds:
     """The sound in ``/waveform`` of a file, as the model was given it."""
 
     note = "the sound is the file's own, as features were made of it"
+    files: tuple[Path, ...] = ()
 
     def __init__(self, file: EgoAudioFile) -> None:
         self._file = file
@@ -133,6 +136,7 @@ class MediaSounds:
             raise MediaError(
                 f"`videos={os.fspath(folder)!r}`: none of the {file.num_videos:,} videos of {file.path} is in it"
             )
+        self.files = tuple(self._paths.values())
         self._fingerprints = file.fingerprints
 
     def read(self, excerpts: Iterable[Excerpt]) -> Iterator[tuple[Excerpt, np.ndarray]]:

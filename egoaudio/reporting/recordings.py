@@ -72,6 +72,11 @@ class RecordingSounds:
             self._rows = {raw: number for number, raw in enumerate(file.video_table["video_id"].tolist())}
             self._ids, self._table = table["video_id"].tolist(), file.video_table
 
+    @property
+    def files(self) -> list[Path]:
+        """The recordings that may be read."""
+        return [path for path in self._paths if path is not None]
+
     def listen(
         self, video: int, duration_seconds: float, start_seconds: float, stop_seconds: float
     ) -> Impression | None:

@@ -93,11 +93,12 @@ def report(
     """
     config = ReportConfig() if config is None else config
     sources = find_sources(paths)
-    _check_output(output, sources)
+    _check_output(output, sources.every)
     with contextlib.ExitStack() as opened:
         clips_of = sources.clips_of
         file = opened.enter_context(reader.open(clips_of)) if clips_of else None
         gallery = Gallery.of_file(file, None if file is None else open_sounds(file, videos))
+        _check_output(output, [*clips_of, *(gallery.sounds.files if gallery.sounds else ())])
         contents: dict[str, Any] = {
             "title": "Report on " + ", ".join(names.clean(name) for name in sources.names),
             "contents": [],
@@ -113,7 +114,9 @@ def report(
             _add_runs(contents, gallery, sources, config, device)
         if sources.scores is not None:
             scores = opened.enter_context(ScoresFile(sources.scores))
-            _add_heard(contents, scores, file, videos, config)
+            sounds = RecordingSounds(scores, file if scores.source else None, videos)
+            _check_output(output, sounds.files)
+            _add_heard(contents, scores, file, sounds, config)
         return _write(output, config, contents, gallery)
 
 
@@ -154,10 +157,9 @@ def _add_runs(contents, gallery, sources, config, device):
                 gallery.ask([clip.row for clip in clips])
 
 
-def _add_heard(contents, scores, file, videos, config):
+def _add_heard(contents, scores, file, sounds, config):
     """Put what was heard into the page."""
-    maker, sounds = TimelineMaker(scores, file), RecordingSounds(scores, file if scores.source else None, videos)
-    folder = os.path.basename(os.path.dirname(scores.path))
+    maker, folder = TimelineMaker(scores, file), os.path.basename(os.path.dirname(scores.path))
     contents["heard"] = heard_section.describe(
         scores, maker, sounds, folder, round(_SCORES_SHARE * 1e6 * config.max_mb)
     )
@@ -171,10 +173,10 @@ def _split(file):
     return "test" if (file.usable & np.isin(file.clip_table["video"], videos)).any() else "validation"
 
 
-def _check_output(output, sources):
-    """Refuse an output that cannot be written before anything is computed."""
+def _check_output(output, inputs):
+    """Refuse an output that cannot be written, or is read, before anything is computed."""
     try:
-        files.check_output(output, sources.every)
+        files.check_output(output, inputs)
     except OSError as error:
         raise ReportError(f"`output={os.fspath(output)!r}`: {error.strerror}") from error
 

@@ -14,6 +14,7 @@ from egoaudio.errors import ReportError
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _CHECKPOINTS = ("best.pt", "last.pt")
 SCORES = "scores.h5"  # as egoaudio-predict calls it
+_BESIDE = ("config.json", "metrics.csv")  # what is read of a run besides its checkpoint
 _LONGEST_CONFIG_BYTES = 1 << 20
 
 
@@ -31,7 +32,8 @@ class Sources:
     @property
     def every(self) -> tuple[Path, ...]:
         """All that is read, and may not be replaced."""
-        return (*self.files, *self.checkpoints, *(() if self.scores is None else (self.scores,)))
+        beside = [path.parent / name for path in self.checkpoints for name in _BESIDE]
+        return (*self.files, *self.checkpoints, *beside, *(() if self.scores is None else (self.scores,)))
 
     @property
     def names(self) -> tuple[str, ...]:

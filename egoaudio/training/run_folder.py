@@ -178,7 +178,7 @@ def prepare(folder: pathlib.Path, path: StrPaths, config: TrainConfig) -> None:
     Raises
     ------
     TrainingError
-        When the file, or the published weights, would be replaced.
+        When the file, the published weights, or a teacher would be replaced.
     """
     pretrained = config.model.pretrained
     if (
@@ -191,7 +191,8 @@ def prepare(folder: pathlib.Path, path: StrPaths, config: TrainConfig) -> None:
     for name in _OURS:
         try:
             if name != "tensorboard":
-                files.check_output(folder / name, [*files.as_paths(path), pretrained])
+                read = [*files.as_paths(path), pretrained, *config.distillation.teacher]
+                files.check_output(folder / name, read)
                 files.remove_leftovers(folder / name)
         except OSError as error:
             raise TrainingError(f"{folder / name}: {error.strerror or error}") from error

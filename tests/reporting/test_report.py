@@ -8,11 +8,13 @@ import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from report_files import make_file
+from conftest import make_wav
+from report_files import SAMPLE_RATE, make_file, make_scores
 
 import egoaudio
 from egoaudio import cli
 from egoaudio.config.report import ReportConfig
+from egoaudio.errors import ReportError
 from egoaudio.hdf5 import reader
 from egoaudio.reporting.excerpts import StoredSounds
 from egoaudio.reporting.gallery import Gallery
@@ -121,6 +123,15 @@ def test_wrong_input_is_told_and_nothing_is_written(path, tmp_path, monkeypatch,
     result = _run("--output", "page.html", *words)
     assert result.exit_code == 2 and message in result.output.replace("\n", " "), result.output
     assert (sorted(tmp_path.iterdir()), (tmp_path / "ego.h5").read_bytes()) == before
+
+
+def test_a_recording_that_was_heard_is_not_replaced(tmp_path):
+    sound = make_wav(tmp_path / "a.wav", np.zeros(SAMPLE_RATE, np.float32), SAMPLE_RATE)
+    before = sound.read_bytes()
+    make_scores(tmp_path / "heard", [("a.wav", sound, np.zeros((1, 4)), [0.0])])
+    with pytest.raises(ReportError, match="it is an input of this command"):
+        egoaudio.report(tmp_path / "heard", output=sound)
+    assert sound.read_bytes() == before
 
 
 def test_a_page_that_has_no_room_is_refused(tmp_path):

@@ -94,7 +94,7 @@ def interrupt_builds(number, sample, folder, num_faults, seed=0):
             said = (place / "said").read_text()
             require(process.returncode == 128 + number, f"exit status {process.returncode}: {said}")
             require(
-                "the same command goes on" in said and "Traceback" not in said,
+                "the same command resumes" in said and "Traceback" not in said,
                 f"it does not just say how to go on: {said}",
             )
             require_nothing_left(process.pid, place)
@@ -296,7 +296,7 @@ def kill_decoders(sample, folder, num_faults, seed=0):
 
         with mock.patch("egoaudio.builder.build.extract", process):
             report = build(sample.inputs, place / "ego.h5", num_workers=2, timeout_seconds=5)
-        words = "ran out of time: no progress for 5 s" if way is None else f"the decoding process crashed ({way.name}"
+        words = "timed out: no progress for 5 s" if way is None else f"the decoding process crashed ({way.name}"
         require(dict(report.failures)[victim].startswith(words), f"its reason: {dict(report.failures)[victim]}")
         with reader.open(place / "ego.h5") as file, reader.open(sample.whole) as whole:
             require(integrity.verify(file) == [], f"the file is damaged: {integrity.verify(file)[:3]}")

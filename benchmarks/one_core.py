@@ -14,7 +14,7 @@ import shutil
 
 import numpy as np
 
-from egoaudio.builder import extract, prepare
+from egoaudio.builder import extract, pool, prepare
 from egoaudio.builder.build import plan_job
 from egoaudio.builder.plan import gather
 from egoaudio.hdf5.reader import EgoAudioFile
@@ -34,7 +34,8 @@ def decode(paths):
 def lay_out(inputs, config, path):
     """Lay a file out as a build does; return what ``extract_all`` needs."""
     gathered = gather(inputs, config)
-    prepare.lay_out(path, gathered, config, 1, 600.0)
+    with pool.start_workers(1, 600.0) as workers:
+        prepare.lay_out(path, gathered, config, workers)
     with EgoAudioFile(path) as file:
         jobs = [plan_job(row, number, gathered, config) for number, row in enumerate(file.video_table)]
     return path, offsets(path), config, jobs

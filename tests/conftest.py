@@ -1,5 +1,6 @@
 """Media for the tests, made with PyAV: any container, codec and fault, in milliseconds."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import av
 import numpy as np
 import pytest
 
+from egoaudio.builder import pool
 from egoaudio.inputs import decoder as media
 
 VIDEO_CODECS = {".avi": "mpeg4", ".asf": "mpeg4", ".webm": "libvpx", ".mpg": "mpeg2video", ".flv": "flv"}
@@ -17,8 +19,21 @@ LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "quad", 6: "5.1"}
 
 
 def pytest_configure(config):
-    """Hear Ctrl-C even in what a script started with &, where it is ignored and children inherit that: there are tests of it."""
+    """Handle Ctrl-C even if a script started the tests with &, which ignores it, as children would: some tests need it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module")
+def kept_workers():
+    """Keep the worker processes from one test to the next: starting them takes longer than most builds here."""
+
+    @contextlib.contextmanager
+    def kept(num_workers, timeout_seconds):
+        yield pool.Workers(num_workers, timeout_seconds)
+
+    with pool.start_workers(1, 600.0), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "start_workers", kept)
+        yield
 
 
 def chirp(sample_rate, seconds, low_hz=200.0, high_hz=3000.0, amplitude=0.5):

@@ -1,7 +1,7 @@
-"""Annotations that lie beyond the sound: their clips do not exist, so without a word they would just be missing.
+"""Annotations beyond the end of the sound: their clips do not exist, so they would be missing without notice.
 
-In: the instances and how long each recording is. Out: counts, and a line for people. Times in milliseconds, the annotations of another
-cut, and recordings that were cut off all look like this.
+In: the instances and how long each recording is. Out: counts, and a line for people. Likely causes are times in
+milliseconds, annotations of another cut, and recordings that were cut off.
 """
 
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from egoaudio.errors import Status
 from egoaudio.hdf5.reader import EgoAudioFile
 
 LATE_SECONDS = 1.0
-"""An instance that ends later than the sound by more than this ends beyond it; annotators' clocks and codecs differ by less."""
+"""An instance that ends this much later than the sound ends beyond it; annotators' clocks and codecs differ by less."""
 
 
 @dataclass(frozen=True)
 class Beyond:
-    """How many instances lie beyond the sound, in videos that have some."""
+    """How many instances lie beyond the sound, in videos with sound."""
 
     num_instances: int
     """Of all videos with sound."""
     starting: int
-    """Start at the end of the sound or later: nothing of them is in the file."""
+    """Start at the end of the sound or later: the file has no clip of them."""
     ending: int
-    """Start within it, and end more than ``LATE_SECONDS`` after it: a part of them is."""
+    """Start within it, and end more than ``LATE_SECONDS`` after it: the file has clips of a part of them."""
     num_videos: int
     """Videos with an instance of either kind."""
     example: str
@@ -33,7 +33,7 @@ class Beyond:
 
     @classmethod
     def of_file(cls, file: EgoAudioFile) -> "Beyond":
-        """Count those of a finished or unfinished file."""
+        """Count the instances of a finished or unfinished file."""
         videos, table = file.video_table, file.instances
         inside = (table["video"] >= 0) & (table["video"] < file.num_videos)
         ids = [raw.decode(errors="replace") for raw in videos["video_id"].tolist()]
@@ -41,7 +41,7 @@ class Beyond:
 
     @classmethod
     def of_plan(cls, plan: Plan) -> "Beyond":
-        """Count those of a plan."""
+        """Count the instances of a plan."""
         videos = plan.gathered.annotations.videos
         rows = [
             (number, one.start_seconds, one.stop_seconds)
@@ -64,7 +64,7 @@ class Beyond:
         return cls(len(table), int(starting.sum()), int(ending.sum()), int(np.count_nonzero(counts)), example)
 
     def attributes(self) -> dict[str, int]:
-        """Return what /instances says of itself; nothing where nothing lies beyond."""
+        """Return the attributes of ``/instances``; none if no instance lies beyond the sound."""
         return {"starting_beyond_sound": self.starting, "ending_beyond_sound": self.ending} if self.num_videos else {}
 
     def __str__(self) -> str:

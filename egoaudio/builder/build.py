@@ -1,12 +1,12 @@
-"""A build: plan, lay out, let the workers fill, finish.
+"""A build: plan, lay out, have the workers fill, finish.
 
-``build`` makes ``OUTPUT.partial`` complete before the first sample is decoded (``plan`` decides, ``prepare`` lays out), hands each
-video to a worker (``pool`` calls ``extract`` in processes that may die), and renames the file when all rows are on
-disk. Stopped at any instant, the same call resumes: what is done is in the file itself. Nothing here touches samples.
+``build`` lays out all of ``OUTPUT.partial`` before the first sample is decoded (``plan`` decides, ``prepare`` writes),
+passes each video to a worker (``pool`` calls ``extract`` in processes that may die), and renames the file when all rows
+are on disk. Stopped at any instant, the same call resumes: what is done is in the file itself.
 
-Power may fail, too: rows reach the disk some time after they are written. Every ``_SYNC_SECONDS`` the parent has all of
-them written out and then marks the videos done so far in ``/synced``; on resuming, a video without that mark is
-checked against its checksums and made again if torn.
+Power may fail, too: rows reach the disk some time after they are written. Every ``_SYNC_SECONDS`` the parent syncs the
+file and then marks the videos done so far in ``/synced``; on resuming, a video without that mark is checked against its
+checksums and made again if its rows are damaged.
 """
 
 import os
@@ -18,7 +18,7 @@ import numpy as np
 
 from egoaudio._version import __version__
 from egoaudio.builder import pool
-from egoaudio.builder.extract import Job, Outcome, extract, fail, rehearse
+from egoaudio.builder.extract import Job, Outcome, extract, mark_failed, rehearse
 from egoaudio.builder.finish import count_classes, publish
 from egoaudio.builder.plan import Gathered, Inputs, Plan, gather, probe_recordings
 from egoaudio.builder.prepare import changed_videos, changes, check_folder, check_outputs, lay_out, layout, require_same
@@ -63,15 +63,15 @@ def build(
     num_workers : int
         Processes that decode; never more than there are videos.
     timeout_seconds : float
-        A video that gets nowhere for so long is given up.
+        A video without progress for this long is marked as failed.
     force : bool
-        Start anew and replace what is there.
+        Start over and replace what is there.
     retry_failed : bool
         Try the videos again that failed in a complete or unfinished file, and keep the others.
     shard : str or None
-        ``K/N``: build the K-th (from 0) of N shares alone; a build without it takes in what shards are beside ``output``.
+        ``K/N``: build only the K-th (from 0) of N shares; a build without it takes over the shards beside ``output``.
     remove_shards : bool
-        Remove each shard once its rows are safe in ``output``.
+        Remove each shard once its rows are on disk in ``output``.
 
     Returns
     -------
@@ -105,29 +105,29 @@ def build(
         if output.exists() and not (force or retry_failed):
             return _existing(output, gathered, config, remove_shards)
         found = FoundShards() if share else find_shards(output, gathered, config)
-        with pool.kept():
+        with pool.start_workers(num_workers, timeout_seconds) as workers:
             if retry_failed:
-                begun = _retry(output, partial_path, gathered, config, num_workers, timeout_seconds)
+                begun = _retry(output, partial_path, gathered, config, workers)
                 if not begun and output.exists():
                     return _existing(output, gathered, config)
             if force or not partial_path.exists():
-                lay_out(partial_path, gathered, config, num_workers, timeout_seconds, found.known())
+                lay_out(partial_path, gathered, config, workers, found.known())
             else:
                 require_same(partial_path, gathered, config)
             take_in(found, partial_path, only_done=retry_failed, remove=remove_shards)
-            tally = _fill(partial_path, gathered, config, num_workers, timeout_seconds)
+            tally = _fill(partial_path, gathered, config, workers)
         publish(partial_path, output)
         return tally.report(output, gathered.annotations.irregularities)
 
 
 def _place(output: Path, shard: str | None, remove_shards: bool) -> tuple[Path, Shard | None]:
-    """Return the file to make, which can be written, and which share of the whole it is."""
+    """Return the file to make, after checking that it can be written, and which share of the whole it is."""
     check_folder(output)
-    output = Path(os.path.realpath(output))  # a link stays one, and all of the build happens beside its target
+    output = Path(os.path.realpath(output))  # of a link, the target is written
     if shard is None:
         return output, None
     if remove_shards:
-        raise ConfigurationError(f"`remove_shards` and `shard={shard!r}`: a shard takes no shards in; leave one out")
+        raise ConfigurationError(f"`remove_shards` and `shard={shard!r}`: a shard takes over no shards; leave one out")
     share = Shard.parse(shard)
     check_folder(share.path(output))
     return share.path(output), share
@@ -158,9 +158,10 @@ def preview(
         share = Shard.parse(shard)
         gathered, output = part_of(gathered, share, config), share.path(output)
     num_workers = _limit_workers(num_workers, gathered)
-    with Progress(len(gathered.files), "probe") as progress:
-        plan = probe_recordings(gathered, config, num_workers, timeout_seconds, progress)
-    rehearsal = _rehearse(plan, config, timeout_seconds)
+    with pool.start_workers(num_workers, timeout_seconds) as workers:
+        with Progress(len(gathered.files), "probe") as progress:
+            plan = probe_recordings(gathered, config, workers, progress)
+        rehearsal = _rehearse(plan, config, workers)
     return describe_plan(plan, config, layout(plan, config).num_bytes, output, num_workers, rehearsal)
 
 
@@ -169,50 +170,48 @@ def _limit_workers(num_workers: int, gathered: Gathered) -> int:
     return max(1, min(num_workers, sum(path is not None for path in gathered.files)))
 
 
-def _rehearse(plan: Plan, config: BuildConfig, timeout_seconds: float) -> Outcome | None:
-    """Return the outcome of making the video of median length without writing it; None where there is none, or it died."""
+def _rehearse(plan: Plan, config: BuildConfig, workers: pool.Workers) -> Outcome | None:
+    """Return the outcome of making the video of median length without writing it; None if there is none or it died."""
     sounding = sorted((samples, number) for number, samples in enumerate(plan.recording_samples) if samples)
     if not sounding:
         return None
     samples, number = sounding[len(sounding) // 2]
     job = Job(number, str(plan.gathered.files[number]), 0, samples)
-    ((_, outcome),) = pool.each(partial(rehearse, config), [job], workers=1, timeout_seconds=timeout_seconds)
+    ((_, outcome),) = workers.map_unordered(partial(rehearse, config), [job], num_workers=1)
     return None if isinstance(outcome, pool.Death) else outcome
 
 
-def _retry(
-    output: Path, partial_path: Path, gathered: Gathered, config: BuildConfig, num_workers: int, timeout_seconds: float
-) -> bool:
-    """Return whether there is an unfinished file that has the failed videos planned again, made now or when this was stopped."""
+def _retry(output: Path, partial_path: Path, gathered: Gathered, config: BuildConfig, workers: pool.Workers) -> bool:
+    """Return whether there is an unfinished file with the failed videos planned again, made now or before."""
     if output.exists() and partial_path.exists():
         with EgoAudioFile(partial_path) as file:
             if file.plan_sha256 == gathered.sha256:
                 return True
     source = output if output.exists() else partial_path
-    return source.exists() and retry(source, partial_path, gathered, config, num_workers, timeout_seconds)
+    return source.exists() and retry(source, partial_path, gathered, config, workers)
 
 
 def _existing(output: Path, gathered: Gathered, config: BuildConfig, remove_shards: bool = False) -> BuildReport:
-    """Return the report of a complete file of the same plan, whose shards can go; refuse any other."""
+    """Return the report of a complete file of the same plan, and remove its shards if asked; refuse any other file."""
     with reader.open(output) as file:
         found = changes(file, gathered, config) or changed_videos(file, gathered)
         if found:
-            ways = "Give another --output, --retry-failed if it is the files of failed videos that are others now, or --force to replace it"
-            raise BuildError(f"{output} exists and is another build:\n{found}\n{ways}")
+            raise BuildError(
+                f"{output} exists and is another build:\n{found}\nGive another `output`, `retry_failed=True` if only "
+                "files of failed videos have changed, or `force=True` to replace it"
+            )
     if remove_shards:
         find_shards(output, gathered, config).remove()
     return Tally().report(output, gathered.annotations.irregularities, already_complete=True)
 
 
-def _fill(
-    partial_path: Path, gathered: Gathered, config: BuildConfig, num_workers: int, timeout_seconds: float
-) -> Tally:
+def _fill(partial_path: Path, gathered: Gathered, config: BuildConfig, workers: pool.Workers) -> Tally:
     """Have the workers fill the rows of every video that is not done yet."""
     extents = offsets(partial_path)
     with RowWriter(partial_path, extents) as writer, EgoAudioFile(partial_path) as file:
         repeat_torn(file, writer)
         table = file.video_table
-        tally = Tally(num_workers)
+        tally = Tally(workers.num_workers)
         planned = np.flatnonzero(table["status"] == Status.PLANNED).tolist()
         jobs = [
             plan_job(table[number], number, gathered, config, file.fingerprints[number].tobytes()) for number in planned
@@ -224,15 +223,15 @@ def _fill(
         with Progress(todo, "build") as progress:
             if file.egoaudio_version != __version__:
                 progress.write(
-                    f"warning: {partial_path} was begun by egoaudio {file.egoaudio_version}, and this is {__version__}: what either makes is in one file; "
-                    "--force makes it all anew"
+                    f"warning: {partial_path} was begun by egoaudio {file.egoaudio_version}, and this is "
+                    f"{__version__}: the file will hold rows of both; `force=True` makes all of them again"
                 )
-            for job, outcome in pool.each(call, jobs, workers=num_workers, timeout_seconds=timeout_seconds):
+            for job, outcome in workers.map_unordered(call, jobs):
                 if isinstance(outcome, pool.Death):
                     outcome = Outcome(Status.CRASHED, outcome.reason, written=False)
                 if not outcome.written:
-                    gathered.folder.require(job.path)  # it stays planned where this raises
-                    fail(writer, job, int(table["num_clips"][job.video]), outcome.status, outcome.error)
+                    gathered.folder.require(job.path)  # if this raises, it stays planned
+                    mark_failed(writer, job, int(table["num_clips"][job.video]), outcome.status, outcome.error)
                 tally.add(outcome)
                 progress.advance(
                     int(table["num_clips"][job.video]), outcome.sound_seconds, failures=outcome.status != Status.OK

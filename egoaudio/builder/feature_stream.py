@@ -1,8 +1,8 @@
-"""One recording as features, in a worker: decode, gate, cut, features, each a stream of the one before.
+"""One recording as features, in a worker: decode, denoise, cut, features, each a stream of the one before.
 
-In: a media file, the plan of its clips, a ``BuildConfig``. Out: blocks of consecutive clips' features and how many samples
-of each arrived. A build writes them, a prediction has a network score them; the numbers are the same. Whatever the
-recording's length, a few seconds of it are held. No library that is slow to import or large in memory comes in here (no torch).
+In: a media file, the plan of its clips, a ``BuildConfig``. Out: blocks of consecutive clips' features and how many
+samples of each arrived. A build writes them, a prediction has a network score them; the numbers are the same. Only a
+few seconds of the recording are in memory. No library that is slow to import or large in memory is used (no torch).
 """
 
 import time
@@ -24,7 +24,7 @@ STAGES = ("decode", "denoise", "features", "write")
 
 
 class Clock:
-    """Charges time to one of ``STAGES`` at a time, also where a stage pulls from the one before it."""
+    """Charge time to one of ``STAGES`` at a time, also where a stage pulls from the one before it."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
@@ -41,7 +41,7 @@ class Clock:
             self._switch(None)
 
     def each(self, stage: str, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield from ``blocks``; what they cost is charged to ``stage``."""
+        """Yield from ``blocks``, and charge their time to ``stage``."""
         iterator = iter(blocks)
         while True:
             with self(stage):
@@ -62,7 +62,7 @@ class Clock:
 
 
 def open_decoder(path: str, config: BuildConfig) -> Decoder:
-    """Return the decoder of a media file, as a configuration has it."""
+    """Return the decoder of a media file for a configuration."""
     return Decoder(path, config.sample_rate, config.sound.audio_track, config.sound.compensate_delay)
 
 
@@ -87,11 +87,11 @@ def feature_blocks(
     Parameters
     ----------
     decoder : Decoder
-        Read to its end, a sign of life with each block.
+        Read to its end, with a heartbeat for each block.
     plan : ClipPlan
     config : BuildConfig
     clock : Clock
-        Is charged with what each stage costs.
+        Is charged with the time of each stage.
 
     Yields
     ------
@@ -128,19 +128,19 @@ def feature_blocks(
 
 
 def enough_sound(arrived: np.ndarray, plan: ClipPlan) -> np.ndarray:
-    """Return which clips have at least half a clip of sound, as the plan asks of the last one."""
+    """Return which clips have at least half a clip of sound, as the plan requires of the last one."""
     return 2 * arrived >= plan.clip_samples
 
 
 def why_silent(decoder: Decoder) -> str:
-    """Return why nothing can be heard in what was decoded; empty where something can."""
+    """Return why a decoded recording is silent; empty if it is not."""
     if decoder.cancels_out:
-        return "nothing can be heard in it: its channels cancel out"
-    return "nothing can be heard in it: muted, or digital silence" if decoder.is_silent else ""
+        return "it is silent: its channels cancel out"
+    return "it is silent: muted, or digital silence" if decoder.is_silent else ""
 
 
 def _with_heartbeat(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the blocks of a decoder; each is a sign of life."""
+    """Yield the blocks of a decoder, with a heartbeat for each."""
     for block in blocks:
         heartbeat()
         yield block

@@ -1,4 +1,4 @@
-"""The end of every file that is built or merged: what is counted last, the mark that it is complete, and its name."""
+"""The last steps of every file that is built or merged: the counts, the mark that it is complete, and its name."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from egoaudio.system import files
 
 
 def count_classes(file: EgoAudioFile, writer: RowWriter) -> None:
-    """Write in how many clips each class is active, and have everything on disk."""
+    """Write in how many clips each class is active, and sync the file."""
     classes = file.class_table.copy()
     classes["num_clips"] = file.count_classes()
     writer.write("classes", 0, classes)

@@ -1,9 +1,9 @@
 """Merge egoaudio files of one configuration and class list into one: shards that were brought together, or any others.
 
-In: paths. Out: one file with the videos of all, complete or not there; shards of one build give the file of that build, to the byte (but
-``created_utc``). The files are read only. Stopped at any instant, the same call resumes.
+In: paths. Out: one file with the videos of all, complete or not at all; shards of one build give the file of that
+build, byte for byte except ``created_utc``. The files are only read. Stopped at any instant, the same call resumes.
 
-A build without ``--shard`` does the same with the shards beside its output, and can decode what is missing or damaged.
+A build without ``shard`` does the same with the shards beside its output, and can decode what is missing or damaged.
 """
 
 import contextlib
@@ -54,14 +54,14 @@ def merge(paths: StrPaths, output: StrPath, *, force: bool = False, duplicates: 
     Parameters
     ----------
     paths : path, or sequence of path
-        Complete files of one configuration and class list. Shards of one build are put into its order, and must be all
-        there; other files keep the order in which they are given.
+        Complete files of one configuration and class list. Shards of one build are put in its order, and none may be
+        missing; other files keep the given order.
     output : path
         The file to make; ``OUTPUT.partial`` until it is complete.
     force : bool
-        Start anew and replace what is there.
+        Start over and replace what is there.
     duplicates : {"refuse", "first"}
-        What becomes of a video that is in two files: an error, or the first one is taken.
+        What to do about a video that is in two files: raise an error, or take the first one.
 
     Returns
     -------
@@ -111,7 +111,7 @@ def merge(paths: StrPaths, output: StrPath, *, force: bool = False, duplicates: 
 
 
 def _in_order(opened: list[EgoAudioFile]) -> tuple[list[EgoAudioFile], str]:
-    """Return the files in the order of the merged one, and its ``plan_sha256``, once they belong together.
+    """Return the files in the order of the merged one, and its ``plan_sha256``, after checking that they fit together.
 
     Raises
     ------
@@ -134,16 +134,17 @@ def _in_order(opened: list[EgoAudioFile]) -> tuple[list[EgoAudioFile], str]:
         raise BuildError(f"{twice.path} is shard {twice.shard} once more: give each shard once")
     missing = sorted(set(range(counts[0])) - {shard.number for shard in shards})
     if missing:
+        shown = ", ".join(map(str, missing[:8])) + ", ..." * (len(missing) > 8)
         raise BuildError(
-            f"of {counts[0]:,} shards {len(missing):,} are missing: {', '.join(map(str, missing[:8]))}{', ...' * (len(missing) > 8)}. "
-            "Give them too; egoaudio-build without `shard` takes in those beside its output, and builds the rest"
+            f"of {counts[0]:,} shards {len(missing):,} are missing: {shown}. Give them, too; egoaudio-build without "
+            "`shard` takes over those beside its output, and builds the rest"
         )
     order = np.argsort([shard.number for shard in shards]).tolist()
     return [opened[number] for number in order], str(opened[0].whole_plan_sha256)
 
 
 def _choose(whole: Sequence[EgoAudioFile], duplicates: str) -> list[_Part]:
-    """Return the files with the videos to take of each."""
+    """Return the files with the videos to take from each."""
     if duplicates == "refuse":
         joined.require_no_video_twice(whole)
     seen: set[bytes] = set()
@@ -185,8 +186,8 @@ def _plan(parts: Sequence[_Part], config: BuildConfig, plan_sha256: str, output:
             k for k, (ours, theirs) in enumerate(zip(firsts, plan.first_clips, strict=False)) if ours != theirs
         )
         raise BuildError(
-            f"video {videos[number - 1].video_id} has other clips than its file's configuration makes: the file is damaged, or another "
-            "program wrote it: egoaudio-inspect --verify"
+            f"video {videos[number - 1].video_id} has other clips than its file's configuration makes: the file is "
+            "damaged, or another program wrote it: check it with egoaudio-inspect --verify"
         )
     return plan
 
@@ -210,16 +211,17 @@ def _existing(output: Path, plan_sha256: str) -> BuildReport:
 
 
 def _require_same(partial_path: Path, plan_sha256: str) -> None:
-    """Refuse to go on with the unfinished file of something else."""
+    """Refuse to resume the unfinished file of something else."""
     with EgoAudioFile(partial_path) as file:
         if file.plan_sha256 != plan_sha256:
             raise BuildError(
-                f"{partial_path} is unfinished, and of something else: give the command that began it, or `force=True` to start anew"
+                f"{partial_path} is unfinished, and of something else: give the files that it began with, or "
+                "`force=True` to start over"
             )
 
 
 def _fill(partial_path: Path, parts: Sequence[_Part]) -> None:
-    """Take every video over that is not done yet.
+    """Take over every video that is not done yet.
 
     Raises
     ------
@@ -244,7 +246,7 @@ def _fill(partial_path: Path, parts: Sequence[_Part]) -> None:
                     video_id = part.file.video_table["video_id"][move.source].decode(errors="replace")
                     raise BuildError(
                         f"{part.file.path}: {video_id} cannot be taken over: {problem}. Build that file again, or have "
-                        "egoaudio-build take in its shards: it decodes such videos again"
+                        "egoaudio-build take over its shards: it decodes such videos again"
                     )
                 progress.advance(1)
         count_classes(file, writer)

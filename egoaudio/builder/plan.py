@@ -1,7 +1,7 @@
 """What a build will make: which videos, which files, how many clips of each, before a sample is decoded.
 
 ``gather`` reads the annotations and finds the files; it is quick, and its ``sha256`` tells whether a file on disk is a
-build of the same inputs. ``probe_recordings`` then asks the worker processes how much sound each file really holds, and
+build of the same inputs. ``probe_recordings`` then has worker processes measure how much sound each file holds, and
 ``Plan`` places every clip: row numbers are fixed from here on, so workers can write anywhere in any order.
 """
 
@@ -42,19 +42,19 @@ class Inputs:
     """Whether symbolic links may lead out of ``videos``."""
 
     def __post_init__(self) -> None:
-        """Take a single path for a list of one."""
+        """Treat a single path as a list of one."""
         for name in ("annotations", "test_annotations"):
-            object.__setattr__(self, name, _paths(getattr(self, name)))
+            object.__setattr__(self, name, paths(getattr(self, name)))
 
 
-def _paths(value: StrPath | Sequence[StrPath]) -> tuple[StrPath, ...]:
+def paths(value: StrPath | Sequence[StrPath]) -> tuple[StrPath, ...]:
     """Return one path or several as a tuple."""
     return (value,) if isinstance(value, (str, os.PathLike)) else tuple(value)
 
 
 @dataclass(frozen=True)
 class MediaFolder:
-    """The folder of videos as it was when the build began; a disk may be unmounted, or a network be away for a moment."""
+    """The folder of videos when the build began; a disk may be unmounted meanwhile, or a network fail for a moment."""
 
     path: str
     identity: tuple[int, int]
@@ -67,7 +67,7 @@ class MediaFolder:
         return cls(os.fspath(path), (info.st_dev, info.st_ino))
 
     def require(self, file: StrPath) -> None:
-        """Raise where the folder is gone, or the part of it that held ``file``: that says nothing about the video.
+        """Raise if the folder is gone, or the part of it that held ``file``: that is no failure of the video.
 
         Raises
         ------
@@ -79,8 +79,8 @@ class MediaFolder:
             gone = True
         if gone:
             raise BuildError(
-                f"--videos {self.path}: the folder, or the part of it that held {os.path.basename(file)}, is gone or another one now: "
-                "mount it again and run the same command; what was done is kept"
+                f"`videos={self.path!r}`: the folder, or the part of it that held {os.path.basename(file)}, is gone or "
+                "was replaced: mount it again and run the same command; what was done is kept"
             )
 
 
@@ -101,7 +101,7 @@ class Gathered:
     sha256: str
     """Of the configuration, the annotations, and each video's file name and size."""
     folder: MediaFolder
-    """Where the files are."""
+    """The folder of videos."""
     shard_of: Mapping[str, str] = field(default_factory=dict)
     """Of a shard: which it is, as the root's attributes ``shard`` and ``whole_plan_sha256``; else empty."""
 
@@ -119,7 +119,7 @@ class Plan:
     """For each video, its first row in /clips."""
     num_clips: int
     fingerprints: tuple[bytes, ...]
-    """For each video that of its file."""
+    """Of each video's file."""
 
 
 def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
@@ -132,13 +132,13 @@ def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
     BuildError
         When none of the videos has a file.
     """
-    annotations = read_annotations(_paths(inputs.annotations), _paths(inputs.test_annotations), inputs.classes)
+    annotations = read_annotations(paths(inputs.annotations), paths(inputs.test_annotations), inputs.classes)
     ids = [video.video_id for video in annotations.videos]
     found = find_files(ids, inputs.videos, follow_links=inputs.follow_links)
     if not found:
         raise BuildError(
-            f"{inputs.videos}: none of the {len(ids):,} annotated videos is there; looked for {ids[0]}.mp4 and the like at any depth. "
-            "Is --videos the folder that holds the media files?"
+            f"{inputs.videos}: none of the {len(ids):,} annotated videos is there; looked for {ids[0]}.mp4 and the "
+            "like at any depth. Is `videos` the folder that holds the media files?"
         )
     folder = MediaFolder.of(inputs.videos)
     root = Path(inputs.videos)
@@ -215,8 +215,9 @@ def _count_twins(
             twins += 1
             if other.split != video.split:
                 raise BuildError(
-                    f"videos {other.video_id!r} ({other.split}) and {video.video_id!r} ({video.split}) are one recording, {path}: "
-                    "a model would be tested on what it was trained on. Remove one of them, or give both one split"
+                    f"videos {other.video_id!r} ({other.split}) and {video.video_id!r} ({video.split}) are one "
+                    f"recording, {path}: a model would be tested on what it was trained on. Remove one of them, or "
+                    "give both one split"
                 )
     return (
         replace(annotations, irregularities={**annotations.irregularities, "videos with another's file": twins})
@@ -228,18 +229,17 @@ def _count_twins(
 def probe_recordings(
     gathered: Gathered,
     config: BuildConfig,
-    num_workers: int,
-    timeout_seconds: float,
+    workers: pool.Workers,
     progress: Progress,
     known: Mapping[int, tuple[Recording, bytes]] | None = None,
 ) -> Plan:
-    """Ask worker processes how much sound each file holds, and place the clips; what is ``known`` of a video is not asked.
+    """Have worker processes measure how much sound each file holds, except those that are ``known``; place the clips.
 
     Returns
     -------
     Plan
     """
-    missing = Recording(Status.MISSING, "no media file of this name under --videos", 0, 0, 0.0)
+    missing = Recording(Status.MISSING, "no media file of this name in the folder of videos", 0, 0, 0.0)
     recordings, fingerprints = [missing] * len(gathered.files), [UNKNOWN] * len(gathered.files)
     for video, found in (known or {}).items():
         recordings[video], fingerprints[video] = found
@@ -248,9 +248,7 @@ def probe_recordings(
         for video, path in enumerate(gathered.files)
         if path is not None and video not in (known or {})
     ]
-    for (video, path), result in pool.each(
-        partial(_probe, config.sound), present, workers=num_workers, timeout_seconds=timeout_seconds
-    ):
+    for (video, path), result in workers.map_unordered(partial(_probe, config.sound), present):
         if isinstance(result, pool.Death):
             result = Recording(Status.CRASHED, result.reason, 0, 0, 0.0), fingerprint(path)
         recordings[video], fingerprints[video] = result
@@ -266,7 +264,7 @@ def place(
     config: BuildConfig,
     fingerprints: Sequence[bytes] | None = None,
 ) -> Plan:
-    """Give every recording its rows."""
+    """Place the clips of every recording in the file."""
     samples, firsts, total = [], [], 0
     for recording in recordings:
         samples.append(round(recording.duration_seconds * config.sample_rate) if recording.status == Status.OK else 0)

@@ -1,14 +1,14 @@
 """Call a function on many items in worker processes that may die.
 
-joblib's loky runs the calls, one item at a time and one thread a worker; results come in the order of completion. A decoder
-can crash on a hostile file, the kernel can kill a worker for memory, a call can hang: loky then gives up its whole
-pool. Here the pool is replaced, every item that was under way is tried once more, alone, and an item whose worker
+joblib's loky runs the calls, one item at a time and one thread a worker; results come in the order of completion. A
+decoder can crash on a hostile file, the kernel can kill a worker for memory, a call can hang: loky then abandons its
+whole pool. Here the pool is replaced, every item that was running is tried once more, alone, and an item whose worker
 dies again comes back as a ``Death`` with the reason. No other item is lost.
 
-A worker guards itself with the kernel's means, so nobody has to poll: it ignores Ctrl-C (the parent decides), is
-killed when its parent dies, and is killed by SIGALRM when ``heartbeat`` has not been called for ``timeout_seconds``.
-It keeps the memory it has freed (``allocator``).
-loky's semaphores and joblib's folders outlive a ``kill -9`` of the whole process group; ``_sweeper`` removes them then.
+The kernel guards a worker, so nobody has to poll: it ignores Ctrl-C (the parent decides), is killed when its parent
+dies, and is killed by SIGALRM when ``heartbeat`` has not been called for ``timeout_seconds``. It keeps the memory it
+has freed (``allocator``). loky's semaphores and joblib's folders outlive a ``kill -9`` of the whole process group;
+``_sweeper`` then removes them.
 """
 
 import contextlib
@@ -20,9 +20,11 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
+from typing import Any, TypeVar
 
 import joblib
 from joblib.externals.loky import get_reusable_executor
@@ -32,48 +34,57 @@ from egoaudio.system import allocator, signals, surroundings
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 KEPT_BYTES = 64 << 20  # far more than a worker frees between two blocks
-_keepers: list[bool] = []  # one entry while ``kept`` keeps the workers of this process
 _SHARED_BYTES = 48 << 10  # a page for each of loky's semaphores
-_ALONE = 2  # joblib runs n_jobs=1 in the calling process, where a crash is ours; with one call in flight, 2 is 1
+_ALONE = 2  # joblib runs n_jobs=1 in the calling process, which a crash would kill; with one call at a time, 2 act as 1
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Death:
-    """What is left of an item whose worker died twice."""
+    """The result of an item whose worker died twice."""
 
     reason: str
     """In words, such as ``crashed (SIGSEGV)``."""
 
 
-def each(function, items, *, workers, timeout_seconds):
-    """Call ``function(item)`` in worker processes.
+@dataclass(frozen=True)
+class Workers:
+    """Worker processes that are kept from one call to the next; from ``start_workers``."""
 
-    Parameters
-    ----------
-    function : callable
-        Picklable; may call ``heartbeat`` to say that it gets on.
-    items : sequence
-        Picklable; started in this order.
-    workers : int
-        Calls under way at once.
-    timeout_seconds : float
-        A call that gives no heartbeat for so long is killed.
+    num_workers: int
+    """Calls at the same time."""
+    timeout_seconds: float
+    """A call without a heartbeat for this long is killed."""
 
-    Yields
-    ------
-    item, result
-        In the order of completion. ``result`` is a ``Death`` where the worker died on the item twice.
-        An exception that ``function`` raises is raised here.
-    """
-    surroundings.require_open_files(32 + 4 * workers)
-    call = partial(_guarded, function, timeout_seconds)
-    remaining = list(items)
-    with kept():
+    def map_unordered(
+        self, function: Callable[[Item], Any], items: Sequence[Item], num_workers: int | None = None
+    ) -> Iterator[tuple[Item, Any]]:
+        """Call ``function(item)`` in the worker processes.
+
+        Parameters
+        ----------
+        function : callable
+            Picklable; may call ``heartbeat`` to show that it is still working.
+        items : sequence
+            Picklable; started in this order.
+        num_workers : int, optional
+            Fewer calls at the same time.
+
+        Yields
+        ------
+        item, result
+            In the order of completion. ``result`` is a ``Death`` where the worker died on the item twice.
+            An exception that ``function`` raises is raised here.
+        """
+        num_workers = num_workers or self.num_workers
+        surroundings.require_open_files(32 + 4 * num_workers)
+        call = partial(_guarded, function, self.timeout_seconds)
+        remaining = list(items)
         while remaining:
             started: list[int] = []
             finished: set[int] = set()
             try:
-                for position, result in _parallel(call, _noted(remaining, started), workers):
+                for position, result in _parallel(call, _noted(remaining, started), num_workers):
                     finished.add(position)
                     signals.check()
                     yield remaining[position], result
@@ -81,47 +92,48 @@ def each(function, items, *, workers, timeout_seconds):
             except BrokenProcessPool:
                 suspects = [position for position in started if position not in finished]
             for position in suspects:
-                yield remaining[position], _alone(call, remaining[position], timeout_seconds)
+                yield remaining[position], _alone(call, remaining[position], self.timeout_seconds)
             remaining = remaining[len(started) :]
 
 
 @contextlib.contextmanager
-def kept():
-    """Keep the workers from one ``each`` to the next until the block ends: starting two costs 0.5 s of processor time and more of waiting."""
-    if _keepers:
-        yield
-        return
+def start_workers(num_workers: int, timeout_seconds: float) -> Iterator[Workers]:
+    """Yield worker processes for several calls, and end them with the block: starting two takes 0.5 s of CPU time."""
     surroundings.require_shared_memory(_SHARED_BYTES, "The processes that decode keep their locks in it")
-    _keepers.append(True)
-    try:
-        with _sweeper(), _no_workers_left():
-            yield
-    finally:
-        _keepers.pop()
+    with _sweeper(), _no_workers_left():
+        yield Workers(num_workers, timeout_seconds)
 
 
-def heartbeat(timeout_seconds=None):
-    """Say that the call gets on: it has ``timeout_seconds`` (given once, by ``each``) from now until it is killed."""
-    if timeout_seconds is None:
-        _, timeout_seconds = signal.getitimer(
-            signal.ITIMER_REAL
-        )  # the kernel remembers it, as the interval; 0 where no alarm is set
+def map_unordered(
+    function: Callable[[Item], Any], items: Sequence[Item], *, num_workers: int, timeout_seconds: float
+) -> Iterator[tuple[Item, Any]]:
+    """Call ``function(item)`` in worker processes of its own; see ``Workers.map_unordered``."""
+    with start_workers(num_workers, timeout_seconds) as workers:
+        yield from workers.map_unordered(function, items)
+
+
+def heartbeat(timeout_seconds: float | None = None) -> None:
+    """Show that the call is still working; it is killed ``timeout_seconds`` (given once, when it starts) from now."""
+    if timeout_seconds is None:  # the kernel keeps it as the interval; 0 where no alarm is set
+        _, timeout_seconds = signal.getitimer(signal.ITIMER_REAL)
     signal.setitimer(signal.ITIMER_REAL, timeout_seconds, timeout_seconds)
 
 
-def _noted(items, started):
-    """Yield ``(position, item)`` and note in ``started`` what has been handed out."""
+def _noted(items: Iterable[Any], started: list[int]) -> Iterator[tuple[int, Any]]:
+    """Yield ``(position, item)`` and note in ``started`` what has been started."""
     for position, item in enumerate(items):
         started.append(position)
         yield position, item
 
 
-def _parallel(call, numbered_items, workers):
+def _parallel(
+    call: Callable[[int, Any], tuple[int, Any]], numbered_items: Iterable[tuple[int, Any]], num_workers: int
+) -> Iterator[tuple[int, Any]]:
     """Yield ``(position, result)`` as they come."""
-    in_flight = "2*n_jobs" if workers > 1 else 1
+    in_flight = "2*n_jobs" if num_workers > 1 else 1
     with joblib.parallel_config("loky", inner_max_num_threads=1, initializer=_settle, initargs=(os.getpid(),)):
         pool = joblib.Parallel(
-            n_jobs=max(workers, _ALONE),
+            n_jobs=max(num_workers, _ALONE),
             return_as="generator_unordered",
             batch_size=1,
             pre_dispatch=in_flight,
@@ -133,8 +145,8 @@ def _parallel(call, numbered_items, workers):
             yield from results
 
 
-def _alone(call, item, timeout_seconds):
-    """Return the result of one call with nothing else under way, or the ``Death`` of its worker."""
+def _alone(call: Callable[[int, Any], tuple[int, Any]], item: Any, timeout_seconds: float) -> Any:
+    """Return the result of one call with nothing else running, or the ``Death`` of its worker."""
     try:
         ((_, result),) = _parallel(call, [(0, item)], 1)
         return result
@@ -142,12 +154,12 @@ def _alone(call, item, timeout_seconds):
         return Death(_reason(str(error), timeout_seconds))
 
 
-def _reason(text, timeout_seconds):
+def _reason(text: str, timeout_seconds: float) -> str:
     """Return in words why a worker died, from loky's message."""
     received = re.findall(r"(SIG[A-Z]+)\(-\d+\)", text)
     if "SIGALRM" in received:
-        return f"ran out of time: no progress for {timeout_seconds:g} s"
-    # loky ends the workers that are left with SIGTERM; what is not SIGTERM is the cause.
+        return f"timed out: no progress for {timeout_seconds:g} s"
+    # loky ends the other workers with SIGTERM; any other signal is the cause.
     causes = sorted(set(received) - {"SIGTERM"}) or sorted(set(received))
     if causes:
         hint = ", perhaps for memory" if "SIGKILL" in causes else ""
@@ -156,9 +168,9 @@ def _reason(text, timeout_seconds):
     return f"the decoding process ended (exit code {', '.join(codes)})" if codes else "the decoding process died"
 
 
-def _guarded(function, timeout_seconds, position, item):
+def _guarded(function: Callable[[Any], Any], timeout_seconds: float, position: int, item: Any) -> tuple[int, Any]:
     """Call ``function`` under the alarm; runs in the worker."""
-    faulthandler.disable()  # loky's is on; a decoder's crash is told by ``Death``, not by a stack on the user's terminal
+    faulthandler.disable()  # loky enables it; a crash is reported as a ``Death``, not as a stack on the user's terminal
     heartbeat(timeout_seconds)
     try:
         return position, function(item)
@@ -167,9 +179,9 @@ def _guarded(function, timeout_seconds, position, item):
 
 
 @contextlib.contextmanager
-def _ctrl_c_held():
-    """Hold Ctrl-C back while processes start: they inherit that, and importing takes them a second before ``_settle`` ignores it."""
-    resource_tracker.ensure_running()  # it starts with the first worker, and up to Python 3.11 lets Ctrl-C through again
+def _ctrl_c_held() -> Iterator[None]:
+    """Block Ctrl-C while processes start: they inherit that, and import for a second before ``_settle`` ignores it."""
+    resource_tracker.ensure_running()  # starts with the first worker, and up to Python 3.11 unblocks Ctrl-C
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -177,8 +189,8 @@ def _ctrl_c_held():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _settle(parent):
-    """Make this process a worker: the parent alone answers to Ctrl-C, and its death is ours."""
+def _settle(parent: int) -> None:
+    """Make this process a worker: only the parent handles Ctrl-C, and this process dies with it."""
     allocator.keep_freed_memory(KEPT_BYTES)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -189,26 +201,25 @@ def _settle(parent):
 
 
 @contextlib.contextmanager
-def _no_workers_left():
-    """End the workers at once when the block is left early, and in peace when it is left at its end."""
+def _no_workers_left() -> Iterator[None]:
+    """End the workers: kill them if the block raises, else let them finish."""
     finished = False
     try:
         yield
         finished = True
     finally:
         executor = get_reusable_executor(reuse=True)
-        # joblib's own way out also removes its folders in shared memory, which would stay until this process ends, or for good if it is killed.
+        # joblib's ``terminate`` also removes its folders in shared memory, which would stay until this process ends, or
+        # for good if it is killed; but it leaves some, all of them empty.
         getattr(executor, "terminate", executor.shutdown)(kill_workers=not finished)
-        for folder in glob.glob(
-            f"/dev/shm/joblib_memmapping_folder_{os.getpid()}_*"
-        ):  # it forgets some, all of them empty
+        for folder in glob.glob(f"/dev/shm/joblib_memmapping_folder_{os.getpid()}_*"):
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
 
 
 @contextlib.contextmanager
-def _sweeper():
-    """Have a process in a session of its own remove what loky leaves, should this one be killed with its whole group."""
+def _sweeper() -> Iterator[None]:
+    """Run a process in its own session that removes what loky leaves if this one is killed with its whole group."""
     code = (
         "import glob, os, shutil, sys\n"
         "sys.stdin.read()\n"

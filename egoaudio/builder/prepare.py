@@ -1,10 +1,11 @@
-"""What a build does before the first sample is decoded: check what is there, lay the file out, write the rows that are known.
+"""What a build does before the first sample is decoded: check the output, lay out the file, write the known rows.
 
-In: a ``Plan``. Out: ``OUTPUT.partial`` with every row planned; it gets its name when that is on disk.
+In: a ``Plan``. Out: ``OUTPUT.partial`` with every row planned; it gets its name once that is on disk.
 """
 
 import datetime
 import os
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,60 +14,63 @@ import numpy as np
 from egoaudio.audio import clips
 from egoaudio.builder.beyond import Beyond
 from egoaudio.builder.feature_stream import feature_extractor
-from egoaudio.builder.plan import probe_recordings
+from egoaudio.builder.plan import Gathered, Inputs, Plan, paths, probe_recordings
+from egoaudio.builder.pool import Workers
 from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import differences, from_flat, to_json
 from egoaudio.errors import BuildError, Status
 from egoaudio.hdf5 import create, schema
 from egoaudio.hdf5.reader import EgoAudioFile
-from egoaudio.hdf5.writer import RowWriter, offsets
+from egoaudio.hdf5.writer import Extents, RowWriter, offsets
 from egoaudio.inputs.fingerprint import fingerprint
+from egoaudio.inputs.probe import Recording
 from egoaudio.system import files
 from egoaudio.system.progress import Progress
 
-_READERS = 8  # that wait for a network file system at once
+_READERS = 8  # threads, as a network file system makes each wait
 
 
-def check_folder(output):
-    """Say before any work that the output cannot be written."""
+def check_folder(output: Path) -> None:
+    """Raise BuildError, before any work, if the output cannot be written."""
     if output.is_dir():
-        raise BuildError(f"--output {output} is a folder: name a file, such as {output / 'ego.h5'}")
+        raise BuildError(f"`output={str(output)!r}` is a folder: name a file, such as {output / 'ego.h5'}")
     folder = Path(os.path.realpath(output)).parent
     if not folder.is_dir():
-        raise BuildError(f"--output {output}: the folder {folder} does not exist; make it first")
+        raise BuildError(f"`output={str(output)!r}`: the folder {folder} does not exist; make it first")
     if not os.access(folder, os.W_OK):
-        raise BuildError(f"--output {output}: the folder {folder} cannot be written to")
+        raise BuildError(f"`output={str(output)!r}`: the folder {folder} cannot be written to")
     try:
         files.check_output(output)
         files.check_output(f"{output}.partial")
     except OSError as error:
-        raise BuildError(f"--output {output}: {error.strerror}") from error
+        raise BuildError(f"`output={str(output)!r}`: {error.strerror}") from error
 
 
-def check_outputs(output, partial_path, inputs, gathered):
-    """Refuse to replace what is read, or to follow a link that somebody laid under the name of the unfinished file."""
-    read = [*inputs.annotations, *inputs.test_annotations, inputs.classes, *gathered.files]
+def check_outputs(output: Path, partial_path: Path, inputs: Inputs, gathered: Gathered) -> None:
+    """Refuse to replace an input, or to follow a symbolic link with the name of the unfinished file."""
+    read = [*paths(inputs.annotations), *paths(inputs.test_annotations), inputs.classes, *gathered.files]
     try:
         files.check_output(output, read)
         files.check_output(partial_path, read)
     except OSError as error:
-        raise BuildError(f"--output {output}: {error.strerror}") from error
+        raise BuildError(f"`output={str(output)!r}`: {error.strerror}") from error
     if partial_path.is_symlink():
-        raise BuildError(f"{partial_path} is a symbolic link, and nothing of ours: remove it, or give another --output")
+        raise BuildError(f"{partial_path} is a symbolic link, which no build made: remove it, or give another `output`")
 
 
-def require_same(partial_path, gathered, config):
-    """Refuse to go on with the unfinished build of something else."""
+def require_same(partial_path: Path, gathered: Gathered, config: BuildConfig) -> None:
+    """Refuse to resume the unfinished build of something else."""
     with EgoAudioFile(partial_path) as file:
         found = changes(file, gathered, config) or changed_videos(file, gathered)
     if found:
         raise BuildError(
-            f"{partial_path} is an unfinished build of something else:\n{found}\nGive the same command to finish it, or --force to start anew"
+            f"{partial_path} is an unfinished build of something else:\n{found}\n"
+            "Give the same options to finish it, or `force=True` to start over"
         )
 
 
-def changes(file, gathered, config):
-    """Return in lines what differs between a file's plan and this one; empty where nothing does."""
+def changes(file: EgoAudioFile, gathered: Gathered, config: BuildConfig) -> str:
+    """Return, line by line, what differs between a file's plan and this one; empty if nothing does."""
     if file.plan_sha256 == gathered.sha256:
         return ""
     lines = differences(from_flat(BuildConfig, file.config), config)
@@ -81,9 +85,14 @@ def changes(file, gathered, config):
     return "\n".join("  " + line for line in lines or ["the annotations, or the size of a media file, have changed"])
 
 
-def changed_videos(file, gathered, which=None):
-    """Return in a line which videos, of all or of those that a mask chooses, are other files than their rows are of; empty where none is."""
-    known = file.fingerprints.any(axis=1) if which is None else file.fingerprints.any(axis=1) & which
+def changed_videos(file: EgoAudioFile, gathered: Gathered, which: np.ndarray | None = None) -> str:
+    """Return, in a line, which videos' files are not those that their rows were made from; empty if none is.
+
+    ``which``, bool (num_videos,), chooses the videos; all if not given.
+    """
+    known: np.ndarray = np.asarray(file.fingerprints.any(axis=1))
+    if which is not None:
+        known = known & which
     planned = [(number, path) for number, path in enumerate(gathered.files) if path is not None and known[number]]
     with ThreadPoolExecutor(_READERS) as threads:
         found = list(threads.map(fingerprint, [path for _, path in planned]))
@@ -92,20 +101,34 @@ def changed_videos(file, gathered, which=None):
     ]
     if not other:
         return ""
-    gathered.folder.require(gathered.files[other[0]])
-    words = f"  videos that were replaced by others of the same size: {len(other):,}, such as {gathered.annotations.videos[other[0]].video_id}"
-    return f"{words} (put them back, or start anew)"
+    gathered.folder.require(dict(planned)[other[0]])
+    example = gathered.annotations.videos[other[0]].video_id
+    return (
+        f"  videos that were replaced by others of the same size: {len(other):,}, such as {example} "
+        "(put them back, or start over)"
+    )
 
 
-def lay_out(partial_path, gathered, config, num_workers, timeout_seconds, known=None):
-    """Probe the recordings, but for those that are ``known``, and make the file with all its rows planned."""
+def lay_out(
+    partial_path: Path,
+    gathered: Gathered,
+    config: BuildConfig,
+    workers: Workers,
+    known: Mapping[int, tuple[Recording, bytes]] | None = None,
+) -> None:
+    """Probe the recordings, except those that are ``known``, and make the file with all its rows planned."""
     with Progress(len(gathered.files) - len(known or {}), "probe") as progress:
-        plan = probe_recordings(gathered, config, num_workers, timeout_seconds, progress, known)
+        plan = probe_recordings(gathered, config, workers, progress, known)
     lay_out_plan(partial_path, plan, config)
 
 
-def lay_out_plan(partial_path, plan, config, before_it_appears=None):
-    """Make the file with all its rows planned; it gets its name when that is on disk, and ``before_it_appears(path)`` is done."""
+def lay_out_plan(
+    partial_path: Path, plan: Plan, config: BuildConfig, before_it_appears: Callable[[str], None] | None = None
+) -> None:
+    """Make the file with all its rows planned.
+
+    It gets its name once it is on disk and ``before_it_appears(path)`` has returned.
+    """
     with create.drafting(partial_path, layout(plan, config)) as draft:
         files.reserve(draft)
         write_plan(draft, plan, config)
@@ -113,8 +136,8 @@ def lay_out_plan(partial_path, plan, config, before_it_appears=None):
             before_it_appears(draft)
 
 
-def layout(plan, config):
-    """Return the structure of the file that a plan asks for."""
+def layout(plan: Plan, config: BuildConfig) -> schema.Layout:
+    """Return the structure of the file of a plan."""
     videos, gathered = plan.gathered.annotations.videos, plan.gathered
     extractor = feature_extractor(config)
     clip_samples, _ = clips.count_samples(config.clips, config.sample_rate)
@@ -150,7 +173,7 @@ def layout(plan, config):
     )
 
 
-def write_plan(path, plan, config):
+def write_plan(path: str, plan: Plan, config: BuildConfig) -> None:
     """Write the rows that are known before anything is decoded: classes, videos, clips, labels, instances."""
     gathered = plan.gathered
     extents = offsets(path)
@@ -174,7 +197,7 @@ def write_plan(path, plan, config):
         writer.sync()
 
 
-def _write_planned_video(writer, extents, plan, number, config):
+def _write_planned_video(writer: RowWriter, extents: Extents, plan: Plan, number: int, config: BuildConfig) -> None:
     """Write one video's rows in /videos, /video_labels, /clips and /labels."""
     video, recording = plan.gathered.annotations.videos[number], plan.recordings[number]
     num_classes, first_clip = len(plan.gathered.class_ids), plan.first_clips[number]

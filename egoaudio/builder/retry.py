@@ -1,8 +1,8 @@
-"""Try failed videos again, and keep what is done: a new file takes over the rows of the videos that are well.
+"""Try failed videos again, and keep what is done: a new file takes over the rows of the videos that succeeded.
 
-In: a complete or unfinished file, and the same inputs. Out: ``OUTPUT.partial`` with those rows in it and the failed videos planned, which
-``build`` then fills as any other. The old file is read only, and stays as it is until the new one takes its name. It has to be a new
-file: a video that failed may have no rows in the old one, and every row after it moves.
+In: a complete or unfinished file, and the same inputs. Out: ``OUTPUT.partial`` with those rows in it and the failed
+videos planned, which ``build`` then fills as any other. The old file is only read, and stays as it is until the new one
+takes its name. It has to be a new file: a failed video may have no rows in the old one, so every row after it moves.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from egoaudio.builder.plan import Gathered, Plan, probe_recordings
+from egoaudio.builder.pool import Workers
 from egoaudio.builder.prepare import changed_videos, lay_out_plan
 from egoaudio.builder.summary import FAILED
 from egoaudio.builder.transfer import Move, planned_recordings, take_over
@@ -23,15 +24,13 @@ from egoaudio.inputs.probe import Recording
 from egoaudio.system.progress import Progress
 
 
-def retry(
-    source: Path, partial_path: Path, gathered: Gathered, config: BuildConfig, num_workers: int, timeout_seconds: float
-) -> bool:
+def retry(source: Path, partial_path: Path, gathered: Gathered, config: BuildConfig, workers: Workers) -> bool:
     """Lay out ``partial_path`` with the done videos of ``source``, and its failed ones planned.
 
     Returns
     -------
     bool
-        False, and nothing is made, where no video has failed, or every one of them would again.
+        False, and nothing is made, if no video has failed, or all of them would fail again.
 
     Raises
     ------
@@ -44,9 +43,7 @@ def retry(
             return False
         _require_same_but(failed, file, source, gathered, config)
         with Progress(int(failed.sum()), "probe") as progress:
-            plan = probe_recordings(
-                gathered, config, num_workers, timeout_seconds, progress, known=_known(file, failed)
-            )
+            plan = probe_recordings(gathered, config, workers, progress, known=_known(file, failed))
         if not any(_is_worth_it(file, plan, number) for number in np.flatnonzero(failed).tolist()):
             return False
         lay_out_plan(partial_path, plan, config, before_it_appears=lambda draft: _take_over(file, draft))
@@ -56,11 +53,11 @@ def retry(
 def _require_same_but(
     failed: np.ndarray, file: EgoAudioFile, source: Path, gathered: Gathered, config: BuildConfig
 ) -> None:
-    """Raise unless all is as it was but the files of the failed videos."""
+    """Raise unless everything but the files of the failed videos is unchanged."""
     found = differences(from_flat(BuildConfig, file.config), config)
     lacking = [name for name in ADDED_VIDEO_COLUMNS if name not in (file.video_table.dtype.names or ())]
     if not found and lacking:
-        found = [f"egoaudio {file.egoaudio_version} made it, and did not note {', '.join(lacking)} of a video"]
+        found = [f"egoaudio {file.egoaudio_version} made it, and did not store {', '.join(lacking)} of a video"]
     if not found and not _same_annotations(file, gathered):
         found = ["the annotations have changed"]
     names = [raw.decode(errors="replace") for raw in file.video_table["file"].tolist()]
@@ -71,14 +68,15 @@ def _require_same_but(
     ]
     if moved:
         found = [
-            f"files of videos that had not failed are elsewhere, or gone: {len(moved):,}, such as {names[moved[0]]}"
+            f"files of videos that had not failed were moved or removed: {len(moved):,}, such as {names[moved[0]]}"
         ]
     if not found and (other := changed_videos(file, gathered, ~failed)):
         found = [other.strip()]
     if found:
         lines = "\n".join("  " + line for line in found)
         raise BuildError(
-            f"{source} is a build of something else, so its failed videos cannot be tried again:\n{lines}\nGive --force to start anew"
+            f"{source} is a build of something else, so its failed videos cannot be tried again:\n{lines}\n"
+            "Give `force=True` to start over"
         )
 
 
@@ -100,7 +98,7 @@ def _same_annotations(file: EgoAudioFile, gathered: Gathered) -> bool:
 
 
 def _is_worth_it(file: EgoAudioFile, plan: Plan, number: int) -> bool:
-    """Return whether a failed video can be read now, or has another file than when it failed."""
+    """Return whether a failed video can be read now, or its file is not the one that failed."""
     before = file.fingerprints[number].tobytes(), file.video_table["file"][number]
     now = plan.fingerprints[number], encode(plan.gathered.file_names[number])
     return plan.recordings[number].status in (Status.OK, Status.NO_AUDIO) or before != now

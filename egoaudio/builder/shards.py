@@ -1,11 +1,11 @@
-"""Shards: a build divided among machines, each of which makes a complete egoaudio file with a contiguous range of the videos.
+"""Shards: a build divided among machines, each of which makes an egoaudio file with a contiguous range of the videos.
 
-In: what was gathered, and K/N. Out: what was gathered of the K-th range alone; and, for the build that takes them in, the
-finished shards beside its output, each checked against what it must hold.
+In: what was gathered, and K/N. Out: what was gathered of the K-th range; and, for the build that takes them over, the
+finished shards beside its output, each checked against its inputs.
 
-Conventions: ``OUTPUT.shard-KKKKK-of-NNNNN`` is the K-th of N, counted from 0. Where the ranges begin follows from the annotations and the
-sizes of the media files alone, so that all machines divide alike without speaking to each other. Two hosts never write
-one file: over NFS that loses rows.
+Conventions: ``OUTPUT.shard-KKKKK-of-NNNNN`` is the K-th of N, counted from 0. The ranges depend only on the annotations
+and the sizes of the media files, so all machines divide alike without communication. Two hosts never write one file:
+over NFS that loses rows.
 """
 
 import re
@@ -75,15 +75,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class FoundShard:
-    """A finished shard beside the output, which holds what it must."""
+    """A finished shard beside the output, of the same inputs and options."""
 
     path: Path
     videos: slice
     """Its rows in the whole file's /videos."""
     recordings: tuple[tuple[Recording, bytes], ...]
-    """For each of its videos what a probe would say, and its file's fingerprint."""
+    """For each of its videos what a probe would return, and its file's fingerprint."""
     egoaudio_version: str
-    """That made it."""
+    """The version that made it."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ class FoundShards:
     missing: Mapping[Shard, slice] = field(default_factory=dict)
     """The others, and their rows in the whole file's /videos."""
     notes: tuple[str, ...] = ()
-    """What cannot be read, and what else is to be told, in lines."""
+    """What cannot be read, and other remarks, in lines."""
 
     def known(self) -> dict[int, tuple[Recording, bytes]]:
-        """Return what is known of the videos that the shards hold, by their rows in /videos."""
+        """Return what is known of the shards' videos, by their rows in /videos."""
         return {
             number: known
             for shard in self.shards
@@ -120,7 +120,7 @@ def divide(sizes: Sequence[int], count: int) -> list[slice]:
     count : int
         At most as many as there are videos.
     """
-    before = [0, *accumulate(max(0, size) + 1 for size in sizes)]  # a video without a file has its rows, too
+    before = [0, *accumulate(max(0, size) + 1 for size in sizes)]  # a video without a file has rows, too
     bounds, at = [0], 0
     for number in range(1, count):
         last = len(sizes) - (count - number)  # the shards that follow need a video each
@@ -133,7 +133,7 @@ def divide(sizes: Sequence[int], count: int) -> list[slice]:
 
 
 def part_of(gathered: Gathered, shard: Shard, config: BuildConfig) -> Gathered:
-    """Return what was gathered of a shard's videos alone.
+    """Return what was gathered of a shard's videos.
 
     Raises
     ------
@@ -164,13 +164,14 @@ def find_shards(output: Path, gathered: Gathered, config: BuildConfig) -> FoundS
     if len(counts) > 1:
         raise BuildError(
             f"{output.parent} has shards of {output.name} of several divisions, "
-            f"{' and '.join(f'N = {count}' for count in counts)}: remove those of an earlier one, and run the same command again"
+            f"{' and '.join(f'N = {count}' for count in counts)}: remove those of an earlier one, and run the same "
+            "command again"
         )
     count = counts[0]
     if count > len(gathered.files):
         raise BuildError(
-            f"{names[0][0]} is one of {count:,} shards, and there are only {len(gathered.files):,} videos: it was built from other "
-            "annotations; remove it"
+            f"{names[0][0]} is one of {count:,} shards, and there are only {len(gathered.files):,} videos: it was "
+            "built from other annotations; remove it"
         )
     ranges = divide(gathered.sizes, count)
     notes: list[str] = []
@@ -183,7 +184,8 @@ def find_shards(output: Path, gathered: Gathered, config: BuildConfig) -> FoundS
         except StoreError as error:
             notes.append(f"{error}: its {_videos(ranges[number])} are decoded again")
     notes += [
-        f"{shard.path} was made by egoaudio {shard.egoaudio_version}, and this is {__version__}: what either makes is in one file"
+        f"{shard.path} was made by egoaudio {shard.egoaudio_version}, and this is {__version__}: the file will hold "
+        "rows of both"
         for shard in shards
         if shard.egoaudio_version != __version__
     ]
@@ -200,9 +202,9 @@ def take_in(found: FoundShards, partial_path: Path, only_done: bool, remove: boo
     partial_path : Path
         The whole, laid out.
     only_done : bool
-        Leave out videos that failed: they are to be tried again.
+        Leave out videos that failed: they will be tried again.
     remove : bool
-        Remove each shard when all of its rows are safe on disk.
+        Remove each shard once all of its rows are on disk.
     """
     if not (found.shards or found.notes or found.missing):
         return
@@ -225,18 +227,18 @@ def take_in(found: FoundShards, partial_path: Path, only_done: bool, remove: boo
 
 
 def _describe_missing(found: FoundShards, file: EgoAudioFile) -> list[str]:
-    """Return a line about the shards that are not there and whose videos are still to be decoded."""
+    """Return a line about the missing shards whose videos are still to be decoded."""
     planned = file.video_table["status"] == Status.PLANNED
     counts = {shard: int(planned[videos].sum()) for shard, videos in found.missing.items()}
     missing = [str(shard) for shard, count in counts.items() if count]
     if not missing:
         return []
     shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8:,} more" if len(missing) > 8 else "")
-    return [f"not there, or not finished: shard {shown}; {sum(counts.values()):,} videos are decoded here"]
+    return [f"missing, or not finished: shard {shown}; {sum(counts.values()):,} videos are decoded here"]
 
 
 def _take_in(shard: FoundShard, file: EgoAudioFile, extents: Extents, progress: Progress, only_done: bool) -> bool:
-    """Take over from one shard; return whether nothing of it is left."""
+    """Take over from one shard; return whether all of it was taken over."""
     whole, first = True, shard.videos.start
     with EgoAudioFile(shard.path) as source:
         wanted = file.video_table["status"][shard.videos] == Status.PLANNED
@@ -254,13 +256,14 @@ def _take_in(shard: FoundShard, file: EgoAudioFile, extents: Extents, progress: 
 
 
 def _check(path: Path, gathered: Gathered, config: BuildConfig, shard: Shard) -> FoundShard:
-    """Return a finished shard, once it is a build of the same inputs and options."""
+    """Return a finished shard, after checking that it is a build of the same inputs and options."""
     part = part_of(gathered, shard, config)
     with EgoAudioFile(path) as file:
         found = changes(file, part, config) or changed_videos(file, part)
         if found:
             raise BuildError(
-                f"{path} is a shard of another build:\n{found}\nRemove it, or build it again with the options and inputs of this command"
+                f"{path} is a shard of another build:\n{found}\n"
+                "Remove it, or build it again with the options and inputs of this command"
             )
         videos = divide(gathered.sizes, shard.count)[shard.number]
         made = FoundShard(path, videos, tuple(planned_recordings(file)), file.egoaudio_version)
@@ -268,7 +271,7 @@ def _check(path: Path, gathered: Gathered, config: BuildConfig, shard: Shard) ->
         counts = [clips.plan_clips(count, config.clips, config.sample_rate).num_clips for count in samples]
         problems = integrity.verify_tables(file)
         if not file.complete or problems or file.video_table["num_clips"].tolist() != counts:
-            raise StoreError(f"{path} is damaged: {'; '.join(problems) or 'its /videos is not what was written'}")
+            raise StoreError(f"{path} is damaged: {'; '.join(problems) or 'its /videos is not that of its plan'}")
         return made
 
 

@@ -1,6 +1,7 @@
-"""What was odd about the sound of a build's recordings, in lines for its report; nothing where nothing was.
+"""Irregularities of the sound of a build's recordings, in lines for its report.
 
-In: ``/videos`` of a finished file. A pause is not a fault of the file, so it is counted apart from what could not be decoded.
+In: ``/videos`` of a finished file. A pause is not a fault of the file, so it is counted apart from what could not be
+decoded.
 """
 
 import numpy as np
@@ -30,11 +31,13 @@ def describe_sound(videos: np.ndarray, sample_rate: int, silent_hint: str = "") 
     lines = []
     if silent.any():
         lines.append(
-            f"silent   silent videos: {silent.sum():,}, such as {_first(videos, silent)}: muted, or digital silence{silent_hint}"
+            f"silent   silent videos: {silent.sum():,}, such as {_first(videos, silent)}: muted, or digital silence"
+            f"{silent_hint}"
         )
     if cancelling.any():
         lines.append(
-            f"silent   videos whose channels cancel out: {cancelling.sum():,}, such as {_first(videos, cancelling)}: left is -right, and their mean nothing"
+            f"silent   videos whose channels cancel out: {cancelling.sum():,}, such as {_first(videos, cancelling)}: "
+            "left is -right, so their mean is silent"
         )
     if gaps.any():
         lines.append(
@@ -47,7 +50,8 @@ def describe_sound(videos: np.ndarray, sample_rate: int, silent_hint: str = "") 
     if columns["clock_jumps"].any():
         jumps = columns["clock_jumps"]
         lines.append(
-            f"clock    {jumps.sum():,.0f} jumps of the timestamps that nothing bears out: sound was joined there, {_where(videos, jumps)}"
+            f"clock    {jumps.sum():,.0f} jumps of the timestamps that nothing confirms: sound was joined there, "
+            f"{_where(videos, jumps)}"
         )
     if columns["bad_parts"].any():
         parts = columns["bad_parts"]
@@ -55,10 +59,10 @@ def describe_sound(videos: np.ndarray, sample_rate: int, silent_hint: str = "") 
     return lines
 
 
-def _first(videos, chosen):
+def _first(videos: np.ndarray, chosen: np.ndarray) -> str:
     return videos["video_id"][int(np.argmax(chosen))].decode()
 
 
-def _where(videos, amounts):
-    """Return in how many videos there is any, and where most."""
+def _where(videos: np.ndarray, amounts: np.ndarray) -> str:
+    """Return in how many videos there is any, and which has most."""
     return f"in {(amounts > 0).sum():,} videos; most in {videos['video_id'][int(amounts.argmax())].decode()}"

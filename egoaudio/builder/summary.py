@@ -1,7 +1,7 @@
 """What a build made, or would make, in words for a terminal.
 
-``Tally`` gathers the outcomes of a run and makes the ``BuildReport``; ``describe_plan`` makes the ``BuildPlan`` of
-``--dry-run``. Both are values whose ``str()`` is the page. Everything is counted from the file or the plan, nothing is assumed.
+``Tally`` collects the outcomes of a run and makes the ``BuildReport``; ``describe_plan`` makes the ``BuildPlan`` of
+``preview``. Both are values whose ``str()`` is what the command prints. All numbers come from the file or the plan.
 """
 
 import os
@@ -27,12 +27,12 @@ from egoaudio.system.terminal import describe_bytes, describe_duration
 
 _MOST_NAMES = 3  # of the videos that failed for one reason
 FAILED = (Status.UNREADABLE, Status.MISSING, Status.CRASHED)
-"""Statuses of videos that should have given data and gave none; a video without sound is none of them."""
+"""Statuses of videos that should have given data and gave none; a video without sound is not one of them."""
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build made; ``str()`` is the page that ends the command."""
+    """What a build made; ``str()`` is what the command prints at its end."""
 
     path: str
     """The finished file."""
@@ -41,7 +41,7 @@ class BuildReport:
     failures: tuple[tuple[str, str], ...]
     """``(video_id, reason)`` of every video of the file that should have data and has none."""
     irregularities: Mapping[str, int]
-    """What the annotations had that was tolerated, and how often."""
+    """Irregularities of the annotations that were tolerated, and their counts."""
     facts: tuple[str, ...]
     """Lines about the file: videos, clips, labels, arrays, size."""
     num_workers: int
@@ -50,7 +50,7 @@ class BuildReport:
     stage_seconds: Mapping[str, float]
     """Worker time of this run by stage, ``feature_stream.STAGES``."""
     num_clips: int
-    """Clips made in this run; a build that resumed made the others before."""
+    """Clips made in this run; if it resumed a build, the others were made before."""
     sound_seconds: float
     """Sound decoded in this run."""
 
@@ -63,21 +63,22 @@ class BuildReport:
         if busy:
             shares = ", ".join(f"{stage} {seconds / busy:.0%}" for stage, seconds in self.stage_seconds.items())
             lines.append(
-                f"  time     {describe_duration(self.seconds)} with {self.num_workers} worker{'s' if self.num_workers > 1 else ''}: "
-                f"{self.num_clips / self.seconds:,.0f} clips/s, {self.sound_seconds / self.seconds:,.0f}x real time"
+                f"  time     {describe_duration(self.seconds)} with {self.num_workers} worker"
+                f"{'s' if self.num_workers > 1 else ''}: {self.num_clips / self.seconds:,.0f} clips/s, "
+                f"{self.sound_seconds / self.seconds:,.0f}x real time"
             )
             lines.append(f"  spent    {shares}")
         if self.failures:
             lines.append(f"{len(self.failures):,} video{'s' if len(self.failures) > 1 else ''} failed:")
             lines += by_reason(self.failures)
             lines.append(
-                "  (egoaudio-inspect --failed lists all; once the cause is mended, the same command with --retry-failed tries them again)"
+                "  (egoaudio-inspect --failed lists all; once the cause is fixed, `retry_failed=True` tries them again)"
             )
         return "\n".join(lines)
 
 
 class Tally:
-    """Counts the outcomes of a run as they come; ``report`` makes the ``BuildReport``."""
+    """Count the outcomes of a run; ``report`` makes the ``BuildReport``."""
 
     def __init__(self, num_workers: int = 1) -> None:
         self.num_workers = num_workers
@@ -135,12 +136,14 @@ def _describe_file(file: EgoAudioFile) -> list[str]:
     }
     lines = [f"{name:<9}{words}" for name, words in facts.items() if words]
     place = next(number for number, line in enumerate(lines) if line.startswith("labels"))
-    return lines[:place] + describe_sound(videos, file.sample_rate, "; --skip-silent leaves them out") + lines[place:]
+    return (
+        lines[:place] + describe_sound(videos, file.sample_rate, "; `skip_silent=True` leaves them out") + lines[place:]
+    )
 
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What a build would make; ``str()`` is the page of ``--dry-run``."""
+    """What a build would make; ``str()`` is what ``egoaudio-build --dry-run`` prints."""
 
     path: str
     """The file that would be made."""
@@ -153,24 +156,24 @@ class BuildPlan:
     num_bytes: int
     """Size of the file."""
     free_bytes: int
-    """What is free on its disk."""
+    """Free space on its disk."""
     statuses: Mapping[Status, int]
-    """How many recordings are what."""
+    """Number of recordings of each status."""
     failures: tuple[tuple[str, str], ...]
     """``(video_id, reason)`` of every video that would have no data."""
     irregularities: Mapping[str, int]
-    """What the annotations had that was tolerated, and how often."""
+    """Irregularities of the annotations that were tolerated, and their counts."""
     notes: tuple[str, ...]
-    """Lines about what is worth a look."""
+    """Lines about what to check."""
     num_workers: int
     estimated_seconds: float | None
-    """Wall time, judging by one video; None where none could be made."""
+    """Wall time, judging by one video; None if none could be made."""
 
     def __str__(self) -> str:
         return self.describe()
 
     def describe(self, list_all: bool = False) -> str:
-        """Return the page, with every video that would have no data or with a few of each kind."""
+        """Return the text, with every video that would have no data or with a few for each reason."""
         enough = "" if self.free_bytes > self.num_bytes else ": NOT ENOUGH"
         lines = [
             f"{self.path} would hold",
@@ -240,7 +243,7 @@ def describe_plan(
 
 
 def describe_twins(file: EgoAudioFile) -> str:
-    """Return which videos hold the same recording as another one, by the fingerprints of their files."""
+    """Return how many videos have the same recording as another one, by the fingerprints of their files."""
     videos = file.video_table
     known = np.flatnonzero((videos["status"] == Status.OK) & file.fingerprints.any(axis=1)).tolist()
     first: dict[bytes, int] = {}
@@ -250,8 +253,10 @@ def describe_twins(file: EgoAudioFile) -> str:
         return ""
     apart = [pair for pair in twins if videos["split"][pair[0]] != videos["split"][pair[1]]]
     one, other = (videos["video_id"][number].decode(errors="replace") for number in (apart or twins)[0])
-    words = f"{len(twins):,} video{'s' * (len(twins) > 1)} with the same recording as another, {len(apart):,} of them in another split"
-    return f"{words}, such as {one} and {other}"
+    return (
+        f"{len(twins):,} video{'s' * (len(twins) > 1)} with the same recording as another, {len(apart):,} of them in "
+        f"another split, such as {one} and {other}"
+    )
 
 
 def by_reason(failures: Sequence[tuple[str, str]]) -> list[str]:

@@ -1,6 +1,7 @@
-"""Which videos' rows are known to be on disk, in ``/synced``: power may fail some time after rows were written, and before they arrive.
+"""Which videos' rows are known to be on disk, in ``/synced``: power may fail after rows were written, before they are.
 
-In: an unfinished file, opened, and a writer of its rows. Out: marks; and videos that are planned again, where rows without a mark are torn.
+In: an unfinished file, opened, and a writer of its rows. Out: marks; and videos that are planned again, because they
+have no mark and their rows are damaged.
 """
 
 import numpy as np
@@ -12,7 +13,7 @@ from egoaudio.hdf5.writer import RowWriter
 
 
 def sync(file: EgoAudioFile, writer: RowWriter) -> None:
-    """Have every row so far on disk, then mark the videos that were done before that as safe."""
+    """Sync the file, then mark the videos that were done before."""
     done = (file.video_table["status"] != Status.PLANNED).astype(np.uint8)
     writer.sync()
     writer.write("synced", 0, done)
@@ -20,7 +21,7 @@ def sync(file: EgoAudioFile, writer: RowWriter) -> None:
 
 def repeat_torn(file: EgoAudioFile, writer: RowWriter) -> None:
     """Plan again the videos whose rows were lost between a sync and a power failure."""
-    # Failed ones, too: the zeros that replaced what their workers wrote may be what was lost.
+    # Failed ones, too: the zeros over what their workers wrote may be lost.
     for number in np.flatnonzero((file.video_table["status"] != Status.PLANNED) & (file.synced == 0)):
         if integrity.verify_video(file, int(number)):
             row = file.video_table[number : number + 1].copy()

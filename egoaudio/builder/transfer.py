@@ -1,10 +1,11 @@
-"""Take the rows of videos that are done over from one egoaudio file into another that was laid out for them.
+"""Take over the rows of finished videos from one egoaudio file into another that was laid out for them.
 
-In: an opened file, and where its videos are in the new one. Out: the new file's rows, the same bytes; and what could not be taken over, in
-words. Every row that has a checksum is read and checked against it; the copy itself is made by the kernel, from memory.
+In: an opened file, and the places of its videos in the new one. Out: the new file's rows, byte for byte; and what could
+not be taken over, in words. Every row with a checksum is read and checked against it; the kernel makes the copy, from
+memory.
 
-A video's row in ``/videos``, which says that it is done, is written last: killed at any instant, what was taken over is done and the
-rest is planned.
+A video's row in ``/videos``, which says that it is done, is written last: after a kill at any instant, what was taken
+over is done and the rest is planned.
 """
 
 import os
@@ -40,10 +41,10 @@ class Move:
 
 
 def planned_recordings(file: EgoAudioFile) -> Iterator[tuple[Recording, bytes]]:
-    """Yield for each video of a file what a probe said of it when it was planned, and its file's fingerprint."""
+    """Yield for each video of a file what a probe returned when it was planned, and its file's fingerprint."""
     for row, fingerprint in zip(file.video_table, file.fingerprints, strict=True):
         seconds = float(row["duration_seconds"])
-        # A video that failed later was planned as one with sound, and has its rows.
+        # A video that failed later was planned as one with sound, and has rows.
         status = Status.OK if seconds > 0 or row["status"] == Status.PLANNED else Status(row["status"])
         error = "" if status == Status.OK else row["error"].decode(errors="replace")
         facts = int(row["sample_rate"]), int(row["channels"]), seconds
@@ -62,14 +63,14 @@ def take_over(
     path, extents
         The new one, whose rows are planned, and where they lie.
     moves : sequence of Move
-        Videos of any status but planned.
+        Videos of any status except planned.
     with_labels : bool
-        Copy the labels, too; else those of the plan stay.
+        Copy the labels, too, instead of keeping those of the plan.
 
     Yields
     ------
     move, problem
-        After each video. ``problem`` is empty, or says why the video was not taken over and is still planned.
+        After each video. ``problem`` is empty, or says why the video was not taken over and stays planned.
 
     Raises
     ------
@@ -89,7 +90,7 @@ def take_over(
 
 
 def _take_video(file: EgoAudioFile, path: str, extents: Extents, with_labels: bool, move: Move) -> str:
-    """Take one video over; return why not, or nothing. With files of its own, so that threads share no position."""
+    """Take over one video; return why not, or nothing. Opens its own files, so that threads share no position."""
     old = file.video_table[move.source]
     with RowWriter(path, extents) as writer:
         new = writer.read("videos", move.target, 1)
@@ -123,16 +124,16 @@ def _take_video(file: EgoAudioFile, path: str, extents: Extents, with_labels: bo
 
 
 def _why_not(file: EgoAudioFile, number: int, old: np.void, new: np.void) -> str:
-    """Return why a video cannot be the one that was planned; from the tables alone."""
+    """Return why a video cannot be the one that was planned, judging by the tables."""
     if old["video_id"] != new["video_id"] or old["num_clips"] != new["num_clips"]:
-        return "it is another video, or another number of clips, than was planned"
+        return "it is another video than was planned, or has another number of clips"
     if old["status"] == Status.PLANNED:
         return "it is not done"
     return "; ".join(integrity.verify_clips(file, number))
 
 
 def _copy_features(file: EgoAudioFile, move: Move, rows: slice, writer: RowWriter, first: int) -> str:
-    """Copy the rows of every feature array once all of them have their checksums; return what is damaged."""
+    """Copy the rows of every feature array after checking all of them; return what is damaged."""
     mapped = [name for name in file.features if file.is_mapped(name)]
     descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -146,7 +147,7 @@ def _copy_features(file: EgoAudioFile, move: Move, rows: slice, writer: RowWrite
             else:
                 crc = integrity.checksum(np.asarray(file[name][rows]))
             if crc != file.checksums(name)[move.source]:
-                return f"its {name} is damaged: its checksum is not the one that was written"
+                return f"its {name} is damaged: its checksum is not the stored one"
         for name in file.features:
             if name in mapped:
                 extent = file.extents[name]
@@ -164,7 +165,7 @@ def _copy_features(file: EgoAudioFile, move: Move, rows: slice, writer: RowWrite
 
 
 def _checksum(descriptor: int, start: int, stop: int) -> int:
-    """Return the CRC-32 of a range of a file; read rather than mapped, so that a bad disk is an error and no SIGBUS."""
+    """Return the CRC-32 of a range of a file; read rather than mapped, so that a bad disk is an error, not a SIGBUS."""
     block, crc = bytearray(min(_BLOCK_BYTES, stop - start)), 0
     view = memoryview(block)
     while start < stop:

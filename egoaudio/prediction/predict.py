@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from egoaudio.builder import pool
 from egoaudio.config.predict import PredictConfig
 from egoaudio.errors import ConfigurationError, PredictionError
 from egoaudio.hdf5 import reader
@@ -255,7 +254,7 @@ def _score(
         return
     every = list(recordings.sizes())
     order = sorted(numbers, key=lambda number: -every[number])  # longest first: no straggler at the end
-    with PredictionProgress({number: every[number] for number in order}, hop_seconds) as progress, pool.kept():
+    with PredictionProgress({number: every[number] for number in order}, hop_seconds) as progress:
         workers = max(1, min(num_workers, len(order)))
         yield from score_media(
             predictor, recordings, order, progress, num_workers=workers, timeout_seconds=timeout_seconds

@@ -74,7 +74,9 @@ def score_media(
         call = partial(send_features, receiver.address, predictor.build)
         waiting: list[tuple[int, Heard]] = []
         try:
-            for (number, _), heard in pool.each(call, jobs, workers=num_workers, timeout_seconds=timeout_seconds):
+            for (number, _), heard in pool.map_unordered(
+                call, jobs, num_workers=num_workers, timeout_seconds=timeout_seconds
+            ):
                 scoring.check()
                 if isinstance(heard, pool.Death):
                     heard = Heard(Status.CRASHED, heard.reason, fingerprint=fingerprint(recordings.files[number]))

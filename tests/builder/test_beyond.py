@@ -41,7 +41,8 @@ def _build(tmp_path, csv, test=(), **options):
     [
         (
             ["A,0,900,door", "A,3000,4000,door", "A,5000,6500,keys"],
-            "2 of 3 instances start after the sound's end, 1 end more than 1 s after it, in 1 video, such as A; are the times in milliseconds?",
+            "2 of 3 instances start after the sound's end, 1 end more than 1 s after it, in 1 video, such as A; "
+            "are the times in milliseconds?",
             (2, 1),
         ),
         (
@@ -73,7 +74,10 @@ def test_annotations_beyond_the_sound_are_counted_in_the_report_the_preview_and_
 
 
 def test_a_charades_video_that_is_longer_in_the_table_than_its_sound_is_told(tmp_path):
-    header = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length,egocentric,charades_video"
+    header = (
+        "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length,egocentric,"
+        "charades_video"
+    )
     (_folder(tmp_path, "AAAAAEGO") / "c.csv").write_text(
         f"{header}\nAAAAAEGO,S,K,6,7,Yes,s,o,,c001 0.00 2.00;c002 10.00 12.00;c003 2.00 12.00,15,Yes,AAAAA\n"
     )
@@ -119,7 +123,7 @@ def test_a_reason_that_many_videos_share_is_said_once(tmp_path):
     _folder(tmp_path, "A")
     csv = _csv(tmp_path, "A,0,1,door", *(f"M{number:04d},0,1,door" for number in range(500)), "X,0,1,door")
     (tmp_path / "videos/X.wav").write_bytes(b"no media")
-    words = "M0000, M0001, M0002 and 497 more: no media file of this name under --videos"
+    words = "M0000, M0001, M0002 and 497 more: no media file of this name in the folder of videos"
     plan = build.preview(Inputs(csv, tmp_path / "videos"), tmp_path / "ego.h5", CONFIG)
     assert words in str(plan) and len(str(plan).splitlines()) < 20
     assert len(plan.describe(list_all=True).splitlines()) > 500

@@ -248,7 +248,7 @@ def test_a_complete_file_is_touched_only_by_force(charades, built, tmp_path):
     before = output.stat()
     assert "was complete already" in str(build.build(_inputs(charades), output, CONFIG))
     other = replace(CONFIG, clips=ClipConfig(clip_seconds=0.5))
-    with pytest.raises(BuildError, match=r"(?s)another build.*--clip-seconds: 1.0, now 0.5.*--force"):
+    with pytest.raises(BuildError, match=r"(?s)another build.*`clip_seconds`: 1.0, now 0.5.*`force=True`"):
         build.build(_inputs(charades), output, other)
     assert output.stat().st_mtime_ns == before.st_mtime_ns
     build.build(_inputs(charades), output, other, num_workers=2, force=True)
@@ -260,7 +260,7 @@ def test_an_unfinished_build_of_something_else_is_not_continued(charades, tmp_pa
     output = tmp_path / "ego.h5"
     with pytest.raises(BuildError, match="stop here"):
         _build_with(_stop_after(1), monkeypatch, _inputs(charades), output, CONFIG)
-    with pytest.raises(BuildError, match=r"(?s)something else.*--denoise: nonstationary, now none"):
+    with pytest.raises(BuildError, match=r"(?s)something else.*`mode`: nonstationary, now none"):
         build.build(_inputs(charades), output, replace(CONFIG, denoise=DenoiseConfig(mode="none")))
     with pytest.raises(BuildError, match=r"videos no longer there: 3"):
         build.build(_inputs(charades, test_annotations=()), output, CONFIG)

@@ -108,7 +108,8 @@ def test_a_video_replaced_by_one_of_equal_size_while_a_build_is_stopped_is_told(
     path = folder / "videos" / row["file"].decode()
     kept = path.read_bytes()
     _replace(path)
-    words = rf"(?s)unfinished build of something else.*replaced by others of the same size: 1, such as {row['video_id'].decode()}"
+    video_id = row["video_id"].decode()
+    words = rf"(?s)unfinished build of something else.*replaced by others of the same size: 1, such as {video_id}"
     with pytest.raises(BuildError, match=words):
         build.build(_inputs(folder), folder / "ego.h5", CONFIG)
     path.write_bytes(kept)
@@ -162,7 +163,7 @@ def test_a_folder_that_goes_away_stops_the_build_which_then_goes_on(folder, monk
             if way == "another folder":  # what is under a mount point
                 away.mkdir()
 
-    with pytest.raises(BuildError, match="is gone or another one now: mount it again and run the same command"):
+    with pytest.raises(BuildError, match="is gone or was replaced: mount it again and run the same command"):
         _stop(monkeypatch, folder, 2, leave)
     with EgoAudioFile(folder / "ego.h5.partial") as file:
         assert (file.video_table["status"] == Status.OK).sum() == 2
@@ -186,7 +187,7 @@ def test_a_folder_that_goes_away_while_it_is_probed_stops_the_build(folder, monk
         return gathered
 
     monkeypatch.setattr(build, "gather", gather_and_leave)
-    with pytest.raises(BuildError, match="is gone or another one now"):
+    with pytest.raises(BuildError, match="is gone or was replaced"):
         build.build(_inputs(folder), folder / "ego.h5", CONFIG)
     assert sorted(path.name for path in folder.glob("ego.h5*")) == []
 
@@ -205,7 +206,7 @@ def test_files_of_earlier_versions_without_fingerprints_resume(folder, monkeypat
 
 
 def _break(folder, monkeypatch):
-    """Build with one video away, one that is no media file, and one that crashes; return these three with their true contents."""
+    """Build with one video away, one that is not media, and one that crashes; return these with their true contents."""
     away, broken, crashing = _videos(folder)[:3]
     kept = {path: path.read_bytes() for path in (away, broken, crashing)}
     away.unlink()
@@ -234,7 +235,7 @@ def test_failed_videos_of_a_complete_file_are_tried_again_and_only_those(folder,
             log.write(Path(job.path).name + "\n")
         return extract(path, extents, config, job)
 
-    with pytest.raises(BuildError, match="--retry-failed"):
+    with pytest.raises(BuildError, match="`retry_failed=True`"):
         build.build(_inputs(folder), folder / "ego.h5", CONFIG)
     monkeypatch.setattr(build, "extract", noted)
     report = build.build(_inputs(folder), folder / "ego.h5", CONFIG, num_workers=2, retry_failed=True)
@@ -292,7 +293,7 @@ def test_a_retry_of_something_else_is_refused(folder, monkeypatch):
     with pytest.raises(BuildError, match=r"(?s)tried again.*replaced by others of the same size: 1"):
         build.build(_inputs(folder), folder / "ego.h5", CONFIG, retry_failed=True)
     other.rename(folder / "elsewhere")
-    with pytest.raises(BuildError, match=r"(?s)tried again.*elsewhere, or gone: 1"):
+    with pytest.raises(BuildError, match=r"(?s)tried again.*were moved or removed: 1"):
         build.build(_inputs(folder), folder / "ego.h5", CONFIG, retry_failed=True)
     other.write_bytes(raw)
     text = (folder / "train.csv").read_text()

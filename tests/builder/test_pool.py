@@ -45,36 +45,36 @@ def _slow_but_alive(_):
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_every_item_comes_back_once_with_its_result(num_workers):
-    results = dict(pool.each(_square, range(20), workers=num_workers, timeout_seconds=30))
+    results = dict(pool.map_unordered(_square, range(20), num_workers=num_workers, timeout_seconds=30))
     assert results == {number: number * number for number in range(20)}
 
 
 def test_items_whose_worker_dies_or_hangs_come_back_as_deaths_and_no_other_is_harmed():
-    results = dict(pool.each(_square_or_die, range(10), workers=2, timeout_seconds=1))
+    results = dict(pool.map_unordered(_square_or_die, range(10), num_workers=2, timeout_seconds=1))
     assert "SIGSEGV" in results.pop(3).reason
-    assert "ran out of time: no progress for 1 s" in results.pop(5).reason
+    assert "timed out: no progress for 1 s" in results.pop(5).reason
     assert results == {number: number * number for number in range(10) if number not in (3, 5)}
 
 
 def test_an_item_is_tried_once_more_alone(tmp_path):
-    results = list(pool.each(_die_once, [str(tmp_path / "tried"), "", ""], workers=2, timeout_seconds=30))
+    results = list(pool.map_unordered(_die_once, [str(tmp_path / "tried"), "", ""], num_workers=2, timeout_seconds=30))
     assert [result for _, result in results] == ["done"] * 3
 
 
 def test_a_heartbeat_keeps_a_long_call_alive():
-    assert list(pool.each(_slow_but_alive, ["item"], workers=1, timeout_seconds=1)) == [("item", "done")]
+    assert list(pool.map_unordered(_slow_but_alive, ["item"], num_workers=1, timeout_seconds=1)) == [("item", "done")]
 
 
 def test_an_exception_of_the_function_is_raised_here():
     with pytest.raises(TypeError):
-        list(pool.each(_square, ["text"], workers=2, timeout_seconds=30))
+        list(pool.map_unordered(_square, ["text"], num_workers=2, timeout_seconds=30))
 
 
 def test_calls_run_in_other_processes_with_one_thread():
     def look(_):
         return os.getpid(), os.environ.get("OMP_NUM_THREADS")
 
-    ((_, (pid, threads)),) = pool.each(look, [0], workers=1, timeout_seconds=30)
+    ((_, (pid, threads)),) = pool.map_unordered(look, [0], num_workers=1, timeout_seconds=30)
     assert pid != os.getpid()
     assert threads == "1"
 
@@ -91,12 +91,12 @@ def test_a_worker_keeps_the_memory_that_it_frees():
         fill()
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    ((_, faults),) = pool.each(count_faults, [0], workers=1, timeout_seconds=30)
+    ((_, faults),) = pool.map_unordered(count_faults, [0], num_workers=1, timeout_seconds=30)
     assert faults < 16 * 256 / 4  # a page is 4 KiB
 
 
-def _pids(number_of_calls=6):
-    return {result for _, result in pool.each(_pid, range(number_of_calls), workers=2, timeout_seconds=30)}
+def _pids(workers, number_of_calls=6):
+    return {result for _, result in workers.map_unordered(_pid, range(number_of_calls))}
 
 
 def _pid(number):
@@ -105,29 +105,29 @@ def _pid(number):
 
 
 def test_workers_are_kept_within_a_block_and_gone_after_it_and_after_every_call_without_one():
-    with pool.kept():
-        first = _pids()
-        assert _pids() == first
+    with pool.start_workers(2, 30) as workers:
+        first = _pids(workers)
+        assert _pids(workers) == first
     assert not any(os.path.exists(f"/proc/{pid}") for pid in first)
-    alone = _pids()
+    alone = {result for _, result in pool.map_unordered(_pid, range(6), num_workers=2, timeout_seconds=30)}
     assert not first & alone
     assert not any(os.path.exists(f"/proc/{pid}") for pid in alone)
 
 
 def test_a_death_within_a_block_is_survived_and_an_exception_ends_the_workers():
-    with pytest.raises(KeyError), pool.kept():
-        first = _pids()
-        results = dict(pool.each(_square_or_die, [2, 3, 4], workers=2, timeout_seconds=30))
+    with pytest.raises(KeyError), pool.start_workers(2, 30) as workers:
+        first = _pids(workers)
+        results = dict(workers.map_unordered(_square_or_die, [2, 3, 4]))
         assert isinstance(results[3], pool.Death) and results[4] == 16
-        second = _pids()
+        second = _pids(workers)
         raise KeyError
     assert not any(os.path.exists(f"/proc/{pid}") for pid in first | second)
 
 
 def test_a_worker_is_deaf_to_ctrl_c_from_its_first_instant():
     """Not only once it ignores it: while it starts, Ctrl-C would have it print a traceback on the user's terminal."""
-    ((_, held),) = pool.each(
-        lambda _: signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []), [0], workers=1, timeout_seconds=30
+    ((_, held),) = pool.map_unordered(
+        lambda _: signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []), [0], num_workers=1, timeout_seconds=30
     )
     assert held
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -139,7 +139,7 @@ def test_nothing_is_left_in_shared_memory_by_a_process_that_goes_on(num_results)
     """It may be killed later, when nobody sweeps any more."""
     folders = f"/dev/shm/joblib_memmapping_folder_{os.getpid()}_*"
     before = glob.glob(folders)
-    results = pool.each(_square, range(4), workers=2, timeout_seconds=30)
+    results = pool.map_unordered(_square, range(4), num_workers=2, timeout_seconds=30)
     for _ in range(num_results):
         next(results)
     assert len(glob.glob(folders)) > len(before)
@@ -156,7 +156,7 @@ PARENT = """
         time.sleep(60)
 
     if __name__ == "__main__":
-        list(pool.each(sleep, range(4), workers=2, timeout_seconds=600))
+        list(pool.map_unordered(sleep, range(4), num_workers=2, timeout_seconds=600))
 """
 
 

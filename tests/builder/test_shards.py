@@ -1,4 +1,4 @@
-"""A build divided among machines: the shards, and the file that takes them in, which is that of one build to the byte."""
+"""A build divided among machines: the shards, and the file that takes them over, byte for byte that of one build."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from conftest import make_media
 
 import egoaudio
 from egoaudio import cli
-from egoaudio.builder import build, merging, pool, transfer
+from egoaudio.builder import build, merging, transfer
 from egoaudio.builder.plan import Inputs
 from egoaudio.builder.shards import Shard, divide
 from egoaudio.config.build import BuildConfig, FeatureConfig, SoundConfig
@@ -33,11 +33,7 @@ NUM_VIDEOS = 9
 MFCC = to_json(BuildConfig(features=FeatureConfig(features=("mfcc",))))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def workers():
-    """Keep the worker processes from one build to the next: starting them takes longer than these builds."""
-    with pool.kept():
-        yield
+pytestmark = pytest.mark.usefixtures("kept_workers")
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +77,13 @@ def shards(inputs, tmp_path_factory):
 @pytest.fixture
 def decoded(monkeypatch):
     """Return the list of all jobs that were given to workers."""
-    jobs, each = [], build.pool.each
+    jobs, map_unordered = [], build.pool.Workers.map_unordered
 
-    def noted(function, items, **options):
+    def noted(workers, function, items, **options):
         jobs.extend(items if getattr(function, "func", None) is build.extract else ())
-        return each(function, items, **options)
+        return map_unordered(workers, function, items, **options)
 
-    monkeypatch.setattr(build.pool, "each", noted)
+    monkeypatch.setattr(build.pool.Workers, "map_unordered", noted)
     return jobs
 
 
@@ -147,7 +143,7 @@ def test_what_no_shard_holds_is_decoded(inputs, whole, shards, tmp_path, decoded
     build.build(inputs, tmp_path / "ego.h5", CONFIG)
     assert content(tmp_path / "ego.h5") == content(whole)
     assert {Path(job.path).stem for job in decoded} >= set(ids)
-    assert f"not there, or not finished: shard {number}/7; {len(decoded)} videos" in capsys.readouterr().err
+    assert f"missing, or not finished: shard {number}/7; {len(decoded)} videos" in capsys.readouterr().err
 
 
 def _with_sound(path):
@@ -270,7 +266,7 @@ def test_more_shards_than_videos_are_refused(inputs, tmp_path):
 
 
 def test_a_shard_takes_no_shards_in(inputs, tmp_path):
-    with pytest.raises(ConfigurationError, match="takes no shards in"):
+    with pytest.raises(ConfigurationError, match="takes over no shards"):
         build.build(inputs, tmp_path / "ego.h5", CONFIG, shard="0/2", remove_shards=True)
 
 
@@ -375,7 +371,7 @@ def test_nothing_is_half_merged_under_the_final_name(inputs, shards, tmp_path):
     "chosen, words",
     [
         ([0, 1, 1], "is shard 1/7 once more"),
-        ([0, 2, 4, 6], "of 7 shards 3 are missing: 1, 3, 5. Give them too"),
+        ([0, 2, 4, 6], "of 7 shards 3 are missing: 1, 3, 5. Give them, too"),
         ([0, 8], "several divisions, N = 2 and N = 7"),
         ([], "nothing to merge"),
     ],

@@ -16,7 +16,7 @@ QUICK = {"denoise": DenoiseConfig(mode="none"), "features": FeatureConfig(featur
 
 @pytest.fixture
 def folder(tmp_path):
-    """Five recordings: sounding, muted, cancelling out, with a pause of 90 s, and with a jump that nothing bears out."""
+    """Five recordings: sounding, muted, cancelling out, with a pause of 90 s, and with a jump that nothing confirms."""
     (tmp_path / "videos").mkdir()
     tone = chirp(44100, 3.0)
 
@@ -56,7 +56,7 @@ def test_what_is_odd_about_the_sound_is_told(folder):
     assert "silent videos: 1, such as muted" in text
     assert "channels cancel out: 1, such as cancels" in text
     assert "90.00 s without any packets (paused, or muted), in 1 videos; most in paused" in text
-    assert "1 jumps of the timestamps that nothing bears out" in text
+    assert "1 jumps of the timestamps that nothing confirms" in text
     assert "could not be decoded or placed, in 1 videos; most in jumps" in text
     assert all(row["status"] == Status.OK for row in rows.values())
     assert rows["paused"]["duration_seconds"] == pytest.approx(93.0, abs=0.1)
@@ -72,8 +72,8 @@ def test_what_is_odd_about_the_sound_is_told(folder):
 def test_silent_recordings_are_left_out_on_request(folder):
     text, rows = _build(folder, skip_silent=True)
     assert [name for name, row in rows.items() if row["status"] == Status.NO_AUDIO] == ["muted", "cancels"]
-    assert rows["muted"]["error"] == b"nothing can be heard in it: muted, or digital silence"
-    assert rows["cancels"]["error"] == b"nothing can be heard in it: its channels cancel out"
+    assert rows["muted"]["error"] == b"it is silent: muted, or digital silence"
+    assert rows["cancels"]["error"] == b"it is silent: its channels cancel out"
     assert "silent videos" not in text
     with egoaudio.open(folder / "ego.h5") as file:
         clips = file.clip_table

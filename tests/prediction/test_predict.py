@@ -9,7 +9,6 @@ import pytest
 from small_models import evaluated_scores, make_checkpoint, make_file, make_videos
 
 import egoaudio
-from egoaudio.builder import pool
 from egoaudio.config.options import from_flat
 from egoaudio.config.predict import PredictConfig
 from egoaudio.errors import CheckpointError, ConfigurationError, MediaError, PredictionError, Status
@@ -17,12 +16,7 @@ from egoaudio.hdf5.scores_file import ScoresFile
 from egoaudio.models import checkpoints
 from egoaudio.prediction.predict import predict, predict_to_folder
 
-
-@pytest.fixture(scope="module", autouse=True)
-def workers():
-    """Keep the worker processes from one test to the next."""
-    with pool.kept():
-        yield
+pytestmark = pytest.mark.usefixtures("kept_workers")
 
 
 @pytest.fixture(scope="module")

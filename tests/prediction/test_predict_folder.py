@@ -16,7 +16,6 @@ from small_models import make_checkpoint, make_file, make_videos
 
 import egoaudio
 from egoaudio import cli
-from egoaudio.builder import pool
 from egoaudio.config.options import from_flat
 from egoaudio.config.predict import FORMATS, PredictConfig
 from egoaudio.errors import PredictionError, Status
@@ -25,12 +24,7 @@ from egoaudio.prediction import score, worker
 from egoaudio.prediction.predict import predict, predict_to_folder
 from egoaudio.prediction.recording import to_bytes
 
-
-@pytest.fixture(scope="module", autouse=True)
-def workers():
-    """Keep the worker processes from one test to the next."""
-    with pool.kept():
-        yield
+pytestmark = pytest.mark.usefixtures("kept_workers")
 
 
 @pytest.fixture(scope="module")

@@ -333,7 +333,7 @@ def predict(
 
 
 @command("  egoaudio-report ego.h5 runs/cnn heard --videos CharadesEgo_v1_480 --output report.html")
-@click.argument("paths", nargs=-1, required=True, type=_THERE, metavar="[EGO.H5] [RUN]... [HEARD]")
+@click.argument("paths", nargs=-1, required=True, type=_THERE, metavar="[EGO.H5]... [RUN]... [HEARD]")
 @click.option("--output", required=True, type=click.Path(), help="The HTML file to make.")
 @click.option(
     "--videos", type=click.Path(), help="Folder of the videos, for the sound of clips; else the file's waveform."

@@ -172,6 +172,7 @@ def test_no_module_or_function_is_long_and_no_name_is_the_standard_librarys(modu
             ["torch", "torchaudio", "noisereduce", "pandas", "transformers", "matplotlib"],
         ),
         ("egoaudio.prediction.worker", ["torch", "torchaudio", "noisereduce", "pandas", "transformers", "matplotlib"]),
+        ("egoaudio.reporting.report", ["torch", "torchaudio", "noisereduce", "pandas", "transformers"]),
         ("egoaudio.builder.extract", ["torch", "torchaudio", "noisereduce", "pandas", "transformers", "matplotlib"]),
     ],
 )

@@ -78,11 +78,11 @@ class _Axis:
     start: float
     stop: float
 
-    def place(self, value):
+    def place(self, value: float) -> float:
         """Return where a value stands."""
         return round(float(self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)), 1)
 
-    def ticks(self, whole=False, suffix=""):
+    def ticks(self, whole: bool = False, suffix: str = "") -> tuple[Tick, ...]:
         """Return ticks at round numbers."""
         values = round_numbers(self.low, self.high, whole)
         return tuple(Tick(self.place(value), f"{value:,.10g}{suffix}") for value in values)
@@ -175,7 +175,7 @@ def lines(
     return Chart(title, "; ".join(described), x_label, y_label, across.ticks(x_whole), up.ticks(), lines=tuple(drawn))
 
 
-def _line(name, x, values, across, up):
+def _line(name: str, x: Sequence[float] | np.ndarray, values: np.ndarray, across: _Axis, up: _Axis) -> Line:
     points = [
         (across.place(place), up.place(value), f"{name}: {value:.4g} at {place:g}")
         for place, value in zip(x, values, strict=True)

@@ -103,7 +103,7 @@ class StoredSounds:
                     target[:] = sound[max(0, -begin) : max(0, -begin) + len(target)]
             yield excerpt, samples
 
-    def _rows(self, excerpt, clips):
+    def _rows(self, excerpt: Excerpt, clips: np.ndarray) -> np.ndarray:
         """Return the rows of the excerpt's video that overlap it, in order."""
         video = self._file.video_table[excerpt.video]
         rows = np.arange(int(video["first_clip"]), int(video["first_clip"]) + int(video["num_clips"]))
@@ -175,7 +175,7 @@ class MediaSounds:
         for excerpt in waiting:
             yield self._cut(excerpt, kept, first)
 
-    def _cut(self, excerpt, samples, first):
+    def _cut(self, excerpt: Excerpt, samples: np.ndarray, first: int) -> tuple[Excerpt, np.ndarray]:
         start, stop = (
             round(seconds * self.sample_rate) - first for seconds in (excerpt.start_seconds, excerpt.stop_seconds)
         )

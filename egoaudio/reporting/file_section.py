@@ -122,7 +122,7 @@ def describe(file: EgoAudioFile, num_examples: int) -> FileSection:
     )
 
 
-def _facts(file):
+def _facts(file: EgoAudioFile) -> tuple[tuple[str, str], ...]:
     """Return facts as pairs of texts."""
     videos = file.video_table
     seconds = float(videos["duration_seconds"][videos["status"] == Status.OK].sum())
@@ -142,7 +142,7 @@ def _facts(file):
     return tuple((name, names.clean(text, 1000)) for name, text in facts.items())
 
 
-def _failures(file):
+def _failures(file: EgoAudioFile) -> tuple[Failure, ...]:
     """Return the videos without data by reason, the commonest first."""
     videos = file.video_table
     groups = []
@@ -156,7 +156,7 @@ def _failures(file):
     return tuple(sorted(groups, key=lambda failure: -failure.num_videos))
 
 
-def _labelled_rows(file):
+def _labelled_rows(file: EgoAudioFile) -> np.ndarray:
     """Return the clips that can be trained on, evenly spread over the file where there are very many."""
     rows = np.flatnonzero(file.trainable)
     if len(rows) > _MOST_ROWS:
@@ -164,7 +164,7 @@ def _labelled_rows(file):
     return rows
 
 
-def _rows_of_classes(file):
+def _rows_of_classes(file: EgoAudioFile) -> list[np.ndarray]:
     """Return the clips of each class, ascending."""
     rows, found = _labelled_rows(file), []
     for start in range(0, len(rows), _AT_ONCE):
@@ -179,7 +179,9 @@ def _rows_of_classes(file):
     return np.split(clips[order], ends)
 
 
-def _classes(file, rows, measured, num_examples):
+def _classes(
+    file: EgoAudioFile, rows: list[np.ndarray], measured: levels.Levels | None, num_examples: int
+) -> tuple[ClassRow, ...]:
     """Return the classes, the most frequent first."""
     counts = file.count_classes()
     videos = (np.asarray(file.video_labels) == 1).sum(axis=0)
@@ -202,7 +204,7 @@ def _classes(file, rows, measured, num_examples):
     )
 
 
-def _examples(file, rows, level_of, num_examples):
+def _examples(file: EgoAudioFile, rows: np.ndarray, level_of: dict[int, float], num_examples: int) -> tuple[int, ...]:
     """Return clips of a class to listen to, each of another video: those with the fewest other labels, the loudest of them first."""
     if len(rows) > _CANDIDATES:
         rows = rows[np.linspace(0, len(rows) - 1, _CANDIDATES).astype(np.int64)]
@@ -219,7 +221,7 @@ def _examples(file, rows, level_of, num_examples):
     return tuple(chosen[:num_examples])
 
 
-def _together(file):
+def _together(file: EgoAudioFile) -> tuple[tuple[Pair, ...], charts.Matrix | None]:
     """Return the pairs of classes that occur together most, and the matrix of the commonest classes."""
     rows = _labelled_rows(file)
     both = np.zeros((file.num_classes, file.num_classes))

@@ -85,27 +85,42 @@ class Gallery:
 
     def fill(self, num_bytes: int) -> None:
         """Make pictures and sounds for what was asked, as far as so many bytes of a page go."""
+        self.shown = {}
+        waiting = sorted(self._ranks, key=self._ranks.__getitem__)
         if self.file is None or self.painter is None:
             return
-        excerpts, pictures, left = [], {}, num_bytes
-        for row in sorted(self._ranks, key=self._ranks.__getitem__):
+        while waiting:
+            added = self._add(waiting, num_bytes - sum(map(self._bytes, self.shown)))
+            if not added:
+                break
+            waiting = waiting[added:]
+        for row in reversed(list(self.shown)):  # should sounds have turned out larger than expected
+            if sum(map(self._bytes, self.shown)) <= num_bytes:
+                break
+            del self.shown[row]
+
+    def _add(self, waiting: list[int], num_bytes: int) -> int:
+        """Show the first of some clips, as many as are expected to fit; return how many these were."""
+        assert self.file is not None and self.painter is not None
+        excerpts, pictures = [], []
+        for row in waiting:
             excerpt = Excerpt.of_clip(self.file, row)
             picture = _base64(self.painter.paint(np.asarray(self.file[self.painter.feature][row])))
-            expected = self._uses[row] * (len(picture) + _CARD_BYTES)
+            num_bytes -= self._uses[row] * (len(picture) + _CARD_BYTES)
             if self.sounds is not None:
-                expected += 4 * encode.expected_bytes(excerpt.stop_seconds - excerpt.start_seconds) // 3
-            if expected > left:
+                num_bytes -= 4 * encode.expected_bytes(excerpt.stop_seconds - excerpt.start_seconds) // 3
+            if num_bytes < 0:
                 break
-            left -= expected
             excerpts.append(excerpt)
-            pictures[row] = picture
+            pictures.append(picture)
         encoded = self._encode(excerpts)
-        self.shown = {row: Shown(picture, encoded.get(row, "")) for row, picture in pictures.items()}
-        self._fit(num_bytes)
+        for excerpt, picture in zip(excerpts, pictures, strict=True):
+            self.shown[excerpt.row] = Shown(picture, encoded.get(excerpt.row, ""))
+        return len(excerpts)
 
     def _encode(self, excerpts: list[Excerpt]) -> Mapping[int, str]:
         """Return the sounds, ``{row: base64}``."""
-        if self.sounds is None:
+        if self.sounds is None or not excerpts:
             return {}
         encoded = {}
         with Progress(len(excerpts), "sound", unit="clips") as progress:
@@ -114,15 +129,6 @@ class Gallery:
                     encoded[excerpt.row] = _base64(encode.encode_opus(samples, self.sounds.sample_rate))
                 progress.advance(1, excerpt.stop_seconds - excerpt.start_seconds)
         return encoded
-
-    def _fit(self, num_bytes: int) -> None:
-        """Take the least important away, should sounds have turned out larger than expected."""
-        used = sum(self._bytes(row) for row in self.shown)
-        for row in sorted(self.shown, key=self._ranks.__getitem__, reverse=True):
-            if used <= num_bytes:
-                break
-            used -= self._bytes(row)
-            del self.shown[row]
 
     def _bytes(self, row: int) -> int:
         """Return about how much of the page a clip takes."""

@@ -5,6 +5,7 @@ as a number of bytes allows: all of each where that is enough, else a stretch of
 """
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +84,7 @@ class HeardSection:
             )
         return tuple(found)
 
-    def _is_cut(self, timeline):
+    def _is_cut(self, timeline: Timeline) -> bool:
         start, stop = self.stretches.get(timeline.video, (0.0, timeline.duration_seconds))
         return stop - start < timeline.duration_seconds - 0.1
 
@@ -130,7 +131,7 @@ class HeardSection:
                 self.spectrograms.pop(timeline.video, None)
 
 
-def _share_out(timelines, num_bytes):
+def _share_out(timelines: Sequence[Timeline], num_bytes: int) -> list[tuple[Timeline, tuple[float, float]]]:
     """Return which stretch of each recording is kept, ``[(timeline, (start, stop)), ...]``: short ones whole, of the others as much each."""
     per_second = 4 / 3 * (encode.expected_bytes(100.0) - encode.expected_bytes(0.0)) / 100
     fixed = _PICTURE_BYTES + 4 / 3 * encode.expected_bytes(0.0)

@@ -64,14 +64,14 @@ def measure(file: EgoAudioFile, rows_of_class: list[np.ndarray]) -> Levels | Non
     return Levels(rows, levels.astype(np.float32), feature)
 
 
-def _evenly(rows, num_rows):
+def _evenly(rows: np.ndarray, num_rows: int) -> np.ndarray:
     """Return so many of some rows, evenly spread."""
     if len(rows) <= num_rows:
         return np.asarray(rows, np.int64)
     return np.asarray(rows)[np.linspace(0, len(rows) - 1, num_rows).astype(np.int64)]
 
 
-def _mean_square(values, feature, scale):
+def _mean_square(values: np.ndarray, feature: str, scale: float) -> np.ndarray:
     """Return the mean square of each clip, float64 (n,)."""
     if feature == "waveform":
         return np.mean(values.astype(np.float64) ** 2, axis=1)
@@ -79,7 +79,7 @@ def _mean_square(values, feature, scale):
     return scale * power.sum(axis=2).mean(axis=1)
 
 
-def _scale(file):
+def _scale(file: EgoAudioFile) -> float:
     """Return what turns a sum of the power over the bins into a mean square."""
     attributes = file.attributes("spectrogram")
     n_fft = int(attributes.get("n_fft", 2 * (file["spectrogram"].shape[2] - 1)))

@@ -68,7 +68,7 @@ class ScoredClips:
             self._first(without[np.argsort(-scores[without], kind="stable")], column, most),
         )
 
-    def _first(self, places, column, most):
+    def _first(self, places: np.ndarray, column: int, most: int) -> tuple[ScoredClip, ...]:
         """Return the first clips, one a video as long as there are others."""
         chosen: list[int] = []
         rest: list[int] = []
@@ -81,7 +81,7 @@ class ScoredClips:
         picked = sorted((chosen + rest)[:most], key=order.__getitem__)
         return tuple(self._clip(place, column) for place in picked)
 
-    def _clip(self, place, column):
+    def _clip(self, place: int, column: int) -> ScoredClip:
         scores = self.scores[place]
         best = np.argsort(-scores, kind="stable")[: _MOST_OTHERS + 1]
         others = [(int(k), float(scores[k])) for k in best if k != column and scores[k] >= _WORTH_TELLING]
@@ -111,11 +111,11 @@ class ScoredClips:
                 found += [(float(usual - scores[place]), int(place), int(column)) for place in places]
         return self._surest(found)
 
-    def _surest(self, found):
+    def _surest(self, found: list[tuple[float, int, int]]) -> tuple[ScoredClip, ...]:
         found.sort(key=lambda each: (-each[0], each[1], each[2]))
         return tuple(self._clip(place, column) for _, place, column in found[:_MOST_DOUBTS])
 
-    def _beside(self):
+    def _beside(self) -> np.ndarray:
         """Return whether a clip beside one in its video has each label, bool (num_clips, num_classes)."""
         order = np.argsort(self._rows, kind="stable")
         rows, video, labels = self._rows[order], self._video[order], self.labels[order]

@@ -4,7 +4,7 @@ In: an open egoaudio file. Out: ``Finding``s, each a sentence with the first few
 certain to be a fault; it is what somebody should listen to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +49,7 @@ def find_oddities(file: EgoAudioFile, levels: Levels | None) -> list[Finding]:
     return [finding for finding in found if finding is not None]
 
 
-def _not_complete(file):
+def _not_complete(file: EgoAudioFile) -> Iterator[Finding]:
     if not file.complete:
         done = np.count_nonzero(file.video_table["status"] != Status.PLANNED)
         yield Finding(
@@ -58,7 +58,7 @@ def _not_complete(file):
         )
 
 
-def _in_two_splits(file):
+def _in_two_splits(file: EgoAudioFile) -> Iterator[Finding]:
     videos = file.video_table
     twins = describe_twins(file)
     if twins:
@@ -69,15 +69,16 @@ def _in_two_splits(file):
             splits.setdefault(name, set()).add(split)
         both = [names.clean(name) for name, where in splits.items() if name and len(where) > 1]
         if both:
+            noun = ("video" if column == "video_id" else "subject") + ("s are" if len(both) > 1 else " is")
             words = (
                 "so scores of the test split are too high"
                 if column == "video_id"
                 else "so voices and homes are known to a model that is tested"
             )
-            yield _named(title, f"{len(both):,} are in both train and test, {words}.", both)
+            yield _named(title, f"{len(both):,} {noun} in both train and test, {words}.", both)
 
 
-def _loudness(file):
+def _loudness(file: EgoAudioFile) -> Iterator[Finding]:
     videos = file.video_table
     if "peak_db" not in (videos.dtype.names or ()):
         return
@@ -97,7 +98,7 @@ def _loudness(file):
         )
 
 
-def _losses(file):
+def _losses(file: EgoAudioFile) -> Iterator[Finding]:
     for line in describe_sound(file.video_table, file.sample_rate):
         title, words = line.split(maxsplit=1)
         yield Finding(f"Sound: {title}", f"{words}.")
@@ -106,7 +107,7 @@ def _losses(file):
         yield Finding("Annotations beyond the sound", f"{beyond}.")
 
 
-def _classes(file, levels):
+def _classes(file: EgoAudioFile, levels: Levels | None) -> Iterator[Finding]:
     counts = file.count_classes()
     actions = _actions(file)
     annotated = (np.asarray(file.video_labels) == 1).any(axis=0)
@@ -139,7 +140,7 @@ def _classes(file, levels):
             )
 
 
-def _clips(file, levels):
+def _clips(file: EgoAudioFile, levels: Levels | None) -> Iterator[Finding]:
     trainable = np.count_nonzero(file.trainable)
     unlabelled = np.count_nonzero(file.usable) - trainable
     if unlabelled > trainable:
@@ -159,12 +160,12 @@ def _clips(file, levels):
             )
 
 
-def _actions(file):
+def _actions(file: EgoAudioFile) -> np.ndarray:
     """Return which classes are actions, bool (num_classes,): all but ``no_action``, which is to be silent."""
     return file.class_table["class_id"] != NO_ACTION.encode()
 
 
-def _of_videos(file, chosen, title, words):
+def _of_videos(file: EgoAudioFile, chosen: np.ndarray, title: str, words: str) -> Finding:
     """Return a finding about the videos of a mask; ``words`` takes their number and that of the videos with sound."""
     videos = file.video_table
     ids = names.column(videos[chosen], "video_id")

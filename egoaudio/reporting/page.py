@@ -6,21 +6,51 @@ its own script and style by their hashes, pictures and sounds that lie in it, an
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import jinja2
 
 from egoaudio._version import __version__
 
+if TYPE_CHECKING:
+    from egoaudio.reporting.cards import Card
+    from egoaudio.reporting.comparison_section import ComparisonSection
+    from egoaudio.reporting.file_section import FileSection
+    from egoaudio.reporting.heard_section import HeardSection
+    from egoaudio.reporting.run_section import RunSection
 
-def render(contents: Mapping[str, Any], sounds: Mapping[str, str], card: Callable[[int], Any]) -> str:
+
+@dataclass
+class Contents:
+    """What a page is about; a section that is not there is None."""
+
+    title: str
+    sound_note: str = ""
+    """Where the sound of clips comes from."""
+    anchors: list[tuple[str, str]] = field(default_factory=list)
+    """Ids of headings, and what they are called in the page's navigation."""
+    file: "FileSection | None" = None
+    comparison: "ComparisonSection | None" = None
+    runs: "list[RunSection]" = field(default_factory=list)
+    heard: "HeardSection | None" = None
+
+
+def render(
+    contents: Contents,
+    notes: Sequence[str],
+    heard_notes: Sequence[str],
+    sounds: Mapping[str, str],
+    card: Callable[[int], "Card | None"],
+) -> str:
     """Return a page.
 
     Parameters
     ----------
-    contents : mapping
-        What the template ``page.html`` asks for.
+    contents : Contents
+    notes, heard_notes : sequence of str
+        What is not there, and why: on the whole, and of the recordings that were heard.
     sounds : mapping
         ``{name: base64}``, Opus in WebM.
     card : callable
@@ -35,13 +65,15 @@ def render(contents: Mapping[str, Any], sounds: Mapping[str, str], card: Callabl
     )
     environment.filters["card"] = card
     style, script, timelines = (_source(environment, name) for name in ("style.css", "page.js", "timelines.js"))
-    scripts = [script, timelines] if contents["heard"] else [script]
+    scripts = [script, timelines] if contents.heard else [script]
     policy = (
         "default-src 'none'; img-src data:; media-src data:; base-uri 'none'; form-action 'none'; "
         f"style-src {_hash(style)}; script-src {' '.join(map(_hash, scripts))}"
     )
     return environment.get_template("page.html").render(
-        contents,
+        vars(contents),
+        notes=notes,
+        heard_notes=heard_notes,
         sounds=dict(sounds),
         style=style,
         script=script,
@@ -51,11 +83,12 @@ def render(contents: Mapping[str, Any], sounds: Mapping[str, str], card: Callabl
     )
 
 
-def _source(environment, name):
+def _source(environment: jinja2.Environment, name: str) -> str:
     """Return a file that lies beside the templates, as it is."""
+    assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]
 
 
-def _hash(text):
+def _hash(text: str) -> str:
     """Return the source of a Content-Security-Policy that allows exactly this text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.signal
@@ -62,14 +63,14 @@ class Painter:
         return _encode(image, self.low, self.high, self.palette)
 
 
-def _encode(image, low, high, palette):
+def _encode(image: np.ndarray, low: float, high: float, palette: bytes) -> bytes:
     """Return an image (num_columns, num_rows) as a PNG, ``low`` in the darkest colour and ``high`` in the brightest."""
     share = (image - low) / (high - low)
     levels = np.clip(np.nan_to_num(share) * _LEVELS, 0, _LEVELS - 1).astype(np.uint8)
     return encode_png(levels.T[::-1], palette)
 
 
-def _image_values(values, feature, sample_rate):
+def _image_values(values: np.ndarray, feature: str, sample_rate: int) -> np.ndarray:
     """Return one clip's values with time first, float32 (num_frames, num_bins)."""
     values = np.asarray(values, np.float32)
     if feature == "waveform":
@@ -108,7 +109,7 @@ def paint_all(spectrograms: Mapping[int, np.ndarray], sample_rate: int) -> dict[
     }
 
 
-def _bands(num_bins, frequencies):
+def _bands(num_bins: int, frequencies: np.ndarray | None) -> np.ndarray:
     """Return where each row of pixels begins among the bins: all alike, or as the ear hears where the bins are in Hz."""
     num_rows = min(_NUM_ROWS, num_bins)
     if frequencies is None or len(frequencies) != num_bins:
@@ -121,11 +122,11 @@ def _bands(num_bins, frequencies):
     )
 
 
-def _mel(hz):
+def _mel(hz: Any) -> Any:
     return 2595 * np.log10(1 + hz / 700)
 
 
-def _pool(image, bands, most_columns=_MOST_COLUMNS):
+def _pool(image: np.ndarray, bands: np.ndarray, most_columns: int = _MOST_COLUMNS) -> np.ndarray:
     """Return an image (num_frames, num_bins) with fewer rows and columns: means over bins, maxima over frames."""
     rows = np.add.reduceat(image, bands[:-1], axis=1) / np.diff(bands)
     if len(rows) <= most_columns:
@@ -152,6 +153,6 @@ def encode_png(levels: np.ndarray, palette: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks)
 
 
-def _chunk(name, contents):
+def _chunk(name: bytes, contents: bytes) -> bytes:
     """Return a chunk of a PNG with its length and checksum."""
     return struct.pack(">I", len(contents)) + name + contents + struct.pack(">I", zlib.crc32(name + contents))

@@ -110,7 +110,9 @@ class RecordingSounds:
                 yield samples
 
 
-def _listen(blocks, sample_rate, duration_seconds, start_seconds, stop_seconds):
+def _listen(
+    blocks: Iterable[np.ndarray], sample_rate: int, duration_seconds: float, start_seconds: float, stop_seconds: float
+) -> Impression:
     """Return the impression of a sound that comes in blocks."""
     num_columns = max(1, min(MOST_COLUMNS, round(duration_seconds * _COLUMNS_PER_SECOND)))
     width = max(_SHORTEST_COLUMN, round(duration_seconds * sample_rate / num_columns))

@@ -6,8 +6,10 @@ In: the scores of a split, and the run's folder. Out: a ``RunSection``, values a
 import csv
 import io
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from egoaudio.config.train import TrainConfig
 from egoaudio.errors import ReportError
 from egoaudio.evaluation.evaluate import SplitScores
 from egoaudio.evaluation.reliability import reliability
-from egoaudio.evaluation.results import TITLES, Evaluation, Score
+from egoaudio.evaluation.results import TITLES, CalibrationErrors, Evaluation, Score
 from egoaudio.inputs.annotations import NO_ACTION
 from egoaudio.reporting import charts, names
 from egoaudio.reporting.confusions import Confusion, find_confusions
@@ -44,6 +46,7 @@ class ClassScore:
     """Under the ROC curve."""
     f1: float
     threshold: float
+    """A probability; infinity for a class that is never claimed."""
     clips: NotableClips
 
 
@@ -67,8 +70,9 @@ class RunSection:
     """Of all columns."""
     confusions: tuple[Confusion, ...]
     confusion_matrix: charts.Matrix | None
-    reliability: charts.Chart | None
-    calibration_error: float
+    reliability: tuple[charts.Chart, ...]
+    """Of the scores, and of the probabilities made of them where they are calibrated."""
+    calibration: CalibrationErrors | None
     missing_labels: tuple[ScoredClip, ...]
     empty_labels: tuple[ScoredClip, ...]
 
@@ -103,10 +107,16 @@ def describe(
     truth = scored.truth
     titles = [names.class_title(*pair) for pair in zip(truth.class_ids, truth.class_names, strict=True)]
     clips = truth.labelled
-    own = ScoredClips(scored.smoothed[clips], truth.labels[clips], truth.rows[clips], truth.clip_video[clips])
-    confusions, matrix = find_confusions(own.scores, own.labels, titles)
-    reliable = reliability(own.scores, own.labels)
-    classes = _classes(evaluation, own, titles, num_examples)
+    scores, rules = scored.smoothed[clips], scored.rules
+    probabilities = scores if rules is None else rules.calibration.apply(scores)
+    own = ScoredClips(probabilities, truth.labels[clips], truth.rows[clips], truth.clip_video[clips])
+    confusions, matrix = find_confusions(scores, own.labels, titles)
+    thresholds = np.array(evaluation.per_class["threshold"], np.float64)
+    if rules is not None:
+        thresholds = np.where(
+            np.isfinite(thresholds), rules.calibration.apply(np.nan_to_num(thresholds, posinf=1)), np.inf
+        )
+    classes = _classes(evaluation, own, thresholds, titles, num_examples)
     doubted = _doubted(evaluation)
     losses, shares = _curves(checkpoint.parent / "metrics.csv")
     return RunSection(
@@ -122,23 +132,35 @@ def describe(
         tuple(titles),
         confusions,
         matrix,
-        charts.lines(
-            np.nan_to_num(reliable.mean_score),
-            {"scores": reliable.share_true, "what is right": reliable.mean_score},
-            "How reliable the scores are",
-            "mean score",
-            "share that has the class",
-            x_whole=False,
-            x_range=(0.0, 1.0),
-            y_range=(0.0, 1.0),
-        ),
-        reliable.expected_calibration_error,
+        tuple(_reliability(title, values, own.labels) for title, values in _to_judge(scores, probabilities)),
+        evaluation.calibration,
         own.missing_labels(doubted),
         own.empty_labels(doubted),
     )
 
 
-def _facts(scored, evaluation):
+def _to_judge(scores: np.ndarray, probabilities: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield what is held to be probabilities, with its name."""
+    yield "Scores", scores
+    if probabilities is not scores:
+        yield "Calibrated: the probabilities that are shown here and written by egoaudio-predict", probabilities
+
+
+def _reliability(title: str, values: np.ndarray, labels: np.ndarray) -> charts.Chart:
+    """Return the reliability diagram of scores or probabilities (num_clips, num_classes)."""
+    found = reliability(values, labels)
+    bins = np.nan_to_num(found.mean_score)
+    error = f"{title}, expected calibration error {100 * found.expected_calibration_error:.2f} %"
+    lines = {"as they are": found.share_true, "as they should be": found.mean_score}
+    ends = (0.0, 1.0)
+    chart = charts.lines(
+        bins, lines, error, "mean score", "share that has the class", x_whole=False, x_range=ends, y_range=ends
+    )
+    assert chart is not None  # scores are in some bin
+    return chart
+
+
+def _facts(scored: SplitScores, evaluation: Evaluation) -> tuple[tuple[str, str], ...]:
     """Return facts as pairs of texts."""
     config, contents = scored.config, scored.contents
     usual = to_flat(
@@ -163,11 +185,11 @@ def _facts(scored, evaluation):
     return tuple((name, names.clean(text, 1000)) for name, text in facts.items() if text)
 
 
-def _num_weights(contents):
+def _num_weights(contents: dict[str, Any]) -> int:
     return sum(getattr(tensor, "numel", int)() for tensor in contents["weights"].values())
 
 
-def _curves(path):
+def _curves(path: Path) -> tuple[charts.Chart | None, charts.Chart | None]:
     """Return the chart of the losses and that of the validation scores; None where there is no metrics.csv."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -188,7 +210,7 @@ def _curves(path):
     )
 
 
-def _column(path, rows, name):
+def _column(path: Path, rows: list[dict[str, str]], name: str) -> list[float]:
     """Return a column of metrics.csv, NaN where it is empty or missing."""
     try:
         return [float(row.get(name) or "nan") for row in rows]
@@ -196,7 +218,9 @@ def _column(path, rows, name):
         raise ReportError(f"{path}: its column {name} holds something that is no number: {error}") from error
 
 
-def _classes(evaluation, clips, titles, num_examples):
+def _classes(
+    evaluation: Evaluation, clips: ScoredClips, thresholds: np.ndarray, titles: list[str], num_examples: int
+) -> tuple[ClassScore, ...]:
     """Return the classes that have a clip in the split, the best heard first."""
     columns = evaluation.per_class
     precision = np.array(columns["average_precision"], np.float64)
@@ -214,14 +238,14 @@ def _classes(evaluation, clips, titles, num_examples):
             columns["audible"][k] == 1,
             float(columns["auc"][k]),
             float(columns["f1"][k]),
-            float(columns["threshold"][k]),
+            float(thresholds[k]),
             clips.notable(k, num_examples),
         )
         for k in shown[:_MOST_CLASSES]
     )
 
 
-def _doubted(evaluation):
+def _doubted(evaluation: Evaluation) -> np.ndarray:
     """Return the classes whose labels can be doubted: actions that the model hears, often enough."""
     columns = evaluation.per_class
     rows = zip(columns["class_id"], columns["num_clips"], columns["audible"], strict=True)

@@ -113,14 +113,14 @@ def find_sources(paths: Sequence[str | os.PathLike[str]]) -> Sources:
     return Sources(tuple(files), tuple(checkpoints), scores[0] if scores else None)
 
 
-def _checkpoint(path):
+def _checkpoint(path: Path) -> Path | None:
     """Return the checkpoint of a run's folder, or the path itself where it is one; else None."""
     if path.is_dir():
         return next((path / name for name in _CHECKPOINTS if (path / name).is_file()), None)
     return path if path.suffix == ".pt" and path.is_file() else None
 
 
-def _is_hdf5(path):
+def _is_hdf5(path: Path) -> bool:
     """Return whether a path is an HDF5 file."""
     if not path.is_file():
         return False
@@ -131,7 +131,7 @@ def _is_hdf5(path):
         raise ReportError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _refusal(path):
+def _refusal(path: Path) -> str:
     """Return why a path is none of what is expected."""
     expected = "expected an egoaudio file (ego.h5), the folder of a run (with best.pt), a checkpoint, or a folder of predictions (with scores.h5)"
     if not os.path.lexists(path):

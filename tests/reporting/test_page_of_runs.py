@@ -61,7 +61,7 @@ def test_a_section_holds_the_evaluations_numbers(folder, judged):
     precisions = [row.average_precision for row in section.classes]
     assert precisions == sorted(precisions, reverse=True)
     rows = {row.title: row for row in section.classes}
-    clips = scored.truth.labelled
+    clips, probabilities = scored.truth.labelled, scored.rules.calibration.apply(scored.smoothed)
     for k, class_id in enumerate(evaluation.per_class["class_id"]):
         row = next(row for title, row in rows.items() if title.startswith(class_id))
         assert row.average_precision == evaluation.per_class["average_precision"][k]
@@ -69,7 +69,10 @@ def test_a_section_holds_the_evaluations_numbers(folder, judged):
         assert row.is_audible == (evaluation.per_class["audible"][k] == 1)
         for clip in row.clips.best:
             place = int(np.flatnonzero(scored.truth.rows == clip.row)[0])
-            assert clip.score == scored.smoothed[place, k] and scored.truth.labels[place, k]
+            assert clip.score == probabilities[place, k] and scored.truth.labels[place, k]
+    errors = evaluation.calibration.before, evaluation.calibration.after
+    for chart, error in zip(section.reliability, errors, strict=True):
+        assert f"expected calibration error {100 * error:.2f} %" in chart.title
     with open(folder / "<i>long" / "metrics.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert [len(line.dots) for line in section.losses.lines] == [len(table)] * 2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import make_wav
-from report_files import SAMPLE_RATE, make_file, make_scores
+from report_files import SAMPLE_RATE, make_file, make_scores, rename
 
 import egoaudio
 from egoaudio import cli
@@ -77,6 +77,16 @@ def test_the_most_important_clips_are_kept(path):
         assert list(gallery.shown) == order[: len(gallery.shown)] and 1 < len(gallery.shown) < 8
         gallery.fill(10**7)
         assert list(gallery.shown) == order and gallery.note == ""
+
+
+def test_several_files_are_shown_as_one(path, tmp_path):
+    other = make_file(tmp_path / "other.h5", 3, 8)
+    with h5py.File(other, "r+") as file:
+        rename(file, "videos", "video_id", ["OTHER0", "OTHER1", "OTHER2"])
+    made = egoaudio.report(path, other, output=tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "<bdi>Report on ego.h5 and 1 more</bdi>" in text and "of 15 videos" in text
+    assert made.num_clips == text.count("<img ") > 0 and made.notes == ()
 
 
 def test_the_same_file_gives_the_same_page(path, tmp_path):

@@ -127,8 +127,10 @@ def predict(
 
     Examples
     --------
-    >>> for recording in egoaudio.predict("runs/cnn/best.pt", "recordings/"):  # doctest: +SKIP
-    ...     print(recording.file, recording.segments)
+    >>> import egoaudio
+    >>> recordings = list(egoaudio.predict("runs/example/best.pt", "ego.h5"))
+    >>> len(recordings), list(recordings[0].segments.columns[:4])
+    (6, ['file', 'start_seconds', 'end_seconds', 'class_id'])
     """
     config = PredictConfig() if config is None else config
     given = Media(_paths(media), _paths(annotations), videos, classes, follow_links)
@@ -177,6 +179,13 @@ def predict_to_folder(
     ------
     EgoAudioError
         As ``predict``; or an output that is an input, or holds other scores.
+
+    Examples
+    --------
+    >>> import egoaudio
+    >>> report = egoaudio.predict_to_folder("runs/example/best.pt", "ego.h5", "heard")
+    >>> report.num_recordings, report.scores.name, report.segments.name
+    (6, 'scores.h5', 'segments.csv')
     """
     config = PredictConfig() if config is None else config
     given = Media(_paths(media), _paths(annotations), videos, classes, follow_links)

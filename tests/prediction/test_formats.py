@@ -60,7 +60,7 @@ def read_audacity(raw):
 
 
 def read_raven(raw):
-    frame = pandas.read_csv(io.BytesIO(raw), sep="\t", quoting=3, keep_default_na=False)
+    frame = pandas.read_csv(io.BytesIO(raw), sep="\t", quoting=3, keep_default_na=False, dtype={"Name": str})
     assert list(frame.columns[:7]) == [
         "Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)",
     ]  # fmt: skip

@@ -14,7 +14,7 @@ import shutil
 
 import numpy as np
 
-from egoaudio.builder import extract, pool, prepare
+from egoaudio.builder import extract, feature_stream, pool, prepare
 from egoaudio.builder.build import plan_job
 from egoaudio.builder.plan import gather
 from egoaudio.hdf5.reader import EgoAudioFile
@@ -45,7 +45,7 @@ def extract_all(path, extents, config, jobs):
     """Do all of a worker's work, in this process; return the seconds of each stage."""
     outcomes = [extract.extract(path, extents, config, job) for job in jobs]
     assert all(outcome.status == 1 for outcome in outcomes)
-    return {stage: sum(outcome.stage_seconds[stage] for outcome in outcomes) for stage in extract.STAGES}
+    return {stage: sum(outcome.stage_seconds[stage] for outcome in outcomes) for stage in feature_stream.STAGES}
 
 
 def notebook(path, scratch):

@@ -1,6 +1,6 @@
 """Mixed precision: never a type that the processor emulates, and on a CPU the faster one."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from small_steps import batch, make_stepper, weights
 
 from egoaudio.models import device
 from egoaudio.models.device import computes_bfloat16, mixed_precision, name_of
+from egoaudio.training import step
 
 
 @pytest.mark.parametrize(
@@ -49,8 +50,9 @@ def test_mixed_precision_on_a_cpu(monkeypatch, wanted, dtype, native, expected, 
 
 
 @pytest.mark.parametrize("slow, taken", [(torch.bfloat16, None), (None, torch.bfloat16)])
-def test_the_first_step_takes_the_faster_precision_says_so_and_is_otherwise_the_same_step(slow, taken):
-    said = []
+def test_the_first_step_takes_the_faster_precision_says_so_and_is_otherwise_the_same_step(slow, taken, monkeypatch):
+    said, clock = [], [0.0]
+    monkeypatch.setattr(step, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     stepper, plain = (
         make_stepper("cnn-small", dropout=0.5, amp_dtype=dtype, log=said.append) for dtype in (torch.bfloat16, taken)
     )
@@ -59,7 +61,7 @@ def test_the_first_step_takes_the_faster_precision_says_so_and_is_otherwise_the_
 
     def delayed(x):
         current = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-        time.sleep(0.05 if current == slow else 0)
+        clock[0] += 2.0 if current == slow else 1.0
         return forward(x)
 
     stepper.model.forward = delayed

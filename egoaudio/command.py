@@ -66,7 +66,12 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            raise click.UsageError(terminal.printable(error.format_message()), error.ctx) from error
+            message = terminal.printable(error.format_message())
+            try:
+                surroundings.require_working_folder()  # without it no relative path exists
+            except EgoAudioError as gone:
+                message = f"{gone} ({message})"
+            raise click.UsageError(message, error.ctx) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under their groups' headings, all explanations in one column."""

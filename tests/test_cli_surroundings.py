@@ -133,6 +133,14 @@ def test_a_working_folder_that_is_gone_is_told(folder, tmp_path, name):
     )
 
 
+def test_a_relative_path_is_not_missing_where_the_working_folder_is(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    result = CliRunner().invoke(cli.evaluate, ["best.pt", "ego.h5"])
+    assert result.exit_code == 2 and "the working folder is gone: cd to one that exists" in result.output
+
+
 HUGE = "99999999999999999999999"
 
 

@@ -5,6 +5,7 @@ are only compared with the names of files that exist, so none leads out of the f
 symbolic links may not lead out of it unless that is allowed, and loops of them end.
 """
 
+import errno
 import itertools
 import os
 import pathlib
@@ -104,9 +105,15 @@ def _walk(root: StrPath, inside: str, follow_links: bool, refused: list[str]) ->
         try:
             with os.scandir(folder) as scanned:
                 entries = list(scanned)
-        except OSError as error:
+        except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
             warnings.warn(f"{folder}: not searched for videos: {error.strerror}", stacklevel=4)
             continue
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise  # no fault of the folder
+            raise MediaError(
+                f"{folder}: cannot be searched for videos: {error.strerror}; is the disk or the network working?"
+            ) from error
         for entry in entries:
             yield entry
             if not (os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()):
@@ -142,7 +149,7 @@ def list_media(root: str | os.PathLike[str], follow_links: bool = False) -> tupl
     Raises
     ------
     MediaError
-        ``root`` is no folder.
+        ``root`` is no folder, or a part of it cannot be read.
     """
     if not os.path.isdir(root):
         raise MediaError(f"{root}: there is no such folder")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from egoaudio.errors import ResourceError
 
+_UNLOADED = ("failed to map segment", "cannot allocate memory", "Too many open files")  # in the linker's words
 SHARED_MEMORY = "/dev/shm"
 
 
@@ -34,6 +35,12 @@ def lacking() -> Iterator[None]:
     except MemoryError as error:
         raise ResourceError(
             f"out of memory ({str(error) or 'no more is available'}): give smaller numbers, or free some"
+        ) from error
+    except ImportError as error:
+        if not any(words in str(error) for words in _UNLOADED):
+            raise
+        raise ResourceError(
+            f"a library cannot be loaded ({error}): free some memory, or raise the limits: ulimit -v, ulimit -n"
         ) from error
     except OSError as error:
         words = _words(error)

@@ -1,12 +1,13 @@
 """Finding files: each id its one file, and no id or link that leaves the folder."""
 
+import errno
 import os
 import warnings
 
 import pytest
 
 from egoaudio.errors import MediaError
-from egoaudio.inputs.find_media import MEDIA_EXTENSIONS, find_files
+from egoaudio.inputs.find_media import MEDIA_EXTENSIONS, find_files, list_media
 
 
 def _touch(*paths):
@@ -181,6 +182,29 @@ def test_a_folder_that_cannot_be_read_is_passed_over_with_a_warning(tmp_path, mo
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.warns(UserWarning, match="locked: not searched for videos: Permission denied"):
         assert list(find_files(["A", "B"], tmp_path)) == ["B"]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "words"),
+    [
+        (errno.EIO, MediaError, "below: cannot be searched for videos: .* is the disk or the network working"),
+        (errno.ESTALE, MediaError, "below: cannot be searched for videos"),
+        (errno.EMFILE, OSError, "Too many open files"),
+    ],
+)
+def test_a_folder_that_a_disk_does_not_give_is_no_folder_without_videos(tmp_path, monkeypatch, code, expected, words):
+    _touch(tmp_path / "below" / "A.mp4", tmp_path / "B.mp4")
+    scandir = os.scandir
+
+    def fail(folder):
+        if str(folder).endswith("below"):
+            raise OSError(code, os.strerror(code))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    for search in (lambda: find_files(["A", "B"], tmp_path), lambda: list_media(tmp_path)):
+        with pytest.raises(expected, match=words):
+            search()
 
 
 def test_thousands_of_files_are_found_in_one_pass(tmp_path, monkeypatch):

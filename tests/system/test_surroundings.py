@@ -1,6 +1,7 @@
 """What the machine lacks is said before anything hangs or dies of it."""
 
 import errno
+import importlib
 import os
 import resource
 import types
@@ -29,6 +30,10 @@ def test_a_working_folder_that_is_gone_is_told(tmp_path, monkeypatch):
             BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
             "no more processes may be started .*: give fewer workers",
         ),
+        (
+            ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+            "a library cannot be loaded .libtorch_cpu.so: failed to map .*ulimit -v",
+        ),
         (MemoryError("Unable to allocate 15 GiB"), "out of memory .Unable to allocate 15 GiB.: give smaller numbers"),
     ],
 )
@@ -40,6 +45,8 @@ def test_what_is_lacking_is_named(raised, words):
 def test_other_errors_stay_what_they_are():
     with pytest.raises(FileNotFoundError), surroundings.lacking():
         os.stat("/nowhere")
+    with pytest.raises(ImportError, match="no_such_module"), surroundings.lacking():
+        importlib.import_module("no_such_module")
 
 
 @pytest.mark.parametrize(

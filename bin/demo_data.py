@@ -19,9 +19,9 @@ import numpy as np
 
 SAMPLE_RATE = 44100
 FRAMES_PER_SECOND = 12
-COLUMNS = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length,egocentric,charades_video".split(
-    ","
-)
+COLUMNS = (
+    "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length,egocentric,charades_video"
+).split(",")
 
 
 def tone(seconds, hz):
@@ -161,7 +161,7 @@ def annotation_row(generator, video_id, subject, length_seconds, instances):
 
 
 def make(folder, num_videos=30, seed=0, shortest_seconds=20.0, longest_seconds=30.0):
-    """Write videos/, train.csv, test.csv and classes.txt into ``folder``; the last third of the videos is the test set."""
+    """Write videos/, train.csv, test.csv and classes.txt into ``folder``; the last third is the test split."""
     folder = Path(folder)
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)

@@ -19,7 +19,7 @@ LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "quad", 6: "5.1"}
 
 
 def pytest_configure(config):
-    """Handle Ctrl-C even if a script started the tests with &, which ignores it, as children would: some tests need it."""
+    """Handle Ctrl-C for the tests of it: a script's & ignores it, and child processes inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -37,7 +37,7 @@ def kept_workers():
 
 
 def chirp(sample_rate, seconds, low_hz=200.0, high_hz=3000.0, amplitude=0.5):
-    """Return a sine that rises through ``seconds``, float32 ``(n,)``: the same sound at any rate, and no two places of it alike."""
+    """Return a sine of rising frequency, float32 ``(n,)``: the same sound at any rate, with no two places alike."""
     times = np.arange(round(sample_rate * seconds)) / sample_rate
     return (amplitude * np.sin(2 * np.pi * (low_hz * times + (high_hz - low_hz) / seconds * times**2 / 2))).astype(
         np.float32
@@ -45,9 +45,20 @@ def chirp(sample_rate, seconds, low_hz=200.0, high_hz=3000.0, amplitude=0.5):
 
 
 def make_media(
-    path, seconds=2.0, audio="aac", video=False, sample_rate=44100, channels=2, tracks=1, sound=None, start_seconds=0.0, edit=None, options=None,
-    video_seconds=None, video_start_seconds=0.0,
-):  # fmt: skip
+    path,
+    seconds=2.0,
+    audio="aac",
+    video=False,
+    sample_rate=44100,
+    channels=2,
+    tracks=1,
+    sound=None,
+    start_seconds=0.0,
+    edit=None,
+    options=None,
+    video_seconds=None,
+    video_start_seconds=0.0,
+):
     """Write a media file and return its path.
 
     Parameters
@@ -112,7 +123,7 @@ def make_media(
 
 
 def make_wav(path, samples, sample_rate, dtype="<f4", claims=None):
-    """Write a WAV by hand, ``samples`` ``(n, channels)``; ``claims`` replaces header fields by lies; return the path."""
+    """Write a WAV byte by byte, ``samples`` ``(n, channels)``; ``claims`` replaces header fields; return the path."""
     samples = np.atleast_2d(np.asarray(samples).T).T.astype(dtype)
     fields = {
         "format": 3 if dtype == "<f4" else 1,
@@ -147,10 +158,20 @@ def decode_whole(path, sample_rate=16000):
 
 
 GOOD_KINDS = {
-    "mp4": {"video": True}, "m4a": {}, "mkv": {"audio": "libopus", "sample_rate": 48000, "video": True}, "avi": {"audio": "libmp3lame", "video": True},
-    "ts": {"video": True}, "mpg": {"audio": "mp2", "video": True}, "ogg": {"audio": "vorbis"}, "flac": {"audio": "flac"}, "wav": {"audio": "pcm_s16le"},
-    "mp3": {"audio": "libmp3lame"}, "flv": {"video": True}, "mov": {"audio": "alac"}, "wv": {"audio": "wavpack"},
-}  # fmt: skip
+    "mp4": {"video": True},
+    "m4a": {},
+    "mkv": {"audio": "libopus", "sample_rate": 48000, "video": True},
+    "avi": {"audio": "libmp3lame", "video": True},
+    "ts": {"video": True},
+    "mpg": {"audio": "mp2", "video": True},
+    "ogg": {"audio": "vorbis"},
+    "flac": {"audio": "flac"},
+    "wav": {"audio": "pcm_s16le"},
+    "mp3": {"audio": "libmp3lame"},
+    "flv": {"video": True},
+    "mov": {"audio": "alac"},
+    "wv": {"audio": "wavpack"},
+}
 
 
 @pytest.fixture(scope="session")
@@ -179,7 +200,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """Return a function that opens a page; whatever it says on its console or asks for elsewhere fails the test at its end."""
+    """Return a function that opens a page; console messages and requests to other places fail the test at its end."""
     said, contexts = [], []
 
     def open_page(path, width=1400, **options):

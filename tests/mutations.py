@@ -1,7 +1,7 @@
 """Damage bytes in the ways that files are damaged: cut, flipped, swapped, repeated and zeroed, reproducibly.
 
-For the tests of media and CSVs, and for the fault harness: ``mutate(data, seed)`` gives the same damage for the same seed, and
-``KINDS`` names what can happen; ``mutate_text`` damages a CSV as a careless editor or an enemy would.
+For the tests of media and CSVs, and for the fault harness: ``mutate(data, seed)`` gives the same damage for the same
+seed, and ``KINDS`` names what can happen; ``mutate_text`` damages a CSV as a careless editor or an enemy would.
 """
 
 import random
@@ -107,7 +107,7 @@ _INSERTIONS = [
 
 
 def mutate_text(data, seed):
-    """Return the bytes of a CSV with one to four things inserted, taken out, replaced or cut off, the same for the same seed."""
+    """Return the bytes of a CSV with one to four insertions, deletions, replacements or cuts, decided by the seed."""
     damaged, random_source = bytearray(data), random.Random(seed)
     for _ in range(random_source.randint(1, 4)):
         place = random_source.randrange(len(damaged) + 1)

@@ -27,7 +27,7 @@ SAMPLE_RATE = 16000
 
 
 def wait_until(page, expression):
-    """Wait until a JavaScript expression is true; Playwright's own way to wait needs eval, which pages of ours forbid."""
+    """Wait until a JavaScript expression is true; Playwright's own wait needs eval, which the pages forbid."""
     for _ in range(400):
         if page.evaluate(expression):
             return
@@ -82,8 +82,8 @@ def make_scores(folder, recordings, num_classes=4, hostile=True, source="", conf
     folder : pathlib.Path
         Made.
     recordings : sequence of tuple
-        ``(video_id, file, scores (n, num_classes), start of each clip in seconds)``; a clip is 1 s long. NaN is a clip without sound;
-        a recording with a text for its scores failed for that reason.
+        ``(video_id, file, scores (n, num_classes), start of each clip in seconds)``; a clip is 1 s long. NaN is a clip
+        without sound; a recording with a text for its scores failed for that reason.
     columns
         Of ``/classes``: onset and offset are 0.5 and 0.35, slope 1 and intercept 0 if not given.
     """
@@ -92,11 +92,21 @@ def make_scores(folder, recordings, num_classes=4, hostile=True, source="", conf
     usual = {"onset": 0.5, "offset": 0.35, "slope": 1.0, "intercept": 0.0}
     classes = scores_file.class_table([f"c{k:03d}" for k in range(num_classes)], names, **(usual | columns))
     attributes = {
-        "sample_rate": SAMPLE_RATE, "clip_seconds": 1.0, "hop_seconds": 1.0, "smooth_clips": 1, "feature": "logmel", "label_mode": "multi",
+        "sample_rate": SAMPLE_RATE,
+        "clip_seconds": 1.0,
+        "hop_seconds": 1.0,
+        "smooth_clips": 1,
+        "feature": "logmel",
+        "label_mode": "multi",
         "config": json.dumps({"offset_ratio": 0.7, "min_seconds": 0.0, "merge_gap_seconds": 0.0, **(config or {})}),
-        "build": json.dumps({"audio_track": None, "compensate_delay": False}), "calibration": "none", "checkpoint": "runs/<b>/best.pt",
-        "checkpoint_sha256": "0" * 64, "plan_sha256": "0" * 64, "scoring_sha256": "0" * 64, "source": source,
-    }  # fmt: skip
+        "build": json.dumps({"audio_track": None, "compensate_delay": False}),
+        "calibration": "none",
+        "checkpoint": "runs/<b>/best.pt",
+        "checkpoint_sha256": "0" * 64,
+        "plan_sha256": "0" * 64,
+        "scoring_sha256": "0" * 64,
+        "source": source,
+    }
     texts = {"video_id": [_ROOM], "file": [_ROOM * 8], "split": [""], "subject": [""], "scene": [""]}
     dtype = schema.video_dtype(**texts)
     num_clips = sum(len(starts) for *_, starts in recordings)

@@ -18,7 +18,8 @@ OUT_OF_MEMORY = [
     MemoryError(),
     MemoryError("std::bad_alloc"),
     RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+        "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 "
+        "bytes."
     ),
 ]
 
@@ -63,7 +64,7 @@ def catch_gradient(stepper):
 
 
 def fail(stepper, where, times=1, error=OUT_OF_MEMORY[0], limit=0):
-    """Let ``where`` (forward, backward, optimizer) raise ``error`` the first ``times`` times with over ``limit`` clips."""
+    """Let ``where`` (forward, backward, optimizer) raise ``error`` ``times`` times, with over ``limit`` clips."""
     left = [times]
 
     def strike(num_clips=math.inf):

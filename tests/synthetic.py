@@ -87,7 +87,8 @@ def make_file(
     features : dict of str to tuple
         Row shapes; ``{"spectrogram": (32, 1025)}`` if not given.
     class_dependent : bool
-        Add 3 to a class's own band of the last axis where it is on, so that there is something to learn; else noise alone.
+        Add 3 to a class's own band of the last axis where it is on, so that there is something to learn; else noise
+        alone.
     failed : sequence of int
         Videos with status 3 (and no data).
     silent_clips : sequence of int
@@ -95,7 +96,8 @@ def make_file(
     unlabelled : float
         Share of clips with ``labelled = 0``.
     test_fraction : float
-        Share of videos, the last ones, in the split "test"; the others are "train". Every fourth neighbour has the same subject.
+        Share of videos, the last ones, in the split "test"; the others are "train". Every fourth neighbour has the same
+        subject.
     complete : bool
         Whether the file is marked complete.
     planned : sequence of int

@@ -1,4 +1,4 @@
-"""The benchmarks run, on a tiny size, and say what they are asked: no timing is judged here. Training's has a file of its own."""
+"""The benchmarks run at a tiny size and print their results; no timing is asserted. Training's has its own module."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""What the commands may write to: never what they read, never a device, a pipe or a folder; a symbolic link stays one."""
+"""Outputs of the commands: never an input, a device, a pipe or a folder; a symbolic link stays one."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ import demo_data  # noqa: E402
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Videos and CSVs of a small build, ``ego.h5`` with features that train in a second, and the folder of a run on it."""
+    """Videos and CSVs of a small build, ``ego.h5`` with features that train in a second, and a run on it."""
     folder = tmp_path_factory.mktemp("made")
     demo_data.make(folder, num_videos=6, shortest_seconds=1.2, longest_seconds=1.9)
     small_runs.make_file(folder / "ego.h5", features={"spectrogram": (8, 16), "waveform": (1600,)})
@@ -58,7 +58,10 @@ def contents(folder):
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
-BUILD = "build --annotations train.csv --test-annotations test.csv --classes classes.txt --videos videos --workers 1 --skip-failed --output"
+BUILD = (
+    "build --annotations train.csv --test-annotations test.csv --classes classes.txt --videos videos --workers 1 "
+    "--skip-failed --output"
+)
 COMMANDS = {name: getattr(cli, name) for name in ("build", "inspect", "evaluate", "train", "predict", "report")}
 
 

@@ -1,4 +1,4 @@
-"""Commands where something is missing: closed streams, readers that leave, little shared memory, few open files, absurd numbers."""
+"""Commands in poor surroundings: closed streams, little shared memory, few open files, absurd numbers."""
 
 import os
 import subprocess
@@ -23,7 +23,8 @@ SHARED_MEMORY = {
     "4k": "mount -t tmpfs -o size=4k tmpfs /dev/shm",
     "64k": "mount -t tmpfs -o size=64k tmpfs /dev/shm",
     "read-only": "mount -t tmpfs -o ro tmpfs /dev/shm",
-    "absent": "mkdir -p dev && mount -t tmpfs tmpfs dev && cp -a /dev/null /dev/zero /dev/urandom dev && mount --move dev /dev",
+    "absent": "mkdir -p dev && mount -t tmpfs tmpfs dev && cp -a /dev/null /dev/zero /dev/urandom dev "
+    "&& mount --move dev /dev",
 }
 
 
@@ -122,9 +123,10 @@ def test_few_open_files_are_told(folder, tmp_path, limit, name):
 @pytest.mark.parametrize("name", ["build", "train", "inspect"])
 def test_a_working_folder_that_is_gone_is_told(folder, tmp_path, name):
     words = {
-        "build": build(folder, tmp_path / "ego.h5"), "train": command("train", folder / "small.h5", "--output", tmp_path / "run"),
+        "build": build(folder, tmp_path / "ego.h5"),
+        "train": command("train", folder / "small.h5", "--output", tmp_path / "run"),
         "inspect": command("inspect", folder / "small.h5"),
-    }[name]  # fmt: skip
+    }[name]
     (tmp_path / "here").mkdir()
     status, said = shell('cd here && rmdir ../here && exec "$@"', words, tmp_path)
     assert (status, said) == (
@@ -149,12 +151,24 @@ HUGE = "99999999999999999999999"
     "words",
     [
         *(f"--workers {number}" for number in ("1000000000", HUGE, "0", "-1")),
-        *(f"--sample-rate {number}" for number in ("1000000000", HUGE)), *(f"--n-fft {number}" for number in ("1000000000", HUGE)),
-        f"--hop-length {HUGE}", "--n-mels 100000000", f"--n-mels {HUGE} --n-mfcc {HUGE}", "--clip-seconds 1e300", "--clip-seconds 1e9",
-        "--hop-seconds 1e300", "--hop-seconds 1e-300", "--context-seconds 1e300", "--min-overlap 1e300", "--video-timeout 1e300", "--video-timeout 0",
-        "--f-min 1e300", "--f-max nan", "--clip-seconds inf",
+        *(f"--sample-rate {number}" for number in ("1000000000", HUGE)),
+        *(f"--n-fft {number}" for number in ("1000000000", HUGE)),
+        f"--hop-length {HUGE}",
+        "--n-mels 100000000",
+        f"--n-mels {HUGE} --n-mfcc {HUGE}",
+        "--clip-seconds 1e300",
+        "--clip-seconds 1e9",
+        "--hop-seconds 1e300",
+        "--hop-seconds 1e-300",
+        "--context-seconds 1e300",
+        "--min-overlap 1e300",
+        "--video-timeout 1e300",
+        "--video-timeout 0",
+        "--f-min 1e300",
+        "--f-max nan",
+        "--clip-seconds inf",
     ],
-)  # fmt: skip
+)
 def test_absurd_numbers_of_a_build_are_refused(folder, tmp_path, words):
     result = CliRunner().invoke(cli.build, [*build(folder, tmp_path / "ego.h5")[3:], *words.split()])
     assert result.exit_code == 2 and "Traceback" not in result.output, result.output
@@ -166,12 +180,24 @@ def test_absurd_numbers_of_a_build_are_refused(folder, tmp_path, words):
 @pytest.mark.parametrize(
     "words",
     [
-        f"--seed {HUGE}", "--seed -1", f"--epochs {HUGE}", f"--batch-size {HUGE}", f"--micro-batch-size {HUGE}", f"--patience {HUGE}",
+        f"--seed {HUGE}",
+        "--seed -1",
+        f"--epochs {HUGE}",
+        f"--batch-size {HUGE}",
+        f"--micro-batch-size {HUGE}",
+        f"--patience {HUGE}",
         f"--loader-workers {HUGE}",
-        f"--model ast --hidden-size {HUGE}", f"--model ast --num-layers {HUGE}", "--learning-rate 1e300", "--gain-db 1e300", "--checkpoint-minutes 1e300",
-        "--device meta", "--device mps", "--device nonsense", "--device cuda:99",
+        f"--model ast --hidden-size {HUGE}",
+        f"--model ast --num-layers {HUGE}",
+        "--learning-rate 1e300",
+        "--gain-db 1e300",
+        "--checkpoint-minutes 1e300",
+        "--device meta",
+        "--device mps",
+        "--device nonsense",
+        "--device cuda:99",
     ],
-)  # fmt: skip
+)
 def test_absurd_numbers_of_a_run_are_refused(folder, tmp_path, words):
     result = CliRunner().invoke(
         cli.train, [str(folder / "small.h5"), "--output", str(tmp_path / "run"), *words.split()]
@@ -215,11 +241,18 @@ def test_no_name_reaches_the_terminal_raw(folder, tmp_path, monkeypatch):
     (tmp_path / f"v{escape}").mkdir()
     synthetic.make_file(tmp_path / f"e{escape}.h5", features={"mfcc": (32, 20)})
     for name, words in (
-        ("build", build(folder, f"no{escape}/ego.h5")), ("build", build(folder, f"v{escape}")), ("build", build(folder, "a.h5", "--videos", f"w{escape}")),
-        ("build", build(folder, "a.h5", "--videos", f"v{escape}")), ("build", build(folder, "a.h5", f"extra{escape}")), ("inspect", [*"123", f"v{escape}"]),
-        ("inspect", [*"123", f"e{escape}.h5"]), ("inspect", [*"123", f"e{escape}.h5", "--plot", f"p{escape}.png"]), ("build", build(folder, f"o{escape}.h5")),
-        ("train", [*"123", f"e{escape}.h5", "--output", f"r{escape}", "--epochs", "0"]), ("evaluate", [*"123", f"v{escape}", f"e{escape}.h5"]),
-    ):  # fmt: skip
+        ("build", build(folder, f"no{escape}/ego.h5")),
+        ("build", build(folder, f"v{escape}")),
+        ("build", build(folder, "a.h5", "--videos", f"w{escape}")),
+        ("build", build(folder, "a.h5", "--videos", f"v{escape}")),
+        ("build", build(folder, "a.h5", f"extra{escape}")),
+        ("inspect", [*"123", f"v{escape}"]),
+        ("inspect", [*"123", f"e{escape}.h5"]),
+        ("inspect", [*"123", f"e{escape}.h5", "--plot", f"p{escape}.png"]),
+        ("build", build(folder, f"o{escape}.h5")),
+        ("train", [*"123", f"e{escape}.h5", "--output", f"r{escape}", "--epochs", "0"]),
+        ("evaluate", [*"123", f"v{escape}", f"e{escape}.h5"]),
+    ):
         result = CliRunner().invoke(getattr(cli, name), words[3:])
         assert "\x1b" not in result.output and "\x07" not in result.output, result.output
         assert "title" in result.output or result.exit_code == 2

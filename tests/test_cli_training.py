@@ -1,4 +1,4 @@
-"""egoaudio-train and egoaudio-evaluate as they are typed: what is printed where, exit states, and the official scripts' verdict on what is written."""
+"""egoaudio-train and egoaudio-evaluate as typed: output, exit status, and files as the official scripts read them."""
 
 import csv
 import fcntl
@@ -104,7 +104,8 @@ def test_flags_reach_the_configuration_and_the_preset_gives_way_to_them(monkeypa
     assert got == {"config": TrainConfig(), "device": None, "tensorboard": False, "force": False}
     assert (
         run(
-            f"egoaudio-train '{data}' --output run --preset paper --model ast-paper --split-unit subject --micro-batch-size 3 --tensorboard"
+            f"egoaudio-train '{data}' --output run --preset paper --model ast-paper --split-unit subject "
+            "--micro-batch-size 3 --tensorboard"
         ).exit_code
         == 0
     )
@@ -174,12 +175,12 @@ def test_the_papers_protocol_trains_and_says_what_is_wrong_with_it(tmp_path):
             "another configuration (--batch-size: 16, now 8)",
         ),
         ("egoaudio-evaluate {none} {data}", "'CHECKPOINT': Path '{none}' does not exist"),
-        ("egoaudio-evaluate {trained} {data}", "if it is a run's, give {trained}/best.pt"),
+        ("egoaudio-evaluate {trained} {data}", "if it is a run's folder, give {trained}/best.pt"),
         (
             "egoaudio-evaluate {data} {trained}/best.pt",
             "is an HDF5 file, expected a checkpoint: the checkpoint comes first",
         ),
-        ("egoaudio-evaluate {trained}/best.pt {none}", "'FILE': Path '{none}' does not exist"),
+        ("egoaudio-evaluate {trained}/best.pt {none}", "'FILE...': Path '{none}' does not exist"),
         ("egoaudio-evaluate {trained}/best.pt {other}", "checkpoint [8, 16], file [8, 12]"),
         ("egoaudio-evaluate {trained}/best.pt {data} --split dev", "'dev' is not one of 'test', 'validation', 'train'"),
         ("egoaudio-evaluate {trained}/best.pt {data} --output {csv}", "--output {csv}: this folder cannot be made"),
@@ -271,7 +272,7 @@ def official_map(scores, truth):
 
 
 def judge(rows, lines, keys):
-    """Return the official mAP of a submission from the rows of the CSV, as the scripts read both; keys: 1 for videos, 2 for their frames."""
+    """Return the official mAP of a submission, as the scripts read it and the CSV; keys: 1 for videos, 2 for frames."""
     num_actions = len(demo_data.SOUNDS)
     columns = [line.split(" ") for line in lines]
     submitted = {tuple(line[:keys]): np.array(line[keys:], float) for line in columns}
@@ -296,8 +297,9 @@ def judge(rows, lines, keys):
 def test_the_submissions_judged_by_the_csv_give_the_reported_maps(tmp_path):
     demo_data.make(tmp_path, num_videos=15, seed=4, shortest_seconds=6, longest_seconds=9)
     build = run(
-        f"egoaudio-build --annotations {tmp_path}/train.csv --test-annotations {tmp_path}/test.csv --classes {tmp_path}/classes.txt --videos {tmp_path}/videos "
-        f"--output {tmp_path}/ego.h5 --features mfcc --workers 1 --skip-failed"
+        f"egoaudio-build --annotations {tmp_path}/train.csv --test-annotations {tmp_path}/test.csv --classes "
+        f"{tmp_path}/classes.txt --videos {tmp_path}/videos --output {tmp_path}/ego.h5 --features mfcc --workers 1 "
+        "--skip-failed"
     )
     assert build.exit_code == 0, build.output
     trained = run(

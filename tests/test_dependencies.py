@@ -1,4 +1,4 @@
-"""setup.cfg names what is imported, and nothing else: an import that nobody named fails elsewhere, a name that nobody imports costs everyone."""
+"""setup.cfg names the packages that are imported, and no others."""
 
 import ast
 import configparser
@@ -16,7 +16,8 @@ MODULES = {
     "scikit-learn": "sklearn",
 }  # where a module has another name than its package
 
-# Required without being imported: torchaudio is to make features on a GPU in builds to come, and is what the tests hold ours to.
+# Required without being imported: torchaudio is to make features on a GPU in builds to come, and is what the tests hold
+# ours to.
 NOT_IMPORTED = {"torchaudio"}
 # Imported without being named: parts of moviepy and librosa, and what is measured only where somebody has it.
 NOT_NAMED = {"audioread", "imageio_ffmpeg", "torchcodec"}

@@ -1,4 +1,4 @@
-"""The fast share of the fault harness (the whole is ``benchmarks/faults.py --full``), and that the harness sees what is lost."""
+"""The fast part of the fault harness (all of it: ``benchmarks/faults.py --full``), and that it detects losses."""
 
 import faulthandler
 import os

@@ -3,7 +3,8 @@
 ``fixtures/version_0_1`` was made by egoaudio 0.1.0 (before its modules moved into folders) from ten generated videos
 of 6 s (``bin/demo_data.py``, seed 1): ``ego.h5`` holds 32 clips of 0.2 s as float16 ``logmel``; ``last.pt`` is a run of
 three epochs that was stopped after the first batch of the second one; ``expected.json`` has its options (all of them
-are in ``last.pt``, too), what that version said of both, and the table of the run that it finished. Only gzip was added.
+are in ``last.pt``, too), what that version said of both, and the table of the run that it finished. Only gzip was
+added.
 """
 
 import gzip

@@ -1,8 +1,8 @@
 """Random rows of one feature array, read from the file into a buffer as fast as memory allows.
 
-In: the path of an egoaudio file, or of several that are one, the name of an array, row numbers. Out: float32 rows, normalised if asked. A
-``RowSource`` belongs to one process, which maps the array once; it detects changes of the file. With context
-(``data.context``) each row comes joined in time with its neighbours.
+In: the path of an egoaudio file, or of several that are one, the name of an array, row numbers. Out: float32 rows,
+normalised if asked. A ``RowSource`` belongs to one process, which maps the array once; it detects changes of the file.
+With context (``data.context``) each row comes joined in time with its neighbours.
 
 Rows in the page cache are gathered by one ``numpy.take`` from the map into a reused buffer, at 0.92 of the speed of
 ``numpy.take`` in memory (``mode="clip"`` matters: the default copies through a second buffer, 0.21). That call holds
@@ -159,8 +159,8 @@ class RowSource:
         self.path: str = self.file.path
         if feature not in self.file.features:
             raise TrainingError(
-                f"{self.path} has no {feature}; it has {', '.join(self.file.features) or 'no features'}: build again with "
-                f"`features={(feature,)!r}`"
+                f"{self.path} has no {feature}; it has {', '.join(self.file.features) or 'no features'}: build again "
+                f"with `features={(feature,)!r}`"
             )
         known = identity or (None,) * len(self.file.parts)
         self._parts = [_Part(part, feature, its) for part, its in zip(self.file.parts, known, strict=True)]
@@ -304,7 +304,7 @@ class RowSource:
                 )
 
     def _in_memory(self, places: Iterable[tuple[int, int]]) -> bool:
-        """Return whether the byte at each (descriptor, offset) can be read without waiting for a disk; False if unknown."""
+        """Return whether the byte at each (descriptor, offset) is in memory, not on a disk; False if unknown."""
         if not hasattr(os, "RWF_NOWAIT"):
             return False
         try:

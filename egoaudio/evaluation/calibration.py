@@ -1,7 +1,7 @@
-"""Scores -> probabilities: a line through the logits, ``probability = sigmoid(slope * logit(score) + intercept)``. NumPy only.
+"""Scores -> probabilities, by ``probability = sigmoid(slope * logit(score) + intercept)``. NumPy only.
 
-One temperature T for all classes is the slope 1 / T and no intercept; Platt's scaling is a line for each class. Slopes are
-above 0, so that nothing ranks otherwise than before.
+One temperature T for all classes is the slope 1 / T and no intercept; Platt's scaling is a line for each class. Slopes
+are above 0, so the ranking of the scores stays the same.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-EDGE = 1e-7  # scores are held so far from 0 and 1, whose logits are infinite
+EDGE = 1e-7  # scores are clipped to this distance from 0 and 1, whose logits are infinite
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Calibration:
     intercept: np.ndarray
     """float64 (C,)."""
     method: str = "none"
-    """``temperature``, ``platt``, or ``none`` where scores are taken as they are."""
+    """``temperature``, ``platt``, or ``none`` if scores are not changed."""
 
     @classmethod
     def none(cls, num_classes: int) -> "Calibration":

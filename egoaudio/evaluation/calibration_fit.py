@@ -1,11 +1,12 @@
-"""Which line through the logits makes probabilities of scores: fitted, and chosen, on the validation split. NumPy only.
+"""Fit a calibration, and choose its method, on the validation split. NumPy only.
 
-In: scores (n, C) of the validation clips, labels, and the video of each. Out: a ``Calibration``. One temperature has a single
-number to find and serves any class; Platt's scaling has two a class, and serves those with enough clips. Which of the two is
-taken is decided by the likelihood of videos that neither was fitted on.
+In: scores (n, C) of the validation clips, labels, and the video of each. Out: a ``Calibration``. One temperature is a
+single number for all classes; Platt's scaling has two per class, for classes with enough clips. The likelihood of
+videos that neither was fitted on decides which of the two is used.
 
-Source: Guo et al., On Calibration of Modern Neural Networks, 2017 (temperature); Platt, Probabilistic outputs for support vector
-machines, 1999 (targets that allow for doubt), and Lin et al., A note on Platt's probabilistic outputs, 2007 (Newton's method).
+Source: Guo et al., On Calibration of Modern Neural Networks, 2017 (temperature); Platt, Probabilistic outputs for
+support vector machines, 1999 (smoothed targets), and Lin et al., A note on Platt's probabilistic outputs,
+2007 (Newton's method).
 """
 
 import numpy as np
@@ -13,14 +14,14 @@ import numpy as np
 from egoaudio.evaluation.calibration import Calibration, logit, sigmoid
 
 NUM_FOLDS = 3
-FEWEST_CLIPS = 5  # with a class, and without it, from which on it has a line of its own
-SLOPES = 0.05, 20.0  # a slope beyond these follows from chance, or from scores that are all alike
+FEWEST_CLIPS = 5  # with a class, and without it, for the class to have a line of its own
+SLOPES = 0.05, 20.0  # a slope beyond these is due to chance, or to scores that are all equal
 _ITERATIONS = 50
 _STEP_TOLERANCE = 1e-6
 
 
 def fit(scores: np.ndarray, labels: np.ndarray, video: np.ndarray) -> Calibration:
-    """Return the calibration that serves videos best that it was not fitted on.
+    """Return the calibration with the best likelihood on videos that it was not fitted on.
 
     Parameters
     ----------
@@ -82,7 +83,7 @@ def _temperature_slope(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _platt(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return slope and intercept (C,) of each class with the least loss, all classes at once by damped Newton's steps."""
+    """Return slope and intercept (C,) of each class with the least loss, by damped Newton steps."""
     positives = labels.sum(axis=0)
     negatives = len(labels) - positives
     targets = np.where(labels, (positives + 1) / (positives + 2), 1 / (negatives + 2))

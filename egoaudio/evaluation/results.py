@@ -173,8 +173,8 @@ def table(evaluation: Evaluation) -> str:
     errors = evaluation.calibration
     if errors is not None and errors.method != "none":
         lines.append(
-            f"calibration: expected error {_percent(errors.before)} per cent of the scores, {_percent(errors.after)} of the "
-            f"probabilities ({errors.method})"
+            f"calibration: expected error {_percent(errors.before)} per cent of the scores, {_percent(errors.after)} "
+            f"of the probabilities ({errors.method})"
         )
     return "\n".join(lines + [f"note: {note}" for note in evaluation.notes])
 

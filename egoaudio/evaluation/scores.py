@@ -126,7 +126,7 @@ def _evaluate_segments(
     prior: np.ndarray | None,
     weights: np.ndarray,
 ) -> tuple[dict[str, Score], dict[str, Counts], dict[str, list[Any]]]:
-    """Return the F1 of segments, what it is made of, and ``{column: values}``; nothing without rules or annotated times."""
+    """Return the F1 of segments, its counts, and ``{column: values}``; empty without rules or annotated times."""
     found: dict[str, Score] = {}
     counts: dict[str, Counts] = {}
     if rules is not None and truth.instances is not None:
@@ -338,12 +338,13 @@ def _notes(
         )
     if thresholds is None:
         notes.append(
-            "no macro F1, no segments, and no probabilities: thresholds and calibration are found on a validation split, "
-            "and the checkpoint comes from a run without one"
+            "no macro F1, no segments, and no probabilities: thresholds and calibration are found on a validation "
+            "split, and the checkpoint comes from a run without one"
         )
     elif rules is not None and rules.calibration.method == "none":
         notes.append(
-            "the scores are not calibrated: an earlier version wrote the checkpoint, or no class is in its validation split"
+            "the scores are not calibrated: an earlier version wrote the checkpoint, or no class is in its validation "
+            "split"
         )
     if prior is None:
         notes.append("no prior: the file has no training split to count the classes in")

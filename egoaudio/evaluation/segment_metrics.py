@@ -1,18 +1,21 @@
-"""Segments held against annotated actions: F1 by events, by intersection, and by seconds. NumPy and SciPy.
+"""Segments compared with annotated actions: F1 by events, by intersection, and by seconds. NumPy and SciPy.
 
-In: the true and the found segments of each video, both with ``class_index``, ``start_seconds``, ``stop_seconds``. Out: counts of
-each video and class, (V, C), from which come F1, its mean over the classes that occur, and an interval over videos.
+In: the true and the found segments of each video, both with ``class_index``, ``start_seconds``, ``stop_seconds``. Out:
+counts of each video and class, (V, C), from which come F1, its mean over the classes that occur, and an interval over
+videos.
 
-- *events*: a true action is found by a segment of its class that starts within 0.5 s of it, and ends within 0.5 s, or half of
-  the action's length where that is more; each of either finds one of the other (a maximum matching).
-- *intersection*: a segment is right if at least half of it lies in true actions of its class, and a true action is found if
-  right segments cover at least half of it. Kinder than events where one action is heard as two, or where annotators disagree.
-- *seconds*: in each whole second either side is on or off.
+- *events*: a true action is found by a segment of its class that starts within 0.5 s of it, and ends within 0.5 s, or
+  half of the action's length where that is more; each of either finds one of the other (a maximum matching).
+- *intersection*: a segment is right if at least half of it lies in true actions of its class, and a true action is
+  found if right segments cover at least half of it. More lenient than events where one action is found as two, or
+  where annotators disagree.
+- *seconds*: in each whole second a class is active or not, in the annotation and in the segments.
 
-True actions of one class that overlap or touch are one, for nobody can hear two.
+True actions of one class that overlap or touch are merged, as they cannot be told apart by ear.
 
-Source: sed_eval (Mesaros et al., Metrics for polyphonic sound event detection, 2016) for events and seconds, psds_eval (Bilen et
-al., A framework for the robust evaluation of sound event detection, 2020) for intersection; the tests hold these to both libraries.
+Source: sed_eval (Mesaros et al., Metrics for polyphonic sound event detection, 2016) for events and seconds, psds_eval
+(Bilen et al., A framework for the robust evaluation of sound event detection, 2020) for intersection; the tests hold
+these to both libraries.
 """
 
 import math
@@ -88,8 +91,8 @@ def mean_f1(counts: Counts) -> float:
 def true_events(instances: np.ndarray, length_seconds: float) -> np.ndarray:
     """Return the annotated instances of one video as actions that can be found.
 
-    They are cut at the end of the sound; those that are reversed, or beyond it, are left out, and those of one class that
-    overlap or touch are one.
+    They are cut at the end of the sound; those that are reversed, or beyond it, are left out, and those of one class
+    that overlap or touch are one.
 
     Parameters
     ----------

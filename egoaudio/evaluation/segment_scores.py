@@ -1,7 +1,8 @@
 """The segments that prediction would make of a split, as numbers: F1 of three kinds, beside the prior, with intervals.
 
 In: scores averaged over neighbouring clips, a ``GroundTruth`` and ``SegmentRules``. Out: scores by the names of
-``segment_metrics.KINDS``. A class is an action; ``no_action`` has no times. Videos without sound count, their actions as missed.
+``segment_metrics.KINDS``. A class is an action; ``no_action`` has no times. Videos without sound count, their actions
+as missed.
 """
 
 import numpy as np

@@ -1,14 +1,15 @@
 """Scores of a recording's clips -> segments: from when to when each class is heard. NumPy only.
 
-In: scores (n, C) of clips in order of time. Out: rows of ``SEGMENT_DTYPE``. Evaluation judges the segments that prediction
-writes: both come from here. In this order:
+In: scores (n, C) of clips in order of time. Out: rows of ``SEGMENT_DTYPE``. Evaluation judges the segments that
+prediction writes. In this order:
 
 - a clip's scores are averaged with those of its neighbours (``smoothing``);
-- a clip speaks for the sound that no other clip is centred nearer to: where clips overlap, they part in the middle of
-  what they share. Where sound is missing between two clips, whatever goes on is cut;
-- a segment begins with a clip whose score reaches the class's onset, and ends before the next clip whose score is below its
-  offset, which is lower: a score that wavers about one threshold would make many short segments;
-- segments of a class with at most ``merge_gap_seconds`` between them become one, then those shorter than ``min_seconds`` go.
+- a clip stands for the sound that is nearer to its centre than to any other clip's: overlapping clips are divided in
+  the middle of what they share. Where sound is missing between two clips, a segment ends;
+- a segment begins with a clip whose score reaches the class's onset, and ends before the next clip whose score is below
+  its offset, which is lower: a score that wavers around one threshold would make many short segments;
+- segments of a class with at most ``merge_gap_seconds`` between them become one, then those shorter than
+  ``min_seconds`` go.
 
 Source: the onset and offset of pyannote.audio's ``Binarize``.
 """
@@ -32,7 +33,7 @@ SEGMENT_DTYPE = np.dtype(
         ("mean_score", "<f4"),
     ]
 )
-DEFAULT_THRESHOLD = 0.5  # of a model that nobody has validated
+DEFAULT_THRESHOLD = 0.5  # of a model that was not validated
 _ROUNDING_SECONDS = 1e-6  # sums of times may differ by less than this
 
 
@@ -41,7 +42,7 @@ class SegmentRules:
     """How scores become segments."""
 
     onset: np.ndarray
-    """float64 (C,): of the scores, averaged over neighbours and not calibrated; infinity for a class that is never claimed."""
+    """float64 (C,): of the smoothed scores, not calibrated; infinity for a class that is never predicted."""
     offset: np.ndarray
     """float64 (C,), at most the onset."""
     calibration: Calibration
@@ -70,7 +71,7 @@ class SegmentRules:
         return self.find_smoothed(smoothed[usable], starts[usable], stops[usable])
 
     def find_smoothed(self, scores: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-        """Return the segments likewise of scores (n, C) that are averaged over neighbours already, and are all there."""
+        """Return the segments of scores (n, C) that are averaged over neighbours already, none of them NaN."""
         if not len(scores):
             return np.zeros(0, SEGMENT_DTYPE)
         begins, ends, follows = share_time(starts, stops)
@@ -136,14 +137,14 @@ def make_rules(
 
 
 def rules_of(contents: Mapping[str, Any], config: SegmentConfig, smooth_clips: int) -> SegmentRules:
-    """Return the rules that a configuration asks for of a checkpoint's scores, averaged over ``smooth_clips`` neighbours."""
+    """Return the rules of a configuration for a checkpoint's scores, averaged over ``smooth_clips`` neighbours."""
     thresholds = None if contents["thresholds"] is None else np.array(contents["thresholds"], np.float64)
     num_classes = len(contents["class_ids"])
     return make_rules(config, thresholds, num_classes, smooth_clips, Calibration.from_plain(contents["calibration"]))
 
 
 def smooth_scores(scores: np.ndarray, num_neighbours: int) -> np.ndarray:
-    """Return the scores (n, C) of one recording averaged over neighbouring clips; NaN stays, and is left out of the means."""
+    """Return the scores (n, C) of one recording averaged over neighbouring clips; NaN stays NaN, and does not count."""
     usable = np.flatnonzero(~np.isnan(scores).any(axis=1))
     if len(usable) == len(scores):
         return smooth(scores, usable, np.zeros(len(usable), np.int64), num_neighbours)

@@ -46,8 +46,8 @@ def release_blocks() -> None:
 def keep_freed_memory(num_bytes: int | None = None) -> None:
     """Keep up to this many freed bytes at the end of the heap from now on; without a number, all of them.
 
-    A build with denoising then takes 6 % less time a clip, training ``cnn`` in bfloat16 on a CPU half the time. Blocks of
-    more than 32 MB are returned all the same.
+    A build with denoising then takes 6 % less time a clip, training ``cnn`` in bfloat16 on a CPU half the time. Blocks
+    of more than 32 MB are returned all the same.
     """
     library = _glibc()
     if library:

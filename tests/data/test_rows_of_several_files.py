@@ -1,4 +1,4 @@
-"""Rows of several files as one: those of the one file, whichever way they are read, and none of a file that has changed."""
+"""Rows of several files as one: equal to those of one file, and none of a file that has changed."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""Calibration: what was distorted is found, scikit-learn fits the same lines, ranks stay, and the better way is taken."""
+"""Calibration: known distortions are found, as by scikit-learn; ranks stay, and the better method is chosen."""
 
 import numpy as np
 import pytest

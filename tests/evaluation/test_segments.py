@@ -60,7 +60,11 @@ def test_segments_are_a_plain_reading_of_the_rules(data):
     hop, length = data.draw(st.sampled_from([(1.0, 1.0), (0.5, 1.0), (0.25, 1.0), (2.0, 1.0), (0.1, 0.1)]))
     grid = st.integers(0, 8).map(lambda eighths: eighths / 8)
     scores = np.array(
-        data.draw(st.lists(st.lists(grid, min_size=num_classes, max_size=num_classes), min_size=num_clips, max_size=num_clips)),
+        data.draw(
+            st.lists(
+                st.lists(grid, min_size=num_classes, max_size=num_classes), min_size=num_clips, max_size=num_clips
+            )
+        ),
         np.float32,
     ).reshape(num_clips, num_classes)  # fmt: skip
     scores[

@@ -102,8 +102,8 @@ def test_trim_gives_back_once_and_what_is_freed_after_it_is_kept():
 
 
 def test_a_step_on_a_cpu_takes_the_memory_of_the_step_before():
-    # In float32, which every processor computes natively; and against the same step whose memory goes back each time, as
-    # how much one takes depends on the processor.
+    # In float32, which every processor computes natively; and against the same step whose memory goes back each time,
+    # as how much one takes depends on the processor.
     kept, returned = run("""
         import torch
         from egoaudio.training.losses import Loss

@@ -1,10 +1,10 @@
-"""Several egoaudio files as one: their arrays and tables, numbered through in the order in which the files were given.
+"""Several egoaudio files as one: their arrays and tables, numbered consecutively in the order of the files.
 
-In: opened files, such as the shards of a build. Out: arrays that are indexed like one map, tables as if one file held them, and a refusal
-where the files do not belong together. No feature is copied before it is asked for; the tables are.
+In: opened files, such as the shards of a build. Out: arrays that are indexed like one map, and tables as of one file;
+an error if the files do not fit together. Features are copied only when they are read, the tables at once.
 
-Conventions: row 0 of the second file follows the last row of the first; what names a row of another table (``video`` in /clips and
-/instances, ``first_clip`` in /videos) is moved on accordingly.
+Conventions: row 0 of the second file follows the last row of the first; numbers of rows of another table (``video`` in
+/clips and /instances, ``first_clip`` in /videos) are increased accordingly.
 """
 
 import json
@@ -46,7 +46,7 @@ class JoinedArray:
         return part, rows - self.starts[part]
 
     def __getitem__(self, key: Any) -> Any:
-        """Return rows: ``[int]``, ``[slice]``, ``[integers or booleans]``, and what follows after a comma."""
+        """Return rows: ``[int]``, ``[slice]``, ``[integers or booleans]``, and further indices after a comma."""
         rows, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
         index = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
         if index.dtype == bool:
@@ -67,7 +67,7 @@ class JoinedArray:
 
 
 def require_agreement(parts: Sequence["EgoAudioFile"]) -> None:
-    """Raise unless the files can be one: of one configuration and class list, and of equal features.
+    """Raise unless the files can be one: of the same configuration, classes and features.
 
     Raises
     ------
@@ -91,14 +91,14 @@ def require_no_video_twice(parts: Sequence["EgoAudioFile"]) -> None:
             names = ", ".join(video_id.decode(errors="replace") for video_id in twice[:_MOST_NAMES])
             more = f" and {len(twice) - _MOST_NAMES:,} more" if len(twice) > _MOST_NAMES else ""
             raise StoreError(
-                f"{seen[twice[0]].path} and {part.path} both hold {names}{more}: leave one of the files out, or merge them "
-                "with `duplicates='first'`"
+                f"{seen[twice[0]].path} and {part.path} both hold {names}{more}: leave one of the files out, or merge "
+                "them with `duplicates='first'`"
             )
         seen.update(dict.fromkeys(ids, part))
 
 
 def _disagreement(one: "EgoAudioFile", other: "EgoAudioFile") -> str:
-    """Return in words what differs between two files that are to be one; empty where nothing does."""
+    """Return in words what differs between two files that are to be one; empty if nothing does."""
     try:
         configs = [from_json(BuildConfig, json.dumps(file.config)) for file in (one, other)]
         found = [line.replace(", now ", " and ") for line in differences(*configs)]
@@ -122,17 +122,17 @@ def _disagreement(one: "EgoAudioFile", other: "EgoAudioFile") -> str:
 
 
 def join_clips(parts: Sequence["EgoAudioFile"]) -> np.ndarray:
-    """Return /clips of all, with the videos numbered through."""
+    """Return /clips of all, with the videos numbered consecutively."""
     return _moved([part.clip_table for part in parts], "video", [part.num_videos for part in parts])
 
 
 def join_instances(parts: Sequence["EgoAudioFile"]) -> np.ndarray:
-    """Return /instances of all, with the videos numbered through."""
+    """Return /instances of all, with the videos numbered consecutively."""
     return _moved([part.instances for part in parts], "video", [part.num_videos for part in parts])
 
 
 def join_videos(parts: Sequence["EgoAudioFile"]) -> np.ndarray:
-    """Return /videos of all, with the clips numbered through; strings as long as the longest, columns that all have."""
+    """Return /videos of all, with the clips numbered consecutively; the longest strings, the columns that all have."""
     tables = [part.video_table for part in parts]
     names = [name for name in tables[0].dtype.names or () if all(name in (t.dtype.names or ()) for t in tables)]
     kinds = [(name, max((table.dtype[name] for table in tables), key=lambda kind: kind.itemsize)) for name in names]

@@ -68,8 +68,8 @@ def open(path: StrPaths) -> "EgoAudioFile":
         if not part.complete:
             done = np.count_nonzero(part.video_table["status"] != Status.PLANNED)
             warnings.warn(
-                f"{part.path if len(paths) > 1 else paths[0]} is incomplete: {done} of {part.num_videos} videos are done. "
-                "Leave the other rows out with .usable, or run the same egoaudio-build again to finish it",
+                f"{part.path if len(paths) > 1 else paths[0]} is incomplete: {done} of {part.num_videos} videos are "
+                "done. Leave the other rows out with .usable, or run the same egoaudio-build again to finish it",
                 stacklevel=2,
             )
     return file
@@ -280,8 +280,8 @@ class EgoAudioFile(MappedFile):
 class EgoAudioFiles(EgoAudioFile):
     """Several egoaudio files as one, in the order given: what an ``EgoAudioFile`` of all their videos would be.
 
-    ``files["spectrogram"]`` is no map but a ``JoinedArray``, which is indexed by rows alike; tables and per-video arrays are
-    copies. ``path`` names the first file and how many more there are, ``plan_sha256`` holds those of all, with a space between.
+    ``files["spectrogram"]`` is not a map but a ``JoinedArray``, indexed by rows likewise; tables and per-video arrays
+    are copies. ``path`` names the first file and the number of others, ``plan_sha256`` is those of all, with spaces.
 
     Parameters
     ----------

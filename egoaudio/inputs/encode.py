@@ -1,7 +1,7 @@
 """Encode sound for a web browser: Opus in WebM, small, and the same bytes for the same samples.
 
-In: mono float32 samples in [-1, 1] and their rate. Out: the bytes of a file that every current browser plays and finds its way in.
-Opus knows five rates; others are resampled to the next one above.
+In: mono float32 samples in [-1, 1] and their rate. Out: the bytes of a file that every current browser plays and seeks
+in. Opus has five rates; others are resampled to the next higher one.
 """
 
 import io

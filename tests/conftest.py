@@ -97,7 +97,8 @@ def make_media(
             stream.codec_context.options = {"strict": "experimental"}
     if video:
         for index in range(round(rate * video_seconds)):
-            frame = av.VideoFrame(64, 64, "yuv420p")
+            # Black: a new frame holds whatever was in memory, and so makes another file each time.
+            frame = av.VideoFrame.from_ndarray(np.zeros((96, 64), np.uint8), format="yuv420p")
             frame.pts, frame.time_base = index + round(rate * video_start_seconds), Fraction(1, rate)
             container.mux(picture.encode(frame))
         container.mux(picture.encode(None))

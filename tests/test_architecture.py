@@ -232,3 +232,37 @@ def test_no_function_has_a_default_that_can_change(module):
         if isinstance(default, (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp))
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("module", sorted(_modules()))
+def test_every_public_name_has_hints_and_a_docstring(module):
+    tree = ast.parse(_modules()[module].read_text())
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    functions = [node for owner in (tree, *classes) for node in owner.body if isinstance(node, ast.FunctionDef)]
+    public = [function for function in functions if not function.name.startswith("_")]
+    assert [node.name for node in (*classes, *public) if ast.get_docstring(node) is None] == []
+    without = []
+    for function in functions:
+        named = function.args
+        given = [*named.posonlyargs, *named.args, *named.kwonlyargs, named.vararg, named.kwarg]
+        missing = [one.arg for one in given if one and one.annotation is None and one.arg not in ("self", "cls")]
+        without += [(function.name, missing)] if missing or function.returns is None else []
+    assert without == []
+
+
+COMMANDS = re.compile(r"\b(egoaudio-[a-z]+|pip|docker|h5repack)\b[^;:]*$")
+
+
+@pytest.mark.parametrize("module", sorted(set(_modules()) - {"cli", "command"}))
+def test_messages_name_parameters_and_flags_only_in_a_command_to_type(module):
+    """``command`` makes flags of parameters; who calls the library from Python types none."""
+    tree = ast.parse(_modules()[module].read_text())
+    bodies = [node.body for node in ast.walk(tree) if isinstance(getattr(node, "body", None), list)]
+    docstrings = {id(node.value) for body in bodies for node in body if isinstance(node, ast.Expr)}
+    wrong = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            flags = list(re.finditer(r"(?<![\w-])--[a-z]", node.value))
+            if not re.fullmatch(r"--[a-z-]+", node.value):  # which is an argument of a command, or an option's flag
+                wrong += [node.value for flag in flags if not COMMANDS.search(node.value[: flag.start()])]
+    assert wrong == []

@@ -1,5 +1,6 @@
 """The commands: every option is there and explained, errors are a line, exit states say what happened."""
 
+import ast
 import configparser
 import re
 import subprocess
@@ -100,6 +101,18 @@ def test_a_parameter_has_the_same_flag_in_every_command():
         for option in command.params:
             flags_of.setdefault(option.name, set()).add(tuple(option.opts))
     assert {name: found for name, found in flags_of.items() if len(found) > 1} == {}
+
+
+def test_every_parameter_that_a_message_names_is_an_option():
+    """Else it would be shown as it is in Python, backticks and all."""
+    options = {option.name for command in COMMANDS.values() for option in command.params}
+    named = {}
+    for path in (ROOT / "egoaudio").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                for name in re.findall(r"(?<!`)`(?:\w+\.)*([a-z_]+)[=`](?!`)", node.value):
+                    named.setdefault(name, set()).add(path.name)
+    assert len(named) > 50 and {name: paths for name, paths in named.items() if name not in options} == {}
 
 
 def test_the_librarys_parameters_are_shown_as_flags(tmp_path, monkeypatch):

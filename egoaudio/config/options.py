@@ -183,8 +183,8 @@ def as_flags(text: str, names: Mapping[str, str]) -> str:
 
     >>> as_flags("`clips.hop_seconds=0.5` in `output='a b.h5'`", {"hop_seconds": "--hop-seconds", "output": "--output"})
     '--hop-seconds 0.5 in --output a b.h5'
-    >>> as_flags("`amp=True`, or `amp=False`; `other=1` and `h5repack -f mfcc:NONE`", {"amp": "--amp"})
-    '--amp, or --no-amp; `other=1` and `h5repack -f mfcc:NONE`'
+    >>> as_flags("`amp=True`, or `amp=False`; `h5repack -f mfcc:NONE`", {"amp": "--amp"})
+    '--amp, or --no-amp; `h5repack -f mfcc:NONE`'
     """
 
     def flag(found: re.Match[str]) -> str:

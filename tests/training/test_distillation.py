@@ -331,7 +331,7 @@ def test_what_is_no_teacher_is_refused_in_words(tmp_path, data, name, error, wor
 
 def test_a_run_is_not_replaced_when_it_is_named_as_its_own_teacher(tmp_path, data):
     train.train(data, tmp_path / "run", make_config(epochs=1))
-    with pytest.raises(ConfigurationError, match="is in"):
+    with pytest.raises(TrainingError, match="best.pt: it is an input of this command"):
         train.train(data, tmp_path / "run", make_config(epochs=1, teacher=(str(tmp_path / "run/best.pt"),)), force=True)
     assert (tmp_path / "run/best.pt").exists()
 

@@ -206,8 +206,8 @@ def test_wrong_input_is_a_line_exit_status_2_and_nothing_is_written(words, says,
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("name, goes_on", [("train", True), ("evaluate", False)])
-def test_an_interruption_promises_only_what_is_so(name, goes_on, data, monkeypatch):
+@pytest.mark.parametrize("name, resumes", [("train", True), ("evaluate", False)])
+def test_an_interruption_promises_only_what_is_so(name, resumes, data, monkeypatch):
     def interrupted(*_, **__):
         raise signals.Interrupted(2)
 
@@ -216,7 +216,7 @@ def test_an_interruption_promises_only_what_is_so(name, goes_on, data, monkeypat
         {"train": f"egoaudio-train '{data}' --output run", "evaluate": f"egoaudio-evaluate '{data}' '{data}'"}[name]
     )
     assert result.exit_code == 130
-    assert result.stderr.startswith("interrupted") and ("the same command resumes" in result.stderr) == goes_on
+    assert result.stderr.startswith("interrupted") and ("the same command resumes" in result.stderr) == resumes
 
 
 def on_a_terminal(words, columns):

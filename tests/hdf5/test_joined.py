@@ -128,7 +128,7 @@ def test_an_unfinished_file_among_several_is_named(folder, parts):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"features": {"spectrogram": (8, 18), "mfcc": (8, 4)}}, r"rows of spectrogram are float32 \(8, 17\) and float32 \(8, 18\)"),
+        ({"features": {"spectrogram": (8, 18), "mfcc": (8, 4)}}, r"spectrogram are float32 \(8, 17\) and .* \(8, 18\)"),
         ({"features": {"mfcc": (8, 4)}}, "their features are spectrogram, mfcc and mfcc"),
         ({"num_classes": 6}, r"their classes differ \(5 and 6, such as c004\)"),
         ({"dtype": "float16"}, "rows of spectrogram are float32"),

@@ -60,9 +60,9 @@ def describe_sound(videos: np.ndarray, sample_rate: int, silent_hint: str = "") 
 
 
 def _first(videos: np.ndarray, chosen: np.ndarray) -> str:
-    return videos["video_id"][int(np.argmax(chosen))].decode()
+    return videos["video_id"][int(np.argmax(chosen))].decode(errors="replace")
 
 
 def _where(videos: np.ndarray, amounts: np.ndarray) -> str:
     """Return in how many videos there is any, and which has most."""
-    return f"in {(amounts > 0).sum():,} videos; most in {videos['video_id'][int(amounts.argmax())].decode()}"
+    return f"in {(amounts > 0).sum():,} videos; most in {videos['video_id'][int(amounts.argmax())].decode(errors='replace')}"

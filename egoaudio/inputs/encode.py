@@ -23,12 +23,13 @@ def encode_opus(samples: np.ndarray, sample_rate: int) -> bytes:
     Parameters
     ----------
     samples : float array (num_samples,)
-        In [-1, 1]; what lies beyond is clipped.
+        In [-1, 1]; what lies beyond is clipped, and what is no number is silence.
     sample_rate : int
         In Hz.
     """
     rate = next((rate for rate in _RATES if rate >= sample_rate), _RATES[-1])
-    frame = av.AudioFrame.from_ndarray(np.clip(samples, -1, 1).astype(np.float32)[None], format="flt", layout="mono")
+    samples = np.clip(np.nan_to_num(samples), -1, 1).astype(np.float32)
+    frame = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
     frame.sample_rate, frame.pts = sample_rate, 0
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="webm", options={"fflags": "+bitexact"}) as container:

@@ -59,7 +59,7 @@ def find_confusions(
 def count_confusions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return in how many clips the class of a row is on, and that of a column is not and has the highest score, int64 (C, C)."""
     highest = np.asarray(scores).argmax(axis=1)
-    wrong = labels.any(axis=1) & ~labels[np.arange(len(labels)), highest]
+    wrong = ~labels[np.arange(len(labels)), highest]
     counts = np.zeros((labels.shape[1],) * 2, np.int64)
     clips, true = np.nonzero(labels[wrong])
     np.add.at(counts, (true, highest[wrong][clips]), 1)

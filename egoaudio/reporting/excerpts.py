@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from egoaudio.errors import MediaError, Status
+from egoaudio.errors import MediaError, Status, StoreError
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.inputs.decoder import Decoder
 from egoaudio.inputs.find_media import find_files
@@ -40,8 +40,18 @@ class Excerpt:
 
     @classmethod
     def of_clip(cls, file: EgoAudioFile, row: int) -> "Excerpt":
-        """Return what is shown of a clip."""
+        """Return what is shown of a clip.
+
+        Raises
+        ------
+        StoreError
+            The clip's times are none: the file is damaged.
+        """
         clip = file.clip_table[row]
+        if not 0 <= clip["start_seconds"] < clip["stop_seconds"] < np.inf:
+            raise StoreError(
+                f"{file.path}: clip {row} is from {clip['start_seconds']} to {clip['stop_seconds']} s; the file is damaged or not ours"
+            )
         duration = float(file.video_table["duration_seconds"][clip["video"]])
         start = float(clip["start_seconds"])
         context = float(file.config.get("context_seconds") or file.clip_seconds)

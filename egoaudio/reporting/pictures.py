@@ -72,7 +72,7 @@ def _encode(image: np.ndarray, low: float, high: float, palette: bytes) -> bytes
 
 def _image_values(values: np.ndarray, feature: str, sample_rate: int) -> np.ndarray:
     """Return one clip's values with time first, float32 (num_frames, num_bins)."""
-    values = np.asarray(values, np.float32)
+    values = np.nan_to_num(np.asarray(values, np.float32))
     if feature == "waveform":
         return power_db(values, sample_rate)
     return values[:, 1:] if feature == "mfcc" and values.shape[1] > 1 else values  # mfcc 0 is the level

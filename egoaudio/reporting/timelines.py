@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from egoaudio.errors import Status
+from egoaudio.errors import Status, StoreError
 from egoaudio.evaluation.calibration import EDGE, Calibration
 from egoaudio.evaluation.segments import SegmentRules, share_time, smooth_scores
 from egoaudio.hdf5.reader import EgoAudioFile
@@ -70,8 +70,21 @@ class Timeline:
 
 
 def read_rules(scores: ScoresFile) -> SegmentRules:
-    """Return the rules by which segments.csv was made of a file of scores."""
-    table, config = scores.class_table, scores.config
+    """Return the rules by which segments.csv was made of a file of scores.
+
+    Raises
+    ------
+    StoreError
+        They are none: the file is damaged.
+    """
+    table = scores.class_table
+    lengths = [scores.config.get(name, 0) for name in ("min_seconds", "merge_gap_seconds")]
+    numbers = all(isinstance(value, (int, float)) and np.isfinite(value) for value in lengths)
+    lines = np.isfinite(table["slope"]) & (table["slope"] > 0) & np.isfinite(table["intercept"])
+    if not numbers or not lines.all() or not (table["offset"] <= table["onset"]).all():
+        raise StoreError(
+            f"{scores.path}: its thresholds, calibration or options are none; the file is damaged or not ours"
+        )
     changes = (table["slope"] != 1).any() or (table["intercept"] != 0).any()
     calibration = Calibration(table["slope"], table["intercept"], "platt" if changes else "none")
     return SegmentRules(
@@ -79,17 +92,18 @@ def read_rules(scores: ScoresFile) -> SegmentRules:
         table["offset"],
         calibration,
         scores.smooth_clips,
-        float(config.get("min_seconds", 0)),
-        float(config.get("merge_gap_seconds", 0)),
+        float(lengths[0]),
+        float(lengths[1]),
     )
 
 
 def describe_rules(scores: ScoresFile) -> dict[str, Any]:
     """Return what the page's script needs of the rules and the classes."""
     rules, table = read_rules(scores), scores.class_table
+    ratio = scores.config.get("offset_ratio", 1)
     return {
         "edge": EDGE,
-        "offset_ratio": float(scores.config.get("offset_ratio", 1)),
+        "offset_ratio": float(ratio) if isinstance(ratio, (int, float)) and 0 <= ratio <= 1 else 1.0,
         "min_seconds": rules.min_seconds,
         "merge_gap_seconds": rules.merge_gap_seconds,
         "calibrated": rules.calibration.method != "none",
@@ -132,13 +146,25 @@ class TimelineMaker:
             self._instances = file.instances[order]
 
     def make(self, video: int) -> Timeline | None:
-        """Return the time line of a recording; None where it has no scores."""
+        """Return the time line of a recording; None where it has no scores.
+
+        Raises
+        ------
+        StoreError
+            Its times or scores are none: the file is damaged.
+        """
         rows = self._scores.rows_of(video)
         clips, scores = self._scores.clip_table[rows], np.array(self._scores.scores[rows])
         usable = ~np.isnan(scores).any(axis=1)
         if not usable.any():
             return None
         starts, stops = clips["start_seconds"], clips["stop_seconds"]
+        row = self._scores.video_table[video]
+        _require_times(self._scores.path, self._names[video], starts, stops, float(row["duration_seconds"]))
+        if not ((scores[usable] >= 0) & (scores[usable] <= 1)).all():
+            raise StoreError(
+                f"{self._scores.path}: scores of {self._names[video]} are not within 0 and 1; the file is damaged or not ours"
+            )
         smoothed = smooth_scores(scores, self._rules.smooth_clips)[usable]
         found = self._rules.find_smoothed(smoothed, starts[usable], stops[usable])
         begins, ends, follows = share_time(starts[usable], stops[usable])
@@ -165,7 +191,6 @@ class TimelineMaker:
             )
             for k in shown
         )
-        row = self._scores.video_table[video]
         duration = max(float(row["duration_seconds"]), float(stops.max()), _SAME_SECONDS)
         data = {
             "file": harmless_path(row["file"].decode("utf-8", errors="replace")),
@@ -189,6 +214,13 @@ class TimelineMaker:
                 if column >= 0 and one["stop_seconds"] > one["start_seconds"]:
                     truth.setdefault(column, []).append((float(one["start_seconds"]), float(one["stop_seconds"])))
         return truth
+
+
+def _require_times(path: str, name: str, starts: np.ndarray, stops: np.ndarray, duration: float) -> None:
+    """Refuse times of clips that are no numbers, or not in order."""
+    ends = np.r_[starts, stops, duration]
+    if not np.isfinite(ends).all() or ends.min() < 0 or not (np.diff(starts) >= 0).all() or not (stops > starts).all():
+        raise StoreError(f"{path}: the times of {name} are not in order; the file is damaged or not ours")
 
 
 def _same_recordings(scores: ScoresFile, file: EgoAudioFile) -> dict[int, int]:

@@ -38,3 +38,8 @@ def test_any_length_is_encoded_and_bounded(num_samples):
     assert len(raw) < expected_bytes(num_samples / 16000)
     assert raw == encode_opus(noise.astype(np.float32), 16000)
     assert len(_decode(raw)[0]) >= 3 * num_samples
+
+
+def test_what_is_no_number_is_silence():
+    assert np.abs(_decode(encode_opus(np.full(16000, np.nan), 16000))[0]).max() < 1e-3
+    assert np.isfinite(_decode(encode_opus(np.full(16000, np.inf), 16000))[0]).all()

@@ -14,7 +14,7 @@ from report_files import SAMPLE_RATE, make_file, make_scores, rename
 import egoaudio
 from egoaudio import cli
 from egoaudio.config.report import ReportConfig
-from egoaudio.errors import ReportError
+from egoaudio.errors import ReportError, StoreError
 from egoaudio.hdf5 import reader
 from egoaudio.reporting.excerpts import StoredSounds
 from egoaudio.reporting.gallery import Gallery
@@ -142,6 +142,51 @@ def test_a_recording_that_was_heard_is_not_replaced(tmp_path):
     with pytest.raises(ReportError, match="it is an input of this command"):
         egoaudio.report(tmp_path / "heard", output=sound)
     assert sound.read_bytes() == before
+
+
+def test_features_that_are_no_numbers_are_drawn_and_heard_as_nothing(tmp_path):
+    path = make_file(tmp_path / "ego.h5", 4, 4)
+    with h5py.File(path, "r+") as file:
+        file["logmel"][...], file["waveform"][3:] = np.nan, np.nan
+    assert egoaudio.report(path, output=tmp_path / "page.html").num_clips > 0
+    drawings = re.findall(r"<svg.*?</svg>", (tmp_path / "page.html").read_text(), re.DOTALL)
+    assert drawings and not any("nan" in drawing for drawing in drawings)
+
+
+def _move(name):
+    def change(file, value):
+        rows = file[name.split(".")[0]][()]
+        rows[name.split(".")[1]][:] = value
+        file[name.split(".")[0]][...] = rows
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "of_scores, change, value, words",
+    [
+        (False, _move("clips.start_seconds"), np.inf, "clip . is from inf to .* the file is damaged"),
+        (False, _move("clips.stop_seconds"), np.nan, "the file is damaged"),
+        (True, _move("clips.start_seconds"), -1.0, "the times of .* are not in order"),
+        (True, _move("videos.duration_seconds"), np.nan, "the times of .* are not in order"),
+        (True, _move("classes.slope"), 0.0, "its thresholds, calibration or options are none"),
+        (True, _move("classes.offset"), 2.0, "its thresholds, calibration or options are none"),
+        (
+            True,
+            lambda file, value: file["scores"].write_direct(np.full(file["scores"].shape, value, "f4")),
+            1.5,
+            "within 0 and 1",
+        ),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(tmp_path, of_scores, change, value, words):
+    path = make_file(tmp_path / "ego.h5", 2, 4)
+    scores = make_scores(tmp_path / "heard", [("a", "", np.full((3, 4), 0.5), np.arange(3.0))])
+    with h5py.File(scores if of_scores else path, "r+") as file:
+        change(file, value)
+    with pytest.raises(StoreError, match=words):
+        egoaudio.report(path, scores, output=tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_a_page_that_has_no_room_is_refused(tmp_path):

@@ -1,7 +1,7 @@
 """Where the marks of a chart stand: numbers in, places in the units of an SVG out; the template draws them.
 
-A chart is ``WIDTH`` x ``HEIGHT`` units, of which its frame takes all but the margins for the labels; y grows downwards, as in SVG.
-Nothing here knows what the numbers mean, and no text passes through here unescaped, for none is markup.
+A chart is ``WIDTH`` x ``HEIGHT`` units, of which its frame takes all but the margins for the labels; y grows downwards,
+as in SVG. Nothing here knows what the numbers mean, and no text passes through here unescaped, for none is markup.
 """
 
 import math

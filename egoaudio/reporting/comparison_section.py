@@ -1,7 +1,7 @@
 """Several runs side by side: each score, and by how much each run differs from the first one.
 
-In: the scores of the runs and their evaluations. Out: a ``ComparisonSection``. Differences are paired, so there is one only where two runs
-were scored on the same clips.
+In: the scores of the runs and their evaluations. Out: a ``ComparisonSection``. Differences are paired, so there is one
+only where two runs were scored on the same clips.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Which classes are taken for which: where the class with the highest score is not on, what is. NumPy only.
 
-In: scores (num_clips, num_classes), labels, and the classes' names. Out: ``Confusion``s, the most frequent first, and a matrix. A clip with
-several classes counts once for each of them, as none tells which one was misheard.
+In: scores (num_clips, num_classes), labels, and the classes' names. Out: ``Confusion``s, the most frequent first, and a
+matrix. A clip with several classes counts once for each of them, as none tells which one was misheard.
 """
 
 from dataclasses import dataclass
@@ -57,7 +57,10 @@ def find_confusions(
 
 
 def count_confusions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return in how many clips the class of a row is on, and that of a column is not and has the highest score, int64 (C, C)."""
+    """Return in how many clips a class is on and another, which is not, has the highest score, int64 (C, C).
+
+    Rows are the classes that are on.
+    """
     highest = np.asarray(scores).argmax(axis=1)
     wrong = ~labels[np.arange(len(labels)), highest]
     counts = np.zeros((labels.shape[1],) * 2, np.int64)

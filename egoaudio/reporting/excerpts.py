@@ -1,8 +1,8 @@
 """What of a recording is heard and seen where a page shows a clip, and where its sound comes from.
 
-In: an open egoaudio file, and a folder of its videos if there is one. Out: ``Excerpt``, a stretch of time around a clip, and its
-samples, float32 mono: from ``/waveform``, joined where clips lie side by side, else decoded from the videos, as they were before
-denoising. A video that is not the one that was built from is not used.
+In: an open egoaudio file, and a folder of its videos if there is one. Out: ``Excerpt``, a stretch of time around a
+clip, and its samples, float32 mono: from ``/waveform``, joined where clips lie side by side, else decoded from the
+videos, as they were before denoising. A video that is not the one that was built from is not used.
 """
 
 import os
@@ -50,7 +50,8 @@ class Excerpt:
         clip = file.clip_table[row]
         if not 0 <= clip["start_seconds"] < clip["stop_seconds"] < np.inf:
             raise StoreError(
-                f"{file.path}: clip {row} is from {clip['start_seconds']} to {clip['stop_seconds']} s; the file is damaged or not ours"
+                f"{file.path}: clip {row} is from {clip['start_seconds']} to {clip['stop_seconds']} s; the file is "
+                "damaged or not ours"
             )
         duration = float(file.video_table["duration_seconds"][clip["video"]])
         start = float(clip["start_seconds"])

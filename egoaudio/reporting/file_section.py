@@ -1,6 +1,7 @@
-"""What a page says of an egoaudio file: facts, failures, classes, which occur together, lengths, levels, oddities, examples.
+"""What a page says of an egoaudio file: facts, failures, classes, lengths, levels, oddities, examples.
 
-In: an open file. Out: a ``FileSection``, values alone; which of the examples are heard and seen is the gallery's to say.
+In: an open file. Out: a ``FileSection``, values alone; which of the examples are heard and seen is the gallery's to
+say.
 """
 
 import os
@@ -124,16 +125,17 @@ def describe(file: EgoAudioFile, num_examples: int) -> FileSection:
 
 def _facts(file: EgoAudioFile) -> tuple[tuple[str, str], ...]:
     """Return facts as pairs of texts."""
-    videos = file.video_table
-    seconds = float(videos["duration_seconds"][videos["status"] == Status.OK].sum())
+    sounding = file.video_table["status"] == Status.OK
+    seconds = float(file.video_table["duration_seconds"][sounding].sum())
     options = ", ".join(f"{name} {value}" for name, value in sorted(file.config.items()) if value is not None)
     trainable = int(np.count_nonzero(file.trainable))
     labels = int(file.count_classes().sum())
     facts = {
         "Made": f"{file.created_utc} by egoaudio {file.egoaudio_version}",
         "Size": describe_bytes(file.num_bytes),
-        "Sound": f"{seconds / 3600:,.2f} hours in {np.count_nonzero(videos['status'] == Status.OK):,} of {file.num_videos:,} videos",
-        "Clips": f"{file.num_clips:,} of {file.clip_seconds:g} s every {file.hop_seconds:g} s; {trainable:,} with sound and labels",
+        "Sound": f"{seconds / 3600:,.2f} hours in {sounding.sum():,} of {file.num_videos:,} videos",
+        "Clips": f"{file.num_clips:,} of {file.clip_seconds:g} s every {file.hop_seconds:g} s; "
+        f"{trainable:,} with sound and labels",
         "Labels": f"{labels:,} in {file.num_classes:,} classes, {labels / max(1, trainable):.2f} a clip",
         "Arrays": ", ".join(f"{name} {' x '.join(f'{n:,}' for n in file[name].shape)}" for name in file.features),
         "Sample rate": f"{file.sample_rate:,} Hz",
@@ -205,7 +207,7 @@ def _classes(
 
 
 def _examples(file: EgoAudioFile, rows: np.ndarray, level_of: dict[int, float], num_examples: int) -> tuple[int, ...]:
-    """Return clips of a class to listen to, each of another video: those with the fewest other labels, the loudest of them first."""
+    """Return clips of a class to listen to, each of another video: the fewest other labels first, then the loudest."""
     if len(rows) > _CANDIDATES:
         rows = rows[np.linspace(0, len(rows) - 1, _CANDIDATES).astype(np.int64)]
     if not len(rows):

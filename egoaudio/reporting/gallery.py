@@ -1,7 +1,7 @@
 """Which clips of a page are heard and seen: as many as its size allows, the most important first.
 
-Sections ask for clips, each with a rank; when all have asked, ``fill`` makes pictures and sounds in the order of the ranks until the
-bytes are used up. A clip that several sections show is encoded once. What was left out is counted.
+Sections ask for clips, each with a rank; when all have asked, ``fill`` makes pictures and sounds in the order of the
+ranks until the bytes are used up. A clip that several sections show is encoded once. What was left out is counted.
 """
 
 import base64
@@ -70,12 +70,14 @@ class Gallery:
             words.append("The file has no array to draw, so there are no pictures.")
         elif left:
             words.append(
-                f"{left:,} of {self.num_asked:,} clips were left out, so that the page is no larger than `max_mb` allows."
+                f"{left:,} of {self.num_asked:,} clips were left out, so that the page is no larger than `max_mb` "
+                "allows."
             )
         mute = sum(not shown.sound for shown in self.shown.values())
         if mute and self.sounds is None:
             words.append(
-                "There is no sound: the file holds no waveform. Give the folder of the videos as `videos`, or build with `features=('waveform',)` too."
+                "There is no sound: the file holds no waveform. Give the folder of the videos as `videos`, or build "
+                "with `features=('waveform',)` too."
             )
         elif mute:
             words.append(

@@ -1,7 +1,8 @@
 """What a page says of recordings that were heard: a table of all, and time lines of as many as there is room for.
 
-In: a file of scores. Out: a ``HeardSection``. ``fill`` listens to the recordings, and adds their spectrograms and as much of their sound
-as a number of bytes allows: all of each where that is enough, else a stretch of each around what is likeliest.
+In: a file of scores. Out: a ``HeardSection``. ``fill`` listens to the recordings, and adds their spectrograms and as
+much of their sound as a number of bytes allows: all of each where that is enough, else a stretch of each around what is
+likeliest.
 """
 
 import base64
@@ -75,12 +76,14 @@ class HeardSection:
             found.append(f"{mute:,} of {num_shown:,} recordings cannot be listened to here.")
         elif mute:
             found.append(
-                "The recordings cannot be listened to: they are not where they were when they were scored. Give their folder as `videos`."
+                "The recordings cannot be listened to: they are not where they were when they were scored. "
+                "Give their folder as `videos`."
             )
         cut = sum(self._is_cut(timeline) for timeline in self.timelines)
         if cut:
             found.append(
-                f"Of {cut:,} recordings a stretch can be listened to, so that the page is no larger than `max_mb` allows."
+                f"Of {cut:,} recordings a stretch can be listened to, so that the page is no larger than `max_mb` "
+                "allows."
             )
         return tuple(found)
 
@@ -132,7 +135,13 @@ class HeardSection:
 
 
 def _share_out(timelines: Sequence[Timeline], num_bytes: int) -> list[tuple[Timeline, tuple[float, float]]]:
-    """Return which stretch of each recording is kept, ``[(timeline, (start, stop)), ...]``: short ones whole, of the others as much each."""
+    """Return which stretch of each recording is kept: short recordings whole, of the others equally much.
+
+    Returns
+    -------
+    list of tuple
+        ``(timeline, (start, stop))``, in seconds.
+    """
     per_second = 4 / 3 * (encode.expected_bytes(100.0) - encode.expected_bytes(0.0)) / 100
     fixed = _PICTURE_BYTES + 4 / 3 * encode.expected_bytes(0.0)
     number = int(min(len(timelines), num_bytes // (fixed + per_second * _FEWEST_SECONDS)))

@@ -1,7 +1,8 @@
 """How loud clips are, in dB below full scale: of a sample of a file's clips, each class represented.
 
-In: an open egoaudio file with ``/waveform`` or ``/spectrogram``. Out: rows and levels. The level of a spectrogram follows from
-Parseval's theorem: the mean square is twice the sum of the power over bins and frames, by n_fft and the window's own energy.
+In: an open egoaudio file with ``/waveform`` or ``/spectrogram``. Out: rows and levels. The level of a spectrogram
+follows from Parseval's theorem: the mean square is twice the sum of the power over bins and frames, by n_fft and the
+window's own energy.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Texts of strangers, as a page shows them: ids, names of classes and files, reasons of failures.
 
-What cannot be seen, or would turn the text around it (controls, line ends, overrides of direction), becomes ``?``, and what is very
-long is cut. Escaping is the template's, which escapes everything.
+What cannot be seen, or would turn the text around it (controls, line ends, overrides of direction), becomes ``?``, and
+what is very long is cut. Escaping is the template's, which escapes everything.
 """
 
 import numpy as np

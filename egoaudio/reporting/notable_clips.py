@@ -1,11 +1,12 @@
-"""Clips of a run that are worth hearing: of each class the best, the missed and the false alarms; and labels that may be wrong.
+"""The clips of a run that are worth hearing: each class's best, missed and false alarms; doubtful labels.
 
-In: scores (num_clips, num_classes), labels, and the rows and videos of the clips. Out: ``ScoredClip``s. Clips of one class are of different
-videos, as far as there are enough.
+In: scores (num_clips, num_classes), labels, and the rows and videos of the clips. Out: ``ScoredClip``s. Clips of one
+class are of different videos, as far as there are enough.
 
-A label may be wrong where a model that hears the class contradicts it with confidence: a clip without the label that is scored as those
-with it usually are, though no clip beside it has the label (which would be a matter of where an action begins); and a clip with the label
-that is scored no higher than those without it. Source: the thresholds of Northcutt et al., Confident Learning, 2021.
+A label may be wrong where a model that hears the class contradicts it with confidence: a clip without the label that is
+scored as those with it usually are, though no clip beside it has the label (which would be a matter of where an action
+begins); and a clip with the label that is scored no higher than those without it. Source: the thresholds of Northcutt
+et al., Confident Learning, 2021.
 """
 
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ class ScoredClips:
         return self._surest(found)
 
     def empty_labels(self, columns: np.ndarray) -> tuple[ScoredClip, ...]:
-        """Return clips that are labelled with a class of these, which probably cannot be heard in them, the surest first."""
+        """Return clips labelled with a class of these that probably cannot be heard in them, the surest first."""
         found = []
         for column in columns:
             on, scores = self.labels[:, column], self.scores[:, column]

@@ -1,7 +1,7 @@
-"""What looks wrong in a file: recordings that clip, are nearly silent or in two splits, classes without sound, and the like.
+"""What looks wrong in a file: recordings that clip, are nearly silent or in two splits, silent classes.
 
-In: an open egoaudio file. Out: ``Finding``s, each a sentence with the first few that it is about, the worst first. Nothing here is
-certain to be a fault; it is what somebody should listen to.
+In: an open egoaudio file. Out: ``Finding``s, each a sentence with the first few that it is about, the worst first.
+Nothing here is certain to be a fault; it is what somebody should listen to.
 """
 
 from collections.abc import Iterator, Sequence
@@ -135,7 +135,8 @@ def _classes(file: EgoAudioFile, levels: Levels | None) -> Iterator[Finding]:
         if faint:
             yield _named(
                 "Classes that can hardly be heard",
-                f"Of so many of their clips the level is below {NEARLY_SILENT_DB:g} dB: the label says that something happens, and there is no sound.",
+                f"Of so many of their clips the level is below {NEARLY_SILENT_DB:g} dB: the label says that something "
+                "happens, and there is no sound.",
                 faint,
             )
 
@@ -156,7 +157,8 @@ def _clips(file: EgoAudioFile, levels: Levels | None) -> Iterator[Finding]:
         if faint.any():
             yield Finding(
                 "Labelled clips that are nearly silent",
-                f"{faint.sum():,} of {labelled.sum():,} labelled clips that were measured, {faint.sum() / labelled.sum():.1%}.",
+                f"{faint.sum():,} of {labelled.sum():,} labelled clips that were measured, "
+                f"{faint.sum() / labelled.sum():.1%}.",
             )
 
 

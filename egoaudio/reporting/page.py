@@ -1,7 +1,8 @@
 """Put a page together: templates, style and script into one HTML document that needs nothing else.
 
-In: sections (values) and a gallery. Out: text. Everything is escaped by the templates; the document's Content-Security-Policy allows
-its own script and style by their hashes, pictures and sounds that lie in it, and nothing from anywhere.
+In: sections (values) and a gallery. Out: text. Everything is escaped by the templates; the document's
+Content-Security-Policy allows its own script and style by their hashes, pictures and sounds that lie in it, and nothing
+from anywhere.
 """
 
 import base64

@@ -1,8 +1,9 @@
 """Spectrograms as small PNG images for a page.
 
-In: rows of a feature array, or a waveform. Out: bytes of a PNG with a palette, time to the right and low frequencies at the
-bottom, at most ``_MOST_COLUMNS`` x ``_NUM_ROWS`` pixels. All pictures of a file share one scale of colours, so that a quiet clip
-looks quiet. Written by hand: a PNG of a palette is thirty lines, and the same values always give the same bytes.
+In: rows of a feature array, or a waveform. Out: bytes of a PNG with a palette, time to the right and low frequencies at
+the bottom, at most ``_MOST_COLUMNS`` x ``_NUM_ROWS`` pixels. All pictures of a file share one scale of colours, so that
+a quiet clip looks quiet. Written by hand: a PNG of a palette is thirty lines, and the same values always give the same
+bytes.
 
 Source: the PNG specification (ISO/IEC 15948), chunks IHDR, PLTE, IDAT, IEND.
 """
@@ -110,7 +111,7 @@ def paint_all(spectrograms: Mapping[int, np.ndarray], sample_rate: int) -> dict[
 
 
 def _bands(num_bins: int, frequencies: np.ndarray | None) -> np.ndarray:
-    """Return where each row of pixels begins among the bins: all alike, or as the ear hears where the bins are in Hz."""
+    """Return where each row of pixels begins among the bins: evenly, or on the mel scale where the bins are in Hz."""
     num_rows = min(_NUM_ROWS, num_bins)
     if frequencies is None or len(frequencies) != num_bins:
         return np.linspace(0, num_bins, num_rows + 1).round().astype(np.int64)

@@ -1,7 +1,8 @@
-"""The sound of recordings that were heard, as a page needs it: a spectrogram of the whole, and a stretch to be listened to.
+"""The sound of predicted recordings, as a page needs it: a spectrogram, and a stretch to listen to.
 
-In: a file of scores, and where its recordings may be. Out: ``Impression``s, made block by block, so that a recording of many hours takes no
-more memory than one of minutes. A recording is used only if it is the one that was scored, by its fingerprint.
+In: a file of scores, and where its recordings may be. Out: ``Impression``s, made block by block, so that a recording of
+many hours takes no more memory than one of minutes. A recording is used only if it is the one that was scored, by its
+fingerprint.
 """
 
 import os
@@ -80,7 +81,7 @@ class RecordingSounds:
     def listen(
         self, video: int, duration_seconds: float, start_seconds: float, stop_seconds: float
     ) -> Impression | None:
-        """Return the impression of a recording, with the stretch from ``start_seconds`` to ``stop_seconds``; None without sound."""
+        """Return a recording's impression, with its stretch from ``start_seconds`` on; None without sound."""
         blocks = self._blocks(video)
         if blocks is None:
             return None

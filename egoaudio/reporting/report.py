@@ -63,14 +63,16 @@ def report(
     Parameters
     ----------
     *paths : path
-        An egoaudio file, any number of runs' folders or checkpoints, and a folder of predictions, in any order: what each
-        is, is found out. Without a file, clips of runs are those of the file that the first one was trained on.
+        An egoaudio file or several as one, any number of runs' folders or checkpoints, and a folder of predictions, in
+        any order: what each is, is found out. Without a file, the clips of runs are those of the file that the first
+        run was trained on.
     output : path
         The HTML file.
     config : ReportConfig, optional
     videos : path, optional
-        Folder of the videos that the file was built from, to hear clips from; if not given, they are heard from the file's
-        ``/waveform``, where it has that. Recordings that were predicted are looked for there too, else where they were.
+        Folder of the videos that the file was built from, to hear clips from; if not given, they are heard from the
+        file's ``/waveform``, where it has that. Recordings that were predicted are looked for there too, else where
+        they were.
     device : str, optional
         For the runs' networks; the GPU if there is one.
 
@@ -196,7 +198,8 @@ def _write(output: StrPath, config: ReportConfig, contents: Contents, gallery: G
     if left < 0:
         bare = (most - left) / 1e6
         raise ReportError(
-            f"`max_mb={config.max_mb:g}`: the page has {bare:.1f} MB without any sound: give `max_mb={bare + 1:.0f}` or more"
+            f"`max_mb={config.max_mb:g}`: the page has {bare:.1f} MB without any sound: "
+            f"give `max_mb={bare + 1:.0f}` or more"
         )
     heard = contents.heard
     if heard is not None:

@@ -1,4 +1,4 @@
-"""What a page says of a run: its curves, its scores beside the prior's, which classes can be heard, which are taken for which, and clips.
+"""What a page says of a run: curves, scores, what can be heard, confusions, reliability, clips.
 
 In: the scores of a split, and the run's folder. Out: a ``RunSection``, values alone.
 """
@@ -176,8 +176,8 @@ def _facts(scored: SplitScores, evaluation: Evaluation) -> tuple[tuple[str, str]
         "Checkpoint": f"{scored.about['checkpoint']}, epoch {contents['epoch']}",
         "Model": f"{config.model.model} on {contents['feature']}, {_num_weights(contents):,} weights",
         "Options": ", ".join(f"{name} {value}" for name, value in changed.items()) or "as they are by default",
-        "Judged on": f"the {scored.about['split']} split: {evaluation.num_clips:,} clips with labels of {evaluation.num_videos:,} videos"
-        + (f", {silent:,} of them without sound" if silent else ""),
+        "Judged on": f"the {scored.about['split']} split: {evaluation.num_clips:,} clips with labels of "
+        f"{evaluation.num_videos:,} videos" + (f", {silent:,} of them without sound" if silent else ""),
         "Smoothing": f"scores are averaged over {evaluation.smooth_clips} neighbours on each side"
         if evaluation.smooth_clips
         else "",

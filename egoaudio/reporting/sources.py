@@ -75,7 +75,8 @@ class Sources:
         gone = [path for path in named if not path.is_file()]
         if gone or not named:
             raise ReportError(
-                f"{gone[0] if gone else 'the file'}, which {self.checkpoints[0]} was trained on, is not there: give the egoaudio file too"
+                f"{gone[0] if gone else 'the file'}, which {self.checkpoints[0]} was trained on, is not there: "
+                "give the egoaudio file too"
             )
         return named
 
@@ -133,7 +134,10 @@ def _is_hdf5(path: Path) -> bool:
 
 def _refusal(path: Path) -> str:
     """Return why a path is none of what is expected."""
-    expected = "expected an egoaudio file (ego.h5), the folder of a run (with best.pt), a checkpoint, or a folder of predictions (with scores.h5)"
+    expected = (
+        "expected an egoaudio file (ego.h5), the folder of a run (with best.pt), a checkpoint, or a folder of "
+        "predictions (with scores.h5)"
+    )
     if not os.path.lexists(path):
         return f"{path} does not exist: {expected}"
     if path.is_dir():

@@ -1,7 +1,8 @@
-"""Recordings as time lines: where each class is heard, beside where it is annotated, with the scores that a page needs to find segments itself.
+"""Recordings as time lines: where each class is predicted and annotated, and the scores behind it.
 
-In: a file of scores, and an egoaudio file that may have the same recordings annotated. Out: ``Timeline``s. The page finds segments by the
-rules of ``evaluation.segments``, on the same scores, so that those it shows at first are those of segments.csv.
+In: a file of scores, and an egoaudio file that may have the same recordings annotated. Out: ``Timeline``s. The page
+finds segments by the rules of ``evaluation.segments``, on the same scores, so that those it shows at first are those of
+segments.csv.
 """
 
 import base64
@@ -163,7 +164,8 @@ class TimelineMaker:
         _require_times(self._scores.path, self._names[video], starts, stops, float(row["duration_seconds"]))
         if not ((scores[usable] >= 0) & (scores[usable] <= 1)).all():
             raise StoreError(
-                f"{self._scores.path}: scores of {self._names[video]} are not within 0 and 1; the file is damaged or not ours"
+                f"{self._scores.path}: scores of {self._names[video]} are not within 0 and 1; the file is damaged or "
+                "not ours"
             )
         smoothed = smooth_scores(scores, self._rules.smooth_clips)[usable]
         found = self._rules.find_smoothed(smoothed, starts[usable], stops[usable])

@@ -1,4 +1,4 @@
-"""The page about a file in a real browser: it is quiet, loads nothing, can be heard, sorted and searched, and takes no name for markup."""
+"""A file's page in a real browser: it loads nothing, is heard, sorted and searched, and takes no name for markup."""
 
 import pytest
 from report_files import HOSTILE, make_file, wait_until

@@ -1,4 +1,4 @@
-"""Time lines in a real browser: segments are those of the library for any threshold, can be saved and heard, beside what is annotated."""
+"""Time lines in a real browser: segments are the library's for any threshold, can be saved and listened to."""
 
 import csv
 import io
@@ -49,7 +49,7 @@ RULES = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Folders of predictions without media, by their rules; clips that follow each other, that leave gaps, overlap, and without sound."""
+    """Predictions without media, by their rules; clips that follow each other, leave gaps, overlap, have no sound."""
     generator = np.random.default_rng(0)
     folder, made = tmp_path_factory.mktemp("rules"), {}
     for name, settings in RULES.items():
@@ -64,7 +64,7 @@ def folders(tmp_path_factory):
 
 
 def _expected(path, share=None):
-    """Return the segments of all recordings as the library finds them, ``[(file, start, stop, class id, score, mean)]``."""
+    """Return the segments as the library finds them, ``[(file, start, stop, class id, score, mean)]``."""
     found = []
     with ScoresFile(path) as scores:
         rules = read_rules(scores)

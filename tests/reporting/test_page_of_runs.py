@@ -1,4 +1,4 @@
-"""Runs on a page: numbers are the evaluation's, names of strangers stay text, and it can be heard and sorted in a real browser."""
+"""Runs on a page: numbers are the evaluation's, names of strangers stay text, and it works in a real browser."""
 
 import csv
 import json

@@ -164,6 +164,7 @@ HUGE = "99999999999999999999999"
         "--min-overlap 1e300",
         "--video-timeout 1e300",
         "--video-timeout 0",
+        "--video-timeout nan",
         "--f-min 1e300",
         "--f-max nan",
         "--clip-seconds inf",

@@ -30,11 +30,13 @@ import joblib
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
+from egoaudio.errors import ConfigurationError
 from egoaudio.system import allocator, signals, surroundings
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 KEPT_BYTES = 64 << 20  # far more than a worker frees between two blocks
 _SHARED_BYTES = 48 << 10  # a page for each of loky's semaphores
+_SHORTEST_SECONDS, _LONGEST_SECONDS = 0.01, 1e6  # of a timeout
 _ALONE = 2  # joblib runs n_jobs=1 in the calling process, which a crash would kill; with one call at a time, 2 act as 1
 Item = TypeVar("Item")
 
@@ -55,6 +57,13 @@ class Workers:
     """Calls at the same time."""
     timeout_seconds: float
     """A call without a heartbeat for this long is killed."""
+
+    def __post_init__(self) -> None:
+        """Check that the kernel's timer takes the number."""
+        if not _SHORTEST_SECONDS <= self.timeout_seconds <= _LONGEST_SECONDS:  # false for NaN
+            raise ConfigurationError(
+                f"`timeout_seconds={self.timeout_seconds}`: expected {_SHORTEST_SECONDS:g} to {_LONGEST_SECONDS:g}"
+            )
 
     def map_unordered(
         self, function: Callable[[Item], Any], items: Sequence[Item], num_workers: int | None = None

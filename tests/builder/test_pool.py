@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from egoaudio.builder import pool
+from egoaudio.errors import ConfigurationError
 
 
 def _square(number):
@@ -47,6 +48,12 @@ def _slow_but_alive(_):
 def test_every_item_comes_back_once_with_its_result(num_workers):
     results = dict(pool.map_unordered(_square, range(20), num_workers=num_workers, timeout_seconds=30))
     assert results == {number: number * number for number in range(20)}
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+def test_a_timeout_that_no_timer_takes_is_refused(seconds):
+    with pytest.raises(ConfigurationError, match="`timeout_seconds=.*: expected 0.01 to 1e.06"):
+        dict(pool.map_unordered(_square, range(2), num_workers=1, timeout_seconds=seconds))
 
 
 def test_items_whose_worker_dies_or_hangs_come_back_as_deaths_and_no_other_is_harmed():

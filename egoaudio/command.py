@@ -155,6 +155,7 @@ def _warnings() -> Iterator[None]:
         warnings.showwarning = lambda message, *_, **__: terminal.say(f"warning: {message}", err=True)
         warnings.filterwarnings("always", category=UserWarning, module="egoaudio")
         warnings.filterwarnings("ignore", category=UserWarning, module="joblib")  # about workers stopped on purpose
+        warnings.filterwarnings("ignore", category=UserWarning, message="Glyph ")  # one a letter of a picture's names
         yield
 
 

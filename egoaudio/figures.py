@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from egoaudio.errors import StoreError, TrainingError
 from egoaudio.system import files
+from egoaudio.system.terminal import one_line
 
 if TYPE_CHECKING:
     from egoaudio.evaluation.results import Evaluation
@@ -94,7 +95,7 @@ def plot_clip(file: "EgoAudioFile", number: int, path: str | os.PathLike[str]) -
     active = [_class_name(file, k) for k in np.flatnonzero(file.labels[number]).tolist()]
     what = "; ".join(active) if clip["labelled"] else "not labelled"
     figure.suptitle(
-        f"clip {number}: {video}, {clip['start_seconds']:.2f} to {clip['stop_seconds']:.2f} s\n{what or 'no class'}",
+        f"clip {number}: {_plain(video)}, {clip['start_seconds']:.2f} to {clip['stop_seconds']:.2f} s\n{what or 'no class'}",
         fontsize=9,
         wrap=True,
     )
@@ -259,8 +260,8 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
 
 
 def _plain(text: str) -> str:
-    """Return text that matplotlib shows as it is: a dollar sign would start a formula."""
-    return text.replace("$", r"\$")
+    """Return text that matplotlib shows as it is: a dollar sign would start a formula, a control character is no glyph."""
+    return one_line(text).replace("$", r"\$")
 
 
 def _png(figure: Figure) -> bytes:

@@ -1,5 +1,7 @@
 """Pictures are drawn from any file, and show every class."""
 
+import warnings
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -54,11 +56,16 @@ def test_clip_shows_each_of_its_features(tmp_path, features):
 
 def test_names_that_look_like_formulas_are_drawn_as_they_are(tmp_path):
     path = synthetic.make_file(tmp_path / "a.h5", features={"mfcc": (2, 3)})
-    with RowWriter(path, offsets(path)) as writer:
+    extents = offsets(path)
+    with RowWriter(path, extents) as writer:
         rows = writer.read("classes", 0, 1)
-        rows["name"] = rb"$\frac{$ _^ {x"
+        rows["name"] = b"$\\frac{$\x1b_^ {x"
         writer.write("classes", 0, rows)
-    with reader.open(path) as file:
+        videos = writer.read("videos", 0, extents["videos"].shape[0])
+        videos["video_id"] = b"$_^$"
+        writer.write("videos", 0, videos)
+    with reader.open(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("error")
         figures.plot_classes(file, tmp_path / "a.png")
         figures.plot_clip(file, int(np.flatnonzero(file.labels[:, 0])[0]), tmp_path / "b.png")
 

@@ -259,7 +259,9 @@ def _score(
         with reader.open(given.scored_file) as file:
             sizes = {number: int(file.video_table["num_clips"][number]) for number in numbers}
         with PredictionProgress(sizes, hop_seconds) as progress:
-            yield from score_file(predictor, given.scored_file, numbers, progress)
+            found = score_file(predictor, given.scored_file, numbers, progress)
+            for number, scored in zip(numbers, found, strict=True):
+                yield replace(scored, key=recordings.key(number))
         return
     every = list(recordings.sizes())
     order = sorted(numbers, key=lambda number: -every[number])  # longest first: no straggler at the end

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas
 import pytest
@@ -128,6 +129,24 @@ def test_recordings_that_are_added_or_changed_cost_themselves(best, sounds, tmp_
     assert predict_to_folder(best, sounds, out).num_recordings == 5
     predict_to_folder(best, sounds, tmp_path / "anew")
     assert contents(out) == contents(tmp_path / "anew")
+
+
+def test_ids_that_cannot_be_names_of_files_are_heard_all_the_same(data, best, tmp_path):
+    """Of a file that another program wrote, or whose ids are as long as an annotation may have them."""
+    copy = tmp_path / "ego.h5"
+    shutil.copy(data, copy)
+    with h5py.File(copy, "r+") as file:
+        videos = file["videos"][()]
+        wide = [(name, "S255" if name == "video_id" else videos.dtype[name]) for name in videos.dtype.names]
+        rows = videos.astype(wide)
+        rows["video_id"] = [b"x" * 255, b"a\x1bb", b"a/../b", b"", b"y" * 254, b"z"]
+        del file["videos"]
+        file["videos"] = rows
+    first = predict_to_folder(best, copy, tmp_path / "heard")
+    assert sum(prediction.status == Status.OK for prediction in first) == 4
+    before = contents(tmp_path / "heard")
+    predict_to_folder(best, copy, tmp_path / "heard")
+    assert contents(tmp_path / "heard") == before
 
 
 def test_another_model_is_refused_unless_forced(best, data, sounds, tmp_path):

@@ -94,11 +94,8 @@ def plot_clip(file: "EgoAudioFile", number: int, path: str | os.PathLike[str]) -
     panels[-1].set_xlabel("seconds in the clip")
     active = [_class_name(file, k) for k in np.flatnonzero(file.labels[number]).tolist()]
     what = "; ".join(active) if clip["labelled"] else "not labelled"
-    figure.suptitle(
-        f"clip {number}: {_plain(video)}, {clip['start_seconds']:.2f} to {clip['stop_seconds']:.2f} s\n{what or 'no class'}",
-        fontsize=9,
-        wrap=True,
-    )
+    place = f"{_plain(video)}, {clip['start_seconds']:.2f} to {clip['stop_seconds']:.2f} s"
+    figure.suptitle(f"clip {number}: {place}\n{what or 'no class'}", fontsize=9, wrap=True)
     _finish(figure, None, path, file)
 
 
@@ -260,7 +257,7 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
 
 
 def _plain(text: str) -> str:
-    """Return text that matplotlib shows as it is: a dollar sign would start a formula, a control character is no glyph."""
+    """Return text that matplotlib shows as it is: a dollar sign would start a formula, and an escape has no glyph."""
     return one_line(text).replace("$", r"\$")
 
 

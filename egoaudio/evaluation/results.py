@@ -26,7 +26,7 @@ from egoaudio.errors import TrainingError
 from egoaudio.evaluation.charades import FRAMES_PER_VIDEO
 from egoaudio.evaluation.segment_metrics import Counts
 from egoaudio.system import files
-from egoaudio.system.terminal import one_line
+from egoaudio.system.terminal import harmless
 
 # Name in evaluation.json, and title in the table.
 TITLES = {
@@ -282,14 +282,8 @@ def to_csv(evaluation: Evaluation) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(PER_CLASS_COLUMNS)
     for row in zip(*(evaluation.per_class[name] for name in PER_CLASS_COLUMNS), strict=True):
-        writer.writerow([_harmless(value) if isinstance(value, str) else _defined(value) for value in row])
+        writer.writerow([harmless(value) if isinstance(value, str) else _defined(value) for value in row])
     return text.getvalue()
-
-
-def _harmless(text: str) -> str:
-    """Return a text, such as a class name from somebody's CSV, with an apostrophe if it looks like a formula."""
-    text = one_line(text)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _defined(value: Any) -> Any:

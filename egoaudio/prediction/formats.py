@@ -17,7 +17,7 @@ from html import escape
 from egoaudio.errors import ConfigurationError
 from egoaudio.prediction import tiers
 from egoaudio.prediction.result import Prediction
-from egoaudio.system.terminal import one_line, printable
+from egoaudio.system.terminal import harmless, one_line, printable
 
 _RAVEN_COLUMNS = (
     "Selection",
@@ -64,7 +64,7 @@ def _audacity(prediction: Prediction) -> bytes:
 
 def _raven(prediction: Prediction) -> bytes:
     rows = ["\t".join(_RAVEN_COLUMNS)]
-    file = one_line(prediction.file.rsplit("/", 1)[-1])
+    file = harmless(prediction.file.rsplit("/", 1)[-1])  # such tables are opened in spreadsheets, too
     highest = int(prediction.scored.video["sample_rate"]) / 2  # of the recording that Raven shows
     for number, segment in enumerate(prediction.named_segments(), 1):
         cells = [
@@ -78,8 +78,8 @@ def _raven(prediction: Prediction) -> bytes:
             file,
         ]
         cells += [
-            one_line(segment.class_id),
-            one_line(segment.name),
+            harmless(segment.class_id),
+            harmless(segment.name),
             f"{segment.score:.4f}",
             f"{segment.mean_score:.4f}",
         ]

@@ -22,7 +22,7 @@ from egoaudio.prediction.predictor import Predictor
 from egoaudio.prediction.recording import TEXTS
 from egoaudio.prediction.result import Prediction
 from egoaudio.system import files
-from egoaudio.system.terminal import one_line
+from egoaudio.system.terminal import harmless
 
 _LEFTOVER = re.compile(r"\..*\.[0-9a-f]{16}\.partial", re.DOTALL)  # names of ``files.replacing``
 SEGMENT_COLUMNS = ("file", "start_seconds", "end_seconds", "class_id", "name", "score", "mean_score", "checkpoint")
@@ -184,12 +184,6 @@ def seconds(value: float) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".")
 
 
-def harmless(text: str) -> str:
-    """Return a text in one line that no spreadsheet runs."""
-    text = one_line(text)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
-
-
 def harmless_path(path: str) -> str:
     """Return a path that no spreadsheet runs and that leads where it did."""
-    return os.path.join(".", path) if path.startswith(("=", "+", "-", "@")) else path
+    return os.path.join(".", path) if path.startswith(("=", "+", "-", "@", "\t", "\r")) else path

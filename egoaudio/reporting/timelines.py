@@ -17,8 +17,9 @@ from egoaudio.evaluation.calibration import EDGE, Calibration
 from egoaudio.evaluation.segments import SegmentRules, share_time, smooth_scores
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.scores_file import ScoresFile
-from egoaudio.prediction.output import harmless, harmless_path
+from egoaudio.prediction.output import harmless_path
 from egoaudio.reporting import names
+from egoaudio.system.terminal import harmless
 
 _MOST_TRACKS = 40
 _WORTH_SHOWING = 0.1  # a probability

@@ -50,6 +50,12 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "?").replace("\t", "?")
 
 
+def harmless(text: str) -> str:
+    """Return a text in one line that no spreadsheet runs: one that would be a formula begins with an apostrophe."""
+    text = one_line(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
 @contextlib.contextmanager
 def streams() -> Iterator[None]:
     """Make standard input, output and error usable while the block runs, and flush them at its end.

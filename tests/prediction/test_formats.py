@@ -23,7 +23,7 @@ from egoaudio.hdf5.schema import CLIP_DTYPE
 from egoaudio.prediction.formats import render, require_available, suffix_of
 from egoaudio.prediction.recording import Scored, describe
 from egoaudio.prediction.result import Labelling, Prediction
-from egoaudio.system.terminal import one_line
+from egoaudio.system.terminal import harmless, one_line
 
 HOSTILE = (
     'a"b',
@@ -150,6 +150,8 @@ def shown(name, text):
         return "_".join(one_line(text).split()) or "_"
     if name in ("json", "parquet"):
         return text
+    if name == "raven":
+        return harmless(text)
     return one_line(text) or ("_" if name in ("textgrid", "eaf") else "")
 
 
@@ -198,6 +200,14 @@ def test_no_name_of_a_class_breaks_out_of_its_field(name, texts, tmp_path_factor
     np.testing.assert_allclose([one[:2] for one in found], [segment[1:3] for segment in segments], atol=1e-6)
     if name not in ("textgrid", "eaf", "srt", "webvtt") or len(set(map(one_line, texts))) == len(texts):
         assert [str(one[2]).strip() for one in found] == [shown(name, text).strip() for text in texts]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@a"])
+def test_a_table_that_spreadsheets_open_holds_no_formula(text):
+    prediction = make_prediction([(0, 0.5, 2.25, 0.75)], [text])
+    prediction.scored.video["file"] = f"recordings/{text}.wav"
+    for row in render("raven", prediction).decode().splitlines():
+        assert not [cell for cell in row.split("\t") if cell.startswith(("=", "+", "-", "@"))]
 
 
 def test_every_ending_is_a_formats_own():

@@ -35,6 +35,13 @@ def test_nothing_drives_a_terminal(text, shown):
     assert stream.getvalue() == shown + shown + "\n"
 
 
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@a"])
+def test_no_text_is_a_formula(text):
+    assert terminal.harmless(text) == f"'{text}"
+    assert terminal.harmless(f"a{text}\n") == f"a{text}?"
+    assert not terminal.harmless(f"\t{text}").startswith(("\t", "="))
+
+
 def _pipe_without_reader():
     reading, writing = os.pipe()
     os.close(reading)

@@ -117,9 +117,9 @@ class HeardSection:
                 found = self.sounds.listen(timeline.video, timeline.duration_seconds, start, stop)
                 if found is not None:
                     impressions[timeline.video] = found
-                    sound = encode.encode_opus(found.samples, self.sounds.sample_rate) if len(found.samples) else b""
-                    self.encoded[timeline.video] = base64.b64encode(sound).decode("ascii")
-                    self.stretches[timeline.video] = (start, start + len(found.samples) / self.sounds.sample_rate)
+                    if found.sound:
+                        self.encoded[timeline.video] = base64.b64encode(found.sound).decode("ascii")
+                        self.stretches[timeline.video] = (start, found.stop_seconds)
                 progress.advance(1, timeline.duration_seconds)
         pictures = paint_all(
             {video: found.spectrogram for video, found in impressions.items()}, self.sounds.sample_rate

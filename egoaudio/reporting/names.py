@@ -35,7 +35,11 @@ def class_title(class_id: str, name: str) -> str:
 
 
 def seconds_in_words(seconds: float) -> str:
-    """Return a place in a recording: 3.20 s, 1:02:03.2."""
+    """Return a place in a recording.
+
+    >>> seconds_in_words(3.2), seconds_in_words(83), seconds_in_words(3723.25)
+    ('3.20 s', '1:23.0', '1:02:03.2')
+    """
     if seconds < 60:
         return f"{seconds:.2f} s"
     minutes, rest = divmod(round(seconds, 1), 60)

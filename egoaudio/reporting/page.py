@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from egoaudio._version import __version__
+from egoaudio.reporting.names import seconds_in_words
 
 if TYPE_CHECKING:
     from egoaudio.reporting.cards import Card
@@ -65,6 +66,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters["card"] = card
+    environment.filters["place"] = seconds_in_words
     style, script, timelines = (_source(environment, name) for name in ("style.css", "page.js", "timelines.js"))
     scripts = [script, timelines] if contents.heard else [script]
     policy = (

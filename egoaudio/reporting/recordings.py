@@ -17,6 +17,7 @@ from egoaudio.errors import MediaError, Status
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.scores_file import ScoresFile
 from egoaudio.inputs.decoder import Decoder
+from egoaudio.inputs.encode import OpusWriter
 from egoaudio.inputs.find_media import find_files
 from egoaudio.inputs.fingerprint import fingerprint
 from egoaudio.reporting.excerpts import Excerpt, StoredSounds
@@ -35,10 +36,10 @@ class Impression:
 
     spectrogram: np.ndarray
     """float32 (num_columns, num_bins): power, from the recording's start to its end."""
-    samples: np.ndarray
-    """float32 (num_samples,): the stretch that can be listened to."""
-    start_seconds: float
-    """Of that stretch."""
+    sound: bytes
+    """The stretch that can be listened to, Opus in WebM; empty where nothing of it was there."""
+    stop_seconds: float
+    """Where that stretch ends."""
 
 
 class RecordingSounds:
@@ -118,9 +119,11 @@ def _listen(
     num_columns = max(1, min(MOST_COLUMNS, round(duration_seconds * _COLUMNS_PER_SECOND)))
     width = max(_SHORTEST_COLUMN, round(duration_seconds * sample_rate / num_columns))
     first, last = round(start_seconds * sample_rate), round(stop_seconds * sample_rate)
-    columns, kept, waiting, place = [], [], np.zeros(0, np.float32), 0
+    columns, waiting, place, writer, num_kept = [], np.zeros(0, np.float32), 0, OpusWriter(sample_rate), 0
     for block in blocks:
-        kept.append(block[max(0, first - place) : max(0, last - place)])
+        kept = block[max(0, first - place) : max(0, last - place)]
+        writer.write(kept)
+        num_kept += len(kept)
         place += len(block)
         waiting = np.concatenate([waiting, block])
         whole = len(waiting) // width
@@ -128,5 +131,6 @@ def _listen(
         waiting = waiting[whole * width :]
     if len(waiting) >= _SHORTEST_COLUMN or not columns:
         columns.append(power(waiting, sample_rate).mean(axis=0))
-    samples = np.concatenate([np.zeros(0, np.float32), *kept])
-    return Impression(np.stack(columns[:MOST_COLUMNS]).astype(np.float32), samples, start_seconds)
+    sound = writer.finish() if num_kept else b""
+    spectrogram = np.stack(columns[:MOST_COLUMNS]).astype(np.float32)
+    return Impression(spectrogram, sound, start_seconds + num_kept / sample_rate)

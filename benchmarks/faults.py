@@ -26,6 +26,7 @@ from pathlib import Path
 import build_faults
 import measuring
 import numpy as np
+import predict_faults
 from trials import (
     BUILD,
     HANG_SECONDS,
@@ -305,6 +306,13 @@ FAULTS = (
     ),
     _in_tests("training: Ctrl-C; resumed to the same weights", "training/test_run_folder.py::test_interrupted_and_run_again_it_ends_in_the_same_weights"),
     Fault("training: disk full while checkpointing; resumed to the same weights", fill_disks_of_runs, 0, 5),
+    Fault("predict: kill -9 of the parent; resumed to the same bytes", partial(predict_faults.kill_predictions, "parent"), 0, 20),
+    Fault("predict: kill -9 of the whole group; resumed to the same bytes", partial(predict_faults.kill_predictions, "group"), 1, 20),
+    Fault("predict: kill -9 of a worker; ends by itself in the same bytes", partial(predict_faults.kill_predictions, "worker"), 1, 20),
+    Fault("predict: Ctrl-C; stops within 5 s, resumed to the same bytes", partial(predict_faults.interrupt_predictions, signal.SIGINT), 1, 10),
+    Fault("predict: SIGTERM; stops within 5 s, resumed to the same bytes", partial(predict_faults.interrupt_predictions, signal.SIGTERM), 0, 10),
+    Fault("predict: disk full on the way; told, resumed to the same bytes", predict_faults.fill_disks, 0, 10),
+    Fault("predict: media mutated beside good ones; each told, the good ones unharmed", predict_faults.break_media, 8, 100),
     _in_tests(
         "training: the file changes or disappears; named",
         "training/test_train.py::test_a_file_that_changes_while_training_is_noticed_and_named",

@@ -67,14 +67,17 @@ class NoNetwork:
         return self._scores[: len(features)]
 
 
-def make_checkpoint(path, config, videos, scratch, model="cnn-small"):
-    """Write a checkpoint of random weights that hears what ``config`` makes, with as many classes as Charades."""
-    sample = scratch / f"{path.stem}.h5"
-    inputs = build_benchmark.repeat_videos(videos, scratch / path.stem, 1, os.link)
-    build(inputs, sample, config)
+def make_sample(path, config, scratch):
+    """Build a file of one of the videos; return its path."""
+    build(build_benchmark.repeat_videos(scratch, scratch / path.stem, 1, os.link), path, config)
+    return path
+
+
+def make_checkpoint(path, file, model="cnn-small"):
+    """Write a checkpoint of random weights that hears what ``file`` is made of, with as many classes as Charades; return its path."""
     options = from_flat(TrainConfig, {"model": model, "feature": "logmel"}).resolved()
-    with reader.open(sample) as file:
-        description = checkpoints.describe_data(file, "logmel")
+    with reader.open(file) as opened:
+        description = checkpoints.describe_data(opened, "logmel")
     description |= {name: [f"c{index:03d}" for index in range(NUM_CLASSES)] for name in ("class_ids", "class_names")}
     context = options.data.context_clips
     network = create_model(
@@ -177,7 +180,9 @@ def measure_one_core(scratch, inputs, repeats):
     paths, cores = sorted(Path(inputs.videos).iterdir()), os.sched_getaffinity(0)
     predictors = {
         name: load_predictor(
-            make_checkpoint(scratch / f"{name}.pt", config, scratch, scratch, model), PredictConfig(), device="cpu"
+            make_checkpoint(scratch / f"{name}.pt", make_sample(scratch / f"{name}.h5", config, scratch), model),
+            PredictConfig(),
+            device="cpu",
         )
         for name, config, model in (
             ("plain", PLAIN, "cnn-small"),

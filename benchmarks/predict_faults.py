@@ -1,0 +1,182 @@
+"""Faults of a prediction: killed, interrupted, on a disk that is full, with media that are broken.
+
+Each function is ``count(sample, folder, num_faults)``, a row of the table in ``faults.py``, and returns ``(tried, survived, reasons)``.
+"""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+from predict import PREDICT, make_checkpoint
+from trials import (
+    HANG_SECONDS,
+    NOT_TRIED,
+    Lost,
+    each,
+    measured,
+    require,
+    require_nothing_left,
+    run,
+    started,
+    tiny_disk,
+    workers_of,
+)
+
+from egoaudio.errors import Status
+from egoaudio.hdf5.scores_file import ScoresFile
+
+STOP_SECONDS = 5.0  # within which Ctrl-C and SIGTERM end a prediction
+MEGABYTES = 1500  # of the parent, most of it PyTorch
+
+
+class Heard:
+    """The sample's videos, a checkpoint of random weights, and what a prediction without faults makes of them."""
+
+    def __init__(self, sample, folder):
+        self.checkpoint = make_checkpoint(folder / "model.pt", sample.whole)
+        self.media = sample.folder / "videos"
+        began = time.monotonic()
+        status, said = run(self.command(folder / "whole"))
+        require(status == 0, f"the prediction without faults fails: {said}")
+        self.seconds = time.monotonic() - began
+        self.contents = contents(folder / "whole")
+
+    def command(self, output, media=None):
+        """Return the command that hears the videos."""
+        options = [
+            "--workers",
+            "2",
+            "--skip-failed",
+            "--threshold",
+            "0.4",
+            "--format",
+            "audacity,srt",
+            "--output",
+            output,
+        ]
+        return [*PREDICT, *map(str, (self.checkpoint, media or self.media, *options))]
+
+    def finish(self, output):
+        """Hear with no fault any more; require the same files, with the same bytes, and no others."""
+        status, said = run(self.command(output))
+        require(status == 0, f"the same command does not finish it: {said}")
+        found = contents(output)
+        require(found.keys() == self.contents.keys(), f"other files: {sorted(found.keys() ^ self.contents.keys())}")
+        other = [name for name in found if found[name] != self.contents[name]]
+        require(not other, f"other bytes: {other}")
+
+
+def contents(folder):
+    """Return ``{relative path: bytes}`` of everything in a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def kill_predictions(target, sample, folder, num_faults, seed=0):
+    """``kill -9`` the parent, the whole group, or a worker, whose death the prediction must survive by itself."""
+    heard = Heard(sample, folder)
+
+    def trial(place, seed):
+        moment = random.Random(seed)
+        with started(heard.command(place / "out"), place) as process:
+            time.sleep(moment.uniform(0, heard.seconds))
+            while target == "worker" and process.poll() is None and not workers_of(process.pid):
+                time.sleep(0.005)
+            if process.poll() is not None:
+                return NOT_TRIED
+            if target == "worker":
+                with contextlib.suppress(ProcessLookupError, IndexError):
+                    os.kill(moment.choice(workers_of(process.pid)), signal.SIGKILL)
+                require(process.wait(HANG_SECONDS) == 0, f"it ends with its worker: {(place / 'said').read_text()}")
+            else:
+                (os.killpg if target == "group" else os.kill)(process.pid, signal.SIGKILL)
+            process.wait(HANG_SECONDS)
+            require_nothing_left(process.pid, place)
+        heard.finish(place / "out")
+
+    return each(trial, folder, range(seed, seed + num_faults))
+
+
+def interrupt_predictions(number, sample, folder, num_faults, seed=0):
+    """Send SIGINT to the group, as Ctrl-C does, or SIGTERM to the parent: it stops soon and says how to resume."""
+    heard = Heard(sample, folder)
+
+    def trial(place, seed):
+        with started(heard.command(place / "out"), place) as process:
+            time.sleep(random.Random(seed).uniform(0, heard.seconds))
+            if process.poll() is not None:
+                return NOT_TRIED
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired as error:
+                raise Lost(f"not stopped after {STOP_SECONDS:g} s") from error
+            said = (place / "said").read_text()
+            if "is complete" in said:  # it was done, and the signal met the end of Python
+                return NOT_TRIED
+            require(process.returncode == 128 + number, f"exit status {process.returncode}: {said}")
+            require("the same command resumes" in said and "Traceback" not in said, f"it does not just say so: {said}")
+            require_nothing_left(process.pid, place)
+        heard.finish(place / "out")
+
+    return each(trial, folder, range(seed, seed + num_faults))
+
+
+def fill_disks(sample, folder, num_faults, seed=0):
+    """Have the disk full, from the start or soon: told in a line; with room again, resumed to the same bytes."""
+    heard = Heard(sample, folder)
+    size = sum(map(len, heard.contents.values()))
+
+    def trial(place, seed):
+        disk = place / "disk"
+        disk.mkdir()
+        with tiny_disk(disk, 64 * 4096 + 2 * size) as mounted:
+            if not mounted:
+                return NOT_TRIED
+            with contextlib.suppress(OSError), open(disk / "ballast", "wb", buffering=0) as ballast:
+                while ballast.write(bytes(4096)):
+                    pass
+            left = random.Random(seed).randrange(0, size)  # it runs out somewhere on the way
+            os.truncate(disk / "ballast", max(0, (disk / "ballast").stat().st_size - left))
+            status, said = run(heard.command(disk / "out"))
+            if status == 0:
+                return NOT_TRIED
+            require(
+                status == 2 and "no space left" in said.lower() and "Traceback" not in said, f"status {status}: {said}"
+            )
+            (disk / "ballast").unlink()
+            heard.finish(disk / "out")
+
+    return each(trial, folder, range(seed, seed + num_faults))
+
+
+def break_media(sample, folder, num_faults, seed=0):
+    """Hear mutated media and good ones beside them, in bounded memory: each broken one is told, the good ones have their scores."""
+    import mutations  # of the tests, as ``trials`` made possible
+
+    heard, media = Heard(sample, folder), folder / "media"
+    shutil.copytree(heard.media, media)
+    good = sorted(path for path in heard.media.iterdir())
+    for number in range(seed, seed + num_faults):
+        source = good[number % len(good)]
+        (media / f"seed_{number}{source.suffix}").write_bytes(mutations.mutate(source.read_bytes(), number))
+    status, said, megabytes = measured(heard.command(folder / "out", media), HANG_SECONDS + num_faults)
+    if status != 0:
+        return num_faults, 0, [f"seeds {seed} to {seed + num_faults - 1}: it ends with status {status}: {said}"]
+    reasons = [f"a process took {megabytes} MB"] if megabytes > MEGABYTES else []
+    with ScoresFile(folder / "out" / "scores.h5") as file, ScoresFile(folder / "whole" / "scores.h5") as expected:
+        numbers = {os.path.basename(row["file"].decode()): number for number, row in enumerate(file.video_table)}
+        for number, row in enumerate(expected.video_table):
+            name = os.path.basename(row["file"].decode())
+            mine, theirs = file.scores[file.rows_of(numbers[name])], expected.scores[expected.rows_of(number)]
+            if not np.array_equal(mine, theirs, equal_nan=True):
+                reasons.append(f"{name}: other scores than without broken media beside it")
+        for row in file.video_table:
+            if row["status"] == Status.PLANNED or (row["status"] != Status.OK and not row["error"]):
+                reasons.append(f"{row['file'].decode()}: status {row['status']} without a reason")
+    return num_faults, num_faults - len(reasons), reasons

@@ -72,33 +72,46 @@ class SegmentRules:
 
     def find_smoothed(self, scores: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
         """Return the segments of scores (n, C) that are averaged over neighbours already, none of them NaN."""
-        if not len(scores):
+        columns = np.flatnonzero((scores >= self.onset).any(axis=0))
+        if not len(columns):
             return np.zeros(0, SEGMENT_DTYPE)
         begins, ends, follows = share_time(starts, stops)
-        probabilities = self.calibration.apply(scores)
-        found = []
-        for column in np.flatnonzero((scores >= self.onset).any(axis=0)):
-            first, last = _runs(scores[:, column], self.onset[column], self.offset[column], follows)
-            found.append(self._describe(int(column), first, last, begins, ends, probabilities[:, column]))
-        segments = np.concatenate(found) if found else np.zeros(0, SEGMENT_DTYPE)
+        # All classes as one line of clips, one class after the other: a class begins with a clip that follows none.
+        line, follows = np.ascontiguousarray(scores[:, columns].T), np.tile(follows, len(columns))
+        first, last = _runs(line, self.onset[columns, None], self.offset[columns, None], follows)
+        segments = self._merged(
+            first, last, columns, begins, ends, self.calibration.apply(scores)[:, columns].T.ravel()
+        )
         return segments[np.lexsort((segments["class_index"], segments["start_seconds"]))]
 
-    def _describe(
-        self, column: int, first: np.ndarray, last: np.ndarray, begins: np.ndarray, ends: np.ndarray, values: np.ndarray
+    def _merged(
+        self,
+        first: np.ndarray,
+        last: np.ndarray,
+        columns: np.ndarray,
+        begins: np.ndarray,
+        ends: np.ndarray,
+        values: np.ndarray,
     ) -> np.ndarray:
-        """Return the segments of one class from the first and last clip of each, merged, without the short ones."""
-        gaps = begins[first[1:]] - ends[last[:-1]]
-        opens = np.r_[True, gaps > self.merge_gap_seconds + _ROUNDING_SECONDS]
-        heads = np.flatnonzero(opens)
-        totals, counts = np.r_[0.0, np.cumsum(values, dtype=np.float64)], last - first + 1
-        sums = np.add.reduceat(totals[last + 1] - totals[first], heads)
-        peaks = np.array([values[start : stop + 1].max() for start, stop in zip(first, last, strict=True)])
+        """Return the segments from the first and last clip of each in the line, merged, without the short ones."""
+        place, first_clip = np.divmod(first, len(begins))
+        last_clip = last % len(begins)
+        gaps = begins[first_clip[1:]] - ends[last_clip[:-1]]
+        apart = (place[1:] != place[:-1]) | (gaps > self.merge_gap_seconds + _ROUNDING_SECONDS)
+        heads = np.flatnonzero(np.concatenate(([True], apart)))
+        tails = np.concatenate((heads[1:] - 1, [len(last) - 1]))
+        ranges = np.stack((first, last + 1), axis=1).ravel()  # reduceat takes every other piece for a gap
+        values = np.append(values, 0)
+        sums, peaks = (
+            function.reduceat(values, ranges, dtype=kind)[::2]
+            for function, kind in ((np.add, np.float64), (np.maximum, np.float32))
+        )
         segments = np.zeros(len(heads), SEGMENT_DTYPE)
-        segments["class_index"] = column
-        segments["start_seconds"] = begins[first[heads]]
-        segments["stop_seconds"] = ends[last[np.r_[heads[1:] - 1, len(last) - 1]]]
+        segments["class_index"] = columns[place[heads]]
+        segments["start_seconds"] = begins[first_clip[heads]]
+        segments["stop_seconds"] = ends[last_clip[tails]]
         segments["score"] = np.maximum.reduceat(peaks, heads)
-        segments["mean_score"] = sums / np.add.reduceat(counts, heads)
+        segments["mean_score"] = np.add.reduceat(sums, heads) / np.add.reduceat(last - first + 1, heads)
         lengths = segments["stop_seconds"] - segments["start_seconds"]
         return segments[lengths >= self.min_seconds - _ROUNDING_SECONDS]
 
@@ -163,14 +176,22 @@ def share_time(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.nd
     return begins, ends, follows
 
 
-def _runs(values: np.ndarray, onset: float, offset: float, follows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first and the last clip of each segment of one class, before anything is merged."""
-    on = values >= offset
-    opens = on & ~(np.r_[False, on[:-1]] & follows)  # the first clip of each stretch that is not below the offset
-    stretch = np.cumsum(opens)
-    reached = np.flatnonzero(on & (values >= onset))
-    _, where = np.unique(stretch[reached], return_index=True)
-    first = reached[where]
-    closes = on & ~np.r_[(on[1:] & follows[1:]), False]
-    last = np.flatnonzero(closes)
+def _runs(
+    line: np.ndarray, onset: np.ndarray, offset: np.ndarray, follows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first and the last clip of each segment before anything is merged, as places in the line.
+
+    Parameters
+    ----------
+    line : array (num_columns, n)
+    onset, offset : array (num_columns, 1)
+    follows : array of bool (num_columns * n,)
+    """
+    on, starts = (line >= offset).ravel(), (line >= onset).ravel()  # the onset is never below the offset
+    before = np.concatenate(([False], on[:-1])) & follows
+    stretch = np.cumsum(on & ~before)  # of clips that are not below the offset
+    reached = np.flatnonzero(starts)
+    first = reached[np.concatenate(([True], np.diff(stretch[reached]) > 0))]
+    after = np.concatenate((on[1:] & follows[1:], [False]))
+    last = np.flatnonzero(on & ~after)
     return first, last[np.searchsorted(last, first)]

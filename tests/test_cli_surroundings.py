@@ -187,6 +187,7 @@ def test_absurd_numbers_of_a_build_are_refused(folder, tmp_path, words):
         f"--batch-size {HUGE}",
         f"--micro-batch-size {HUGE}",
         f"--patience {HUGE}",
+        "--smooth-clips 2147483647",
         f"--loader-workers {HUGE}",
         f"--model ast --hidden-size {HUGE}",
         f"--model ast --num-layers {HUGE}",

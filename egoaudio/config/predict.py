@@ -35,6 +35,7 @@ class SegmentConfig(Checked):
         "Average a clip's scores with those up to so many seconds before and after it; as validation chose if not "
         "given.",
         minimum=0,
+        most=600,
     )
     threshold: float | None = option(
         None,

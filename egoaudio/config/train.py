@@ -222,6 +222,7 @@ class OptimizationConfig(Checked):
         "Average a clip's scores with those of this many neighbours on each side; chosen on the validation split if "
         "not given.",
         minimum=0,
+        most=1000,
         before=0,
     )
     patience: int = option(

@@ -47,7 +47,7 @@ def smooth(scores: np.ndarray, rows: np.ndarray, video: np.ndarray, num_neighbou
     order = np.argsort(rows, kind="stable")
     rows, video, values = rows[order], video[order], scores[order]
     total, count = values.astype(np.float32, copy=True), np.ones(len(rows), np.float32)
-    for distance in range(1, num_neighbours + 1):
+    for distance in range(1, min(num_neighbours, _longest(rows, video)) + 1):
         after = np.minimum(np.searchsorted(rows, rows + distance), len(rows) - 1)  # the place of that neighbour
         there = np.flatnonzero((rows[after] == rows + distance) & (video[after] == video))
         after = after[there]
@@ -58,6 +58,12 @@ def smooth(scores: np.ndarray, rows: np.ndarray, video: np.ndarray, num_neighbou
     result = np.empty_like(total)
     result[order] = total / count[:, None]
     return result
+
+
+def _longest(rows: np.ndarray, video: np.ndarray) -> int:
+    """Return the largest distance between two rows, ascending, of one video."""
+    _, first, inverse = np.unique(video, return_index=True, return_inverse=True)
+    return int((rows - rows[first[inverse]]).max(initial=0))
 
 
 def choose_neighbours(

@@ -94,3 +94,14 @@ def test_only_the_classes_and_clips_that_count_choose():
     labelled = np.arange(600) % 2 == 0
     wrong = np.where(labelled[:, None], labels, ~labels)
     assert choose_neighbours(scores, truth_of(wrong, labelled), ~classes) > 0
+
+
+@pytest.mark.timeout(20)
+def test_more_neighbours_than_there_are_cost_no_more():
+    rows, video = np.array([9, 2, 3, 0, 7]), np.array([2, 1, 2, 1, 1])
+    scores = np.random.default_rng(0).random((5, 2), np.float32)
+    found = smooth(scores, rows, video, 2_000_000_000)
+    for number in (1, 2):
+        mean = np.broadcast_to(scores[video == number].mean(axis=0), found[video == number].shape)
+        np.testing.assert_allclose(found[video == number], mean, rtol=1e-6)
+    assert smooth(scores[:0], rows[:0], video[:0], 5).shape == (0, 2)

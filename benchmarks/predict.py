@@ -54,6 +54,9 @@ DENOISED = BuildConfig(features=LOGMEL)
 PREDICT = [sys.executable, "-c", "from egoaudio.cli import predict; predict()"]
 COMMAND_SECONDS = 7200
 NUM_CLASSES = 157
+PIPELINE, NOTEBOOK = "Hugging Face's pipeline, AST", "the notebook's way, cnn-small"
+COLUMNS = ("files", "hours", "wall s", "processor s", "times real time", "peak MB")
+SHORT, IN_ONE, LONG = "short sounds", "the same length in one sound", "one sound"
 
 
 class NoNetwork:
@@ -206,8 +209,8 @@ def measure_one_core(scratch, inputs, repeats):
     }
     missing = {}
     for name, make in (
-        ("Hugging Face's pipeline, AST", lambda: (hugging_face(few), len(few))),
-        ("the notebook's way, cnn-small", lambda: (lambda: notebook(paths[0], scratch, predictors["denoised"]), 1)),
+        (PIPELINE, lambda: (hugging_face(few), len(few))),
+        (NOTEBOOK, lambda: (lambda: notebook(paths[0], scratch, predictors["denoised"]), 1)),
     ):
         try:
             run, count = make()
@@ -275,22 +278,57 @@ def make_short_sounds(folder, count, one):
 
 
 def measure_command(scratch, inputs, seconds, num_files, lengths):
-    """Return rows ``[what, sound in hours, wall s, processor s, times real time, peak MB]``."""
-    checkpoint, rows = scratch / "plain.pt", []
-    video_hours = len(list(Path(inputs.videos).iterdir())) * seconds / 3600
-    cases = [("all videos", Path(inputs.videos), video_hours)]
+    """Return ``{what: {files, hours, wall, cpu, peak_mb}}`` of the command on each kind of media."""
+    checkpoint, found, num_videos = scratch / "plain.pt", {}, len(list(Path(inputs.videos).iterdir()))
+    cases = [("all videos", Path(inputs.videos), num_videos, num_videos * seconds / 3600)]
     if num_files:
         make_short_sounds(scratch / "short", num_files, scratch / "one.wav")
         hours = sum(1 + number % 10 / 10 for number in range(num_files)) / 3600
-        cases.append((f"{num_files:,} short sounds", scratch / "short", hours))
-        cases.append(("one sound of the same length", scratch / "one.wav", hours))
+        cases.append((SHORT, scratch / "short", num_files, hours))
+        cases.append((IN_ONE, scratch / "one.wav", 1, hours))
     for length in lengths:
         make_long_sound(scratch / f"{length:g}h.aac", length)
-        cases.append((f"one sound of {length:g} h", scratch / f"{length:g}h.aac", length))
-    for number, (what, media, length) in enumerate(cases):
+        cases.append((f"{LONG} of {length:g} h", scratch / f"{length:g}h.aac", 1, length))
+    for number, (what, media, num_recordings, hours) in enumerate(cases):
         wall, cpu, peak = run_command(checkpoint, media, scratch / f"heard{number}")
-        rows.append([what, f"{length:.2f}", f"{wall:.1f}", f"{cpu:.1f}", f"{3600 * length / wall:,.0f}", f"{peak:,}"])
+        found[what] = {"files": num_recordings, "hours": hours, "wall": wall, "cpu": cpu, "peak_mb": peak}
         print(f"  {what}: {wall:.1f} s, {peak:,} MB", file=sys.stderr, flush=True)
+    return found
+
+
+def command_rows(found):
+    """Return rows ``[what, files, hours, wall s, processor s, times real time, peak MB]``."""
+    rows = []
+    for what, one in found.items():
+        times = [f"{one['wall']:.1f}", f"{one['cpu']:.1f}", f"{3600 * one['hours'] / one['wall']:,.0f}"]
+        rows.append([what, f"{one['files']:,}", f"{one['hours']:.2f}", *times, f"{one['peak_mb']:,}"])
+    return rows
+
+
+def bar_rows(speed, found):
+    """Return rows ``[what, measured, bar]``; a clip is a second, so clips/s are times real time."""
+
+    def share(kind):
+        return f"{speed[f'predict, {kind}, no network'] / speed[f'build, {kind} (the floor)']:.2f}"
+
+    rows = [
+        ["logmel: share of the build's clips/s, without the network", share("logmel"), "0.8"],
+        ["denoised: share of the build's clips/s, without the network", share("denoised"), "0.8"],
+        ["logmel, cnn-small: times real time, one core", f"{speed['predict, logmel, cnn-small']:,.0f}", "200"],
+    ]
+    for what, ours, theirs in (
+        ("denoised, cnn-small: times the notebook's way", "predict, denoised, cnn-small", NOTEBOOK),
+        ("logmel, ast: times Hugging Face's pipeline", "predict, logmel, ast", PIPELINE),
+    ):
+        if theirs in speed:
+            rows.append([what, f"{speed[ours] / speed[theirs]:.1f}", ""])
+    long = sorted((one["hours"], one["peak_mb"]) for what, one in found.items() if what.startswith(LONG))
+    if long:
+        (few, less), (many, more) = long[0], long[-1]
+        rows.append([f"peak memory on {many:g} h, times that on {few:g} h", f"{more / less:.2f}", ""])
+    if SHORT in found:
+        count, seconds = found[SHORT]["files"], found[SHORT]["wall"] - found[IN_ONE]["wall"]
+        rows.append([f"{count:,} short sounds instead of one: ms a file more", f"{1e3 * seconds / count:.1f}", ""])
     return rows
 
 
@@ -315,16 +353,22 @@ def main(argv=None):
         rows = [[name, f"{value:,.0f}", f"{value:,.0f}x"] for name, value in speed.items()]
         rows += [[name, words, "-"] for name, words in missing.items()]
         measuring.table(["one core", "clips/s", "real time"], rows)
-        for kind in ("logmel", "denoised"):
-            share = speed[f"predict, {kind}, no network"] / speed[f"build, {kind} (the floor)"]
-            rows.append([f"{kind}: share of the build's clips/s, without the network", f"{share:.2f}", "-"])
-            print(f"{rows[-1][0]}: {share:.2f}")
-        print()
         lengths = [] if arguments.tiny else [arguments.hours / 8, arguments.hours]
-        commands = measure_command(scratch, inputs, seconds, arguments.files, lengths)
-        measuring.table(["the command, 1 worker", "hours", "wall s", "processor s", "real time", "peak MB"], commands)
+        found = measure_command(scratch, inputs, seconds, arguments.files, lengths)
+        commands = command_rows(found)
+        measuring.table(["the command, 1 worker", *COLUMNS], commands)
+        bars = bar_rows(speed, found)
+        measuring.table(["what", "measured", "bar"], bars)
     measuring.write_json(
-        arguments.output, rows=rows + commands, runs=runs, load=load, arguments=vars(arguments), missing=missing
+        arguments.output,
+        rows=rows + commands,
+        bars=bars,
+        runs=runs,
+        speed=speed,
+        commands=found,
+        not_measured=missing,
+        load=[load, os.getloadavg()],
+        arguments=vars(arguments),
     )
 
 

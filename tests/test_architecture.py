@@ -29,7 +29,7 @@ MODULES = """
     builder/synced builder/finish builder/transfer builder/retry builder/shards builder/merging builder/build
     data/context data/rows data/balance data/dataset data/seeds data/splits data/normalization data/augment data/loader
     models/crc32c models/published_files models/tensorflow_bundle models/onnx_graph
-    models/dropout models/yamnet models/yamnet_conversion models/yamnet_weights
+    models/dropout models/frontend models/yamnet models/yamnet_conversion models/yamnet_weights
     models/cnn models/small_cnn models/transformer models
     models/checkpoints models/device models/memory models/micro_batch models/scorer models/steady_scorer
     evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/segment_metrics evaluation/ground_truth evaluation/results

@@ -256,15 +256,15 @@ class Cepstra:
             )
         frequencies = np.arange(config.n_fft // 2 + 1) * sample_rate / config.n_fft
         edges = slaney_hz(np.linspace(slaney_mel(config.f_min_hz), slaney_mel(f_max_hz), config.n_mels + 2))
-        self._bank = FilterBank(frequencies, edges, 2 / (edges[2:] - edges[:-2]))
-        self._cosines = scipy.fft.dct(np.eye(config.n_mels), norm="ortho")[:, : config.n_mfcc].astype(np.float32)
+        self.bank = FilterBank(frequencies, edges, 2 / (edges[2:] - edges[:-2]))
+        self.cosines = scipy.fft.dct(np.eye(config.n_mels), norm="ortho")[:, : config.n_mfcc].astype(np.float32)
 
     def __call__(self, power: np.ndarray, out: np.ndarray) -> None:
         """Write the MFCC of ``power`` (clips, frames, bins) to ``out`` (clips, frames, n_mfcc)."""
-        levels = self._bank(power)
+        levels = self.bank(power)
         _decibels(levels, levels)
         np.maximum(levels, levels.max(axis=(1, 2), keepdims=True) - np.float32(TOP_DB), out=levels)
-        np.matmul(levels, self._cosines, out=out)
+        np.matmul(levels, self.cosines, out=out)
 
 
 class FilterBanks(Framer):
@@ -283,7 +283,7 @@ class FilterBanks(Framer):
         super().__init__(1 + (num_samples - frame_length) // hop_length, frame_length, hop_length, n_fft, window)
         edges = np.linspace(kaldi_mel(LOGMEL_MIN_HZ), kaldi_mel(sample_rate / 2), LOGMEL_BANDS + 2)
         bins = np.arange(n_fft // 2)  # Kaldi leaves out the highest one
-        self._bank = FilterBank(kaldi_mel(bins * sample_rate / n_fft), edges)
+        self.bank = FilterBank(kaldi_mel(bins * sample_rate / n_fft), edges)
         self._emphasised = np.zeros((self.clips_at_once, num_samples), np.float32)
         self.centres_hz = kaldi_hz(edges[1:-1])
 
@@ -303,7 +303,7 @@ class FilterBanks(Framer):
         frames, windowed = self.views(emphasised)
         np.subtract(frames, means, out=windowed)
         windowed *= self.window
-        energies = self._bank(self.power(count))
+        energies = self.bank(self.power(count))
         np.log(np.maximum(energies, LOGMEL_MIN_ENERGY, out=energies), out=out)
 
 

@@ -47,6 +47,13 @@ class FilterBank:
             np.matmul(flat[:, bins], weights, out=energies[:, bands])
         return energies.reshape(*power.shape[:2], self.num_bands)
 
+    def matrix(self, num_bins: int) -> np.ndarray:
+        """Return all weights as one matrix, float32 (num_bins, num_bands); bins that no band covers are zero."""
+        matrix = np.zeros((num_bins, self.num_bands), np.float32)
+        for bands, bins, weights in self._groups:
+            matrix[bins, bands] = weights
+        return matrix
+
 
 def kaldi_mel(hz: ArrayLike) -> np.ndarray:
     """Return Kaldi's mel scale."""

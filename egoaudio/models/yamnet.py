@@ -21,15 +21,15 @@ layers have a standard deviation of 0.018, followed by factors of 0.2 to 100, fo
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from egoaudio.audio import yamnet_features as front_end
+from egoaudio.audio import yamnet_features
 from egoaudio.errors import ConfigurationError
 from egoaudio.models.dropout import ClipDropout
+from egoaudio.models.frontend import YamnetLogMel, in_float32
 
 NUM_PUBLISHED_CLASSES = 521
 EMBEDDING_SIZE = 1024
@@ -38,7 +38,7 @@ COLUMN_FRAMES = 32  # of the log-mel, for each column of the last map
 STEM_CHANNELS = 32
 # (stride, channels) of the separable convolutions.
 BLOCKS = ((1, 64), (2, 128), (1, 128), (2, 256), (1, 256), (2, 512), *[(1, 512)] * 5, (2, 1024), (1, 1024))
-SILENCE = math.log(front_end.LOG_OFFSET)
+SILENCE = math.log(yamnet_features.LOG_OFFSET)
 # The learning rate of the published weights, as a share of the last layer's. With 1e-4 for them and 1e-3 for the last
 # layer, mAP of audible classes was 28.0 on validation and 19.1 on other sounds; with 9e-5 and 3e-3 30.2 and 28.1.
 TRUNK_RATE = 0.03
@@ -46,14 +46,14 @@ TRUNK_RATE = 0.03
 
 def check_shape(feature_shape: Sequence[int]) -> None:
     """Raise ConfigurationError unless ``feature_shape`` is (num_frames, 64), or (num_samples,) of a frame at least."""
-    if len(feature_shape) == 1 and feature_shape[0] < front_end.FRAME_LENGTH:
+    if len(feature_shape) == 1 and feature_shape[0] < yamnet_features.FRAME_LENGTH:
         raise ConfigurationError(
-            f"yamnet on waveforms of {feature_shape[0]} samples: one frame has {front_end.FRAME_LENGTH}; "
+            f"yamnet on waveforms of {feature_shape[0]} samples: one frame has {yamnet_features.FRAME_LENGTH}; "
             "build with a longer `clip_seconds`"
         )
-    if len(feature_shape) > 1 and feature_shape[1] != front_end.NUM_BANDS:
+    if len(feature_shape) > 1 and feature_shape[1] != yamnet_features.NUM_BANDS:
         raise ConfigurationError(
-            f"yamnet on features of {feature_shape[1]} bands: expected YAMNet's own {front_end.NUM_BANDS}; "
+            f"yamnet on features of {feature_shape[1]} bands: expected YAMNet's own {yamnet_features.NUM_BANDS}; "
             "build with `features=('yamnet',)`"
         )
 
@@ -92,26 +92,6 @@ class SeparableConvolution(nn.Module):
         return features
 
 
-class FrontEnd(nn.Module):
-    """``audio.yamnet_features`` in torch, for waveforms as input."""
-
-    window: torch.Tensor
-    bands: torch.Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        bands = front_end.filter_bank()(np.eye(front_end.N_FFT // 2 + 1, dtype=np.float32)[None])[0]  # (257, 64)
-        self.register_buffer("window", torch.from_numpy(front_end.periodic_hann()), persistent=False)
-        self.register_buffer("bands", torch.from_numpy(bands), persistent=False)
-
-    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
-        """Return the log-mel float32 (batch, num_frames, 64) of ``waveforms`` (batch, num_samples)."""
-        with torch.autocast(waveforms.device.type, enabled=False):
-            frames = waveforms.float().unfold(1, front_end.FRAME_LENGTH, front_end.HOP_LENGTH) * self.window
-            magnitudes = torch.fft.rfft(frames, front_end.N_FFT).abs()
-            return torch.log(magnitudes @ self.bands + front_end.LOG_OFFSET)
-
-
 class YAMNet(nn.Module):
     """YAMNet with a linear layer of ``num_classes`` outputs, and random weights until ``yamnet_weights`` sets them.
 
@@ -129,7 +109,7 @@ class YAMNet(nn.Module):
 
     def __init__(self, num_classes: int, dropout: float = 0.0, freeze: bool = False, context_clips: int = 0) -> None:
         super().__init__()
-        self.front_end = FrontEnd()
+        self.front_end = YamnetLogMel()
         channels = [STEM_CHANNELS, *(channels for _, channels in BLOCKS[:-1])]
         blocks = (
             SeparableConvolution(before, after, stride)
@@ -158,7 +138,7 @@ class YAMNet(nn.Module):
         With context it is (batch, 2048).
         """
         if x.ndim == 2:
-            x = self.front_end(x)
+            x = in_float32(self.front_end, x)
         num_frames = x.shape[1]
         if num_frames < PATCH_FRAMES:
             x = functional.pad(x, (0, 0, 0, PATCH_FRAMES - num_frames), value=SILENCE)

@@ -9,7 +9,8 @@ from yamnet_reference import make_bundle, random_tensors, reference_logits
 
 from egoaudio.audio.yamnet_features import NUM_BANDS, yamnet_logmel
 from egoaudio.models.dropout import place_micro_batch
-from egoaudio.models.yamnet import PATCH_FRAMES, SILENCE, FrontEnd, YAMNet
+from egoaudio.models.frontend import YamnetLogMel
+from egoaudio.models.yamnet import PATCH_FRAMES, SILENCE, YAMNet
 from egoaudio.models.yamnet_weights import fill_trunk, read_published
 
 
@@ -21,7 +22,7 @@ def noise(num_clips, num_samples, seed=0):
 def test_torch_hears_what_numpy_hears():
     clips = noise(3, 16000)
     torch.testing.assert_close(
-        FrontEnd()(torch.from_numpy(clips)), torch.from_numpy(yamnet_logmel(clips, 16000)), atol=1e-4, rtol=0
+        YamnetLogMel()(torch.from_numpy(clips)), torch.from_numpy(yamnet_logmel(clips, 16000)), atol=1e-4, rtol=0
     )
 
 

@@ -1,0 +1,378 @@
+"""Features computed where the model runs: the file's own, from its waveforms, batched, on any device.
+
+In: waveforms float (batch, num_samples), [-1, 1], with context the samples of a clip and its neighbours in time. Out:
+float32 (batch, num_frames, num_values), not normalised: ``spectrogram``, ``mfcc``, ``logmel`` (Kaldi's, as the AST
+extractor) or ``yamnet``, equal to what ``audio.features`` writes. Windows, bands and cosines are those of ``audio``,
+so that there is one definition of each; this module only computes with them.
+
+Every clip is framed by itself, as in the file, and computed in float32: under autocast too, and on a GPU without TF32.
+Frames are cut by ``unfold`` and transformed by ``torch.fft.rfft``, both of which ONNX has (``DFT``, from opset 17 on);
+with ``transform="matrix"`` the transform is a product with a matrix: 1e-6 of the loudest bin off, slower here, four
+times as fast in ONNX Runtime, and in every runtime.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from egoaudio.audio import clips as placing
+from egoaudio.audio import features as own
+from egoaudio.audio import yamnet_features
+from egoaudio.audio.framing import Framer
+from egoaudio.config.build import BuildConfig, FeatureConfig
+from egoaudio.config.options import from_json
+from egoaudio.config.train import TrainConfig
+from egoaudio.errors import ConfigurationError
+from egoaudio.hdf5.reader import EgoAudioFile
+
+TRANSFORMS = ("fft", "matrix")
+# The options of a build that an array's attributes state, by feature; the other features have none.
+_STATED = {
+    "spectrogram": ("n_fft", "hop_length", "window"),
+    "mfcc": ("n_fft", "hop_length", "window", "n_mels", "n_mfcc", "f_min_hz", "f_max_hz"),
+}
+
+
+class FrontEnd(nn.Module):
+    """Waveforms of clips in, their features out.
+
+    Parameters
+    ----------
+    feature : str
+        Name of the feature.
+    compute : torch.nn.Module
+        Samples (clips, num_samples) in, features (clips, num_frames, num_values) out.
+    num_samples : int
+        Samples of one clip.
+    shape : (int, int) or (int,)
+        Of the features of one clip.
+    context_clips : int
+        K: each waveform holds a clip and K neighbours on each side.
+
+    Attributes
+    ----------
+    num_clips : int
+        2 * K + 1.
+    feature_shape : (int, int) or (int,)
+        ((2 * K + 1) * num_frames, num_values) of a waveform's features.
+    """
+
+    def __init__(
+        self, feature: str, compute: nn.Module, num_samples: int, shape: tuple[int, ...], context_clips: int = 0
+    ) -> None:
+        super().__init__()
+        self.feature, self.compute, self.num_samples = feature, compute, num_samples
+        self.num_clips = 2 * context_clips + 1
+        self.feature_shape = (self.num_clips * shape[0], *shape[1:])
+
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Return features float32 (batch, *feature_shape) of waveforms (batch, num_clips * num_samples)."""
+        if waveforms.ndim != 2 or waveforms.shape[1] != self.num_clips * self.num_samples:
+            raise ValueError(
+                f"expected waveforms of shape (batch, {self.num_clips * self.num_samples}), not "
+                f"{tuple(waveforms.shape)}"
+            )
+        features = in_float32(self.compute, waveforms.reshape(-1, self.num_samples))
+        return features.reshape(-1, *self.feature_shape)
+
+
+def in_float32(compute: nn.Module, samples: torch.Tensor) -> torch.Tensor:
+    """Return what a module computes of ``samples``, in float32 under autocast too."""
+    kind = samples.device.type
+    if not torch.is_autocast_enabled(kind):  # an exported graph has no autocast, so none is begun in vain
+        return compute(samples.float())
+    with torch.autocast(kind, enabled=False):
+        return compute(samples.float())
+
+
+def create_front_end(
+    feature: str,
+    attributes: Mapping[str, Any] | str,
+    sample_rate: int,
+    num_samples: int,
+    context_clips: int = 0,
+    transform: str = "fft",
+) -> FrontEnd:
+    """Return the module that computes a feature as it is described.
+
+    Parameters
+    ----------
+    feature : str
+        ``spectrogram``, ``mfcc``, ``logmel`` or ``yamnet``; ``waveform`` leaves the waveforms as they are.
+    attributes : mapping or str
+        Of the feature's array: ``EgoAudioFile.attributes(feature)``, or ``feature_attributes`` of a checkpoint (JSON).
+    sample_rate : int
+        Hz.
+    num_samples : int
+        Samples of one clip.
+    context_clips : int
+        K, neighbours on each side that are joined with a clip.
+    transform : {"fft", "matrix"}
+        How spectra are computed; see the module.
+
+    Raises
+    ------
+    ConfigurationError
+        When the attributes describe a feature that this version does not make, or the clip is too short for it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from egoaudio.config.build import FeatureConfig
+    >>> from egoaudio.audio.features import FeatureExtractor
+    >>> described = FeatureExtractor(FeatureConfig(features=("logmel",)), 16000, 16000).attributes("logmel")
+    >>> create_front_end("logmel", described, sample_rate=16000, num_samples=16000)(torch.zeros(4, 16000)).shape
+    torch.Size([4, 98, 128])
+    """
+    if transform not in TRANSFORMS:
+        raise ValueError(f"transform {transform!r}: expected one of {', '.join(TRANSFORMS)}")
+    given = json.loads(attributes) if isinstance(attributes, str) else dict(attributes)
+    stated = {name: given[name] for name in _STATED.get(feature, ()) if name in given}
+    try:
+        config = FeatureConfig(features=(feature,), **stated)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{feature} cannot be computed from waveforms as it is described: {error}") from error
+    extractor = own.FeatureExtractor(config, sample_rate, num_samples)
+    _require_equal(feature, given, extractor.attributes(feature))
+    module = _compute(feature, config, sample_rate, num_samples, transform == "matrix")
+    return FrontEnd(feature, module, num_samples, extractor.shapes[feature], context_clips)
+
+
+def front_end_of_file(
+    file: EgoAudioFile, feature: str, context_clips: int = 0, transform: str = "fft"
+) -> tuple[FrontEnd, dict[str, Any]]:
+    """Return the front end that makes a feature of a file's waveforms, and the attributes of what it makes.
+
+    Where the file holds the feature it is the file's own; else the one that the file's configuration describes.
+
+    Raises
+    ------
+    ConfigurationError
+        When the file has no waveforms, or the feature cannot be made of them.
+    """
+    if "waveform" not in file.features:
+        raise ConfigurationError(
+            f"{file.path} has no waveform, of which {feature} could be computed; it has {', '.join(file.features)}: "
+            "build again with `features=('waveform',)`, or leave `on_the_fly` out"
+        )
+    build = from_json(BuildConfig, json.dumps(file.config))
+    num_samples = require_whole_sound(build, file.sample_rate, feature)
+    made = describe(build, feature, file.sample_rate, num_samples)
+    attributes = file.attributes(feature) if feature in file.features else made
+    try:
+        return create_front_end(feature, attributes, file.sample_rate, num_samples, context_clips, transform), made
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{file.path}: {error}") from error
+
+
+def front_end_of_checkpoint(contents: Mapping[str, Any], transform: str = "fft") -> FrontEnd:
+    """Return the front end of a checkpoint's contents: sound with the run's context in, what its network takes out.
+
+    Raises
+    ------
+    ConfigurationError
+        When the checkpoint does not say how its features were made, or they cannot be made of waveforms.
+    """
+    feature = contents["feature"]
+    if contents["build"] is None:
+        raise ConfigurationError(
+            f"an earlier version ({contents['egoaudio_version']}) wrote the checkpoint, and it does not say how its "
+            f"{feature} was made: train again"
+        )
+    build = from_json(BuildConfig, contents["build"])
+    num_samples = require_whole_sound(build, contents["sample_rate"], feature)
+    context_clips = from_json(TrainConfig, contents["config"]).data.context_clips or 0
+    return create_front_end(
+        feature, contents["feature_attributes"], contents["sample_rate"], num_samples, context_clips, transform
+    )
+
+
+def describe(build: BuildConfig, feature: str, sample_rate: int, num_samples: int) -> dict[str, Any]:
+    """Return the attributes of the array that a build's configuration makes of clips of ``num_samples``."""
+    options = {name: getattr(build.features, name) for names in _STATED.values() for name in names}
+    config = FeatureConfig(features=(feature,), **options)
+    return own.FeatureExtractor(config, sample_rate, num_samples).attributes(feature)
+
+
+def require_whole_sound(build: BuildConfig, sample_rate: int, feature: str) -> int:
+    """Return the samples of a clip; refuse features of more sound than a row of waveforms holds.
+
+    Raises
+    ------
+    ConfigurationError
+        With ``context_seconds``: only the clip itself is stored as a waveform.
+    """
+    clip_samples, context_samples = placing.count_samples(build.clips, sample_rate)
+    if clip_samples != context_samples and feature != "waveform":
+        raise ConfigurationError(
+            f"`context_seconds={build.clips.context_seconds:g}`: {feature} was made of more sound than the "
+            f"{build.clips.clip_seconds:g} s of a clip, and waveforms hold the clip alone: build without "
+            "`context_seconds` and give `context_clips`, or leave `on_the_fly` out"
+        )
+    return clip_samples
+
+
+class Spectra(nn.Module):
+    """Frames of samples and their spectra.
+
+    Parameters
+    ----------
+    framer : Framer
+        Window, hop and length of the transform.
+    margin : int
+        Zeros before and after the samples; half a frame where frames are centred.
+    matrix : bool
+        Transform by a product with a matrix.
+    """
+
+    window: torch.Tensor
+    matrix: torch.Tensor | None
+
+    def __init__(self, framer: Framer, margin: int = 0, matrix: bool = False) -> None:
+        super().__init__()
+        self.frame_length, self.hop_length, self.n_fft = framer.frame_length, framer.hop_length, framer.n_fft
+        self.margin = margin
+        self.register_buffer("window", torch.from_numpy(framer.window), persistent=False)
+        self.register_buffer("matrix", _fourier(framer) if matrix else None, persistent=False)
+
+    def frames(self, samples: torch.Tensor) -> torch.Tensor:
+        """Return the frames (clips, num_frames, frame_length) of ``samples`` (clips, num_samples)."""
+        if self.margin:
+            samples = functional.pad(samples, (self.margin, self.margin))
+        return samples.unfold(1, self.frame_length, self.hop_length)
+
+    def magnitudes(self, frames: torch.Tensor) -> torch.Tensor:
+        """Return the magnitudes (clips, num_frames, n_fft // 2 + 1) of frames, which are windowed first."""
+        frames = frames * self.window
+        if self.matrix is None:
+            return torch.fft.rfft(frames, self.n_fft).abs()
+        cosines, sines = product(frames, self.matrix).square().chunk(2, dim=-1)
+        return (cosines + sines).sqrt()
+
+    def power(self, frames: torch.Tensor) -> torch.Tensor:
+        """Return the power (clips, num_frames, n_fft // 2 + 1) of frames, which are windowed first."""
+        return self.magnitudes(frames).square()
+
+
+class Spectrogram(nn.Module):
+    """Log-power spectrogram in dB."""
+
+    def __init__(self, spectra: Spectra) -> None:
+        super().__init__()
+        self.spectra = spectra
+
+    def forward(self, samples: torch.Tensor) -> torch.Tensor:
+        """Return the levels (clips, num_frames, num_bins) of ``samples`` (clips, num_samples)."""
+        return decibels(self.spectra.power(self.spectra.frames(samples)))
+
+
+class Mfcc(nn.Module):
+    """MFCC, as ``librosa.feature.mfcc``."""
+
+    bands: torch.Tensor
+    cosines: torch.Tensor
+
+    def __init__(self, spectra: Spectra, bands: np.ndarray, cosines: np.ndarray) -> None:
+        super().__init__()
+        self.spectra = spectra
+        self.register_buffer("bands", torch.from_numpy(bands), persistent=False)
+        self.register_buffer("cosines", torch.from_numpy(np.ascontiguousarray(cosines)), persistent=False)
+
+    def forward(self, samples: torch.Tensor) -> torch.Tensor:
+        """Return the coefficients (clips, num_frames, n_mfcc) of ``samples`` (clips, num_samples)."""
+        levels = decibels(product(self.spectra.power(self.spectra.frames(samples)), self.bands))
+        loudest = levels.amax(dim=(1, 2), keepdim=True)
+        return product(torch.maximum(levels, loudest - own.TOP_DB), self.cosines)
+
+
+class KaldiLogMel(nn.Module):
+    """Kaldi's log-mel filter bank; see ``audio.features.FilterBanks``."""
+
+    bands: torch.Tensor
+
+    def __init__(self, spectra: Spectra, bands: np.ndarray) -> None:
+        super().__init__()
+        self.spectra = spectra
+        self.register_buffer("bands", torch.from_numpy(bands), persistent=False)
+
+    def forward(self, samples: torch.Tensor) -> torch.Tensor:
+        """Return the log energies (clips, num_frames, num_bands) of ``samples`` (clips, num_samples)."""
+        means = self.spectra.frames(samples).mean(dim=2, keepdim=True) * (1 - own.PREEMPHASIS)
+        # The first sample has none before it; the window of the frame that it begins is zero there.
+        emphasised = functional.pad(samples[:, 1:] - own.PREEMPHASIS * samples[:, :-1], (1, 0))
+        energies = product(self.spectra.power(self.spectra.frames(emphasised) - means), self.bands)
+        return energies.clamp(min=float(own.LOGMEL_MIN_ENERGY)).log()
+
+
+class YamnetLogMel(nn.Module):
+    """YAMNet's log-mel of samples of any length; see ``audio.yamnet_features``."""
+
+    bands: torch.Tensor
+
+    def __init__(self, matrix: bool = False) -> None:
+        super().__init__()
+        framer = yamnet_features.YamnetLogMel(yamnet_features.SAMPLE_RATE, yamnet_features.FRAME_LENGTH)
+        self.spectra = Spectra(framer, matrix=matrix)
+        bands = yamnet_features.filter_bank().matrix(yamnet_features.N_FFT // 2 + 1)
+        self.register_buffer("bands", torch.from_numpy(bands), persistent=False)
+
+    def forward(self, samples: torch.Tensor) -> torch.Tensor:
+        """Return the log-mel (clips, num_frames, 64) of ``samples`` (clips, num_samples)."""
+        magnitudes = self.spectra.magnitudes(self.spectra.frames(samples))
+        return torch.log(product(magnitudes, self.bands) + yamnet_features.LOG_OFFSET)
+
+
+def product(values: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Return ``values @ matrix`` with the precision of float32 at least.
+
+    A GPU may round the factors of a float32 product to TF32's 11 bits, as the caller's model wants it to. The setting
+    is the whole process's, and float64 is beside it; of a batch's time it takes little.
+    """
+    return (values.double() @ matrix.double()).float() if values.is_cuda else values @ matrix
+
+
+def decibels(power: torch.Tensor) -> torch.Tensor:
+    """Return 10 log10 of ``power``, at least -100 dB."""
+    return power.clamp(min=own.MIN_POWER).log() * float(own.DECIBELS)
+
+
+def _compute(feature: str, config: FeatureConfig, sample_rate: int, num_samples: int, matrix: bool) -> nn.Module:
+    """Return the module that computes a feature of clips."""
+    if feature == "waveform":
+        return nn.Identity()
+    if feature == "yamnet":
+        return YamnetLogMel(matrix)
+    if feature == "logmel":
+        banks = own.FilterBanks(sample_rate, num_samples)
+        return KaldiLogMel(Spectra(banks, matrix=matrix), banks.bank.matrix(banks.n_fft // 2 + 1))
+    spectra = Spectra(own.PowerSpectra(config, num_samples), config.n_fft // 2, matrix)
+    if feature == "spectrogram":
+        return Spectrogram(spectra)
+    cepstra = own.Cepstra(config, sample_rate)
+    return Mfcc(spectra, cepstra.bank.matrix(config.n_fft // 2 + 1), cepstra.cosines)
+
+
+def _fourier(framer: Framer) -> torch.Tensor:
+    """Return the matrix of cosines, then sines, that makes spectra of frames, float32 (frame_length, 2 * bins)."""
+    steps = np.outer(np.arange(framer.frame_length), np.arange(framer.n_fft // 2 + 1)) % framer.n_fft
+    angles = steps * (2 * np.pi / framer.n_fft)
+    return torch.from_numpy(np.concatenate((np.cos(angles), np.sin(angles)), axis=1).astype(np.float32))
+
+
+def _require_equal(feature: str, given: Mapping[str, Any], made: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError unless an array with these attributes is what this version makes."""
+    differing = [
+        f"{name} {given.get(name, 'not stated')} (here {made.get(name, 'not known')})"
+        for name in sorted(given.keys() | made.keys())
+        if given.get(name) != made.get(name)
+    ]
+    if differing:
+        raise ConfigurationError(
+            f"{feature} cannot be computed from waveforms as it is described: {', '.join(differing)}: leave "
+            "`on_the_fly` out, or build again"
+        )

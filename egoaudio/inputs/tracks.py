@@ -115,7 +115,11 @@ def _decodes(path: StrPath, index: int, part: Part | None) -> bool:
 def begin_seconds(container: av.container.InputContainer, path: StrPath, part: Part | None = None) -> float:
     """Return the timestamp at which the recording begins, in seconds."""
     start = (container.start_time or 0) / av.time_base
-    is_doubtful = start and not container.format.name.startswith(_WITH_DECODING_TIMES) or container.format.name == "nut"
+    is_doubtful = (
+        container.start_time is None  # pictures for so long that FFmpeg has met no sound, and it does not decode them
+        or (start and not container.format.name.startswith(_WITH_DECODING_TIMES))
+        or container.format.name == "nut"
+    )
     if is_doubtful and container.streams.video:
         tracks = [
             float(track.start_time * time_base(track))

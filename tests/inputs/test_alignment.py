@@ -182,6 +182,15 @@ def test_time_zero_is_where_the_container_starts(tmp_path, extension, offset, la
     assert decoder.lost_samples == 0
 
 
+def test_time_zero_is_that_of_pictures_which_come_long_before_the_sound_in_the_file(tmp_path):
+    """As a muxer writes them that gets no sound for a while."""
+    path = _make(tmp_path, "mkv", start_seconds=83.3, video=True, video_start_seconds=83.0, video_seconds=40.0)
+    samples, decoder = decode_whole(path)
+    assert abs(_onset(samples) - 0.3) < 0.0015
+    assert abs(probe(path).duration_seconds - len(samples) / RATE) < 0.05
+    assert decoder.lost_samples == decoder.clock_jumps == 0
+
+
 @pytest.mark.parametrize("late", [0.3, 1.3])
 def test_time_zero_may_be_before_0(tmp_path, late):
     """As of a file that was cut out of a longer one with its timestamps left as they were."""

@@ -316,7 +316,7 @@ def predict(
     skip_failed: bool,
     **settings: Any,
 ) -> int:
-    """Apply a trained model to new recordings: files, folders of them, or the features of an egoaudio file.
+    """Apply a trained model to new recordings: files, folders of them, or the features of egoaudio files.
 
     Run the same command again to resume it if it was stopped, or after recordings were added. The exit status is 3 when
     a recording that should have given scores gave none; the others have their scores all the same.

@@ -216,7 +216,11 @@ def _take_range(file, path, chosen, plan_sha256):
         rows.stop - rows.start, len(videos), file.num_classes, {name: file[name].shape[1:] for name in file.features},
         file[file.features[0]].dtype.name, num_instances=len(instances), plan_sha256=plan_sha256,
         config=json.dumps(file.config, sort_keys=True, separators=(",", ":")),
-        video_dtype=file.video_table.dtype, class_dtype=file.class_table.dtype,
+        video_dtype=file.video_table.dtype, class_dtype=file.class_table.dtype, axes=dict(file.axes),
+        arrays=tuple(
+            schema.ArrayLayout(name, file[name].shape[1:], file[name].dtype.name, file.attributes(name))
+            for name in file.features
+        ),
     )  # fmt: skip
     create.lay_out(path, layout)
     clips, classes, labels = file.clip_table[rows].copy(), file.class_table.copy(), file.labels[rows]
@@ -227,7 +231,11 @@ def _take_range(file, path, chosen, plan_sha256):
     classes["num_clips"] = labels[counted].sum(axis=0)
     with RowWriter(path, offsets(path)) as writer:
         tables = {"clips": clips, "videos": videos, "instances": instances, "classes": classes, "labels": labels}
-        tables |= {"video_labels": file.video_labels[chosen], "synced": file.synced[chosen]}
+        tables |= {
+            "video_labels": file.video_labels[chosen],
+            "synced": file.synced[chosen],
+            "fingerprints": file.fingerprints[chosen],
+        }
         for name in file.features:
             tables[name] = np.asarray(file[name][rows])
             tables[f"checksums/{name}"] = file.checksums(name)[chosen]

@@ -40,7 +40,7 @@ def write_scores(path: Path, predictions: Read, predictor: Predictor, config: Pr
     predictor : Predictor
     config : PredictConfig
     source : str
-        The egoaudio file that was scored; empty where it was media.
+        The egoaudio files that were scored, one a line; empty where it was media.
 
     Raises
     ------

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from egoaudio.config.predict import PredictConfig
@@ -17,20 +18,20 @@ from egoaudio.errors import ConfigurationError, PredictionError
 from egoaudio.hdf5 import reader
 from egoaudio.inputs.fingerprint import fingerprint
 from egoaudio.prediction import output as writing
-from egoaudio.prediction.find import Recordings, StrPath, find_annotated, find_recordings, is_hdf5
+from egoaudio.prediction.find import Recordings, find_annotated, find_recordings, is_hdf5
 from egoaudio.prediction.formats import require_available
 from egoaudio.prediction.messages import PredictionProgress
 from egoaudio.prediction.predictor import Predictor, load_predictor
 from egoaudio.prediction.recording import Scored
 from egoaudio.prediction.report import PredictionReport, make_report
 from egoaudio.prediction.result import Labelling, Prediction
-from egoaudio.prediction.score import score_file, score_media
+from egoaudio.prediction.score import score_files, score_media
 from egoaudio.prediction.store import Store, opened
 from egoaudio.system import allocator, files, lock
+from egoaudio.system.files import StrPath, StrPaths, as_paths
 
 _OURS = ("scores.h5", "segments.csv")
 _READERS = 8  # that wait for a network file system at once
-Paths = StrPath | Sequence[StrPath]
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,17 @@ class Media:
     classes: StrPath | None = None
     follow_links: bool = False
 
-    @property
-    def scored_file(self) -> StrPath | None:
-        """The egoaudio file whose features are to be scored as they are, or None."""
-        hdf5 = [path for path in self.paths if is_hdf5(path)]
-        if hdf5 and len(self.paths) > 1:
+    @cached_property
+    def scored_files(self) -> tuple[StrPath, ...]:
+        """The egoaudio files whose features are to be scored as they are; none where recordings are to be heard."""
+        scored = tuple(path for path in self.paths if is_hdf5(path))
+        others = [path for path in self.paths if path not in scored]
+        if scored and others:
             raise ConfigurationError(
-                f"{os.fspath(hdf5[0])}: an egoaudio file is scored by itself: give it alone, or leave it out"
+                f"{scored[0]} is an egoaudio file, whose features are scored as they are, and {others[0]} is not: give them "
+                "to two commands, each with an `output` of its own"
             )
-        return hdf5[0] if hdf5 else None
+        return scored
 
     def find(self) -> Recordings:
         """Return the recordings that are there."""
@@ -65,8 +68,8 @@ class Media:
                     "`annotations` and `videos` belong together: the CSV names the videos, the folder holds them"
                 )
             return find_annotated(self.annotations, self.videos, self.classes, self.follow_links)
-        if self.scored_file is not None:
-            with reader.open(self.scored_file) as file:
+        if self.scored_files:
+            with reader.open(self.scored_files) as file:
                 found = Recordings()
                 for row in file.video_table:
                     found.add(row["video_id"].decode(errors="replace"), "")
@@ -76,10 +79,10 @@ class Media:
 
 def predict(
     checkpoint: StrPath,
-    media: Paths = (),
+    media: StrPaths = (),
     config: PredictConfig | None = None,
     *,
-    annotations: Paths = (),
+    annotations: StrPaths = (),
     videos: StrPath | None = None,
     classes: StrPath | None = None,
     like: StrPath | None = None,
@@ -95,7 +98,7 @@ def predict(
     checkpoint : path
         Of a run's ``best.pt`` or ``last.pt``.
     media : path or sequence of path
-        Files, and folders of them; or one egoaudio file, whose features are scored as they are.
+        Files, and folders of them; or egoaudio files, whose features are scored as they are.
     config : PredictConfig or None
         Every option; the defaults if not given.
     annotations : path or sequence of path
@@ -133,9 +136,9 @@ def predict(
     (6, ['file', 'start_seconds', 'end_seconds', 'class_id'])
     """
     config = PredictConfig() if config is None else config
-    given = Media(_paths(media), _paths(annotations), videos, classes, follow_links)
+    given = Media(as_paths(media), as_paths(annotations), videos, classes, follow_links)
     recordings = given.find()
-    predictor = load_predictor(checkpoint, config, scored_file=given.scored_file, like=like, device=device)
+    predictor = load_predictor(checkpoint, config, scored_files=given.scored_files, like=like, device=device)
     labelling = _labelling(predictor)
     for scored in _score(predictor, given, recordings, range(len(recordings)), num_workers, timeout_seconds):
         yield Prediction(scored, labelling)
@@ -143,11 +146,11 @@ def predict(
 
 def predict_to_folder(
     checkpoint: StrPath,
-    media: Paths,
+    media: StrPaths,
     output: StrPath,
     config: PredictConfig | None = None,
     *,
-    annotations: Paths = (),
+    annotations: StrPaths = (),
     videos: StrPath | None = None,
     classes: StrPath | None = None,
     like: StrPath | None = None,
@@ -188,12 +191,12 @@ def predict_to_folder(
     (6, 'scores.h5', 'segments.csv')
     """
     config = PredictConfig() if config is None else config
-    given = Media(_paths(media), _paths(annotations), videos, classes, follow_links)
+    given = Media(as_paths(media), as_paths(annotations), videos, classes, follow_links)
     require_available(config.output.formats)
     recordings = given.find()
     folder = Path(output)
     _check_output(folder, given, (checkpoint, like), config.output.formats)
-    predictor = load_predictor(checkpoint, config, scored_file=given.scored_file, like=like, device=device)
+    predictor = load_predictor(checkpoint, config, scored_files=given.scored_files, like=like, device=device)
     _make(folder)
     with lock.held(folder):
         for name in _OURS:
@@ -229,14 +232,9 @@ def _write(
             scored = store.read(recordings.key(number))
             yield Prediction(replace(scored, video=scored.video | {"video_id": name}), labelling)
 
-    writing.write_scores(folder / "scores.h5", predictions, predictor, config, str(given.scored_file or ""))
+    writing.write_scores(folder / "scores.h5", predictions, predictor, config, "\n".join(as_paths(given.scored_files)))
     labelled = writing.with_label_files(folder, config.output.formats, predictions())
     return writing.write_segments(folder / "segments.csv", labelled)
-
-
-def _paths(given: Paths) -> tuple[StrPath, ...]:
-    """Return a single path as one of a list."""
-    return (given,) if isinstance(given, (str, os.PathLike)) else tuple(given)
 
 
 def _labelling(predictor: Predictor) -> Labelling:
@@ -255,11 +253,11 @@ def _score(
     if predictor.scorer.device.type == "cpu":
         allocator.reuse_blocks()  # the next batch takes the same blocks again
     hop_seconds = predictor.build.clips.step_seconds
-    if given.scored_file is not None:
-        with reader.open(given.scored_file) as file:
+    if given.scored_files:
+        with reader.open(given.scored_files) as file:
             sizes = {number: int(file.video_table["num_clips"][number]) for number in numbers}
         with PredictionProgress(sizes, hop_seconds) as progress:
-            found = score_file(predictor, given.scored_file, numbers, progress)
+            found = score_files(predictor, given.scored_files, numbers, progress)
             for number, scored in zip(numbers, found, strict=True):
                 yield replace(scored, key=recordings.key(number))
         return
@@ -274,8 +272,8 @@ def _score(
 
 def _fingerprints(given: Media, recordings: Recordings) -> Iterable[bytes]:
     """Return the fingerprint of each recording as it is now."""
-    if given.scored_file is not None:
-        with reader.open(given.scored_file) as file:
+    if given.scored_files:
+        with reader.open(given.scored_files) as file:
             return [row.tobytes() for row in file.fingerprints]
     with ThreadPoolExecutor(_READERS) as threads:
         return list(threads.map(fingerprint, recordings.files))

@@ -7,6 +7,7 @@ checkpoint of an earlier version does not say how its features were made: ``like
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,7 +39,7 @@ class Predictor:
     sha256: str
     """Of the checkpoint."""
     build: BuildConfig
-    """How the clips and their one feature are made; of an egoaudio file that is scored, how they were."""
+    """How the clips and their one feature are made; of egoaudio files that are scored, how they were."""
     context_clips: int
     normalization: tuple[float, float]
     scorer: SteadyScorer
@@ -95,18 +96,18 @@ def load_predictor(
     checkpoint: StrPath,
     config: PredictConfig,
     *,
-    scored_file: StrPath | None = None,
+    scored_files: Sequence[StrPath] = (),
     like: StrPath | None = None,
     device: str | None = None,
 ) -> Predictor:
-    """Load a checkpoint for new sound, or for the features of a file.
+    """Load a checkpoint for new sound, or for the features of files.
 
     Parameters
     ----------
     checkpoint : path
     config : PredictConfig
-    scored_file : path, optional
-        An egoaudio file whose features are to be scored as they are.
+    scored_files : sequence of path
+        Egoaudio files whose features are to be scored as they are.
     like : path, optional
         The egoaudio file that an earlier version's checkpoint was trained on.
     device : str, optional
@@ -124,10 +125,10 @@ def load_predictor(
     chosen = choose_device(device)
     model, contents = checkpoints.load_model(checkpoint, chosen)
     options = from_json(TrainConfig, contents["config"])
-    if scored_file is None:
-        build = _build_of(checkpoint, contents, config, like)
+    if scored_files:
+        build = _build_of_files(contents, config, scored_files, like)
     else:
-        build = _build_of_file(contents, config, scored_file, like)
+        build = _build_of(checkpoint, contents, config, like)
     context_clips = options.data.context_clips or 0
     contents.pop("weights")
     scorer = SteadyScorer(
@@ -182,14 +183,16 @@ def _build_of(
     return build
 
 
-def _build_of_file(contents: dict[str, Any], config: PredictConfig, path: StrPath, like: StrPath | None) -> BuildConfig:
-    """Return how the features of a file were made."""
-    for name, value in (("hop_seconds", config.scoring.hop_seconds), ("like", like)):
-        if value is not None:
-            raise ConfigurationError(
-                f"`{name}={value!r}` has no effect on {os.fspath(path)}, whose features are scored as they are"
-            )
-    with reader.open(path) as file:
+def _build_of_files(
+    contents: dict[str, Any], config: PredictConfig, paths: Sequence[StrPath], like: StrPath | None
+) -> BuildConfig:
+    """Return how the features of files were made."""
+    with reader.open(paths) as file:
+        for name, value in (("hop_seconds", config.scoring.hop_seconds), ("like", like)):
+            if value is not None:
+                raise ConfigurationError(
+                    f"`{name}={value!r}` has no effect on {file.path}, whose features are scored as they are"
+                )
         checkpoints.require_match(contents, file)
         return from_json(BuildConfig, json.dumps(file.config))
 

@@ -1,11 +1,10 @@
 """Recordings -> their scores: workers make the features, the network runs here.
 
-``score_media`` hears files, ``score_file`` takes the features of an egoaudio file as they are; both yield ``Scored``
+``score_media`` hears files, ``score_files`` takes the features of egoaudio files as they are; both yield ``Scored``
 recordings as they finish. What a recording costs when it is broken, or crashes or hangs its worker, is itself.
 """
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -14,7 +13,6 @@ import numpy as np
 from egoaudio.builder import pool
 from egoaudio.data.rows import RowSource
 from egoaudio.errors import Status, StoreError
-from egoaudio.hdf5 import reader
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.schema import CLIP_DTYPE
 from egoaudio.inputs.fingerprint import fingerprint
@@ -25,6 +23,7 @@ from egoaudio.prediction.predictor import Predictor
 from egoaudio.prediction.recording import COLUMNS, NO_SCORES, Scored, describe, failure, from_heard
 from egoaudio.prediction.scoring import Batches, Scores, Scoring
 from egoaudio.prediction.worker import Heard, send_features
+from egoaudio.system.files import StrPaths
 
 
 def score_media(
@@ -108,17 +107,17 @@ def _finished(
         yield scored
 
 
-def score_file(
-    predictor: Predictor, path: str | os.PathLike[str], videos: Sequence[int], progress: PredictionProgress
+def score_files(
+    predictor: Predictor, paths: StrPaths, videos: Sequence[int], progress: PredictionProgress
 ) -> Iterator[Scored]:
-    """Score the features of an egoaudio file as they are.
+    """Score the features of egoaudio files as they are.
 
     Parameters
     ----------
     predictor : Predictor
-    path : path
+    paths : path or sequence of path
     videos : sequence of int
-        Rows of /videos.
+        Rows of /videos, numbered through the files.
     progress : PredictionProgress
 
     Yields
@@ -129,12 +128,12 @@ def score_file(
     Raises
     ------
     StoreError, TrainingError
-        The file cannot be read.
+        A file cannot be read, or they do not belong together.
     """
-    source = RowSource(os.path.abspath(path), predictor.feature, context_clips=predictor.context_clips)
+    source = RowSource(paths, predictor.feature, context_clips=predictor.context_clips)
     batches = Batches(predictor.scorer, lambda scores, count: progress.scored(scores.number, count, len(scores.values)))
     waiting: list[tuple[int, Scores]] = []
-    with contextlib.closing(source.file), reader.open(path) as file:
+    with contextlib.closing(source.file) as file:
         for video in videos:
             rows = _clips_of(file, video)
             scores = Scores(video, len(rows), predictor.num_classes)

@@ -7,11 +7,12 @@ import numpy as np
 import pandas
 import pytest
 from small_models import evaluated_scores, make_checkpoint, make_file, make_videos
+from synthetic import divide
 
 import egoaudio
 from egoaudio.config.options import from_flat
 from egoaudio.config.predict import PredictConfig
-from egoaudio.errors import CheckpointError, ConfigurationError, MediaError, PredictionError, Status
+from egoaudio.errors import CheckpointError, ConfigurationError, MediaError, PredictionError, Status, StoreError
 from egoaudio.hdf5.scores_file import ScoresFile
 from egoaudio.models import checkpoints
 from egoaudio.prediction.predict import predict, predict_to_folder
@@ -159,7 +160,7 @@ def test_what_cannot_be_heard_is_refused_before_anything_is_written(tmp_path, in
         ([tmp_path / "empty"], out, MediaError, "holds no media, at any depth"),
         ([], out, MediaError, "no recordings were given"),
         ([tmp_path / "none.mp4"], out, MediaError, "no such file"),
-        ([data, inputs.videos], out, ConfigurationError, "scored by itself"),
+        ([data, inputs.videos], out, ConfigurationError, f"{data} is an egoaudio file, .* and {inputs.videos} is not"),
         ([inputs.videos], inputs.videos, PredictionError, "holds the recordings: give a folder of its own"),
         ([inputs.videos], tmp_path / "file", PredictionError, "is a file: name a folder"),
     ]
@@ -172,3 +173,18 @@ def test_what_cannot_be_heard_is_refused_before_anything_is_written(tmp_path, in
 def test_checkpoint_carries_what_new_sound_needs(best):
     contents = checkpoints.load(best)
     assert '"sample_rate":16000' in contents["build"] and '"mode":"none"' in contents["build"]
+
+
+def test_several_files_are_scored_as_one(tmp_path, data, best):
+    parts = divide(data, tmp_path, [0, 2, 6])
+    whole, report = predict_to_folder(best, data, tmp_path / "whole"), predict_to_folder(best, parts, tmp_path / "out")
+    with ScoresFile(whole.scores) as theirs, ScoresFile(report.scores) as ours:
+        assert ours.source == "\n".join(parts) and theirs.source == str(data)
+        np.testing.assert_array_equal(ours.scores, theirs.scores)
+        np.testing.assert_array_equal(ours.clip_table, theirs.clip_table)
+        assert ours.videos["video_id"].tolist() == theirs.videos["video_id"].tolist()
+    assert report.segments.read_bytes() == whole.segments.read_bytes()
+    assert predict_to_folder(best, data, tmp_path / "out").num_known == 6  # merged meanwhile: the same videos
+    assert (tmp_path / "out/scores.h5").read_bytes() == whole.scores.read_bytes()
+    with pytest.raises(StoreError, match="both hold .* 3 more: leave one of the files out"):
+        next(predict(best, [*parts, data]))

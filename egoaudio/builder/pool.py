@@ -20,6 +20,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -150,8 +151,13 @@ def _parallel(
         )
         with _ctrl_c_held():  # the workers start here
             results = pool(joblib.delayed(call)(position, item) for position, item in numbered_items)
-        with contextlib.closing(results):
-            yield from results
+        try:
+            for result in results:  # noqa: UP028 - ``yield from`` would close them itself, and let joblib speak
+                yield result
+        finally:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # joblib's advice on calls that nobody waits for any more
+                results.close()
 
 
 def _alone(call: Callable[[int, Any], tuple[int, Any]], item: Any, timeout_seconds: float) -> Any:

@@ -31,7 +31,7 @@ MODULES = """
     models/crc32c models/published_files models/tensorflow_bundle models/onnx_graph
     models/dropout models/frontend models/yamnet models/yamnet_conversion models/yamnet_weights
     models/cnn models/small_cnn models/transformer models
-    models/checkpoints models/device models/memory models/micro_batch models/scorer models/steady_scorer
+    models/checkpoints models/sound models/device models/memory models/micro_batch models/scorer models/steady_scorer
     evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/segment_metrics evaluation/ground_truth evaluation/results
     evaluation/smoothing evaluation/calibration evaluation/calibration_fit evaluation/segments evaluation/audible
     evaluation/reliability evaluation/segment_scores evaluation/scores evaluation/comparison evaluation/evaluate

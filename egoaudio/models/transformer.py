@@ -54,7 +54,7 @@ class Embeddings(nn.Module):
         of_special, of_patches = self.position_embeddings.tensor_split([NUM_SPECIAL_TOKENS], dim=1)
         special = torch.cat((self.cls_token, self.distillation_token), dim=1) + of_special
         patches = self.patchout(self.patch_embeddings(features) + of_patches)  # positions belong to patches
-        return self.dropout(torch.cat((special.expand(len(patches), -1, -1), patches), dim=1))
+        return self.dropout(torch.cat((special.expand(patches.shape[0], -1, -1), patches), dim=1))
 
 
 class Layer(nn.Module):

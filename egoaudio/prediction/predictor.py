@@ -1,7 +1,6 @@
 """A checkpoint, ready to hear new sound: how its features are made, its network, and what its scores mean.
 
-In: a checkpoint and a configuration. Out: a ``Predictor``, whose parts say everything that the stages behind it need. A
-checkpoint of an earlier version does not say how its features were made: ``like``, the file it was trained on, does.
+In: a checkpoint and a configuration. Out: a ``Predictor``, whose parts say everything that the stages behind it need.
 """
 
 import hashlib
@@ -11,17 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from egoaudio.builder.feature_stream import feature_extractor
+from egoaudio.audio.clips import count_samples
 from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import from_json, to_json
 from egoaudio.config.predict import PredictConfig
 from egoaudio.config.train import TrainConfig
 from egoaudio.data.context import joined_shape
-from egoaudio.errors import CheckpointError, ConfigurationError
+from egoaudio.errors import ConfigurationError
 from egoaudio.evaluation.segments import DEFAULT_THRESHOLD, SegmentRules, rules_of
 from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints
 from egoaudio.models.device import choose_device, inference_dtype
+from egoaudio.models.sound import stated_build
 from egoaudio.models.steady_scorer import SteadyScorer
 from egoaudio.prediction.windows import WindowPlan, plan_windows
 
@@ -156,30 +156,11 @@ def _build_of(
     checkpoint: StrPath, contents: dict[str, Any], config: PredictConfig, like: StrPath | None
 ) -> BuildConfig:
     """Return how the features of new sound are made."""
-    text = contents["build"]
-    if text is None and like is None:
-        raise CheckpointError(
-            f"{checkpoint}: egoaudio {contents['egoaudio_version']} wrote it, and it does not say how its features were made: "
-            "give `like=FILE`, the egoaudio file that it was trained on"
-        )
-    if like is not None:
-        if text is not None:
-            raise ConfigurationError(
-                f"`like={os.fspath(like)!r}` has no effect: {checkpoint} says itself how its features were made"
-            )
-        with reader.open(like) as file:
-            checkpoints.require_match(contents, file, same_plan=True)
-            text = contents["build"] = json.dumps(file.config)
-    build = from_json(BuildConfig, text)
-    if config.scoring.hop_seconds is not None:
-        build = replace(build, clips=replace(build.clips, hop_seconds=config.scoring.hop_seconds))
-    build = replace(build, features=replace(build.features, features=(contents["feature"],)))
-    made = feature_extractor(build).shapes[contents["feature"]]
-    if contents["feature"] != "waveform" and list(made) != contents["feature_shape"]:
-        raise CheckpointError(
-            f"{checkpoint}: it was trained on {contents['feature']} of {contents['feature_shape']}, and its configuration makes {list(made)}: "
-            "its file was not built with the options that it states"
-        )
+    build = stated_build(checkpoint, contents, like)
+    if config.scoring.hop_seconds is None:
+        return build
+    build = replace(build, clips=replace(build.clips, hop_seconds=config.scoring.hop_seconds))
+    count_samples(build.clips, build.sample_rate)  # refuses a hop of less than a sample
     return build
 
 

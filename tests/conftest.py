@@ -7,12 +7,14 @@ import signal
 import struct
 from fractions import Fraction
 
-import av
-import numpy as np
-import pytest
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: tensors are small here
 
-from egoaudio.builder import pool
-from egoaudio.inputs import decoder as media
+import av  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from egoaudio.builder import pool  # noqa: E402
+from egoaudio.inputs import decoder as media  # noqa: E402
 
 VIDEO_CODECS = {".avi": "mpeg4", ".asf": "mpeg4", ".webm": "libvpx", ".mpg": "mpeg2video", ".flv": "flv"}
 LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "quad", 6: "5.1"}

@@ -95,6 +95,8 @@ def test_a_call_leaves_the_callers_process_as_it_was(data, tmp_path, monkeypatch
     monkeypatch.setattr(allocator, "keep_freed_memory", changed.append)
     monkeypatch.setattr(allocator, "return_freed_memory", lambda: changed.append("returned"))
     former = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     try:
         torch.manual_seed(5)
         before = (
@@ -125,6 +127,7 @@ def test_a_call_leaves_the_callers_process_as_it_was(data, tmp_path, monkeypatch
         assert [signal.getsignal(number) for number in former] == [handler, handler]
         assert torch.equal(before[0], after[0]) and before[1:] == after[1:] and changed == []
     finally:
+        torch.set_num_threads(threads)
         for number, handler in former.items():
             signal.signal(number, handler)
 

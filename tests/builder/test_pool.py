@@ -77,7 +77,9 @@ def test_an_exception_of_the_function_is_raised_here():
         list(pool.map_unordered(_square, ["text"], num_workers=2, timeout_seconds=30))
 
 
-def test_calls_run_in_other_processes_with_one_thread():
+def test_calls_run_in_other_processes_with_one_thread(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
     def look(_):
         return os.getpid(), os.environ.get("OMP_NUM_THREADS")
 

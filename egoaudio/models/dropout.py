@@ -5,14 +5,21 @@ redone in smaller micro-batches would be another step. Here the mask of a clip f
 the optimiser's step, the layer, and the clip's place in the batch. The gradient is then that of the whole batch for any
 micro-batch, and a checkpointed layer draws its mask again without saved state.
 
+On a GPU, where a draw takes 30 us however small it is, neighbouring clips of the batch share one: the masks of a group
+are drawn as a whole, and a micro-batch takes those of its clips.
+
 In: float (batch, ...). Out: the same shape, each element kept with probability ``1 - p`` and scaled by its inverse.
 """
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
+
+# Elements of the masks that are drawn at once; a draw covers one clip at least.
+ELEMENTS_PER_DRAW = {"cpu": 1, "cuda": 2**21}
 
 
 class ClipDropout(nn.Module):
@@ -31,6 +38,8 @@ class ClipDropout(nn.Module):
         Seed of the step, set by ``place_micro_batch``.
     first_clip : int
         Place of the micro-batch's first clip in the optimiser's batch.
+    held : torch.Tensor or None
+        The mask to use instead of a new one, while a pass is captured (``training.captured_pass``).
     """
 
     def __init__(self, p: float, layer: int) -> None:
@@ -39,6 +48,8 @@ class ClipDropout(nn.Module):
         self.layer = layer
         self.seed = 0
         self.first_clip = 0
+        self.held: torch.Tensor | None = None
+        self._shape = torch.Size()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x`` (batch, ...), with dropout in training."""
@@ -48,15 +59,26 @@ class ClipDropout(nn.Module):
 
     @torch.compiler.disable
     def _mask(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the bool mask of ``x``: one byte per element, a quarter of what ``torch.nn.Dropout`` keeps."""
-        mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
-        generator = torch.Generator(device=x.device)
-        for row in range(len(x)):
-            name = f"{self.seed}/{self.layer}/{self.first_clip + row}".encode()
-            digest = hashlib.blake2b(name, digest_size=8).digest()
+        """Return the mask of ``x``."""
+        self._shape = x.shape
+        return self.draw(x.device) if self.held is None else self.held
+
+    def draw(self, device: torch.device, like: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the bool mask for clips of the shape of the last pass, or of another mask ``like``.
+
+        One byte per element, a quarter of what ``torch.nn.Dropout`` keeps.
+        """
+        num_clips, *shape = self._shape if like is None else like.shape
+        group = max(ELEMENTS_PER_DRAW.get(device.type, 1) // math.prod(shape), 1)
+        first, last = self.first_clip // group, (self.first_clip + num_clips - 1) // group
+        masks = torch.empty(((last - first + 1) * group, *shape), dtype=torch.bool, device=device)
+        generator = torch.Generator(device=device)
+        for number, mask in enumerate(masks.split(group), first):
+            digest = hashlib.blake2b(f"{self.seed}/{self.layer}/{number}".encode(), digest_size=8).digest()
             generator.manual_seed(int.from_bytes(digest, "little") >> 1)  # manual_seed takes 63 bits
-            mask[row].bernoulli_(1.0 - self.p, generator=generator)
-        return mask
+            mask.bernoulli_(1.0 - self.p, generator=generator)
+        start = self.first_clip - first * group
+        return masks[start : start + num_clips]
 
     def extra_repr(self) -> str:
         """Return the parameters for ``repr``."""
@@ -80,6 +102,8 @@ class Patchout(nn.Module):
     ----------
     seed : int
         Seed of the step, set by ``place_micro_batch``.
+    held : torch.Tensor or None
+        The numbers to use instead of new ones, while a pass is captured (``training.captured_pass``).
     """
 
     def __init__(self, share: float, grid: Sequence[int]) -> None:
@@ -87,14 +111,23 @@ class Patchout(nn.Module):
         self.share = share
         self.grid = tuple(grid)
         self.seed = 0
+        self.held: torch.Tensor | None = None
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """Return (batch, num_kept, width) of ``patches`` (batch, num_patches, width): all of them outside training."""
         if not self.training or self.share == 0.0:
             return patches
-        return patches[:, self.kept().to(patches.device)]
+        return patches.index_select(1, self._numbers(patches.device))
 
     @torch.compiler.disable
+    def _numbers(self, device: torch.device) -> torch.Tensor:
+        """Return the numbers of the patches that stay, on the device."""
+        return self.draw(device) if self.held is None else self.held
+
+    def draw(self, device: torch.device, like: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the numbers of the patches that stay in this step, on the device; there are always as many."""
+        return self.kept().to(device)
+
     def kept(self) -> torch.Tensor:
         """Return the numbers of the patches that stay in this step, int64 (num_kept,), ascending."""
         digest = hashlib.blake2b(f"{self.seed}/patchout".encode(), digest_size=8).digest()
@@ -110,9 +143,18 @@ class Patchout(nn.Module):
         return f"share={self.share}, grid={self.grid}"
 
 
-def place_micro_batch(model: nn.Module, seed: int, first_clip: int) -> None:
-    """Set the seed of the step, and the micro-batch's place in the batch, in the dropout and patchout of ``model``."""
-    for module in model.modules():
+def random_layers(model: nn.Module) -> list[ClipDropout | Patchout]:
+    """Return the dropout and patchout of ``model`` that have an effect."""
+    return [
+        module
+        for module in model.modules()
+        if (isinstance(module, ClipDropout) and module.p) or (isinstance(module, Patchout) and module.share)
+    ]
+
+
+def place_micro_batch(layers: Iterable[nn.Module], seed: int, first_clip: int) -> None:
+    """Set the seed of the step, and the micro-batch's place in the batch, in dropout and patchout layers."""
+    for module in layers:
         if isinstance(module, (ClipDropout, Patchout)):
             module.seed = seed
         if isinstance(module, ClipDropout):

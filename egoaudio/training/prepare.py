@@ -21,7 +21,7 @@ from egoaudio.data.normalization import normalization
 from egoaudio.data.splits import Split, require_learnable, split_rows
 from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints, create_model
-from egoaudio.models.device import mixed_precision
+from egoaudio.models.device import computing_on, mixed_precision
 from egoaudio.models.scorer import ClipLoss, Scorer
 from egoaudio.system.files import StrPaths
 from egoaudio.training import run_folder
@@ -121,9 +121,7 @@ def prepare_run(
 def restore_at_exit(stack: contextlib.ExitStack, device: torch.device) -> None:
     """Restore torch's random state and its precision of matrix products when the run ends."""
     stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-    if device.type == "cuda":
-        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-        torch.set_float32_matmul_precision("high")  # TF32; on a CPU it could mean bfloat16
+    stack.enter_context(computing_on(device))
 
 
 def _prepare_data(

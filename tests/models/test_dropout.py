@@ -4,16 +4,19 @@ import pytest
 import torch
 from torch import nn
 
+from egoaudio.models import dropout
 from egoaudio.models.dropout import ClipDropout, place_micro_batch, replace_dropout
 
 
-def test_dropout_masks_belong_to_clips_not_to_micro_batches():
+@pytest.mark.parametrize("elements_per_draw", [1, 1000, 10**6])  # one clip, two and all clips a draw
+def test_dropout_masks_belong_to_clips_not_to_micro_batches(elements_per_draw, monkeypatch):
+    monkeypatch.setitem(dropout.ELEMENTS_PER_DRAW, "cpu", elements_per_draw)
     layer, x = ClipDropout(0.4, layer=2), torch.ones(6, 50, 8)
-    place_micro_batch(layer, seed=9, first_clip=0)
+    place_micro_batch(layer.modules(), seed=9, first_clip=0)
     whole = layer(x)
     parts = []
     for start in (0, 2, 4):
-        place_micro_batch(layer, seed=9, first_clip=start)
+        place_micro_batch(layer.modules(), seed=9, first_clip=start)
         parts.append(layer(x[start : start + 2]))
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
     assert abs(float((whole == 0).float().mean()) - 0.4) < 0.03
@@ -25,7 +28,7 @@ def test_dropout_differs_between_clips_layers_and_steps():
     masks = []
     for layer, seed in ((0, 1), (1, 1), (0, 2)):
         module = ClipDropout(0.5, layer=layer)
-        place_micro_batch(module, seed=seed, first_clip=0)
+        place_micro_batch(module.modules(), seed=seed, first_clip=0)
         masks += list(module(x))
     for first in range(len(masks)):
         for second in range(first):

@@ -32,7 +32,7 @@ def test_activation_checkpointing_changes_neither_gradients_nor_batch_norm(name,
         torch.manual_seed(1)
         model = create_model(name, 4, (32, 40), config, activation_checkpointing=checkpointing)
         assert model.activation_checkpointing == checkpointing
-        place_micro_batch(model, seed=3, first_clip=0)
+        place_micro_batch(model.modules(), seed=3, first_clip=0)
         model(torch.randn(3, 32, 40)).square().sum().backward()
         results.append(gradients(model) + list(model.buffers()))
     for without, with_ in zip(*results, strict=True):

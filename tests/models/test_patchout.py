@@ -34,7 +34,7 @@ def test_what_stays_are_transformers_own_tokens_of_those_patches():
     model, features = make_ast(0.3), torch.randn(3, 98, 128)
     theirs = ASTForAudioClassification(ASTConfig(**model.network.config.to_dict()))
     theirs.load_state_dict(model.network.state_dict())
-    place_micro_batch(model, seed=5, first_clip=0)
+    place_micro_batch(model.modules(), seed=5, first_clip=0)
     tokens = embeddings_of(model)(features)
     expected = theirs.audio_spectrogram_transformer.embeddings(features)
     kept = embeddings_of(model).patchout.kept()
@@ -62,7 +62,7 @@ def test_the_seed_of_the_step_decides_and_the_slice_does_not():
     kept = {}
     for seed in range(8):
         for first_clip in (0, 7):
-            place_micro_batch(layer, seed=seed, first_clip=first_clip)
+            place_micro_batch(layer.modules(), seed=seed, first_clip=first_clip)
             kept.setdefault(seed, []).append(tuple(layer.kept().tolist()))
     assert all(one == other for one, other in kept.values())
     assert len({one for one, _ in kept.values()}) == 8
@@ -103,7 +103,7 @@ def test_recomputed_activations_are_those_of_the_same_patches():
     found, features = [], torch.randn(3, 98, 128)
     for checkpointing in (False, True):
         model = make_ast(0.3, dropout=0.2, activation_checkpointing=checkpointing)
-        place_micro_batch(model, seed=3, first_clip=0)
+        place_micro_batch(model.modules(), seed=3, first_clip=0)
         model(features).square().sum().backward()
         found.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)

@@ -125,7 +125,7 @@ def gradients(model, x, slices, seed=1):
     model.zero_grad(set_to_none=True)
     first = 0
     for part in x.split(slices):
-        place_micro_batch(model, seed, first)
+        place_micro_batch(model.modules(), seed, first)
         model(part).square().sum().backward()
         first += len(part)
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}

@@ -73,14 +73,14 @@ def assert_same_run(folder, other):
 
 def on_step(monkeypatch, actions, result=None):
     """Call ``actions[n]`` before the n-th step from now on; return the list of steps done."""
-    done, step = [], Stepper.step
+    done, step = [], Stepper.launch
 
     def patched(self, features, labels):
         done.append(len(done))
         if done[-1] in actions:
             actions[done[-1]]()
         value = step(self, features, labels)
-        return value if result is None else result(done[-1], value)
+        return value if result is None else torch.as_tensor(result(done[-1], float(value)))
 
-    monkeypatch.setattr(Stepper, "step", patched)
+    monkeypatch.setattr(Stepper, "launch", patched)
     return done

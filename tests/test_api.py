@@ -107,10 +107,10 @@ def test_a_call_leaves_the_callers_process_as_it_was(data, tmp_path, monkeypatch
             dict(os.environ),
             torch.get_num_threads(),
         )
-        step = Stepper.step
+        step = Stepper.launch
         monkeypatch.setattr(
             Stepper,
-            "step",
+            "launch",
             lambda self, *batch: seen.append([signal.getsignal(number) for number in former]) or step(self, *batch),
         )
         run = egoaudio.train(data, tmp_path / "run", TRAINING, device="cpu")

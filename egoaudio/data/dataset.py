@@ -127,7 +127,9 @@ class ClipDataset(torch.utils.data.Dataset):
         """Ask the kernel to start reading these items from disk."""
         self.source.announce(self.rows[items])
 
-    def fetch(self, items: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def fetch(
+        self, items: np.ndarray, out: np.ndarray | None = None, normalize: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return ``(features, labels)`` of the items, NumPy float32 (b, T, F) and (b, C).
 
         Parameters
@@ -136,12 +138,14 @@ class ClipDataset(torch.utils.data.Dataset):
             Numbers from 0 to ``len(self) - 1``, in any order.
         out : float32 array, (b, T, F), optional
             Receives the features; a new array if not given, which takes twice as long.
+        normalize : bool
+            False returns the features as they are in the file.
 
         """
         items = np.asarray(items, dtype=np.int64)
         rows = self.rows[items]
         features = np.empty((len(items), *self.feature_shape), dtype=np.float32) if out is None else out
-        self.source.take(rows, features, *self.normalization)
+        self.source.take(rows, features, *(self.normalization if normalize else (0.0, 1.0)))
         if self.classes is None:
             return features, self.file.labels[rows].astype(np.float32)
         labels = np.zeros((len(items), self.num_classes), dtype=np.float32)

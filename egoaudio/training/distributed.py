@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 
 
-def _distributed() -> bool:
+def in_group() -> bool:
     """Return whether this process is one of a group."""
     return (
         torch.distributed.is_available()
@@ -21,7 +21,7 @@ def _distributed() -> bool:
 
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Return whether ``flag`` is true in any rank, so that either all of them redo a batch or none."""
-    if not _distributed():
+    if not in_group():
         return flag
     shared = torch.tensor(float(flag), device=device)
     torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
@@ -30,7 +30,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 def sum_over_ranks(value: float, device: torch.device) -> float:
     """Return the sum of a float over the ranks."""
-    if not _distributed():
+    if not in_group():
         return value
     shared = torch.tensor(value, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(shared)
@@ -39,7 +39,7 @@ def sum_over_ranks(value: float, device: torch.device) -> float:
 
 def sum_gradients_over_ranks(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace each gradient by its sum over the ranks."""
-    if _distributed():
+    if in_group():
         for parameter in parameters:
             if parameter.grad is not None:
                 torch.distributed.all_reduce(parameter.grad)

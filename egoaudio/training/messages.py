@@ -25,9 +25,8 @@ class RunProgress(Progress):
     def step(self, state: State, num_epochs: int, num_clips: int) -> None:
         """Count a batch."""
         waits = state.wait_seconds / max(state.train_seconds, 1e-9)
-        self.note = (
-            f"epoch {state.epoch + 1}/{num_epochs}, loss {state.loss_sum / state.num_clips:.4f}, {waits:.0%} waiting"
-        )
+        loss = state.loss_sum / max(state.num_clips, 1)  # the first of a GPU is not known yet
+        self.note = f"epoch {state.epoch + 1}/{num_epochs}, loss {loss:.4f}, {waits:.0%} waiting"
         self.advance(num_clips)
 
     def _speed(self) -> str:
@@ -82,8 +81,8 @@ def describe_wait(share: float, file: EgoAudioFile, feature: str, config: DataCo
     return f"data: {share:.0%} of the time was spent waiting for it; {fix}"
 
 
-def describe_bad_loss(value: float, batch: Batch, state: State, folder: Path) -> str:
-    """Return what is known about a batch whose loss is not finite."""
+def describe_bad_loss(value: float, batch: Batch, number: int, epoch: int, folder: Path) -> str:
+    """Return what is known about the batch, the ``number``-th of its epoch, whose loss is not finite."""
     bad = batch.rows[~torch.isfinite(batch.features).flatten(1).all(dim=1).cpu().numpy()]
     if len(bad):
         cause = (
@@ -96,7 +95,7 @@ def describe_bad_loss(value: float, batch: Batch, state: State, folder: Path) ->
             "`amp=False`"
         )
     return (
-        f"the loss is {value} in epoch {state.epoch + 1}, batch {state.batch + 1}, of the clips (rows of the file) "
+        f"the loss is {value} in epoch {epoch + 1}, batch {number}, of the clips (rows of the file) "
         f"{_list(batch.rows)}; {cause}. The checkpoints in {folder} are from earlier batches"
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from egoaudio.config.train import TrainConfig
-from egoaudio.data.loader import Loader
+from egoaudio.data.loader import Batch, Loader
 from egoaudio.errors import CheckpointError, TrainingError
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.models import checkpoints
@@ -47,6 +47,8 @@ class Run:
     """Of the optimiser, in the whole run."""
     description: dict[str, Any]
     """The fields that are the same in every checkpoint of the run, ``last.pt`` and ``best.pt``."""
+    unread: tuple[torch.Tensor, Batch, int] | None = None
+    """The loss of the last batch, which a GPU may still be computing; the batch, and its number in the epoch from 1."""
     board: Any = None
     """TensorBoard's writer, if asked for."""
     drawn_at: float = field(default_factory=time.monotonic)

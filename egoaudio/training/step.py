@@ -25,12 +25,13 @@ import torch
 
 from egoaudio.errors import TrainingError
 from egoaudio.models.device import name_of
-from egoaudio.models.dropout import place_micro_batch
+from egoaudio.models.dropout import place_micro_batch, random_layers
 from egoaudio.models.memory import free_memory
 from egoaudio.models.micro_batch import MicroBatches
 from egoaudio.models.scorer import ClipLoss
 from egoaudio.system import allocator
-from egoaudio.training.distributed import any_rank, sum_gradients_over_ranks, sum_over_ranks
+from egoaudio.training.captured_pass import CapturedPass, Captures
+from egoaudio.training.distributed import any_rank, in_group, sum_gradients_over_ranks, sum_over_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,8 @@ class Stepper(MicroBatches):
         self.clip_gradient = clip_gradient
         self.activation_checkpointing = False
         self.times_precisions = False
+        self._random_layers = random_layers(model)
+        self._captures = Captures(self.device, log)
         self._prepared = False
         self._fresh = False  # whether the optimiser has made no update yet
         self._tried: list[str] = []
@@ -114,7 +117,11 @@ class Stepper(MicroBatches):
             self._turn_on_checkpointing()
 
     def step(self, features: torch.Tensor, labels: torch.Tensor) -> float:
-        """Do one step of the optimiser on one batch.
+        """Do one step of the optimiser on one batch, and wait for its loss."""
+        return float(self.launch(features, labels))
+
+    def launch(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Do one step of the optimiser on one batch; a GPU may still be computing when this returns.
 
         The seed of this step's dropout is drawn from torch's CPU generator, whose state belongs in checkpoints.
 
@@ -127,8 +134,8 @@ class Stepper(MicroBatches):
 
         Returns
         -------
-        float
-            Loss of the batch before the step. If it is not finite, the weights are unchanged.
+        torch.Tensor
+            Loss of the batch before the step, a scalar. If it is not finite, the weights are unchanged.
 
         Raises
         ------
@@ -139,7 +146,10 @@ class Stepper(MicroBatches):
         seed = int(torch.randint(2**62, ()))
         if self.times_precisions:
             self._choose_precision(features, labels, seed)
-        loss = self._step_until_it_fits(features, labels, seed)
+        if (captured := self._find_captured(features, labels)) is not None:
+            loss = self._replay(captured, features, labels, seed)
+        else:
+            loss = torch.tensor(self._step_until_it_fits(features, labels, seed), dtype=torch.float64)
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
@@ -228,6 +238,33 @@ class Stepper(MicroBatches):
                 if torch.is_tensor(value):
                     value.zero_()
 
+    # ----------------------------------------------------------------------------- a captured pass, on a GPU
+
+    def _find_captured(self, features: torch.Tensor, labels: torch.Tensor) -> CapturedPass | None:
+        """Return the captured pass of batches like this one, if there is one, or if it is time to capture it."""
+        assert self.micro_batch_size is not None
+        is_whole = self.micro_batch_size >= len(features) and not self.model.activation_checkpointing
+        if self.scaler is not None or not is_whole or in_group():
+            return None
+        parts = self.model, self.loss, self.autocast, self._random_layers
+        return self._captures.find(features, lambda: CapturedPass(*parts, features, labels))
+
+    def _replay(self, captured: CapturedPass, features: torch.Tensor, labels: torch.Tensor, seed: int) -> torch.Tensor:
+        """Do a step by a captured pass; the optimiser skips it on the GPU if the loss is not finite."""
+        loss = captured.replay(features, labels, self.loss.normaliser(labels), seed)
+        optimizer: Any = self.optimizer
+        optimizer.grad_scale, optimizer.found_inf = None, captured.not_finite  # as torch's GradScaler tells it
+        try:
+            _, failure = self.attempt(self._update)
+        finally:
+            del optimizer.grad_scale, optimizer.found_inf
+        if failure:  # without the graph there is more memory
+            raise TrainingError(
+                f"out of memory while the optimiser was changing the weights ({failure}): the last checkpoint is "
+                "intact: run the same command again, with a lower `micro_batch_size`"
+            )
+        return loss
+
     # ------------------------------------------------------------------------------------------- the step itself
 
     def _step_until_it_fits(self, features: torch.Tensor, labels: torch.Tensor, seed: int) -> float:
@@ -245,7 +282,7 @@ class Stepper(MicroBatches):
                 failed = any_rank(failure is not None, self.device)
             if not failed:
                 break
-            if self._updates_done() != updates:
+            if bool(self._updates_done() != updates):
                 raise TrainingError(
                     f"out of memory while the optimiser was changing the weights ({failure or 'in another process'}): "
                     "they are half-way between two steps and must not be used, but the last checkpoint is intact: run "
@@ -268,7 +305,7 @@ class Stepper(MicroBatches):
         total = torch.zeros((), device=self.device)
         for start in range(0, len(features), self.micro_batch_size):
             rows = slice(start, start + self.micro_batch_size)
-            place_micro_batch(self.model, seed, start)
+            place_micro_batch(self._random_layers, seed, start)
             with self.autocast():
                 logits = self.model(features[rows])
             loss = self.loss.sum(logits, labels[rows]) / normaliser
@@ -290,10 +327,13 @@ class Stepper(MicroBatches):
             self.scaler.step(self.optimizer)
             self.scaler.update()
 
-    def _updates_done(self) -> float:
-        """Return the optimiser's count of updates of its first parameter, the first thing that an update changes."""
+    def _updates_done(self) -> torch.Tensor:
+        """Return the optimiser's count of updates of its first parameter, the first thing that an update changes.
+
+        A scalar tensor where the optimiser keeps it: reading it on every step would make the host wait for a GPU.
+        """
         state = self.optimizer.state.get(self.optimizer.param_groups[0]["params"][0], {})
-        return float(state.get("step", 0))
+        return torch.as_tensor(state.get("step", 0.0), device=self.device).clone()
 
     # ------------------------------------------------------------------------------------------- after a failure
 

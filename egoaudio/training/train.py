@@ -171,38 +171,64 @@ def _train_epoch(run: Run) -> bool:
             _train_batch(run, batch)
             state.train_seconds = seconds_before + time.monotonic() - started
             state.wait_seconds = waited_before + run.loader.wait_seconds
-            state.peak_memory_mb = max(state.peak_memory_mb, peak_memory_mb(run.device))
             run.progress.step(state, run.config.optimization.epochs, len(batch.rows))
             if deferred.received is not None:
                 break
             # A newly found size is saved at once: a run that was killed must not find another one.
             due = time.monotonic() - saved_at > 60 * run.config.optimization.checkpoint_minutes
             if due or stepper.micro_batch_size != saved_size:
-                run.save_last()
+                _read_loss(run)
+                _save(run)
                 saved_at, saved_size = time.monotonic(), stepper.micro_batch_size
-    run.save_last()
+        _read_loss(run)
+        state.train_seconds = seconds_before + time.monotonic() - started
+    _save(run)
     deferred.deliver()
     return state.batch == len(run.loader)
 
 
+def _save(run: Run) -> None:
+    """Write ``last.pt``, with the epoch's peak of memory so far."""
+    run.state.peak_memory_mb = max(run.state.peak_memory_mb, peak_memory_mb(run.device))
+    run.save_last()
+
+
 def _train_batch(run: Run, batch: Batch) -> None:
-    """Do one step of the optimiser and count it.
+    """Do one step of the optimiser; on a GPU it is launched, and the loss of the batch before is read meanwhile.
+
+    Raises
+    ------
+    TrainingError
+        When a loss is not finite.
+    """
+    state = run.state
+    set_learning_rate(run.stepper.optimizer, run.learning_rate(state.batch))
+    loss = run.stepper.launch(batch.features, batch.labels)  # (b, T, F), (b, C)
+    if run.average is not None:
+        run.average.update()
+    state.batch += 1
+    _read_loss(run)
+    run.unread = loss, batch, state.batch
+    if loss.device.type == "cpu":
+        _read_loss(run)
+
+
+def _read_loss(run: Run) -> None:
+    """Count the clips of the batch whose loss has not been read yet, and its loss.
 
     Raises
     ------
     TrainingError
         When the loss is not finite.
     """
-    state = run.state
-    set_learning_rate(run.stepper.optimizer, run.learning_rate(state.batch))
-    value = run.stepper.step(batch.features, batch.labels)  # (b, T, F), (b, C)
+    if run.unread is None:
+        return
+    (loss, batch, number), run.unread = run.unread, None
+    value = float(loss)
     if not math.isfinite(value):
-        raise TrainingError(describe_bad_loss(value, batch, state, run.folder))
-    if run.average is not None:
-        run.average.update()
-    state.batch += 1
-    state.num_clips += len(batch.rows)
-    state.loss_sum += value * len(batch.rows)
+        raise TrainingError(describe_bad_loss(value, batch, number, run.state.epoch, run.folder))
+    run.state.num_clips += len(batch.rows)
+    run.state.loss_sum += value * len(batch.rows)
 
 
 # ------------------------------------------------------------------------------------- validation, the end of an epoch

@@ -187,9 +187,9 @@ def test_a_reader_that_is_slower_than_the_consumer_shows_in_wait_seconds(path, m
     ready = threading.Event()
     fetch = batches.dataset.fetch
 
-    def late(items, out=None):
+    def late(items, *others, **options):
         ready.wait(0.05)
-        return fetch(items, out)
+        return fetch(items, *others, **options)
 
     monkeypatch.setattr(batches.dataset, "fetch", late)
     assert len(list(batches.epoch(0))) == 2 and batches.wait_seconds >= 0.05

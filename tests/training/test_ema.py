@@ -148,14 +148,14 @@ def test_interrupted_and_run_again_it_ends_in_the_same_average(tmp_path, data, m
 
 
 def test_the_average_is_what_is_validated_and_kept_and_the_steps_are_the_same_as_without(tmp_path, data, monkeypatch):
-    weights, step = [], Stepper.step
+    weights, step = [], Stepper.launch
 
     def noted(self, features, labels):
         value = step(self, features, labels)
         weights.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
         return value
 
-    monkeypatch.setattr(Stepper, "step", noted)
+    monkeypatch.setattr(Stepper, "launch", noted)
     for name, ema in (("plain", 0.0), ("averaged", 0.9)):
         train.train(data, tmp_path / name, make_config(ema=ema, epochs=2))
     plain, averaged = weights[: len(weights) // 2], weights[len(weights) // 2 :]

@@ -72,14 +72,14 @@ def test_the_table_has_a_row_per_epoch_and_the_documented_columns(finished):
 
 
 def test_the_training_loss_of_an_epoch_is_the_mean_over_its_clips(tmp_path, data, monkeypatch):
-    losses, step = [], Stepper.step
+    losses, step = [], Stepper.launch
 
     def noted(self, features, labels):
         value = step(self, features, labels)
         losses.extend([value] * len(features))
         return value
 
-    monkeypatch.setattr(Stepper, "step", noted)
+    monkeypatch.setattr(Stepper, "launch", noted)
     train.train(data, tmp_path / "run", make_config())
     expected = np.reshape(losses, (3, 60)).mean(axis=1)
     assert [float(row["train_loss"]) for row in table(tmp_path / "run")] == pytest.approx(expected, rel=1e-5)
@@ -253,8 +253,8 @@ def _run(stepping, *arguments):
     """Train in a child process, one thread, in silence; set ``stepping`` at the first step."""
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    step = Stepper.step
-    Stepper.step = lambda self, *batch: stepping.set() or step(self, *batch)
+    step = Stepper.launch
+    Stepper.launch = lambda self, *batch: stepping.set() or step(self, *batch)
     train.train(*arguments)
 
 

@@ -79,10 +79,10 @@ def test_it_learns_what_can_be_heard_and_nothing_from_shuffled_labels(tmp_path):
 
 
 def test_every_epoch_takes_every_clip_once_in_an_order_of_its_own(tmp_path, data, monkeypatch):
-    clips, step = [], Stepper.step
+    clips, step = [], Stepper.launch
     monkeypatch.setattr(
         Stepper,
-        "step",
+        "launch",
         lambda self, features, labels: clips.extend(features.sum(dim=(1, 2)).tolist()) or step(self, features, labels),
     )
     train.train(data, tmp_path / "run", make_config(epochs=2))
@@ -181,9 +181,9 @@ def test_tensorboard_that_is_not_installed_is_named_before_anything_is_written(t
 
 def test_every_step_gets_its_learning_rate(tmp_path, data, monkeypatch):
     rates = []
-    step = Stepper.step
+    step = Stepper.launch
     monkeypatch.setattr(
-        Stepper, "step", lambda self, *batch: rates.append(self.optimizer.param_groups[0]["lr"]) or step(self, *batch)
+        Stepper, "launch", lambda self, *batch: rates.append(self.optimizer.param_groups[0]["lr"]) or step(self, *batch)
     )
     config = make_config(epochs=2).resolved()
     train.train(data, tmp_path / "run", config)
@@ -224,13 +224,13 @@ def test_a_loss_that_diverges_stops_the_run_and_keeps_the_checkpoint_before(tmp_
 
 
 def test_weights_that_are_not_numbers_never_become_a_checkpoint(tmp_path, data, monkeypatch):
-    def spoil(stepper, features, labels, step=Stepper.step):
+    def spoil(stepper, features, labels, step=Stepper.launch):
         loss = step(stepper, features, labels)
         with torch.no_grad():
             next(stepper.model.parameters()).view(-1)[3] = math.nan
         return loss
 
-    monkeypatch.setattr(Stepper, "step", spoil)
+    monkeypatch.setattr(Stepper, "launch", spoil)
     with pytest.raises(
         TrainingError, match=r"the weights are not finite after epoch 1, batch \d.*lower `learning_rate`"
     ):
@@ -273,7 +273,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_resumes_once_there_
 
 def test_time_spent_waiting_for_data_is_counted_and_reported(tmp_path, data, monkeypatch, capsys):
     fetch = ClipDataset.fetch
-    monkeypatch.setattr(ClipDataset, "fetch", lambda *arguments: time.sleep(0.1) or fetch(*arguments))
+    monkeypatch.setattr(ClipDataset, "fetch", lambda *rows, **how: time.sleep(0.1) or fetch(*rows, **how))
     train.train(data, tmp_path / "run", make_config(epochs=1))
     row = table(tmp_path / "run")[0]
     train_seconds = 60 / float(row["clips_per_second"])

@@ -1,0 +1,47 @@
+"""The benchmark for GPUs, on a tiny size on the CPU: that every section runs, and is kept if another fails."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+
+def test_a_tiny_run_prints_its_tables_and_keeps_what_it_measured(tmp_path, capsys):
+    sections = ["fast", "memory", "frontend", "build"]
+    importlib.import_module("gpu").main(
+        ["--tiny", "--device", "cpu", "--sections", *sections, "--output", str(tmp_path / "gpu.json")]
+    )
+    printed, facts = capsys.readouterr().out, json.loads((tmp_path / "gpu.json").read_text())
+    assert facts["machine"]["versions"]["torch"] and facts["device"] == "cpu"
+    assert not any("error" in facts[name] for name in sections)
+    for words in ("egoaudio, TF32", "egoaudio, activation checkpointing", "8 GB", "logmel", "times one worker"):
+        assert words in printed
+    assert min(facts["fast"]["cnn: egoaudio, TF32"]["clips_per_second"]) > 0
+    assert max(found["error"] for name, found in facts["frontend"].items() if name in ("mfcc", "logmel")) < 1e-5
+    assert facts["memory"]["runs"]["8"]["micro-batch"] >= 1
+
+
+def test_a_section_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch):
+    gpu = importlib.import_module("gpu")
+
+    def broken(device, tiny):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setitem(gpu.SECTIONS, "fast", broken)
+    gpu.main(["--tiny", "--device", "cpu", "--sections", "fast", "frontend", "--output", str(tmp_path / "gpu.json")])
+    facts = json.loads((tmp_path / "gpu.json").read_text())
+    assert "no such kernel" in facts["fast"]["error"] and facts["frontend"]["logmel"]["seconds"]
+
+
+@pytest.mark.parametrize("name", ["ast, 32 frames", "cnn"])
+def test_the_peers_network_has_our_weights(name):
+    gpu = importlib.import_module("gpu")
+    loops = importlib.import_module("gpu_loops")
+    case = next(case for case in gpu.cases(True) if case.name == name)
+    ours, theirs = loops.our_network(case), loops.Peer(case)
+    count = [sum(parameter.numel() for parameter in model.parameters()) for model in (ours, theirs)]
+    assert count[0] == count[1]

@@ -1,0 +1,268 @@
+"""What can only be seen on a GPU: memory that really runs out, copies in flight, the same numbers as on a CPU.
+
+Skipped where there is none; ``benchmarks/gpu.py`` runs them, too.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import synthetic
+
+import egoaudio
+from egoaudio.config.train import DataConfig, ModelConfig, OptimizationConfig, TrainConfig
+from egoaudio.data.dataset import ClipDataset
+from egoaudio.data.loader import Loader
+from egoaudio.models import create_model
+from egoaudio.models.dropout import ELEMENTS_PER_DRAW, ClipDropout, place_micro_batch
+from egoaudio.models.scorer import Scorer
+from egoaudio.training.losses import Loss
+from egoaudio.training.step import Stepper
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+CUDA = torch.device("cuda")
+NUM_CLASSES, SHAPE, BATCH = 5, (64, 128), 256
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@pytest.fixture(autouse=True)
+def whole_gpu():
+    """Take away what a test held, and its limit."""
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+
+
+def batch(seed=0, num_clips=BATCH):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(num_clips, *SHAPE, generator=generator)
+    labels = (torch.rand(num_clips, NUM_CLASSES, generator=generator) < 0.4).float()
+    return features.to(CUDA), labels.to(CUDA)
+
+
+def make_stepper(name="ast", precision="float32", micro_batch_size=None, device=CUDA, patchout=0.0):
+    torch.manual_seed(0)
+    config = ModelConfig(model=name)
+    if name == "ast":
+        config = ModelConfig(model=name, hidden_size=48, num_layers=2, num_heads=2, dropout=0.3, patchout=patchout)
+    model = create_model(name, NUM_CLASSES, SHAPE, config).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+    scaler = torch.amp.GradScaler("cuda", init_scale=1024.0) if precision == "float16" else None
+    return Stepper(
+        model,
+        optimizer,
+        Loss("multi", device=device),
+        device=device,
+        micro_batch_size=micro_batch_size,
+        amp_dtype=PRECISIONS[precision],
+        scaler=scaler,
+        log=[].append,
+    )
+
+
+def losses(stepper, num_steps=4):
+    return [stepper.step(*batch(seed)) for seed in range(num_steps)]
+
+
+def run_out():
+    """Ask for more than any GPU has: a real error of the allocator."""
+    torch.empty(2**44, dtype=torch.uint8, device=CUDA)
+
+
+@pytest.mark.parametrize("precision", list(PRECISIONS))
+@pytest.mark.parametrize("where", ["forward", "backward", "optimizer"])
+@pytest.mark.parametrize("name", ["ast", "cnn"])
+def test_a_step_that_runs_out_of_memory_is_done_again_in_smaller_micro_batches(name, where, precision):
+    expected = losses(make_stepper(name, precision))
+    stepper, left = make_stepper(name, precision), [1]
+
+    def strike(*_):
+        if left[0]:
+            left[0] -= 1
+            run_out()
+
+    layer = next(m for m in reversed(list(stepper.model.modules())) if isinstance(m, torch.nn.Linear))
+    if where == "forward":
+        layer.register_forward_hook(strike)
+    elif where == "backward":
+        layer.register_full_backward_hook(strike)
+    else:
+        stepper._prepare(batch()[0])
+        stepper.optimizer.register_step_pre_hook(strike)
+    found = losses(stepper)
+    assert left == [0] and stepper.micro_batch_size == BATCH // 2
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_batch_that_does_not_fit_is_trained_in_micro_batches_that_do(precision):
+    torch.cuda.reset_peak_memory_stats()
+    expected = losses(make_stepper(precision=precision))
+    needed = torch.cuda.max_memory_allocated()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    stepper = make_stepper(precision=precision)
+    limit = torch.cuda.memory_allocated() + (needed - torch.cuda.memory_allocated()) // 3
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    found = losses(stepper)
+    assert stepper.micro_batch_size < BATCH
+    assert torch.cuda.max_memory_allocated() <= limit
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ast", "cnn", "cnn-small"])
+def test_a_gpu_computes_what_a_cpu_does(name):
+    stepper = make_stepper(name)
+    own = make_stepper(name, device=torch.device("cpu"), micro_batch_size=BATCH)
+    for other in (stepper.model, own.model):
+        for module in other.modules():
+            if isinstance(module, ClipDropout):
+                module.p = 0.0  # masks of a CPU and of a GPU are different draws
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        for seed in range(3):
+            features, labels = batch(seed)
+            assert stepper.step(features, labels) == pytest.approx(own.step(features.cpu(), labels.cpu()), rel=1e-4)
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
+def test_the_scorer_finds_its_own_size():
+    model = make_stepper().model
+    features, _ = batch()
+    expected = Scorer(model, device=CUDA)(features)
+    used = torch.cuda.memory_allocated()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    Scorer(model, device=CUDA)(features)
+    needed = torch.cuda.max_memory_allocated() - used
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((used + needed // 3) / total)
+    said = []
+    scorer = Scorer(model, device=CUDA, log=said.append)
+    torch.testing.assert_close(scorer(features), expected, rtol=1e-4, atol=1e-4)
+    assert scorer.micro_batch_size < BATCH and "as memory ran out" in said[0]
+
+
+@pytest.mark.parametrize("shape", [(7,), (300, 400), (2**20 + 5,)])
+def test_dropout_masks_belong_to_clips(shape):
+    layer, x = ClipDropout(0.4, layer=2), torch.ones(6, *shape, device=CUDA)
+    place_micro_batch(layer.modules(), seed=9, first_clip=3)
+    whole = layer(x)
+    for sizes in ([2, 2, 2], [1, 5], [4, 1, 1]):
+        parts, first = [], 3
+        for size in sizes:
+            place_micro_batch(layer.modules(), seed=9, first_clip=first)
+            parts.append(layer(x[:size]))
+            first += size
+        assert torch.equal(torch.cat(parts), whole)
+    assert len(torch.unique(whole.flatten(1)[:, :500], dim=0)) == 6
+    assert abs(float((layer(torch.ones(200, 7000, device=CUDA)) == 0).float().mean()) - 0.4) < 0.01
+    assert ELEMENTS_PER_DRAW["cuda"] > 1
+
+
+def test_buffers_are_not_overwritten_while_their_copies_are_in_flight(tmp_path):
+    path = synthetic.make_file(tmp_path / "clips.h5", 8, 64, {"logmel": (98, 128)}, unlabelled=0.0)
+    dataset = ClipDataset(path, "logmel", normalization=(0.3, 1.7))
+    loader = Loader(dataset, 32, DataConfig(), device=CUDA, training=True)
+    order, found = loader.order(0), []
+    for batch_read in loader.epoch(0):
+        torch.cuda._sleep(20_000_000)  # the GPU falls behind by 10 ms a batch
+        found.append((batch_read.features * 1.0, batch_read.rows))
+    for number, (features, rows) in enumerate(found):
+        items = order[number * 32 : (number + 1) * 32]
+        assert np.array_equal(rows, dataset.rows[items])
+        np.testing.assert_allclose(features.cpu().numpy(), dataset.fetch(items)[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cnn-small", "ast"])
+@pytest.mark.parametrize("amp", [False, True])
+def test_a_run_trains_resumes_and_is_evaluated(tmp_path, monkeypatch, name, amp):
+    path = synthetic.make_file(tmp_path / "clips.h5", 16, 20, {"logmel": (98, 128)}, unlabelled=0.0)
+    config = TrainConfig(
+        model=ModelConfig(model=name, hidden_size=48, num_layers=2, num_heads=2) if name == "ast" else ModelConfig(),
+        optimization=OptimizationConfig(epochs=3, amp=amp, batch_size=32),
+    )
+    whole = egoaudio.train(path, tmp_path / "whole", config)
+    step, count = Stepper.launch, [0]
+
+    def interrupted(self, *batch):
+        count[0] += 1
+        if count[0] == 9:
+            raise KeyboardInterrupt
+        return step(self, *batch)
+
+    monkeypatch.setattr(Stepper, "launch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        egoaudio.train(path, tmp_path / "resumed", config)
+    resumed = egoaudio.train(path, tmp_path / "resumed", config)
+    losses = whole.history["train_loss"].to_numpy()
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
+    # Sums on a GPU are in no fixed order: two runs differ by 1e-4 after an epoch, and by more later.
+    np.testing.assert_allclose(resumed.history["train_loss"], losses, rtol=0.05)
+    on_gpu = egoaudio.evaluate(whole.best, path)
+    on_cpu = egoaudio.evaluate(whole.best, path, device="cpu")
+    assert on_gpu.scores["map"].value == pytest.approx(on_cpu.scores["map"].value, rel=0.02)
+
+
+def without_graphs(stepper):
+    """Launch each kernel by itself."""
+    stepper._captures._off = True
+    return stepper
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["ast", "cnn", "cnn-small"])
+def test_a_captured_pass_trains_as_launched_kernels_do(name, precision):
+    found, sizes = {}, [64, 64, 64, 64, 64, 40, 64, 64]
+    for way in ("captured", "launched"):
+        stepper = make_stepper(name, precision, patchout=0.5)
+        if way == "launched":
+            without_graphs(stepper)
+        found[way] = [stepper.step(*batch(seed, size)) for seed, size in enumerate(sizes)]
+        assert (stepper._captures._captured is not None) == (way == "captured")
+    assert found["captured"] == pytest.approx(found["launched"], rel=2e-3 if precision == "bfloat16" else 1e-3)
+    assert len(set(found["captured"])) == len(sizes)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights_alone_on_the_gpu():
+    stepper = make_stepper("cnn")
+    for seed in range(5):
+        stepper.step(*batch(seed))
+    assert stepper._captures._captured is not None
+    before = [parameter.clone() for parameter in stepper.model.parameters()]
+    features, labels = batch()
+    features[3] = float("nan")
+    assert np.isnan(stepper.step(features, labels))
+    assert all(torch.equal(now, then) for now, then in zip(stepper.model.parameters(), before, strict=True))
+    assert np.isfinite(stepper.step(*batch(7)))
+    assert not torch.equal(next(stepper.model.parameters()), before[0])
+
+
+def test_a_pass_that_cannot_be_captured_is_launched_kernel_by_kernel():
+    class Waits(torch.nn.Module):
+        activation_checkpointing = False
+
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(SHAPE[1], NUM_CLASSES)
+
+        def forward(self, x):
+            return self.linear(x.mean(dim=1)) * (1 + 0 * float(x.sum()))  # reads a number from the GPU
+
+    said, model = [], Waits().to(CUDA)
+    stepper = Stepper(
+        model, torch.optim.Adam(model.parameters(), 1e-2, fused=True), Loss("multi"), device=CUDA, log=said.append
+    )
+    found = [stepper.step(*batch(0)) for _ in range(8)]
+    assert sorted(found, reverse=True) == found and len(set(found)) == 8
+    assert len(said) == 1 and "no CUDA graph" in said[0]

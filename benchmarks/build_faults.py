@@ -1,6 +1,6 @@
 """Faults of a build: killed, interrupted, without power, with decoders that crash, on disks that are full or vanish.
 
-Each function is ``count(sample, folder, num_faults)``, a row of the table in ``faults.py``, and returns ``(tried, survived, reasons)``.
+Each function is ``count(sample, folder, num_faults)``, a row of ``fault_table``, and returns a ``Tally``.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from trials import (
     each,
     require,
     require_nothing_left,
+    require_right,
     require_whole_partial,
     run,
     stamp_page,
@@ -79,7 +80,7 @@ def kill_builds(target, sample, folder, num_faults, seed=0):
 
 
 def interrupt_builds(number, sample, folder, num_faults, seed=0):
-    """Send SIGINT to the group, as Ctrl-C does, or SIGTERM to the parent: the build stops soon and says how to go on."""
+    """Send SIGINT to the group, as Ctrl-C does, or SIGTERM to the parent: it stops soon and says how to resume."""
 
     def trial(place, seed):
         with started(sample.command(place / "ego.h5"), place) as process:
@@ -105,7 +106,7 @@ def interrupt_builds(number, sample, folder, num_faults, seed=0):
 
 
 def kill_replacements(sample, folder, num_faults, seed=0):
-    """``kill -9`` a build with ``--force`` while the file it is to replace is read: that file stays as it is until the rename."""
+    """``kill -9`` a build with ``--force`` while the file it is to replace is read: that stays until the rename."""
     old = folder / "old.h5"
     require(run(sample.command(old, "--clip-seconds", "0.5"))[0] == 0, "the build of the old file fails")
 
@@ -121,18 +122,18 @@ def kill_replacements(sample, folder, num_faults, seed=0):
                 process.wait()
                 require_nothing_left(process.pid, place)
             unchanged = (place / "ego.h5").read_bytes() == old.read_bytes()
-            require(
+            require_right(
                 unchanged or content(place / "ego.h5") == sample.content,
                 "neither the old file nor the new one is there",
             )
             sample.finish(place, "--force")
-            require(np.array_equal(file["spectrogram"], before), "a reader of the old file sees other values")
+            require_right(np.array_equal(file["spectrogram"], before), "a reader of the old file sees other values")
 
     return each(trial, folder, range(seed, seed + num_faults))
 
 
 def kill_merges(sample, folder, num_faults, seed=0):
-    """``kill -9`` a build that takes its shards in and removes each: whatever moment it is, no video is lost between the two."""
+    """``kill -9`` a build that takes its shards in and removes each: at no moment is a video lost between the two."""
     for number in range(3):
         status, errors = run(sample.command(folder / "ego.h5", "--shard", f"{number}/3"))
         require(status == 0, f"a shard is not built: {errors}")
@@ -159,16 +160,16 @@ def kill_merges(sample, folder, num_faults, seed=0):
             require_nothing_left(process.pid, place)
         for shard in place.glob("ego.h5.shard-*"):
             with reader.open(shard) as file:
-                require(integrity.verify(file) == [], f"{shard.name} was changed")
+                require_right(integrity.verify(file) == [], f"{shard.name} was changed")
         sample.finish(place, "--remove-shards")
 
     return each(trial, folder, range(seed, seed + num_faults))
 
 
 def build_twice_at_once(sample, folder, num_faults, seed=0):
-    """Start two builds of one output, the second by itself, through a link of the folder, or in a network of its own (a container).
+    """Start two builds of one output, the second as it is, through a link of the folder, or in a network of its own.
 
-    One makes it, the other says who holds it, or finds it made.
+    (As a container has.) One makes it, the other says who holds it, or finds it made.
     """
 
     def trial(place, seed):
@@ -205,7 +206,7 @@ def build_twice_at_once(sample, folder, num_faults, seed=0):
 
 
 def replace_videos(sample, folder, num_faults, seed=0):
-    """Stop a build, put another video of the same size and time in one's place: told; with the video back, finished to the same bytes."""
+    """Stop a build and put another video of the same size and time in one's place: told; with it back, finished."""
 
     def trial(place, seed):
         generator = random.Random(seed)
@@ -232,14 +233,14 @@ def replace_videos(sample, folder, num_faults, seed=0):
         victim.write_bytes(other)
         os.utime(victim, ns=(info.st_atime_ns, info.st_mtime_ns))
         status, said = run(command)
-        require(
+        require_right(
             status == 2 and "replaced by others of the same size: 1, such as" in said and "Traceback" not in said,
             f"status {status}: {said}",
         )
         victim.write_bytes(raw)
         status, said = run(command)
         require(status == 0, f"with the video back it is not finished: {said}")
-        require(content(place / "ego.h5") == sample.content, "it is not finished to the same bytes")
+        require_right(content(place / "ego.h5") == sample.content, "it is not finished to the same bytes")
 
     return each(trial, folder, range(seed, seed + num_faults))
 
@@ -299,22 +300,25 @@ def kill_decoders(sample, folder, num_faults, seed=0):
         words = "timed out: no progress for 5 s" if way is None else f"the decoding process crashed ({way.name}"
         require(dict(report.failures)[victim].startswith(words), f"its reason: {dict(report.failures)[victim]}")
         with reader.open(place / "ego.h5") as file, reader.open(sample.whole) as whole:
-            require(integrity.verify(file) == [], f"the file is damaged: {integrity.verify(file)[:3]}")
+            require_right(integrity.verify(file) == [], f"the file is damaged: {integrity.verify(file)[:3]}")
             lost = file.video_table["status"] != whole.video_table["status"]
-            require(
+            require_right(
                 np.flatnonzero(lost).tolist() == [numbers[seed % len(ids)]],
                 f"videos {np.flatnonzero(lost).tolist()} are lost",
             )
             require(file.video_table["status"][lost] == Status.CRASHED, "its status")
             kept = (file.clip_table["status"] != Status.CRASHED) & (whole.clip_table["status"] == Status.OK)
             for name in file.features:
-                require(np.array_equal(file[name][kept], whole[name][kept]), "another video is harmed")
+                require_right(np.array_equal(file[name][kept], whole[name][kept]), "another video is harmed")
 
     return each(trial, folder, range(seed, seed + num_faults))
 
 
 def fill_disks(sample, folder, num_faults, seed=0):
-    """Build on a disk that is too small (told before; where nothing can be reserved, in the middle), read-only, or limited; then give it room."""
+    """Build on a disk that is too small, read-only, or limited; then give it room.
+
+    Too small is told before, and in the middle where nothing can be reserved.
+    """
     size = sample.whole.stat().st_size
 
     def trial(place, seed):
@@ -338,7 +342,7 @@ def fill_disks(sample, folder, num_faults, seed=0):
             require(kind == "unreserved" or not os.listdir(disk), f"{kind}: it leaves {os.listdir(disk)}")
             if mounted:
                 _remount(disk, f"rw,size={3 * size}")
-            # Not before there is room: to map a hole that could not be reserved, a tmpfs, unlike a disk, needs space (else SIGBUS).
+            # Not before there is room: unlike a disk, a tmpfs needs space to map a hole that could not be reserved.
             require_whole_partial(sample, disk / "ego.h5.partial")
             sample.finish(disk)
 

@@ -1,6 +1,6 @@
 """Faults of a prediction: killed, interrupted, on a disk that is full, with media that are broken.
 
-Each function is ``count(sample, folder, num_faults)``, a row of the table in ``faults.py``, and returns ``(tried, survived, reasons)``.
+Each function is ``count(sample, folder, num_faults)``, a row of ``fault_table``, and returns a ``Tally``.
 """
 
 import contextlib
@@ -18,10 +18,12 @@ from trials import (
     HANG_SECONDS,
     NOT_TRIED,
     Lost,
+    Tally,
     each,
     measured,
     require,
     require_nothing_left,
+    require_right,
     run,
     started,
     tiny_disk,
@@ -69,7 +71,7 @@ class Heard:
         found = contents(output)
         require(found.keys() == self.contents.keys(), f"other files: {sorted(found.keys() ^ self.contents.keys())}")
         other = [name for name in found if found[name] != self.contents[name]]
-        require(not other, f"other bytes: {other}")
+        require_right(not other, f"other bytes: {other}")
 
 
 def contents(folder):
@@ -156,7 +158,7 @@ def fill_disks(sample, folder, num_faults, seed=0):
 
 
 def break_media(sample, folder, num_faults, seed=0):
-    """Hear mutated media and good ones beside them, in bounded memory: each broken one is told, the good ones have their scores."""
+    """Hear mutated media beside good ones: broken ones are told, good ones have their scores, memory is bounded."""
     import mutations  # of the tests, as ``trials`` made possible
 
     heard, media = Heard(sample, folder), folder / "media"
@@ -167,16 +169,18 @@ def break_media(sample, folder, num_faults, seed=0):
         (media / f"seed_{number}{source.suffix}").write_bytes(mutations.mutate(source.read_bytes(), number))
     status, said, megabytes = measured(heard.command(folder / "out", media), HANG_SECONDS + num_faults)
     if status != 0:
-        return num_faults, 0, [f"seeds {seed} to {seed + num_faults - 1}: it ends with status {status}: {said}"]
-    reasons = [f"a process took {megabytes} MB"] if megabytes > MEGABYTES else []
+        reason = f"one of the seeds {seed} to {seed + num_faults - 1}: it ends with status {status}: {said}"
+        return Tally(num_faults, (reason,) * num_faults)
+    wrong = []
     with ScoresFile(folder / "out" / "scores.h5") as file, ScoresFile(folder / "whole" / "scores.h5") as expected:
         numbers = {os.path.basename(row["file"].decode()): number for number, row in enumerate(file.video_table)}
         for number, row in enumerate(expected.video_table):
             name = os.path.basename(row["file"].decode())
             mine, theirs = file.scores[file.rows_of(numbers[name])], expected.scores[expected.rows_of(number)]
             if not np.array_equal(mine, theirs, equal_nan=True):
-                reasons.append(f"{name}: other scores than without broken media beside it")
+                wrong.append(f"{name}: other scores than without broken media beside it")
         for row in file.video_table:
             if row["status"] == Status.PLANNED or (row["status"] != Status.OK and not row["error"]):
-                reasons.append(f"{row['file'].decode()}: status {row['status']} without a reason")
-    return num_faults, num_faults - len(reasons), reasons
+                wrong.append(f"{row['file'].decode()}: status {row['status']} without a reason")
+    lost = (f"a process took {megabytes} MB",) if megabytes > MEGABYTES else ()
+    return Tally(num_faults, lost, tuple(wrong))

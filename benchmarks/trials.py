@@ -1,9 +1,9 @@
-"""What the fault harness tries faults with: a sample to build, commands in sessions of their own, and what must hold afterwards.
+"""What faults are tried with: a sample to build, commands in sessions of their own, what must hold afterwards.
 
-A trial is a function ``trial(place, seed)`` that works in a folder of its own and raises ``Lost`` for what a fault has cost; ``each``
-calls it seed by seed and returns ``(tried, survived, reasons)``, each reason with the seed that repeats it. A trial whose fault came
-too late to hit anything, or is not allowed here, returns ``NOT_TRIED`` and is not counted. ``in_children`` is for trials that need no
-folder.
+A trial is a function ``trial(place, seed)`` that works in a folder of its own and raises ``Lost`` for what a fault has
+cost, ``Wrong`` where that is data; ``each`` calls it seed by seed and returns a ``Tally``, each reason with the seed
+that repeats it. A trial whose fault came too late to hit anything, or is not allowed here, returns ``NOT_TRIED`` and is
+not counted. ``in_children`` is for trials that need no folder.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -79,10 +80,10 @@ class Sample:
         ]
 
     def finish(self, place, *more):
-        """Build ``place/ego.h5`` with no fault any more; require the bytes of the whole file and nothing beside them."""
+        """Build ``place/ego.h5`` with no fault any more; require the bytes of the whole file, and no other file."""
         status, errors = run(self.command(place / "ego.h5", *more))
         require(status == 0, f"the same command does not finish it: {errors}")
-        require(content(place / "ego.h5") == self.content, "it is not finished to the same bytes")
+        require_right(content(place / "ego.h5") == self.content, "it is not finished to the same bytes")
         require(
             [path.name for path in place.iterdir()] == ["ego.h5"],
             f"files are left: {sorted(path.name for path in place.iterdir())}",
@@ -93,26 +94,53 @@ class Lost(Exception):
     """What was lost, in words."""
 
 
+class Wrong(Lost):
+    """Other data than the right ones, or no word where something is missing."""
+
+
 def require(condition, words):
     if not condition:
         raise Lost(words)
 
 
+def require_right(condition, words):
+    if not condition:
+        raise Wrong(words)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What has become of the faults of a kind."""
+
+    tried: int
+    lost: tuple[str, ...] = ()
+    """Why, of each that was lost: it crashed, hung, did not resume, or left something behind."""
+    wrong: tuple[str, ...] = ()
+    """Why, of each that was lost because data are wrong, or because nobody was told."""
+
+    @property
+    def reasons(self):
+        return [*self.lost, *self.wrong]
+
+    @property
+    def survived(self):
+        return self.tried - len(self.reasons)
+
+
 def each(trial, folder, seeds):
-    """Call ``trial(place, seed)`` in a folder of its own for each seed; return ``(tried, survived, reasons)``."""
-    reasons, num_skipped = [], 0
+    """Call ``trial(place, seed)`` in a folder of its own for each seed; return a ``Tally``."""
+    lost, wrong, num_skipped = [], [], 0
     for seed in seeds:
         place = folder / f"trial{seed}"
         place.mkdir()
         try:
             num_skipped += trial(place, seed) == NOT_TRIED
         except Lost as error:
-            reasons.append(f"seed {seed}: {error}")
+            (wrong if isinstance(error, Wrong) else lost).append(f"seed {seed}: {error}")
         except Exception:
-            reasons.append(f"seed {seed}: {traceback.format_exc(limit=-3)}")
+            lost.append(f"seed {seed}: {traceback.format_exc(limit=-3)}")
         shutil.rmtree(place, ignore_errors=True)
-    tried = len(seeds) - num_skipped
-    return tried, tried - len(reasons), reasons
+    return Tally(len(seeds) - num_skipped, tuple(lost), tuple(wrong))
 
 
 def content(path):
@@ -135,7 +163,7 @@ def stamp_page(path):
 
 
 def run(command, **options):
-    """Run a command to its end; return its status and what it said, at most 2,000 characters. One that hangs has status None."""
+    """Run a command; return its status, None if it hangs, and what it said, at most 2,000 characters."""
     with tempfile.TemporaryFile("w+") as said:
         try:
             done = subprocess.run(
@@ -184,7 +212,7 @@ def workers_of(pid):
 
 
 def require_nothing_left(pid, place):
-    """Require that a session has no processes any more, and left nothing in shared memory or among the temporary files."""
+    """Require that a session has no processes any more, and left nothing in shared memory or as temporary files."""
     deadline = time.monotonic() + 10
     while (left := [*_processes(pid), *_shared_memory(pid)]) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -217,14 +245,14 @@ def require_whole_partial(sample, path):
         warnings.simplefilter("ignore")
         with reader.open(path) as file, reader.open(sample.whole) as whole:
             problems = integrity.verify(file)
-            require(not problems, f"the unfinished file is damaged: {problems[:3]}")
+            require_right(not problems, f"the unfinished file is damaged: {problems[:3]}")
             done = file.video_table["status"] != Status.PLANNED
-            require(
+            require_right(
                 (file.video_table[done] == whole.video_table[done]).all(),
                 "a video that is done differs from that of a build without faults",
             )
             for name in file.features:
-                require(
+                require_right(
                     (file.checksums(name)[done] == whole.checksums(name)[done]).all(),
                     "rows of a done video differ from a build without faults",
                 )
@@ -273,11 +301,12 @@ def measured(command, seconds):
 
 
 def in_children(trial, seeds, seconds=10, megabytes=100):
-    """Call ``trial(seed)`` for each seed in a child process; return ``(tried, survived, reasons)``.
+    """Call ``trial(seed)`` for each seed in a child process; return a ``Tally``.
 
-    Lost are: an exception, a child that crashes, no answer within ``seconds``, and a peak that grows by more than ``megabytes``.
+    Lost are: an exception, a child that crashes, no answer within ``seconds``, and a peak that grows by more than
+    ``megabytes``; an exception that is ``Wrong`` or an assertion tells of wrong data.
     """
-    context, reasons, left = multiprocessing.get_context("fork"), [], list(seeds)
+    context, lost, wrong, left = multiprocessing.get_context("fork"), [], [], list(seeds)
 
     def work(sender):
         with contextlib.suppress(OSError):  # where it is not allowed, growth below the parent's size stays unseen
@@ -287,9 +316,9 @@ def in_children(trial, seeds, seconds=10, megabytes=100):
             try:
                 trial(seed)
                 before, peak = peak, _peak_megabytes()
-                sender.send(f"took {peak - before} MB" if peak - before > megabytes else "")
-            except Exception:
-                sender.send(traceback.format_exc(limit=-3))
+                sender.send((False, f"took {peak - before} MB") if peak - before > megabytes else None)
+            except Exception as error:
+                sender.send((isinstance(error, (Wrong, AssertionError)), traceback.format_exc(limit=-3)))
 
     while left:
         receiver, sender = context.Pipe(duplex=False)
@@ -300,16 +329,15 @@ def in_children(trial, seeds, seconds=10, megabytes=100):
             while left and receiver.poll(seconds):
                 reason = receiver.recv()
                 seed = left.pop(0)
-                if reason:
-                    reasons.append(f"seed {seed}: {reason}")
+                if reason is not None:
+                    (wrong if reason[0] else lost).append(f"seed {seed}: {reason[1]}")
         if left:
             child.kill()
             child.join()
-            reasons.append(
-                f"seed {left.pop(0)}: the process crashed, or gave no answer in {seconds} s (exit status {child.exitcode})"
-            )
+            how = f"the process crashed, or gave no answer in {seconds} s (exit status {child.exitcode})"
+            lost.append(f"seed {left.pop(0)}: {how}")
         child.join()
-    return len(seeds), len(seeds) - len(reasons), reasons
+    return Tally(len(seeds), tuple(lost), tuple(wrong))
 
 
 def _peak_megabytes():
@@ -319,9 +347,12 @@ def _peak_megabytes():
 
 
 def room_tests(tests, faults_a_test, sample, folder, num_faults):
-    """Count tests of the suite, each of which holds ``faults_a_test`` faults, in a pytest of their own; skipped ones are not counted."""
+    """Count tests of the suite in a pytest of their own, ``faults_a_test`` faults each; skipped ones are not counted.
+
+    A test that fails by an assertion tells of wrong data, one that fails otherwise of a crash.
+    """
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={folder / 'junit.xml'}"]
-    # Ctrl-C is ignored in what a script starts with &, and children inherit that: tests of it would fail for no fault of ours.
+    # Ctrl-C is ignored in what a script starts with &, and children inherit that: tests of it would fail for no fault.
     hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     done = subprocess.run(
         [*command, *(str(ROOT / "tests" / test) for test in tests)],
@@ -333,6 +364,11 @@ def room_tests(tests, faults_a_test, sample, folder, num_faults):
     if done.returncode not in (0, 1):
         raise RuntimeError(f"pytest could not run {tests}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     cases = [case for case in ElementTree.parse(folder / "junit.xml").iter("testcase") if case.find("skipped") is None]
-    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    reasons = [f"{case.get('classname')}::{case.get('name')}: {case[0].get('message', '')[:500]}" for case in failed]
-    return len(cases) * faults_a_test, (len(cases) - len(failed)) * faults_a_test, reasons
+    lost, wrong = [], []
+    for case in cases:
+        for problem in (*case.findall("failure"), *case.findall("error")):
+            said = problem.get("message", "")
+            asserted = problem.tag == "failure" and said.startswith(("AssertionError", "assert ", "Failed: "))
+            (wrong if asserted else lost).append(f"{case.get('classname')}::{case.get('name')}: {said[:500]}")
+            break
+    return Tally(len(cases) * faults_a_test, tuple(lost) * faults_a_test, tuple(wrong) * faults_a_test)

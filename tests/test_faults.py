@@ -24,8 +24,8 @@ def sample(tmp_path_factory):
 @pytest.mark.parametrize("fault", [fault for fault in faults.FAULTS if fault.fast], ids=lambda fault: fault.words)
 def test_nothing_is_lost(sample, tmp_path, monkeypatch, fault):
     monkeypatch.setattr(build_faults, "STOP_SECONDS", trials.HANG_SECONDS)  # how soon is for an idle machine to say
-    tried, survived, reasons = fault.count(sample, tmp_path, fault.fast)
-    assert (reasons, survived) == ([], tried)
+    tally = fault.count(sample, tmp_path, fault.fast)
+    assert (tally.reasons, tally.survived) == ([], tally.tried)
 
 
 def test_every_test_that_a_row_counts_is_there():
@@ -48,6 +48,11 @@ def _raise(seed):
         raise ValueError("a defect")
 
 
+def _be_wrong(seed):
+    if seed == 3:
+        trials.require_right([1] == [2], "another value")
+
+
 def _crash(seed):
     if seed == 3:
         faulthandler.disable()
@@ -65,17 +70,72 @@ def _swell(seed):
 
 
 @pytest.mark.parametrize(
-    ("trial", "words"),
+    ("trial", "words", "is_wrong"),
     [
-        (_raise, "ValueError: a defect"),
-        (_crash, "exit status -11"),
-        (_hang, "no answer in 1 s"),
-        (_swell, "took [456][0-9] MB"),
+        (_raise, "ValueError: a defect", False),
+        (_be_wrong, "Wrong: another value", True),
+        (_crash, "exit status -11", False),
+        (_hang, "no answer in 1 s", False),
+        (_swell, "took [456][0-9] MB", False),
     ],
 )
-def test_a_trial_in_a_child_that_raises_crashes_hangs_or_swells_is_lost_with_its_seed(trial, words):
-    tried, survived, reasons = trials.in_children(trial, range(6), seconds=1, megabytes=40)
-    assert (tried, survived, len(reasons)) == (6, 5, 1)
-    assert reasons[0].startswith("seed 3: ")
-    assert re.search(words, reasons[0])
-    assert trials.in_children(_survive, range(6)) == (6, 6, [])
+def test_a_trial_in_a_child_that_raises_is_wrong_crashes_hangs_or_swells_is_lost_with_its_seed(trial, words, is_wrong):
+    tally = trials.in_children(trial, range(6), seconds=1, megabytes=40)
+    assert (tally.tried, tally.survived, len(tally.reasons), len(tally.wrong)) == (6, 5, 1, is_wrong)
+    assert tally.reasons[0].startswith("seed 3: ")
+    assert re.search(words, tally.reasons[0])
+    assert trials.in_children(_survive, range(6)) == trials.Tally(6)
+
+
+def test_a_trial_in_a_folder_is_not_tried_lost_or_wrong(tmp_path):
+    def trial(place, seed):
+        assert place.is_dir()
+        trials.require(seed != 1, "it hangs")
+        trials.require_right(seed != 2, "other bytes")
+        return trials.NOT_TRIED if seed == 3 else None
+
+    tally = trials.each(trial, tmp_path, range(5))
+    assert tally == trials.Tally(4, ("seed 1: it hangs",), ("seed 2: other bytes",))
+    assert tally.survived == 2 and not list(tmp_path.iterdir())
+
+
+def test_tests_that_fail_are_wrong_or_lost_as_often_as_they_hold_faults(tmp_path):
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "def test_good(): pass\n"
+        "def test_wrong(): assert 1 == 2\n"
+        "def test_silent():\n    with pytest.raises(ValueError): pass\n"
+        "def test_crash(): {}[1]\n"
+        "@pytest.mark.skip\ndef test_skipped(): pass\n"
+    )
+    tally = trials.room_tests([str(tmp_path / "test_it.py")], 10, None, tmp_path, None)
+    assert (tally.tried, tally.survived, len(tally.lost), len(tally.wrong)) == (40, 10, 10, 20)
+    assert "KeyError" in tally.lost[0] and "assert 1 == 2" in tally.wrong[0]
+
+
+def test_the_pages_hold_the_table_of_the_run_beside_them(capsys):
+    results = trials.ROOT / "benchmarks/results/faults.json"
+    assert faults.main(["--tables", str(results)]) == 0
+    table = capsys.readouterr().out
+    assert table in (trials.ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+    _, rows, _ = faults.read([results])
+    tried, lost = sum(row[1] for row in rows), sum(row[3] for row in rows)
+    assert f"| {tried:,} tried | {lost} lost |" in (trials.ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_runs_of_a_part_of_the_rows_make_one_table(tmp_path, capsys):
+    paths = [str(tmp_path / f"{number}.json") for number in range(2)]
+    only = ["CSVs mutated", "media: muted"]
+    for path, words in zip(paths, only, strict=True):
+        assert faults.main(["--only", words, "--output", path]) == 0
+    capsys.readouterr()
+    assert faults.main(["--tables", *paths]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[1:] for line in lines[2:]] == [
+        ["60", "60", "0", "0 |"], ["3", "3", "0", "0 |"], ["63", "63", "0", "0 |"]
+    ]  # fmt: skip
+
+
+def test_a_full_run_tries_1800_faults_and_more():
+    """Without those of tests that the suite counts; trials that come too late are not counted either."""
+    assert sum(fault.full for fault in faults.FAULTS if fault.full is not None) > 1700

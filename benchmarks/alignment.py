@@ -1,13 +1,15 @@
-"""Where sound lands, against ffmpeg: containers and codecs, each as made, late, with a pause, with a start that is not 0, and with a clock that wanders.
+"""Where sound lands, against ffmpeg: containers and codecs, as made, late, with pauses, other starts, wandering clocks.
 
-The files are made with the ``ffmpeg`` program, and decoded by it and by us. Its own time line is
-``-af aresample=async=1:first_pts=0`` over all tracks, from which it subtracts the container's start. Windows of a second of noise
-are compared: where they match best says by how much ours is later. More than 1 ms needs a reason, which stands in the table.
+The files are made with the ``ffmpeg`` program, and decoded by it and by us. Its own time line is ``-af
+aresample=async=1:first_pts=0`` over all tracks, from which it subtracts the container's start. Windows of a second of
+noise are compared: where they match best says by how much ours is later. More than 1 ms needs a reason, which stands in
+the table.
 
     python benchmarks/alignment.py [--tiny] [--output benchmarks/results/alignment.json]
     python benchmarks/alignment.py --tables benchmarks/results/alignment.json
 
-Prints Markdown tables: delays by container and codec, conditions, reasons, and every difference. Exit status 1 where one has no reason.
+Prints Markdown tables: delays by container and codec, conditions, reasons, and every difference. Exit status 1 where
+one has no reason.
 """
 
 import argparse
@@ -40,8 +42,8 @@ PAIRS = [
     *[("mp4", codec, True) for codec in ("aac", "ac3", "eac3", "libmp3lame", "mp2", "libopus", "flac", "alac")],
     *[("mov", codec, True) for codec in ("aac", "pcm_s16le", "pcm_s24le", "alac", "adpcm_ima_qt", "libmp3lame", "ac3")],
     ("m4a", "aac", False), ("m4a", "alac", False), ("m4b", "aac", False), ("3gp", "aac", True),
-    *[("mkv", codec, True) for codec in ("aac", "ac3", "eac3", "dca", "libopus", "libvorbis", "flac", "libmp3lame", "mp2", "pcm_s16le")],
-    *[("mkv", codec, True) for codec in ("alac", "wavpack", "tta")],
+    *[("mkv", codec, True) for codec in ("aac", "ac3", "eac3", "dca", "libopus", "libvorbis", "flac", "libmp3lame")],
+    *[("mkv", codec, True) for codec in ("mp2", "pcm_s16le", "alac", "wavpack", "tta")],
     ("webm", "libopus", True), ("webm", "libvorbis", True), ("mka", "libopus", False), ("weba", "libopus", False),
     *[("avi", codec, True) for codec in ("pcm_s16le", "libmp3lame", "mp2", "ac3")],
     *[("ts", codec, True) for codec in ("aac", "mp2", "libmp3lame", "ac3", "eac3", "libopus", "dca")],
@@ -49,8 +51,9 @@ PAIRS = [
     ("wmv", "wmav2", True), ("wma", "wmav1", False), ("nut", "pcm_s16le", True), ("mxf", "pcm_s16le", True),
     ("ogg", "libvorbis", False), ("opus", "libopus", False), ("oga", "flac", False), ("spx", "libspeex", False),
     *[("wav", codec, False) for codec in ("pcm_s16le", "pcm_u8", "pcm_f32le", "pcm_mulaw", "adpcm_ms")],
-    ("w64", "pcm_s16le", False), ("aiff", "pcm_s16be", False), ("aifc", "pcm_s16be", False), ("au", "pcm_mulaw", False), ("caf", "pcm_s16le", False),
-    ("flac", "flac", False), ("mp3", "libmp3lame", False), ("mp2", "mp2", False), ("aac", "aac", False), ("ac3", "ac3", False), ("eac3", "eac3", False),
+    ("w64", "pcm_s16le", False), ("aiff", "pcm_s16be", False), ("aifc", "pcm_s16be", False), ("au", "pcm_mulaw", False),
+    ("caf", "pcm_s16le", False), ("flac", "flac", False), ("mp3", "libmp3lame", False), ("mp2", "mp2", False),
+    ("aac", "aac", False), ("ac3", "ac3", False), ("eac3", "eac3", False),
     ("dts", "dca", False), ("wv", "wavpack", False), ("tta", "tta", False),
 ]  # fmt: skip
 _FORMATS = {
@@ -97,7 +100,7 @@ class Comparison:
     codec: str
     condition: str
     difference_ms: float
-    """How much later ours is than ffmpeg's, the largest over all windows; NaN where one of the two has no such sound."""
+    """How much later ours is than ffmpeg's, the largest over all windows; NaN where one of the two lacks that sound."""
     ours_ms: float
     """How much later ours is than what was put in, the median over all windows."""
     ffmpeg_ms: float
@@ -142,10 +145,12 @@ def make(folder, container, codec, picture, condition):
     options = ["-f", _FORMATS[container]] if container in _FORMATS else []
     if condition.startswith("start"):
         options = ["-output_ts_offset", condition.split()[1], *options]
+    width = condition.split()[1] if condition.startswith("wander") else 0
     edit = {
-        "pause": f"TS+gt(TS*TB,4)*{_PAUSE_SECONDS}/TB", "two pauses": f"TS+(gt(TS*TB,3)+gt(TS*TB,6))*{2 * _PAUSE_SECONDS}/TB",
-        "wander": f"if(N,max(PREV_OUTDTS+1,TS+floor(random(0)*{condition.split()[1] if condition.startswith('wander') else 0}/1000/TB)),TS)",
-    }.get(condition if "pause" in condition else condition.split()[0])  # fmt: skip
+        "pause": f"TS+gt(TS*TB,4)*{_PAUSE_SECONDS}/TB",
+        "two pauses": f"TS+(gt(TS*TB,3)+gt(TS*TB,6))*{2 * _PAUSE_SECONDS}/TB",
+        "wander": f"if(N,max(PREV_OUTDTS+1,TS+floor(random(0)*{width}/1000/TB)),TS)",
+    }.get(condition if "pause" in condition else condition.split()[0])
     try:
         if edit is None:
             ffmpeg(*inputs, *maps, *sound, *options, path)
@@ -161,7 +166,7 @@ def make(folder, container, codec, picture, condition):
 
 
 def by_ffmpeg(path):
-    """Return the samples of a file as ffmpeg puts them; all tracks are read, so that the container's start is that of all."""
+    """Return the samples of a file as ffmpeg puts them; all tracks are read, as the start is the earliest of them."""
     chain = ["-map", "0:a:0", "-af", "aresample=async=1:first_pts=0", "-ac", 1, "-ar", RATE, "-f", "f32le", "pipe:1"]
     out = ffmpeg(
         "-analyzeduration", "100M", "-probesize", "100M", "-i", path, *chain, "-map", "0:v?", "-f", "null", "-"
@@ -175,7 +180,7 @@ def by_us(path, **settings):
 
 
 def lags(samples, reference):
-    """Return, for each second of ``reference`` in which there is sound, by how many ms it comes later in ``samples``; NaN where it does not."""
+    """Return by how many ms each sounding second of ``reference`` comes later in ``samples``; NaN where it does not."""
     found = []
     samples = np.pad(samples, _REACH)  # the last window may reach a little beyond the end
     for start in range(0, len(reference) - RATE + 1, RATE):
@@ -187,7 +192,7 @@ def lags(samples, reference):
 
 
 def _lag(around, window, expected):
-    """Return by how many samples, with fractions, ``window`` lies later in ``around`` than ``expected``; NaN where it is not there."""
+    """Return by how many samples ``window`` lies later in ``around`` than ``expected``; NaN where it is not there."""
     if len(around) < len(window):
         return np.nan
     size = 1 << (len(around) + len(window)).bit_length()
@@ -259,13 +264,22 @@ def _reason(result, errors, container, condition):
             and np.all(np.isfinite(errors))
             and abs(_median(errors)) < width + 30
         ):
-            return "ffmpeg follows the arrival times, by cuts, silence and stretching; ours is whole, in the middle of them"
+            return (
+                "ffmpeg follows the arrival times, by cuts, silence and stretching; "
+                "ours is whole, in the middle of them"
+            )
         if result.codec == "tta" and np.all(np.abs(errors) < width):
-            return "ten packets of a second each: too few to tell a wandering clock from gaps; none is off by more than it wanders"
+            return (
+                "ten packets of a second each: too few to tell a wandering clock from gaps; "
+                "none is off by more than it wanders"
+            )
     if result.codec == "libopus" and -7.5 < result.difference_ms < -5.5:
         return "releases of ffmpeg before 8 count the encoder's delay, which is cut off, to the time before the picture"
     if container in ("ts", "mpg", "vob") and "pause" in condition and abs(result.ours_ms) < 30:
-        return "ffmpeg takes the pause for a new clock and closes it, though the picture goes on; ours is where it was put in"
+        return (
+            "ffmpeg takes the pause for a new clock and closes it, though the picture goes on; "
+            "ours is where it was put in"
+        )
     if abs(result.ours_ms) < LIMIT_MS < abs(result.ffmpeg_ms):
         return "ours is where it was put in"
     return "UNEXPLAINED"
@@ -277,14 +291,15 @@ def read(path):
 
 
 def page(results):
-    """Return what stands in ``benchmarks/README.md``: the delays, the conditions, and how often each reason was given."""
+    """Return what stands in ``benchmarks/README.md``: delays, conditions, and how often each reason was given."""
     return "\n\n".join([_delays(results), _conditions(results), _reasons(results)])
 
 
 def _delays(results):
     """Return a Markdown table of the files as made: how late their sound is."""
     lines = [
-        "| container | codec | late in ours, ms | in ffmpeg, ms | with --compensate-delay, ms | largest difference, ms |",
+        "| container | codec | late in ours, ms | in ffmpeg, ms | with --compensate-delay, ms "
+        "| largest difference, ms |",
         "|---|---|---|---|---|---|",
     ]
     for result in results:

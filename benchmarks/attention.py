@@ -1,4 +1,4 @@
-"""Steps of the Audio Spectrogram Transformer: transformers' own with eager attention, and ours; and one of ``ast-paper``.
+"""Steps of the Audio Spectrogram Transformer: transformers' with eager attention, ours, and one of ``ast-paper``.
 
 Random clips in memory, Adam, binary cross-entropy. What is measured of memory must be measured in a fresh process.
 """

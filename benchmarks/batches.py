@@ -1,15 +1,16 @@
-"""Random batches of the same clips: out of our file, and out of what a user would pick instead, each used as its documentation says for speed.
+"""Random batches of the same clips: out of our file, and out of what a user would pick instead.
 
-In: an egoaudio file and a folder. Out: for every rival a function that writes the clips as it wants them, and one that opens
-them and returns ``epoch``: each call goes once over all clips, in batches of 256, as float32 tensors ``(features, labels)``.
-No rival normalises, joins or changes anything, except the rows that say so.
+Each rival is used as its documentation says for speed. In: an egoaudio file and a folder. Out: for every rival a
+function that writes the clips as it wants them, and one that opens them and returns ``epoch``: each call goes once over
+all clips, in batches of 256, as float32 tensors ``(features, labels)``. No rival normalises, joins or changes anything,
+except the rows that say so.
 
-How random each order is: a permutation of all clips with h5py, datasets, ``numpy.take`` and ours. webdataset streams shard after
-shard and can only shuffle those and what its buffer of 1,000 clips holds. litdata puts chunks of 64 MB (500 clips) in a random
-order and their clips as well, so a batch comes out of one or two chunks.
+How random each order is: a permutation of all clips with h5py, datasets, ``numpy.take`` and ours. webdataset streams
+shard after shard and can only shuffle those and what its buffer of 1,000 clips holds. litdata puts chunks of 64 MB (500
+clips) in a random order and their clips as well, so a batch comes out of one or two chunks.
 
-What was tried and is not shown, being slower: with h5py a contiguous data set instead of a clip a chunk (the same within 5 %), with
-webdataset ``.npy`` instead of its own ``.ten``, with litdata its default ``batch_decode="auto"``.
+What was tried and is not shown, being slower: with h5py a contiguous data set instead of a clip a chunk (the same
+within 5 %), with webdataset ``.npy`` instead of its own ``.ten``, with litdata its default ``batch_decode="auto"``.
 """
 
 import multiprocessing

@@ -2,13 +2,15 @@
 
 Generates videos (30 s, 480p H.264, AAC 44.1 kHz stereo) and measures, with nothing else running for choice:
 
-- on one core, from MP4s to rows on disk, in this process, without its start: our build with denoising, spectrogram and MFCC; the
-  notebook's way (moviepy, WAV, librosa, noisereduce); our ``logmel`` without denoising against lhotse's fbank; decoding alone;
-- whole builds in fresh processes with 1, 2 and all workers, and with 2 on 6, 12 and 24 times as many videos, where starting counts little;
+- on one core, from MP4s to rows on disk, in this process, without its start: our build with denoising, spectrogram and
+  MFCC; the notebook's way (moviepy, WAV, librosa, noisereduce); our ``logmel`` without denoising against lhotse's
+  fbank; decoding alone;
+- whole builds in fresh processes with 1, 2 and all workers, and with 2 on 6, 12 and 24 times as many videos, where
+  starting counts little;
 - the parent alone, on thousands of links to one video that no worker decodes.
 
-One core means processor time, in which ffmpeg's processes count, one BLAS thread for everybody, and a malloc that keeps what
-is freed, as in our workers. Whole builds are in wall time; the load of the machine goes into the JSON.
+One core means processor time, in which ffmpeg's processes count, one BLAS thread for everybody, and a malloc that keeps
+what is freed, as in our workers. Whole builds are in wall time; the load of the machine goes into the JSON.
 
     python benchmarks/build.py [--videos 40] [--repeats 5] [--tiny] [--output build.json]
 """
@@ -120,7 +122,7 @@ def measure_one_core(scratch, inputs, seconds, repeats):
 
 
 def measure_costs(scratch, inputs, short_inputs, seconds, short_seconds, repeats):
-    """Return what a worker spends on a clip, and on a video beside its clips, in processor seconds: two lengths on one line."""
+    """Return a worker's processor seconds for a clip, and for a video beside its clips: two lengths on one line."""
     totals = {}
     for which, config_inputs in (("long", inputs), ("short", short_inputs)):
         laid = one_core.lay_out(config_inputs, DENOISED, scratch / f"{which}.h5")
@@ -139,7 +141,7 @@ def measure_costs(scratch, inputs, short_inputs, seconds, short_seconds, repeats
 
 
 def measure_builds(scratch, inputs_of, num_videos, growth, repeats):
-    """Return ``{(num_videos, num_workers): [numbers of each build]}``, interleaved, and the bytes of the largest file."""
+    """Return ``{(num_videos, num_workers): [numbers of each build]}``, interleaved, and the largest file's bytes."""
     output, many = scratch / "out.h5", growth[-1]
     kinds = (
         [(num_videos, count) for count in (1, 2, len(os.sched_getaffinity(0)))]
@@ -156,7 +158,7 @@ def measure_builds(scratch, inputs_of, num_videos, growth, repeats):
 
 
 def measure_parent(scratch, source, num_videos):
-    """Return the parent's processor seconds and memory for one more video, from builds of as many links and twice as many."""
+    """Return the parent's processor seconds and memory for one more video, from some links and twice as many."""
     found = []
     for count in (num_videos, 2 * num_videos):
         inputs = repeat_videos(source, scratch / f"links{count}", count, lambda original, link: os.link(original, link))
@@ -256,7 +258,7 @@ def build_rows(builds, num_videos, growth, parent):
 
 
 def outlook(hours, seconds, num_workers, costs, parent, video_bytes, disk_speed):
-    """Return the row of so much video in pieces of ``seconds``: what each part would take, and which gives way first."""
+    """Return the row of that much video in pieces of ``seconds``: what each part would take, which gives way first."""
     videos = hours * 3600 / seconds
     days = {
         "workers": videos * (costs["probe"] + costs["video"] + seconds * costs["clip"]) / num_workers / 86400,

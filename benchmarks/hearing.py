@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Who hears? Every model on the development set of ``hearing_set.py``, beside the prior, logistic regression and an MLP.
+"""Who hears? Every model on the set of ``hearing_set.py``, beside the prior, logistic regression and an MLP.
 
 The set is made and built into FOLDER first, unless it is there (2.3 GB of packages, half an hour); training needs no
 network. A run that is finished in FOLDER/runs is not trained again: remove it to do so.

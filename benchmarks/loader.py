@@ -1,16 +1,17 @@
-"""Loading: random batches of 256 clips beside what a user would pick instead, how long a file takes to open, and what memory is held.
+"""Loading: random batches of 256 clips beside what users would pick instead, how long files take to open, and memory.
 
-Writes clips of the default spectrogram (32 x 1025 float32, 131 KB) once for every rival and measures, the page cache warm:
+Writes clips of the default spectrogram (32 x 1025 float32, 131 KB) once for every rival and measures, the page cache
+warm:
 
-- clips a second over whole epochs, as many as take half a second, rivals in turn, each in a process of its own: whether a batch of
-  34 MB is new memory, of which the kernel must make every page, depends on what else the process has allocated, and that alone is a
-  factor of three for h5py. Wall time, because a thread or workers read ahead; processor time beside it for those without workers,
-  which is what to compare when the machine is busy. The consumer does nothing with the batches. One BLAS and one torch thread for
-  everybody;
-- in fresh processes, from the opening of a file of 10^4, 10^5 and 10^6 clips to its first random batch, imports not counted.
-  Their features are holes of a sparse file, so that the first batch waits for no disk; their tables are real;
-- in the same processes as the speed, the memory after reading everything once: the process's own, and the mapped pages of files, which are page
-  cache that the kernel takes back when it needs it.
+- clips a second over whole epochs, as many as take half a second, rivals in turn, each in a process of its own: whether
+  a batch of 34 MB is new memory, of which the kernel must make every page, depends on what else the process has
+  allocated, and that alone is a factor of three for h5py. Wall time, because a thread or workers read ahead; processor
+  time beside it for those without workers, which is what to compare when the machine is busy. The consumer does nothing
+  with the batches. One BLAS and one torch thread for everybody;
+- in fresh processes, from the opening of a file of 10^4, 10^5 and 10^6 clips to its first random batch, imports not
+  counted. Their features are holes of a sparse file, so that the first batch waits for no disk; their tables are real;
+- in the same processes as the speed, the memory after reading everything once: the process's own, and the mapped pages
+  of files, which are page cache that the kernel takes back when it needs it.
 
 Before a rival is measured it is checked: every clip once, every value and label as in the file.
 
@@ -99,7 +100,7 @@ def start(name, path, scratch):
 
 
 def time_epoch(seconds):
-    """Return the wall and the processor seconds of an epoch in this process, the mean of as many as take ``seconds``."""
+    """Return the wall and processor seconds of an epoch in this process, the mean of as many as take ``seconds``."""
     cpu, wall, epochs = time.process_time(), time.perf_counter(), 0
     while not epochs or time.perf_counter() - wall < seconds:
         for _ in _opened[0]():
@@ -165,7 +166,7 @@ def make_sparse(path, num_clips, shape):
 
 
 def time_opening(path, seed):
-    """Return the seconds until the file is open, and from there to the first batch of a shuffled epoch; runs in a fresh process."""
+    """Return the seconds until the file is open, and from there to the first batch, in a process that must be fresh."""
     started = time.perf_counter()
     dataset = ClipDataset(path, batches.FEATURE)
     opened = time.perf_counter()
@@ -177,7 +178,7 @@ def time_opening(path, seed):
 
 
 def measure_opening(scratch, counts, shape, repeats):
-    """Return ``{number of clips: seconds of each run}``, each with other rows: those read before are in the page cache."""
+    """Return ``{number of clips: seconds of each run}``, each with rows that no earlier one has put into the cache."""
     found = {}
     for count in counts:
         path = scratch / "sparse.h5"

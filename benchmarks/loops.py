@@ -1,8 +1,8 @@
 """Loops that train a network: as people write it, Lightning, Hugging Face's Trainer, and ours.
 
-In: ``Data``, clips of one egoaudio file. Out: a function that trains on them once and returns what that took from the first
-batch to the last; starting a trainer (1 s for Hugging Face's) does not count. All take Adam with a learning rate of
-0.001 and binary cross-entropy, read the loss of each batch, and are otherwise left with their defaults.
+In: ``Data``, clips of one egoaudio file. Out: a function that trains on them once and returns what that took from the
+first batch to the last; starting a trainer (1 s for Hugging Face's) does not count. All take Adam with a learning rate
+of 0.001 and binary cross-entropy, read the loss of each batch, and are otherwise left with their defaults.
 """
 
 import functools
@@ -235,7 +235,7 @@ def ours_in_memory(data, amp):
 
 
 def ours(data, amp):
-    """What ``egoaudio-train`` does: batches from the file, in random order, read and normalised while the step computes."""
+    """What ``egoaudio-train`` does: random batches from the file, read and normalised while the step computes."""
     stepper = make_stepper(data, amp)
     loader = Loader(data.clips, data.batch_size, DataConfig(), training=True)
     epochs = iter(range(10**9))
@@ -280,7 +280,7 @@ def run(name):
 
 @allocator.owned()
 def measure_memory(name, path, batch_size, model="cnn"):
-    """Return what one loop takes in this process, which must be a fresh one: ``peak_mb`` and ``before_mb``, in MB of resident memory."""
+    """Return the resident memory of one loop in this process, which must be fresh: ``peak_mb`` and ``before_mb``."""
     run = (PEERS | OURS)[name](Data(path, batch_size, MEMORY_BATCHES, model))
     reset_peak_memory(CPU)
     before = peak_memory_mb(CPU)

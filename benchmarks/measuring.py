@@ -1,7 +1,7 @@
 """What the benchmarks share: the machine, medians of interleaved runs, a table and a JSON.
 
-Machines drift, ratios do not: rivals run in turn (A B A B ...), and the median of each is quoted. Where much memory is written, all
-find it full of cached files, as on a machine that has worked for days (``fill_memory``).
+Machines drift, ratios do not: rivals run in turn (A B A B ...), and the median of each is quoted. Where much memory is
+written, all find it full of cached files, as on a machine that has worked for days (``fill_memory``).
 """
 
 import json
@@ -38,11 +38,11 @@ PACKAGES = (
 
 
 def fill_memory():
-    """Have a file of holes take all free memory as cache, from now on; ``refill`` makes up for what has been freed since.
+    """Have a file of holes take all free memory as cache, from now on; ``refill`` replaces what has been freed since.
 
-    A virtual machine may give memory that is free for two seconds back to its host, and whoever touches it next waits for the
-    host: here 2.7 ms a MB instead of 0.33. Who ran before whom then decided what a build of 0.9 GB took, 5.4 or 6.8 s. Memory that
-    holds a cached file stays, and the kernel gives it at once to whoever needs some.
+    A virtual machine may give memory that is free for two seconds back to its host, and whoever touches it next waits
+    for the host: here 2.7 ms a MB instead of 0.33. Who ran before whom then decided what a build of 0.9 GB took, 5.4 or
+    6.8 s. Memory that holds a cached file stays, and the kernel gives it at once to whoever needs some.
     """
     if not _filler:
         _filler.append(tempfile.TemporaryFile(buffering=0))
@@ -54,7 +54,7 @@ _filler = []  # the file, once there is one
 
 
 def refill():
-    """Read on in the file of ``fill_memory`` until the kernel takes memory from other files for it; without that call, do nothing."""
+    """Read on in the file of ``fill_memory``, if any, until the kernel takes memory from other files for it."""
     block, free = bytearray(1 << 20), None
     while _filler:
         for _ in range(1024):

@@ -49,7 +49,7 @@ def extract_all(path, extents, config, jobs):
 
 
 def notebook(path, scratch):
-    """Do one video as the notebook did: moviepy, a WAV, and second by second noisereduce, MFCC and spectrogram; nothing is stored."""
+    """Do one video as the notebook did: moviepy, a WAV, second by second noisereduce, MFCC and STFT; store nothing."""
     import librosa
     import moviepy
     import noisereduce
@@ -107,7 +107,7 @@ def lhotse_recordings(paths, backend):
 
 
 def lhotse_fbank(recordings, backend, folder, cut_first):
-    """Compute lhotse's fbank and store it, for each second by itself or for whole recordings that are cut afterwards."""
+    """Compute lhotse's fbank and store it, for each second by itself or for recordings that are cut afterwards."""
     from lhotse import CutSet, Fbank, LilcomChunkyWriter
     from lhotse.audio.backend import audio_backend
 

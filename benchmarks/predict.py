@@ -2,14 +2,16 @@
 
 Generates videos (30 s, 480p H.264, AAC 44.1 kHz stereo) and measures, with nothing else running for choice:
 
-- on one core, in this process, without its start: a worker's work and the network's together, with ``cnn-small`` on log-mels, without
-  denoising and with; the same with a network that does nothing, to be held to the floor, which is what a build does for the same clips;
-  the notebook's way (moviepy, WAV, noisereduce, librosa, second by second) with the same network; an ``ast`` of ours, and an AST of the same
-  size in Hugging Face's ``audio-classification`` pipeline, which is given seconds that were decoded before;
-- the command itself in a fresh process: on all videos; on 1,000 sounds of a second or two, beside one sound of the same length; and its
-  peak memory on 1 hour and on 8 hours.
+- on one core, in this process, without its start: a worker's work and the network's together, with ``cnn-small`` on
+  log-mels, without denoising and with; the same with a network that does nothing, to be held to the floor, which is
+  what a build does for the same clips; the notebook's way (moviepy, WAV, noisereduce, librosa, second by second) with
+  the same network; an ``ast`` of ours, and an AST of the same size in Hugging Face's ``audio-classification`` pipeline,
+  which is given seconds that were decoded before;
+- the command itself in a fresh process: on all videos; on 1,000 sounds of a second or two, beside one sound of the same
+  length; and its peak memory on 1 hour and on 8 hours.
 
-One core means processor time and one BLAS thread for everybody. Weights are random: nothing here depends on what they have learnt.
+One core means processor time and one BLAS thread for everybody. Weights are random: nothing here depends on what they
+have learnt.
 
     python benchmarks/predict.py [--videos 20] [--repeats 5] [--hours 8] [--files 1000] [--tiny] [--output predict.json]
 """
@@ -77,7 +79,7 @@ def make_sample(path, config, scratch):
 
 
 def make_checkpoint(path, file, model="cnn-small"):
-    """Write a checkpoint of random weights that hears what ``file`` is made of, with as many classes as Charades; return its path."""
+    """Write a checkpoint of random weights for what ``file`` holds, with Charades' 157 classes; return its path."""
     options = from_flat(TrainConfig, {"model": model, "feature": "logmel"}).resolved()
     with reader.open(file) as opened:
         description = checkpoints.describe_data(opened, "logmel")
@@ -129,7 +131,7 @@ def hear(predictor, paths, network=True):
 
 
 def notebook(path, scratch, predictor):
-    """Hear one video as the notebook did: moviepy, a WAV, second by second noisereduce and a log-mel, then the same network."""
+    """Hear one video as the notebook did: moviepy, a WAV, second by second noisereduce and log-mel, our network."""
     import librosa
     import moviepy
     import noisereduce

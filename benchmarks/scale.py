@@ -1,10 +1,10 @@
-"""Scale: merging shards against ``cp``, batches from several files against one, and what a planned video costs the parent.
+"""Scale: merging shards against ``cp``, batches from several files against one, what a planned video costs.
 
     python benchmarks/scale.py [--tiny] [--output scale.json]
 
-Rivals run in turn, and the median of each is quoted. Both copies end on disk (fsync). Planning is measured without media: annotations of
-``--videos`` videos of 30 s with five instances each, whose recordings are known; the time is that from the annotations to
-the laid-out file with all its rows planned, on a sparse file.
+Rivals run in turn, and the median of each is quoted. Both copies end on disk (fsync). Planning is measured without
+media: annotations of ``--videos`` videos of 30 s with five instances each, whose recordings are known; the time is that
+from the annotations to the laid-out file with all its rows planned, on a sparse file.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def measure_batches(whole, parts, repeats):
 
 
 def measure_planning(num_videos, folder):
-    """Return what a video costs the parent: bytes of annotations and plan, and milliseconds to plan and to write that."""
+    """Return what a video costs the parent: bytes of annotations and plan, and ms to plan and to write that."""
     gc.collect()
     tracemalloc.start()
     gathered = _gathered(num_videos, folder)

@@ -2,14 +2,17 @@
 
 All cores, wall time, medians; for choice with nothing else running (the load of the machine goes into the JSON):
 
-- ``cnn``: batches of 64 clips of 32 x 1025, 158 classes, each loop in a process of its own: the plain PyTorch loop, Lightning and Hugging
-  Face's Trainer on data in memory, ours from the file, and our step alone on batches that are ready;
+- ``cnn``: batches of 64 clips of 32 x 1025, 158 classes, each loop in a process of its own: the plain PyTorch loop,
+  Lightning and Hugging Face's Trainer on data in memory, ours from the file, and our step alone on batches that are
+  ready;
 - ``cnn-small``: the same loops on the default network, log-mels of 98 x 128, each clip between its neighbours;
-- ``ast``: transformers' own with eager attention, for the 1,024 frames that it assumes and for the 98 of a second, and ours;
+- ``ast``: transformers' own with eager attention, for the 1,024 frames that it assumes and for the 98 of a second, and
+  ours;
 - ``ast-paper``: the first step on one clip, with and without activation checkpointing.
 
-Each measurement of memory has a fresh process; it is the resident memory at its peak, the libraries and the data included
-(a process that has imported PyTorch and egoaudio has 0.7 to 0.9 GB; the JSON says what each had before it trained).
+Each measurement of memory has a fresh process; it is the resident memory at its peak, the libraries and the data
+included (a process that has imported PyTorch and egoaudio has 0.7 to 0.9 GB; the JSON says what each had before it
+trained).
 
     python benchmarks/train.py [--parts cnn cnn-small ast ast-paper] [--repeats 5] [--tiny] [--output train.json]
 """
@@ -64,8 +67,8 @@ def megabytes(memory, which="peak_mb"):
 def measure_cnn(path, batch_size, peer_batches, our_batches, repeats, memory_of, new_pool, model="cnn"):
     """Return ``(clips/s of every run by name, raw runs, memory by name, what is missing)``.
 
-    Each loop has a process of its own, as what others did to the heap decides what memory costs. Ours do more batches a run, as
-    they are faster, and more runs, as from the file and in memory are within a few per cent of each other.
+    Each loop has a process of its own, as what others did to the heap decides what memory costs. Ours do more batches a
+    run, as they are faster, and more runs, as from the file and in memory are within a few per cent of each other.
     """
     batches = dict.fromkeys(loops.PEERS, peer_batches) | dict.fromkeys(loops.OURS, our_batches)
     with contextlib.ExitStack() as stack:
@@ -102,7 +105,7 @@ def cnn_rows(speeds, memory, missing):
 
 
 def ratio(speeds, name, other):
-    """Return how many times as fast: the median over pairs of runs that followed each other, of medians where there are more runs of one."""
+    """Return how many times as fast: the median over pairs of runs in a row, or of medians if one has more runs."""
     if len(speeds[name]) != len(speeds[other]):
         return f"{statistics.median(speeds[name]) / statistics.median(speeds[other]):.3f}"
     return f"{statistics.median(one / two for one, two in zip(speeds[name], speeds[other], strict=True)):.3f}"
@@ -136,7 +139,10 @@ def small_bars(speeds):
 
 
 def measure_ast(cases, num_classes, config, repeats, apart):
-    """Return the table's rows and the raw runs; ``cases`` are (num_frames, num_bins) and clips in a batch, ``apart`` runs a measurement of memory."""
+    """Return the table's rows and the raw runs.
+
+    ``cases`` are ``(num_frames, num_bins)`` and clips in a batch; ``apart`` runs a measurement of memory.
+    """
     rows, runs, memory = [], {}, {}
     for shape, num_clips in cases:
         case = f"{shape[0]:,} frames"

@@ -1,4 +1,4 @@
-"""Whole builds, each in a fresh process as a command would be: their time, the parent's processor time, everybody's memory.
+"""Whole builds, each in a fresh process like a command: time, the parent's processor time, everybody's memory.
 
 In: inputs and a configuration. Out: a dict of numbers a build. Memory is looked at from outside, four times a second:
 under 1 % of a core, and what a worker holds it holds from its first video on.
@@ -27,8 +27,9 @@ def run(inputs, config, output, num_workers, process=extract):
     Returns
     -------
     dict
-        ``wall`` seconds of all, ``fill`` seconds from the start of the workers to the end, ``parent_cpu`` seconds, seconds by
-        ``stages``, ``parent_mb``, the parent's own memory at its peak, and ``worker_mb``, the private memory of the largest worker.
+        ``wall`` seconds of all, ``fill`` seconds from the start of the workers to the end, ``parent_cpu`` seconds,
+        seconds by ``stages``, ``parent_mb``, the parent's own memory at its peak, and ``worker_mb``, the private memory
+        of the largest worker.
     """
     Path(output).unlink(missing_ok=True)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _be_quiet) as pool:

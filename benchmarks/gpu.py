@@ -1,11 +1,12 @@
 """On a GPU: is training right there, how fast, in how much memory; features computed there; builds on many cores.
 
-One script for whenever a GPU is at hand, at most 8 minutes on an H100. It makes its own data. Each section has a process of its
-own, prints its tables, and is kept in the JSON if a later one fails:
+One script for whenever a GPU is at hand, at most 8 minutes on an H100. It makes its own data. Each section has a
+process of its own, prints its tables, and is kept in the JSON if a later one fails:
 
 - ``right``: the tests marked ``cuda``;
 - ``fast``: clips/s, peak memory and waiting of each model: the plain loop, Lightning, Hugging Face's Trainer, and ours;
-- ``memory``: the largest batch of the Audio Spectrogram Transformers; ``ast-paper`` with batches of 512 on 80 and on 8 GB;
+- ``memory``: the largest batch of the Audio Spectrogram Transformers; ``ast-paper`` with batches of 512 on 80 and on 8
+  GB;
 - ``frontend``: features computed on the device against features from the file;
 - ``build``: 1 to 16 workers, if PyAV is there;
 - ``compiled``: ours with ``--compile``, last, as compiling takes minutes.

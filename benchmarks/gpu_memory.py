@@ -1,7 +1,7 @@
 """How many clips of the Audio Spectrogram Transformers fit on a GPU, and whether a batch of any size trains.
 
-In: a device. Out: the largest power of two that does a step, by way of doing it; and whole runs of ``egoaudio.train`` with
-batches of 512 clips of ``ast-paper`` (17,172 tokens each) within the memory of smaller GPUs. All in bfloat16.
+In: a device. Out: the largest power of two that does a step, by way of doing it; and whole runs of ``egoaudio.train``
+with batches of 512 clips of ``ast-paper`` (17,172 tokens each) within the memory of smaller GPUs. All in bfloat16.
 """
 
 import gc

@@ -43,11 +43,23 @@ class Heard:
     def __init__(self, sample, folder):
         self.checkpoint = make_checkpoint(folder / "model.pt", sample.whole)
         self.media = sample.folder / "videos"
-        began = time.monotonic()
-        status, said = run(self.command(folder / "whole"))
-        require(status == 0, f"the prediction without faults fails: {said}")
-        self.seconds = time.monotonic() - began
+        place = folder / "first"
+        place.mkdir()
+        with started(self.command(folder / "whole"), place) as process:
+            began = time.monotonic()
+            self.import_seconds = _until(folder / "whole", process) - began
+            status = process.wait(HANG_SECONDS)
+            self.seconds = time.monotonic() - began - self.import_seconds  # once its folder is there
+        require(status == 0, f"the prediction without faults fails: {(place / 'said').read_text()}")
         self.contents = contents(folder / "whole")
+
+    def wait_for_a_moment(self, process, output, generator):
+        """Wait until a random moment of a prediction; of four, one is before its folder is there, while libraries are imported."""
+        if generator.random() < 0.25:
+            time.sleep(generator.uniform(0, self.import_seconds))
+        else:
+            _until(output, process)
+            time.sleep(generator.uniform(0, self.seconds))
 
     def command(self, output, media=None):
         """Return the command that hears the videos."""
@@ -74,6 +86,13 @@ class Heard:
         require_right(not other, f"other bytes: {other}")
 
 
+def _until(path, process):
+    """Wait until a path is there or a process has ended; return the time."""
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.005)
+    return time.monotonic()
+
+
 def contents(folder):
     """Return ``{relative path: bytes}`` of everything in a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
@@ -86,7 +105,7 @@ def kill_predictions(target, sample, folder, num_faults, seed=0):
     def trial(place, seed):
         moment = random.Random(seed)
         with started(heard.command(place / "out"), place) as process:
-            time.sleep(moment.uniform(0, heard.seconds))
+            heard.wait_for_a_moment(process, place / "out", moment)
             while target == "worker" and process.poll() is None and not workers_of(process.pid):
                 time.sleep(0.005)
             if process.poll() is not None:
@@ -110,7 +129,7 @@ def interrupt_predictions(number, sample, folder, num_faults, seed=0):
 
     def trial(place, seed):
         with started(heard.command(place / "out"), place) as process:
-            time.sleep(random.Random(seed).uniform(0, heard.seconds))
+            heard.wait_for_a_moment(process, place / "out", random.Random(seed))
             if process.poll() is not None:
                 return NOT_TRIED
             (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)

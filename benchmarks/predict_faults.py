@@ -54,7 +54,7 @@ class Heard:
         self.contents = contents(folder / "whole")
 
     def wait_for_a_moment(self, process, output, generator):
-        """Wait until a random moment of a prediction; of four, one is before its folder is there, while libraries are imported."""
+        """Wait until a random moment; one of four is before the folder is there, while libraries are imported."""
         if generator.random() < 0.25:
             time.sleep(generator.uniform(0, self.import_seconds))
         else:

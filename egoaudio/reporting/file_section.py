@@ -6,6 +6,7 @@ say.
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -127,7 +128,9 @@ def _facts(file: EgoAudioFile) -> tuple[tuple[str, str], ...]:
     """Return facts as pairs of texts."""
     sounding = file.video_table["status"] == Status.OK
     seconds = float(file.video_table["duration_seconds"][sounding].sum())
-    options = ", ".join(f"{name} {value}" for name, value in sorted(file.config.items()) if value is not None)
+    options = ", ".join(
+        f"{name} {_in_words(value)}" for name, value in sorted(file.config.items()) if value is not None
+    )
     trainable = int(np.count_nonzero(file.trainable))
     labels = int(file.count_classes().sum())
     facts = {
@@ -142,6 +145,13 @@ def _facts(file: EgoAudioFile) -> tuple[tuple[str, str], ...]:
         "Options": options,
     }
     return tuple((name, names.clean(text, 1000)) for name, text in facts.items())
+
+
+def _in_words(value: Any) -> str:
+    """Return an option's value: ``no`` for False, ``mfcc and logmel`` for a list."""
+    if isinstance(value, list):
+        return " and ".join(map(str, value)) or "none"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _failures(file: EgoAudioFile) -> tuple[Failure, ...]:

@@ -32,7 +32,7 @@ class RecordingRow:
     """A recording in the table of all."""
 
     name: str
-    duration: str
+    duration_seconds: float
     num_segments: int
     classes: tuple[str, ...]
     """Those with the longest segments."""
@@ -192,7 +192,7 @@ def describe(
         rows.append(
             RecordingRow(
                 names.clean(table["video_id"][video]),
-                names.seconds_in_words(float(table["duration_seconds"][video])),
+                float(table["duration_seconds"][video]),
                 0 if found is None else found.num_segments,
                 () if found is None else _longest(found),
                 failure,

@@ -143,7 +143,7 @@ def _to_judge(scores: np.ndarray, probabilities: np.ndarray) -> Iterator[tuple[s
     """Yield what is held to be probabilities, with its name."""
     yield "Scores", scores
     if probabilities is not scores:
-        yield "Calibrated: the probabilities that are shown here and written by egoaudio-predict", probabilities
+        yield "Calibrated scores, the probabilities", probabilities
 
 
 def _reliability(title: str, values: np.ndarray, labels: np.ndarray) -> charts.Chart:

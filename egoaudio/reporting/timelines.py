@@ -24,6 +24,8 @@ from egoaudio.system.terminal import harmless
 _MOST_TRACKS = 40
 _WORTH_SHOWING = 0.1  # a probability
 _SAME_SECONDS = 1e-7
+_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, *(60 * step for step in (1, 2, 5, 10, 15, 30, 60, 120, 240, 480, 1440)))
+_MOST_STEPS = 6  # of an axis
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Timeline:
     name: str
     duration_seconds: float
     tracks: tuple[Track, ...]
-    """The likeliest first."""
+    """In the order in which they are heard first; then the others, the likeliest first."""
     num_left_out: int
     """Classes without a track, as their scores are low throughout."""
     is_annotated: bool
@@ -64,6 +66,14 @@ class Timeline:
     """Where a class is likeliest."""
     data: Mapping[str, Any]
     """For the page's script: the file, the clips' times, and the scores of the tracks."""
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """Round times on the axis: where, in per cent of the length, and what stands there."""
+        length = self.duration_seconds
+        step = next((step for step in _STEPS if length / step <= _MOST_STEPS), length)
+        times = [step * number for number in range(int(length / step + 1e-9) + 1)]
+        return [(round(100 * time / length, 3), _clock(time, length)) for time in times]
 
     @property
     def num_segments(self) -> int:
@@ -174,14 +184,16 @@ class TimelineMaker:
         truth = self._truth(video)
         probabilities = self._rules.calibration.apply(smoothed)
         peaks = probabilities.max(axis=0)
-        heard = set(found["class_index"].tolist())
+        heard: dict[int, float] = {}  # from when on, by class
+        for one in found:
+            heard.setdefault(int(one["class_index"]), float(one["start_seconds"]))
         worth = [
             k
             for k in np.argsort(-peaks, kind="stable").tolist()
             if k in heard or k in truth or peaks[k] >= _WORTH_SHOWING
         ]
         shown = sorted(worth, key=lambda k: k not in heard)[:_MOST_TRACKS]  # those with segments before all others
-        shown.sort(key=worth.index)
+        shown.sort(key=lambda k: heard.get(k, np.inf))
         tracks = tuple(
             Track(
                 k,
@@ -238,6 +250,14 @@ def _same_recordings(scores: ScoresFile, file: EgoAudioFile) -> dict[int, int]:
         if known is not None and scores.video_table["status"][video] == Status.OK:
             same[video] = known
     return same
+
+
+def _clock(seconds: float, length: float) -> str:
+    """Return a time on an axis of a length: seconds, minutes, or hours and minutes."""
+    if length < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}" if length < 3600 else f"{minutes // 60}:{minutes % 60:02d} h"
 
 
 def _times(begins: np.ndarray, ends: np.ndarray, follows: np.ndarray) -> dict[str, Any]:

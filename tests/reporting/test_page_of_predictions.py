@@ -115,6 +115,30 @@ def test_segments_are_those_of_the_library_for_any_threshold(visit, folders, tmp
     assert page.locator("#segment-count").inner_text() == f"{counts[0]} segments"
 
 
+def test_tracks_follow_each_other_as_they_are_heard(folders):
+    with ScoresFile(folders["plain"]) as scores:
+        for timeline in filter(None, map(TimelineMaker(scores, None).make, range(scores.num_videos))):
+            begins = [track.segments[0].start_seconds if track.segments else np.inf for track in timeline.tracks]
+            assert begins == sorted(begins) and np.isfinite(begins[0])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.25, ["0 s", "0.1 s", "0.2 s"]),
+        (20.81, ["0 s", "5 s", "10 s", "15 s", "20 s"]),
+        (150, ["0:00", "0:30", "1:00", "1:30", "2:00", "2:30"]),
+        (3600 * 8, ["0:00 h", "2:00 h", "4:00 h", "6:00 h", "8:00 h"]),
+    ],
+)
+def test_an_axis_has_round_times(folders, seconds, words):
+    with ScoresFile(folders["plain"]) as scores:
+        made = replace(TimelineMaker(scores, None).make(0), duration_seconds=seconds)
+    assert [text for _, text in made.ticks] == words
+    shares = [share for share, _ in made.ticks]
+    assert shares[0] == 0 and shares[-1] <= 100 and np.allclose(np.diff(shares), shares[1], atol=0.002)
+
+
 def test_what_is_shown_without_the_script_are_the_same_segments(visit, folders, tmp_path):
     egoaudio.report(folders["plain"].parent, output=tmp_path / "page.html")
     bare = visit(tmp_path / "page.html", java_script_enabled=False)

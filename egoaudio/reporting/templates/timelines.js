@@ -91,6 +91,11 @@
     return made;
   };
   const inSeconds = (seconds) => `${seconds.toFixed(2)} s`;
+  const onClock = (seconds) => {
+    if (seconds < 60) return `${seconds.toFixed(1)} s`;
+    const [hours, minutes, rest] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, Math.floor(seconds) % 60];
+    return `${hours ? `${hours}:${String(minutes).padStart(2, "0")}` : minutes}:${String(rest).padStart(2, "0")}`;
+  };
   const drawCurve = (recording, track, lane) => {
     const { begins, ends } = recording.times;
     const step = Math.max(1, Math.ceil(begins.length / MOST_POINTS));
@@ -155,6 +160,7 @@
     const told = (time) => {
       position.value = time + recording.sound_start;
       position.setAttribute("aria-valuetext", inSeconds(time + recording.sound_start));
+      recording.root.querySelector(".now").textContent = onClock(time + recording.sound_start);
     };
     return { key: recording.sound, holder: lanes, button: recording.root.querySelector(".play"), place, told };
   };
@@ -201,7 +207,7 @@
       listSegments(recording);
     });
     document.getElementById("threshold-value").textContent = `${slider.value} %`;
-    document.getElementById("segment-count").textContent = `${count} segments`;
+    document.getElementById("segment-count").textContent = `${count.toLocaleString("en")} segment${count === 1 ? "" : "s"}`;
   };
   recordings.forEach((recording) => recording.tracks.forEach((track) => drawCurve(recording, track, recording.root.querySelector(`.lane[data-column="${track.column}"]`))));
   slider.addEventListener("input", () => { common.checked = true; update(); });

@@ -15,7 +15,7 @@ import shutil
 import numpy as np
 
 from egoaudio.builder import extract, feature_stream, pool, prepare
-from egoaudio.builder.build import plan_job
+from egoaudio.builder.jobs import Jobs
 from egoaudio.builder.plan import gather
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.writer import offsets
@@ -37,7 +37,7 @@ def lay_out(inputs, config, path):
     with pool.start_workers(1, 600.0) as workers:
         prepare.lay_out(path, gathered, config, workers)
     with EgoAudioFile(path) as file:
-        jobs = [plan_job(row, number, gathered, config) for number, row in enumerate(file.video_table)]
+        jobs = list(Jobs(file, gathered, config, np.arange(file.num_videos)))
     return path, offsets(path), config, jobs
 
 

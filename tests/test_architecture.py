@@ -20,12 +20,12 @@ MODULES = """
     _version errors
     system/signals system/files system/allocator system/surroundings system/terminal system/progress system/lock figures
     config/options config/build config/train config/predict config/report
-    inputs/csv_rows inputs/annotations inputs/fingerprint inputs/timestamps inputs/containers inputs/tracks inputs/silence inputs/ogg
+    inputs/csv_rows inputs/videos inputs/annotations inputs/fingerprint inputs/timestamps inputs/containers inputs/tracks inputs/silence inputs/ogg
     inputs/find_media inputs/frames inputs/decoder inputs/probe inputs/encode
-    audio/clips audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/framing audio/yamnet_features audio/features
+    audio/clips audio/labels audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/framing audio/yamnet_features audio/features
     hdf5/schema hdf5/create hdf5/safe_access hdf5/tables hdf5/mapped_file hdf5/joined hdf5/reader hdf5/integrity
     hdf5/writer hdf5/scores_file hdf5/summary
-    builder/pool builder/feature_stream builder/extract builder/plan builder/beyond builder/prepare builder/sound builder/summary
+    builder/pool builder/feature_stream builder/extract builder/recordings builder/plan builder/jobs builder/beyond builder/prepare builder/sound builder/summary
     builder/synced builder/finish builder/transfer builder/retry builder/shards builder/merging builder/build
     data/context data/rows data/balance data/dataset data/seeds data/splits data/normalization data/augment data/gpu_idle data/loader
     models/crc32c models/published_files models/tensorflow_bundle models/onnx_graph

@@ -1,24 +1,23 @@
-"""Which clips a recording yields, which classes are active in each, and the samples of each.
+"""Which clips a recording yields, and the samples of each.
 
-``plan_clips`` places the clips on a recording's samples, ``label_clips`` compares the annotated instances with that
-plan, and ``cut`` takes the clips out of a stream of blocks, a few at a time, however long the recording is.
+``plan_clips`` places the clips on a recording's samples, ``place_clips`` on those of many recordings at once, and
+``cut`` takes the clips out of a stream of blocks, a few at a time, however long the recording is.
 
 Conventions: ranges are half-open, ``[start, stop)``. A number of seconds ``x`` means the decimal number that Python
 shows for it, ``Fraction(str(x))``: 0.1 is a tenth and not 0.1000000000000000055, so nothing drifts and an instance
-that ends where a clip starts does not touch it. Comparisons are between whole samples; no rounding decides a label.
-A class is active where it overlaps the clip by more than ``min_overlap_seconds`` (FORMAT.md).
+that ends where a clip starts does not touch it.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import ceil, floor
 
 import numpy as np
 
 from egoaudio.config.build import ClipConfig
 from egoaudio.errors import ConfigurationError
-from egoaudio.inputs.annotations import Instance
 
 MOST_SAMPLES = 2**31 - 1  # the most that /clips can count (i4); far more than memory can hold
 _GROUP_SAMPLES = 2**18  # 1 MiB of float32, 16 clips of 1 s at 16 kHz: their spectrogram is 4 MiB and stays in the cache
@@ -80,13 +79,13 @@ def count_samples(config: ClipConfig, sample_rate: int) -> tuple[int, int]:
         When the lengths or the hop make no clips at this sample rate.
     """
     hop = config.step_seconds
-    if _exact(hop) * sample_rate < 1:
+    if exact(hop) * sample_rate < 1:
         raise ConfigurationError(
             f"`hop_seconds={hop:g}` is less than one sample at {sample_rate} Hz: give at least {1 / sample_rate:g}"
         )
-    clip_samples = ceil(_exact(config.clip_seconds) * sample_rate)
+    clip_samples = ceil(exact(config.clip_seconds) * sample_rate)
     context_samples = (
-        clip_samples if config.context_seconds is None else ceil(_exact(config.context_seconds) * sample_rate)
+        clip_samples if config.context_seconds is None else ceil(exact(config.context_seconds) * sample_rate)
     )
     if context_samples > MOST_SAMPLES:
         raise ConfigurationError(
@@ -120,72 +119,54 @@ def plan_clips(recording_samples: int, config: ClipConfig, sample_rate: int) -> 
     ConfigurationError
         As ``count_samples``.
     """
-    clip_samples, context_samples = count_samples(config, sample_rate)
-    hop = _exact(config.step_seconds) * sample_rate
-    last_full = max(recording_samples - clip_samples, 0)  # a clip that starts here or later reaches the end
-    starts = _multiples(hop, floor(last_full / hop) + 3)
-    starts = starts[: np.searchsorted(starts, last_full) + 1]
-    starts = starts[2 * (recording_samples - starts) >= clip_samples]  # drops the last one, or none
-    num_samples = np.minimum(recording_samples - starts, clip_samples).astype(np.int32)
-    return ClipPlan(starts, num_samples, clip_samples, context_samples, sample_rate, recording_samples)
+    placed = place_clips(np.array([recording_samples]), config, sample_rate)
+    _, context_samples = count_samples(config, sample_rate)
+    return ClipPlan(
+        placed.starts, placed.num_samples, placed.clip_samples, context_samples, sample_rate, recording_samples
+    )
 
 
-def label_clips(
-    plan: ClipPlan, instances: Iterable[Instance], num_classes: int, config: ClipConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the labels of each clip.
+@dataclass(frozen=True, eq=False)
+class Clips:
+    """The clips of many recordings, one after the other."""
 
-    A class is active in a clip when one of its instances, cut at the recording's end, overlaps the clip's real samples
-    by more than ``min_overlap_seconds``. A reversed instance (it ends before it starts) labels no clip.
+    recording_samples: np.ndarray
+    """int64 (num_recordings,): samples of each."""
+    first: np.ndarray
+    """int64 (num_recordings + 1,): the clips of recording ``r`` are ``first[r]`` to ``first[r + 1]``."""
+    grid: np.ndarray
+    """int64: where the clips of a recording start, as many as the longest has, and more; the same for all."""
+    clip_samples: int
+    sample_rate: int
 
-    Parameters
-    ----------
-    plan : ClipPlan
-    instances : iterable of Instance
-        In any order.
-    num_classes : int
-        Columns, of which the last one is ``no_action`` unless ``config.no_action`` is ``"none"``.
-    config : ClipConfig
+    @property
+    def num_clips(self) -> int:
+        """Number of clips of all recordings."""
+        return int(self.first[-1])
 
-    Returns
-    -------
-    labels : ndarray of uint8, shape (num_clips, num_classes)
-        1 where the class is active.
-    labelled : ndarray of uint8, shape (num_clips,)
-        0 where the annotation says nothing: with ``no_action="interior"``, clips that start at or after the last
-        annotated end.
-    """
-    labels = np.zeros((plan.num_clips, num_classes), np.uint8)
-    labelled = np.ones(plan.num_clips, np.uint8)
-    stops = plan.starts + plan.num_samples
-    least = _exact(config.min_overlap_seconds) * plan.sample_rate
-    too_short = plan.num_samples <= floor(least)
-    annotated_end = Fraction(0)
-    for instance in instances:
-        if instance.start_seconds > instance.stop_seconds:
-            continue
-        start = _exact(instance.start_seconds) * plan.sample_rate
-        stop = min(_exact(instance.stop_seconds) * plan.sample_rate, Fraction(plan.recording_samples))
-        annotated_end = max(annotated_end, stop)
-        if stop - start > least:
-            # min(stop, clip's stop) - max(start, clip's start) > least, pair by pair and in whole samples
-            first = np.searchsorted(stops, floor(start + least), side="right")
-            last = np.searchsorted(plan.starts, ceil(stop - least), side="left")
-            labels[first:last, instance.class_index] = 1
-    labels[too_short] = 0
-    if config.no_action != "none":
-        labels[:, -1] = ~labels[:, :-1].any(axis=1)
-    if config.no_action == "interior":
-        labelled[plan.starts >= ceil(annotated_end)] = 0
-        labels[labelled == 0] = 0
-    return labels, labelled
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """First sample of each clip in its recording, int64 (num_clips,)."""
+        return self.grid[np.arange(self.num_clips) - np.repeat(self.first[:-1], np.diff(self.first))]
+
+    @cached_property
+    def num_samples(self) -> np.ndarray:
+        """Real samples of each clip, int32 (num_clips,)."""
+        ends = np.repeat(self.recording_samples, np.diff(self.first))
+        return np.minimum(ends - self.starts, self.clip_samples).astype(np.int32)
 
 
-def label_video(instances: Iterable[Instance], num_classes: int) -> np.ndarray:
-    """Return the classes of a whole video, uint8 (num_classes,): times are ignored, reversed instances count."""
-    labels = np.zeros(num_classes, np.uint8)
-    labels[[instance.class_index for instance in instances]] = 1
-    return labels
+def place_clips(recording_samples: np.ndarray, config: ClipConfig, sample_rate: int) -> Clips:
+    """Place the clips on recordings of so many samples each, as ``plan_clips`` does on one."""
+    clip_samples, _ = count_samples(config, sample_rate)
+    recording_samples = np.asarray(recording_samples, np.int64)
+    hop = exact(config.step_seconds) * sample_rate
+    last_full = np.maximum(recording_samples - clip_samples, 0)  # a clip that starts here or later reaches the end
+    grid = _multiples(hop, floor(last_full.max(initial=0).item() / hop) + 3)
+    last = np.searchsorted(grid, last_full)
+    kept = 2 * (recording_samples - grid[last]) >= clip_samples  # else the last one is dropped
+    first = np.concatenate([[0], np.cumsum(last + kept)])
+    return Clips(recording_samples, first, grid, clip_samples, sample_rate)
 
 
 def cut(blocks: Iterable[np.ndarray], plan: ClipPlan) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -258,7 +239,7 @@ class _Stream:
         out[filled:] = 0
 
 
-def _exact(seconds: float) -> Fraction:
+def exact(seconds: float) -> Fraction:
     """Return the decimal number that a float stands for: 0.1 gives 1/10."""
     return Fraction(str(seconds))
 

@@ -36,31 +36,28 @@ class Beyond:
         """Count the instances of a finished or unfinished file."""
         videos, table = file.video_table, file.instances
         inside = (table["video"] >= 0) & (table["video"] < file.num_videos)
-        ids = [raw.decode(errors="replace") for raw in videos["video_id"].tolist()]
-        return cls._count(table[inside], videos["duration_seconds"], videos["status"] == Status.OK, ids)
+        return cls._count(table[inside], videos["duration_seconds"], videos["status"] == Status.OK, videos["video_id"])
 
     @classmethod
     def of_plan(cls, plan: Plan) -> "Beyond":
         """Count the instances of a plan."""
-        videos = plan.gathered.annotations.videos
-        rows = [
-            (number, one.start_seconds, one.stop_seconds)
-            for number, video in enumerate(videos)
-            for one in video.instances
-        ]
-        table = np.array(rows, [("video", "i8"), ("start_seconds", "f8"), ("stop_seconds", "f8")])
-        durations = np.array([recording.duration_seconds for recording in plan.recordings])
-        sounding = np.array([recording.status == Status.OK for recording in plan.recordings])
-        return cls._count(table, durations, sounding, [video.video_id for video in videos])
+        videos, recordings = plan.gathered.annotations.videos, plan.recordings.table
+        table = np.zeros(len(videos.instances), [("video", "i8"), ("start_seconds", "f8"), ("stop_seconds", "f8")])
+        table["video"] = videos.numbers()
+        for name in ("start_seconds", "stop_seconds"):
+            table[name] = videos.instances[name]
+        return cls._count(
+            table, recordings["duration_seconds"], recordings["status"] == Status.OK, videos.table["video_id"]
+        )
 
     @classmethod
-    def _count(cls, table: np.ndarray, durations: np.ndarray, sounding: np.ndarray, ids: list[str]) -> "Beyond":
+    def _count(cls, table: np.ndarray, durations: np.ndarray, sounding: np.ndarray, ids: np.ndarray) -> "Beyond":
         table = table[sounding[table["video"]]]
         end = durations[table["video"]]
         starting = table["start_seconds"] >= end
         ending = ~starting & (table["stop_seconds"] > end + LATE_SECONDS)
         counts = np.bincount(table["video"][starting | ending], minlength=len(ids))
-        example = ids[int(counts.argmax())] if counts.any() else ""
+        example = bytes(ids[counts.argmax()]).decode(errors="replace") if counts.any() else ""
         return cls(len(table), int(starting.sum()), int(ending.sum()), int(np.count_nonzero(counts)), example)
 
     def attributes(self) -> dict[str, int]:

@@ -20,6 +20,7 @@ from egoaudio._version import __version__
 from egoaudio.builder import pool
 from egoaudio.builder.extract import Job, Outcome, extract, mark_failed, rehearse
 from egoaudio.builder.finish import count_classes, publish
+from egoaudio.builder.jobs import Jobs
 from egoaudio.builder.plan import Gathered, Inputs, Plan, gather, probe_recordings
 from egoaudio.builder.prepare import changed_videos, changes, check_folder, check_outputs, lay_out, layout, require_same
 from egoaudio.builder.retry import retry
@@ -31,7 +32,6 @@ from egoaudio.errors import BuildError, ConfigurationError, Status
 from egoaudio.hdf5 import reader
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.writer import RowWriter, offsets
-from egoaudio.inputs.fingerprint import UNKNOWN
 from egoaudio.system import files, lock
 from egoaudio.system.progress import Progress
 
@@ -111,7 +111,7 @@ def build(
                 if not begun and output.exists():
                     return _existing(output, gathered, config)
             if force or not partial_path.exists():
-                lay_out(partial_path, gathered, config, workers, found.known())
+                lay_out(partial_path, gathered, config, workers, found.known(gathered.num_videos))
             else:
                 require_same(partial_path, gathered, config)
             take_in(found, partial_path, only_done=retry_failed, remove=remove_shards)
@@ -159,7 +159,7 @@ def preview(
         gathered, output = part_of(gathered, share, config), share.path(output)
     num_workers = _limit_workers(num_workers, gathered)
     with pool.start_workers(num_workers, timeout_seconds) as workers:
-        with Progress(len(gathered.files), "probe") as progress:
+        with Progress(gathered.num_videos, "probe") as progress:
             plan = probe_recordings(gathered, config, workers, progress)
         rehearsal = _rehearse(plan, config, workers)
     return describe_plan(plan, config, layout(plan, config).num_bytes, output, num_workers, rehearsal)
@@ -167,16 +167,17 @@ def preview(
 
 def _limit_workers(num_workers: int, gathered: Gathered) -> int:
     """Return how many processes to start: no more than there are videos."""
-    return max(1, min(num_workers, sum(path is not None for path in gathered.files)))
+    return max(1, min(num_workers, int((gathered.sizes >= 0).sum())))
 
 
 def _rehearse(plan: Plan, config: BuildConfig, workers: pool.Workers) -> Outcome | None:
     """Return the outcome of making the video of median length without writing it; None if there is none or it died."""
-    sounding = sorted((samples, number) for number, samples in enumerate(plan.recording_samples) if samples)
-    if not sounding:
+    samples = plan.recording_samples
+    sounding = np.flatnonzero(samples)
+    if not len(sounding):
         return None
-    samples, number = sounding[len(sounding) // 2]
-    job = Job(number, str(plan.gathered.files[number]), 0, samples)
+    number = int(sounding[np.argsort(samples[sounding], kind="stable")[len(sounding) // 2]])
+    job = Job(number, str(plan.gathered.path(number)), 0, int(samples[number]))
     ((_, outcome),) = workers.map_unordered(partial(rehearse, config), [job], num_workers=1)
     return None if isinstance(outcome, pool.Death) else outcome
 
@@ -212,12 +213,10 @@ def _fill(partial_path: Path, gathered: Gathered, config: BuildConfig, workers: 
         repeat_torn(file, writer)
         table = file.video_table
         tally = Tally(workers.num_workers)
-        planned = np.flatnonzero(table["status"] == Status.PLANNED).tolist()
-        jobs = [
-            plan_job(table[number], number, gathered, config, file.fingerprints[number].tobytes()) for number in planned
-        ]
-        jobs.sort(key=lambda job: -job.recording_samples)  # longest first: no straggler at the end
-        todo = sum(int(table["num_clips"][job.video]) for job in jobs)
+        planned = np.flatnonzero(table["status"] == Status.PLANNED)
+        order = np.argsort(-table["duration_seconds"][planned], kind="stable")  # longest first: no straggler at the end
+        jobs = Jobs(file, gathered, config, planned[order])
+        todo = int(table["num_clips"][planned].sum())
         call = partial(extract, str(partial_path), extents, config)
         last_sync = time.monotonic()
         with Progress(todo, "build") as progress:
@@ -241,9 +240,3 @@ def _fill(partial_path: Path, gathered: Gathered, config: BuildConfig, workers: 
                     last_sync = time.monotonic()
         count_classes(file, writer)
         return tally
-
-
-def plan_job(row: np.void, number: int, gathered: Gathered, config: BuildConfig, fingerprint: bytes = UNKNOWN) -> Job:
-    """Return the job of a planned video, from its row in the file."""
-    samples = round(float(row["duration_seconds"]) * config.sample_rate)
-    return Job(number, str(gathered.files[number]), int(row["first_clip"]), samples, fingerprint)

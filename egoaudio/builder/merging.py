@@ -19,17 +19,19 @@ import numpy as np
 from egoaudio.builder.finish import count_classes, publish
 from egoaudio.builder.plan import Gathered, MediaFolder, Plan, place
 from egoaudio.builder.prepare import check_folder, lay_out_plan
+from egoaudio.builder.recordings import Recordings
 from egoaudio.builder.shards import Shard
 from egoaudio.builder.summary import BuildReport, Tally
 from egoaudio.builder.synced import repeat_torn
-from egoaudio.builder.transfer import Move, planned_recordings, take_over
+from egoaudio.builder.transfer import Move, take_over
 from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import from_json
 from egoaudio.errors import BuildError, ConfigurationError, Status
 from egoaudio.hdf5 import joined
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.writer import RowWriter, offsets
-from egoaudio.inputs.annotations import NO_ACTION, Annotations, Instance, Video
+from egoaudio.inputs.annotations import NO_ACTION, Annotations
+from egoaudio.inputs.videos import INSTANCE_COLUMNS, TEXTS, Videos, text_table
 from egoaudio.system import files, lock
 from egoaudio.system.files import StrPath, StrPaths
 from egoaudio.system.progress import Progress
@@ -160,44 +162,50 @@ def _choose(whole: Sequence[EgoAudioFile], duplicates: str) -> list[_Part]:
 
 def _plan(parts: Sequence[_Part], config: BuildConfig, plan_sha256: str, output: Path) -> Plan:
     """Return what a build of all these videos would have planned."""
-    videos, names, recordings, fingerprints, counts = [], [], [], [], []
+    counts = np.concatenate([part.file.video_table["num_clips"][part.videos] for part in parts])
+    recordings = Recordings.unknown(len(counts))
     for part in parts:
-        known, instances = list(planned_recordings(part.file)), _instances(part.file)
-        for number in part.videos.tolist():
-            row = part.file.video_table[number]
-            texts = {name: row[name].decode(errors="replace") for name in ("video_id", "split", "subject", "scene")}
-            videos.append(Video(**texts, egocentric=bool(row["egocentric"]), instances=instances[number]))
-            names.append(row["file"].decode(errors="replace"))
-            recordings.append(known[number][0])
-            fingerprints.append(known[number][1])
-            counts.append(int(row["num_clips"]))
+        recordings.put(part.first, Recordings.of_file(part.file).take(part.videos))
     table = parts[0].file.class_table
     class_ids, class_names = (
         tuple(raw.decode(errors="replace") for raw in table[column].tolist()) for column in ("class_id", "name")
     )
     named = sum(class_id != NO_ACTION for class_id in class_ids)
-    annotations = Annotations(tuple(videos), class_ids[:named], class_names[:named], {})
-    folder, nothing = MediaFolder.of(output.parent), (None,) * len(videos)
-    gathered = Gathered(annotations, class_ids, class_names, nothing, tuple(names), (), plan_sha256, folder)
-    plan = place(gathered, recordings, config, fingerprints)
-    firsts = np.cumsum([0, *counts]).tolist()
-    if firsts != [*plan.first_clips, plan.num_clips]:
-        number = next(
-            k for k, (ours, theirs) in enumerate(zip(firsts, plan.first_clips, strict=False)) if ours != theirs
-        )
+    videos = _videos(parts)
+    names = np.concatenate([part.file.video_table["file"][part.videos] for part in parts])
+    gathered = Gathered(
+        Annotations(videos, class_ids[:named], class_names[:named], {}), class_ids, class_names, names,
+        np.full(len(counts), -1), plan_sha256, MediaFolder.of(output.parent),
+    )  # fmt: skip
+    plan = place(gathered, recordings, config)
+    other = np.flatnonzero(np.diff(plan.first_clips) != counts)
+    if len(other):
         raise BuildError(
-            f"video {videos[number - 1].video_id} has other clips than its file's configuration makes: the file is "
+            f"video {videos[int(other[0])].video_id} has other clips than its file's configuration makes: the file is "
             "damaged, or another program wrote it: check it with egoaudio-inspect --verify"
         )
     return plan
 
 
-def _instances(file: EgoAudioFile) -> list[tuple[Instance, ...]]:
-    """Return the instances of each video."""
-    found: list[list[Instance]] = [[] for _ in range(file.num_videos)]
-    for video, class_index, start_seconds, stop_seconds in file.instances.tolist():
-        found[video].append(Instance(class_index, start_seconds, stop_seconds))
-    return [tuple(instances) for instances in found]
+def _videos(parts: Sequence[_Part]) -> Videos:
+    """Return the annotations of all videos."""
+    tables = [part.file.video_table[part.videos] for part in parts]
+    columns = {name: np.concatenate([table[name] for table in tables]) for name in TEXTS}
+    egocentric = np.concatenate([table["egocentric"] for table in tables])
+    instances, counts = [], []
+    for part in parts:
+        table = part.file.instances
+        if (np.diff(table["video"]) < 0).any() or not (
+            (0 <= table["video"]) & (table["video"] < part.file.num_videos)
+        ).all():
+            raise BuildError(
+                f"{part.file.path}: the instances in /instances are not in the order of the videos: it is damaged"
+            )
+        bounds = np.searchsorted(table["video"], np.arange(part.file.num_videos + 1))
+        counts.append(np.diff(bounds)[part.videos])
+        instances.append(table[np.isin(table["video"], part.videos)][[name for name, _ in INSTANCE_COLUMNS]])
+    bounds = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+    return Videos(text_table(columns, egocentric), np.concatenate(instances), bounds)
 
 
 def _existing(output: Path, plan_sha256: str) -> BuildReport:

@@ -8,19 +8,23 @@ build of the same inputs. ``probe_recordings`` then has worker processes measure
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from egoaudio.audio import clips
 from egoaudio.builder import pool
+from egoaudio.builder.recordings import Recordings
 from egoaudio.config.build import BuildConfig, SoundConfig
 from egoaudio.config.options import to_json
 from egoaudio.errors import BuildError, Status
-from egoaudio.inputs.annotations import NO_ACTION, Annotations, Video, read_annotations
+from egoaudio.inputs.annotations import NO_ACTION, Annotations, read_annotations
 from egoaudio.inputs.find_media import find_files
-from egoaudio.inputs.fingerprint import UNKNOWN, fingerprint
+from egoaudio.inputs.fingerprint import fingerprint
 from egoaudio.inputs.probe import Recording, probe
 from egoaudio.system.files import StrPath
 from egoaudio.system.progress import Progress
@@ -84,7 +88,7 @@ class MediaFolder:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gathered:
     """The annotations, and the file of each video."""
 
@@ -92,12 +96,10 @@ class Gathered:
     class_ids: tuple[str, ...]
     """Ids of all classes, ``no_action`` the last one if the configuration has it."""
     class_names: tuple[str, ...]
-    files: tuple[Path | None, ...]
-    """For each video its path, or None where there is no file."""
-    file_names: tuple[str, ...]
-    """The same relative to the folder of videos, as text; empty where there is none."""
-    sizes: tuple[int, ...]
-    """For each video its file's size in bytes; -1 where there is none."""
+    file_names: np.ndarray
+    """For each video its path relative to the folder of videos, as from ``name_bytes``; empty where there is none."""
+    sizes: np.ndarray
+    """For each video its file's size in bytes, int64; -1 where there is none."""
     sha256: str
     """Of the configuration, the annotations, and each video's file name and size."""
     folder: MediaFolder
@@ -105,21 +107,45 @@ class Gathered:
     shard_of: Mapping[str, str] = field(default_factory=dict)
     """Of a shard: which it is, as the root's attributes ``shard`` and ``whole_plan_sha256``; else empty."""
 
+    @property
+    def num_videos(self) -> int:
+        """Number of videos."""
+        return len(self.sizes)
 
-@dataclass(frozen=True)
+    def file_name(self, number: int) -> str:
+        """Return the path of a video's file relative to the folder of videos; empty where there is none."""
+        return bytes(self.file_names[number]).decode("utf-8", "surrogateescape")
+
+    def path(self, number: int) -> str | None:
+        """Return the path of a video's file, or None where there is none."""
+        return os.path.join(self.folder.path, self.file_name(number)) if self.sizes[number] >= 0 else None
+
+    def paths(self) -> Iterator[str]:
+        """Yield the path of every file."""
+        return (str(self.path(number)) for number in np.flatnonzero(self.sizes >= 0).tolist())
+
+
+def name_bytes(name: str) -> bytes:
+    """Return the name of a file as bytes; one that is not UTF-8 keeps its own."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
     """A build, laid out: every video's sound and the clips it yields."""
 
     gathered: Gathered
-    recordings: tuple[Recording, ...]
-    """A ``Recording`` for each video; status MISSING where it has no file."""
-    recording_samples: tuple[int, ...]
-    """For each video, its samples at the file's sample rate; 0 where there is no sound."""
-    first_clips: tuple[int, ...]
-    """For each video, its first row in /clips."""
-    num_clips: int
-    fingerprints: tuple[bytes, ...]
-    """Of each video's file."""
+    recordings: Recordings
+    """Status MISSING where a video has no file."""
+    recording_samples: np.ndarray
+    """For each video, its samples at the file's sample rate, int64; 0 where there is no sound."""
+    first_clips: np.ndarray
+    """int64 (num_videos + 1,): for each video its first row in /clips; and the number of all clips."""
+
+    @property
+    def num_clips(self) -> int:
+        """Number of all clips."""
+        return int(self.first_clips[-1])
 
 
 def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
@@ -133,7 +159,7 @@ def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
         When none of the videos has a file.
     """
     annotations = read_annotations(paths(inputs.annotations), paths(inputs.test_annotations), inputs.classes)
-    ids = [video.video_id for video in annotations.videos]
+    ids = annotations.videos.texts("video_id")
     found = find_files(ids, inputs.videos, follow_links=inputs.follow_links)
     if not found:
         raise BuildError(
@@ -142,88 +168,85 @@ def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
         )
     folder = MediaFolder.of(inputs.videos)
     root = Path(inputs.videos)
-    files = tuple(found.get(video_id) for video_id in ids)
-    infos = [None if path is None else path.stat() for path in files]
-    annotations = _count_twins(annotations, files, infos)
-    file_names = tuple(str(path.relative_to(root)) if path else "" for path in files)
-    sizes = tuple(-1 if info is None else info.st_size for info in infos)
+    sizes, files = np.full(len(ids), -1, np.int64), np.zeros((len(ids), 2), np.uint64)
+    names = []
+    for number, video_id in enumerate(ids):
+        path = found.pop(video_id, None)
+        if path is not None:
+            info = path.stat()
+            sizes[number], files[number] = info.st_size, (info.st_dev, info.st_ino)
+        names.append(b"" if path is None else name_bytes(str(path.relative_to(root))))
     extra = () if config.clips.no_action == "none" else (NO_ACTION,)
-    sha256 = _digest(annotations, annotations.class_ids + extra, file_names, sizes, config)
-    return Gathered(
+    gathered = Gathered(
         annotations,
         annotations.class_ids + extra,
         annotations.class_names + extra,
-        files,
-        file_names,
+        np.array(names),
         sizes,
-        sha256,
+        "",
         folder,
     )
+    gathered = _count_twins(gathered, files)
+    return replace(gathered, sha256=_digest(gathered, config))
 
 
 def take_part(gathered: Gathered, videos: slice, config: BuildConfig, shard: str) -> Gathered:
     """Return what was gathered of some of the videos alone: the inputs of the shard of this name, such as ``3/16``."""
-    annotations = replace(gathered.annotations, videos=gathered.annotations.videos[videos])
-    file_names, sizes = gathered.file_names[videos], gathered.sizes[videos]
-    return replace(
+    part = replace(
         gathered,
-        annotations=annotations,
-        files=gathered.files[videos],
-        file_names=file_names,
-        sizes=sizes,
-        sha256=_digest(annotations, gathered.class_ids, file_names, sizes, config),
+        annotations=replace(gathered.annotations, videos=gathered.annotations.videos[videos]),
+        file_names=gathered.file_names[videos],
+        sizes=gathered.sizes[videos],
         shard_of={"shard": shard, "whole_plan_sha256": gathered.sha256},
     )
+    return replace(part, sha256=_digest(part, config))
 
 
-def _digest(
-    annotations: Annotations,
-    class_ids: Sequence[str],
-    file_names: Sequence[str],
-    sizes: Sequence[int],
-    config: BuildConfig,
-) -> str:
+def _digest(gathered: Gathered, config: BuildConfig) -> str:
     """Return the SHA-256 that tells whether two builds are of the same inputs and options."""
     digest = hashlib.sha256(to_json(config).encode())
-    digest.update(json.dumps([class_ids, annotations.class_names]).encode())
-    for video, name, size in zip(annotations.videos, file_names, sizes, strict=True):
+    digest.update(json.dumps([gathered.class_ids, gathered.annotations.class_names]).encode())
+    for number, video in enumerate(gathered.annotations.videos):
         instances = [
             (instance.class_index, instance.start_seconds, instance.stop_seconds) for instance in video.instances
         ]
+        name, size = gathered.file_name(number), int(gathered.sizes[number])
         facts = [video.video_id, video.split, video.subject, video.scene, video.egocentric, instances, name, size]
         digest.update(json.dumps(facts).encode())
     return digest.hexdigest()
 
 
-def _count_twins(
-    annotations: Annotations, files: Sequence[Path | None], infos: Sequence[os.stat_result | None]
-) -> Annotations:
-    """Return the annotations with the count of videos whose file is another video's, too.
+def _count_twins(gathered: Gathered, files: np.ndarray) -> Gathered:
+    """Return what was gathered, with the count of videos whose file is another video's, too.
+
+    Parameters
+    ----------
+    gathered : Gathered
+    files : ndarray of uint64, shape (num_videos, 2)
+        Device and inode of each file.
 
     Raises
     ------
     BuildError
         When such videos are in different splits: a model would be tested on what it was trained on.
     """
-    first: dict[tuple[int, int], Video] = {}
-    twins = 0
-    for video, path, info in zip(annotations.videos, files, infos, strict=True):
-        if info is None:
-            continue
-        other = first.setdefault((info.st_dev, info.st_ino), video)
-        if other is not video:
-            twins += 1
-            if other.split != video.split:
-                raise BuildError(
-                    f"videos {other.video_id!r} ({other.split}) and {video.video_id!r} ({video.split}) are one "
-                    f"recording, {path}: a model would be tested on what it was trained on. Remove one of them, or "
-                    "give both one split"
-                )
-    return (
-        replace(annotations, irregularities={**annotations.irregularities, "videos with another's file": twins})
-        if twins
-        else annotations
-    )
+    present, videos = np.flatnonzero(gathered.sizes >= 0), gathered.annotations.videos
+    _, first, which = np.unique(files[present], axis=0, return_index=True, return_inverse=True)
+    firsts = present[first[which.reshape(-1)]]
+    twin = firsts != present
+    if not twin.any():
+        return gathered
+    apart = np.flatnonzero(videos.table["split"][firsts] != videos.table["split"][present])
+    if len(apart):
+        numbers = int(firsts[apart[0]]), int(present[apart[0]])
+        one, other = (videos[number] for number in numbers)
+        raise BuildError(
+            f"videos {one.video_id!r} ({one.split}) and {other.video_id!r} ({other.split}) are one recording, "
+            f"{gathered.path(numbers[1])}: a model would be tested on what it was trained on. Remove one of them, or "
+            "give both one split"
+        )
+    counts = {**gathered.annotations.irregularities, "videos with another's file": int(twin.sum())}
+    return replace(gathered, annotations=replace(gathered.annotations, irregularities=counts))
 
 
 def probe_recordings(
@@ -231,7 +254,7 @@ def probe_recordings(
     config: BuildConfig,
     workers: pool.Workers,
     progress: Progress,
-    known: Mapping[int, tuple[Recording, bytes]] | None = None,
+    known: Recordings | None = None,
 ) -> Plan:
     """Have worker processes measure how much sound each file holds, except those that are ``known``; place the clips.
 
@@ -239,45 +262,40 @@ def probe_recordings(
     -------
     Plan
     """
-    missing = Recording(Status.MISSING, "no media file of this name in the folder of videos", 0, 0, 0.0)
-    recordings, fingerprints = [missing] * len(gathered.files), [UNKNOWN] * len(gathered.files)
-    for video, found in (known or {}).items():
-        recordings[video], fingerprints[video] = found
-    present = [
-        (video, str(path))
-        for video, path in enumerate(gathered.files)
-        if path is not None and video not in (known or {})
-    ]
+    recordings = Recordings.unknown(gathered.num_videos) if known is None else known
+    present = _Present(gathered, np.flatnonzero((gathered.sizes >= 0) & ~recordings.table["known"]))
     for (video, path), result in workers.map_unordered(partial(_probe, config.sound), present):
         if isinstance(result, pool.Death):
-            result = Recording(Status.CRASHED, result.reason, 0, 0, 0.0), fingerprint(path)
-        recordings[video], fingerprints[video] = result
-        if result[0].status == Status.UNREADABLE:
+            result = Recording(Status.CRASHED, result.reason), fingerprint(path)
+        recordings.set(video, *result)
+        status = result[0].status
+        if status == Status.UNREADABLE:
             gathered.folder.require(path)
-        progress.advance(1, failures=recordings[video].status not in (Status.OK, Status.NO_AUDIO))
-    return place(gathered, recordings, config, fingerprints)
+        progress.advance(1, failures=status not in (Status.OK, Status.NO_AUDIO))
+    return place(gathered, recordings, config)
 
 
-def place(
-    gathered: Gathered,
-    recordings: Sequence[Recording],
-    config: BuildConfig,
-    fingerprints: Sequence[bytes] | None = None,
-) -> Plan:
+@dataclass(frozen=True)
+class _Present(Sequence[tuple[int, str]]):
+    """Videos and their paths, each made when it is needed."""
+
+    gathered: Gathered
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: Any) -> Any:
+        number = int(self.numbers[place])
+        return number, str(self.gathered.path(number))
+
+
+def place(gathered: Gathered, recordings: Recordings, config: BuildConfig) -> Plan:
     """Place the clips of every recording in the file."""
-    samples, firsts, total = [], [], 0
-    for recording in recordings:
-        samples.append(round(recording.duration_seconds * config.sample_rate) if recording.status == Status.OK else 0)
-        firsts.append(total)
-        total += clips.plan_clips(samples[-1], config.clips, config.sample_rate).num_clips
-    return Plan(
-        gathered,
-        tuple(recordings),
-        tuple(samples),
-        tuple(firsts),
-        total,
-        tuple(fingerprints or [UNKNOWN] * len(recordings)),
-    )
+    table = recordings.table
+    samples = np.rint(table["duration_seconds"] * config.sample_rate).astype(np.int64)
+    samples[table["status"] != Status.OK] = 0
+    return Plan(gathered, recordings, samples, clips.place_clips(samples, config.clips, config.sample_rate).first)
 
 
 def _probe(sound: SoundConfig, item: tuple[int, str]) -> tuple[Recording, bytes]:

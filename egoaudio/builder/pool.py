@@ -76,7 +76,7 @@ class Workers:
         function : callable
             Picklable; may call ``heartbeat`` to show that it is still working.
         items : sequence
-            Picklable; started in this order.
+            Picklable; each is taken when a worker is free for it, in this order.
         num_workers : int, optional
             Fewer calls at the same time.
 
@@ -89,21 +89,20 @@ class Workers:
         num_workers = num_workers or self.num_workers
         surroundings.require_open_files(32 + 4 * num_workers)
         call = partial(_guarded, function, self.timeout_seconds)
-        remaining = list(items)
-        while remaining:
-            started: list[int] = []
-            finished: set[int] = set()
+        positions = iter(range(len(items)))
+        running: dict[int, Item] = {}
+        while True:
             try:
-                for position, result in _parallel(call, _noted(remaining, started), num_workers):
-                    finished.add(position)
+                for position, result in _parallel(call, _noted(items, positions, running), num_workers):
+                    item = running.pop(position)
                     signals.check()
-                    yield remaining[position], result
+                    yield item, result
                 return
             except BrokenProcessPool:
-                suspects = [position for position in started if position not in finished]
-            for position in suspects:
-                yield remaining[position], _alone(call, remaining[position], self.timeout_seconds)
-            remaining = remaining[len(started) :]
+                suspects = list(running.values())
+            running.clear()
+            for item in suspects:
+                yield item, _alone(call, item, self.timeout_seconds)
 
 
 @contextlib.contextmanager
@@ -129,11 +128,11 @@ def heartbeat(timeout_seconds: float | None = None) -> None:
     signal.setitimer(signal.ITIMER_REAL, timeout_seconds, timeout_seconds)
 
 
-def _noted(items: Iterable[Any], started: list[int]) -> Iterator[tuple[int, Any]]:
-    """Yield ``(position, item)`` and note in ``started`` what has been started."""
-    for position, item in enumerate(items):
-        started.append(position)
-        yield position, item
+def _noted(items: Sequence[Any], positions: Iterator[int], running: dict[int, Any]) -> Iterator[tuple[int, Any]]:
+    """Yield ``(position, item)`` for the positions that are left, and note in ``running`` what has been started."""
+    for position in positions:
+        running[position] = items[position]
+        yield position, running[position]
 
 
 def _parallel(

@@ -4,18 +4,21 @@ In: a ``Plan``. Out: ``OUTPUT.partial`` with every row planned; it gets its name
 """
 
 import datetime
+import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from egoaudio.audio import clips
+from egoaudio.audio.labels import label_clips, label_videos
 from egoaudio.builder.beyond import Beyond
 from egoaudio.builder.feature_stream import feature_extractor
 from egoaudio.builder.plan import Gathered, Inputs, Plan, paths, probe_recordings
 from egoaudio.builder.pool import Workers
+from egoaudio.builder.recordings import Recordings
 from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import differences, from_flat, to_json
 from egoaudio.errors import BuildError, Status
@@ -23,11 +26,13 @@ from egoaudio.hdf5 import create, schema
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.writer import Extents, RowWriter, offsets
 from egoaudio.inputs.fingerprint import fingerprint
-from egoaudio.inputs.probe import Recording
+from egoaudio.inputs.videos import TEXTS
 from egoaudio.system import files
 from egoaudio.system.progress import Progress
 
 _READERS = 8  # threads, as a network file system makes each wait
+_SUBMITTED = 1024  # at once: a million futures would be a gigabyte
+_CLIPS = 1 << 15  # whose rows are written at once: 5 MB of labels
 
 
 def check_folder(output: Path) -> None:
@@ -48,10 +53,10 @@ def check_folder(output: Path) -> None:
 
 def check_outputs(output: Path, partial_path: Path, inputs: Inputs, gathered: Gathered) -> None:
     """Refuse to replace an input, or to follow a symbolic link with the name of the unfinished file."""
-    read = [*paths(inputs.annotations), *paths(inputs.test_annotations), inputs.classes, *gathered.files]
+    read = [*paths(inputs.annotations), *paths(inputs.test_annotations), inputs.classes]
     try:
-        files.check_output(output, read)
-        files.check_output(partial_path, read)
+        for path in (output, partial_path):
+            files.check_output(path, itertools.chain(read, gathered.paths()))
     except OSError as error:
         raise BuildError(f"`output={str(output)!r}`: {error.strerror}") from error
     if partial_path.is_symlink():
@@ -74,14 +79,16 @@ def changes(file: EgoAudioFile, gathered: Gathered, config: BuildConfig) -> str:
     if file.plan_sha256 == gathered.sha256:
         return ""
     lines = differences(from_flat(BuildConfig, file.config), config)
-    before = {row["video_id"].decode(): row["file"].decode() for row in file.video_table}
-    now = {video.video_id: name for video, name in zip(gathered.annotations.videos, gathered.file_names, strict=True)}
+    before = dict(zip(file.video_table["video_id"].tolist(), file.video_table["file"].tolist(), strict=True))
+    now = dict(zip(gathered.annotations.videos.table["video_id"].tolist(), stored_names(gathered), strict=True))
     for word, ids in (("new", now.keys() - before.keys()), ("no longer there", before.keys() - now.keys())):
         if ids:
-            lines.append(f"videos {word}: {len(ids):,}, such as {min(ids)}")
+            lines.append(f"videos {word}: {len(ids):,}, such as {min(ids).decode()}")
     moved = [video_id for video_id in now.keys() & before.keys() if now[video_id] != before[video_id]]
     if moved:
-        lines.append(f"files found now and not before, or the other way round: {len(moved):,}, such as {min(moved)}")
+        lines.append(
+            f"files found now and not before, or the other way round: {len(moved):,}, such as {min(moved).decode()}"
+        )
     return "\n".join("  " + line for line in lines or ["the annotations, or the size of a media file, have changed"])
 
 
@@ -90,18 +97,20 @@ def changed_videos(file: EgoAudioFile, gathered: Gathered, which: np.ndarray | N
 
     ``which``, bool (num_videos,), chooses the videos; all if not given.
     """
-    known: np.ndarray = np.asarray(file.fingerprints.any(axis=1))
+    known = file.fingerprints.any(axis=1) & (gathered.sizes >= 0)
     if which is not None:
-        known = known & which
-    planned = [(number, path) for number, path in enumerate(gathered.files) if path is not None and known[number]]
+        known &= which
+    numbers, other = np.flatnonzero(known).tolist(), []
     with ThreadPoolExecutor(_READERS) as threads:
-        found = list(threads.map(fingerprint, [path for _, path in planned]))
-    other = [
-        number for (number, _), now in zip(planned, found, strict=True) if now != file.fingerprints[number].tobytes()
-    ]
+        for start in range(0, len(numbers), _SUBMITTED):
+            some = numbers[start : start + _SUBMITTED]
+            found = threads.map(fingerprint, [str(gathered.path(number)) for number in some])
+            other += [
+                number for number, now in zip(some, found, strict=True) if now != file.fingerprints[number].tobytes()
+            ]
     if not other:
         return ""
-    gathered.folder.require(dict(planned)[other[0]])
+    gathered.folder.require(str(gathered.path(other[0])))
     example = gathered.annotations.videos[other[0]].video_id
     return (
         f"  videos that were replaced by others of the same size: {len(other):,}, such as {example} "
@@ -114,10 +123,11 @@ def lay_out(
     gathered: Gathered,
     config: BuildConfig,
     workers: Workers,
-    known: Mapping[int, tuple[Recording, bytes]] | None = None,
+    known: Recordings | None = None,
 ) -> None:
     """Probe the recordings, except those that are ``known``, and make the file with all its rows planned."""
-    with Progress(len(gathered.files) - len(known or {}), "probe") as progress:
+    todo = gathered.num_videos - (0 if known is None else int(known.table["known"].sum()))
+    with Progress(todo, "probe") as progress:
         plan = probe_recordings(gathered, config, workers, progress, known)
     lay_out_plan(partial_path, plan, config)
 
@@ -148,15 +158,9 @@ def layout(plan: Plan, config: BuildConfig) -> schema.Layout:
         num_clips=plan.num_clips,
         num_videos=len(videos),
         num_classes=len(gathered.class_ids),
-        num_instances=sum(len(video.instances) for video in videos),
+        num_instances=len(videos.instances),
         instance_attributes=Beyond.of_plan(plan).attributes(),
-        video_dtype=schema.video_dtype(
-            video_id=[video.video_id for video in videos],
-            file=gathered.file_names,
-            split=[video.split for video in videos],
-            subject=[video.subject for video in videos],
-            scene=[video.scene for video in videos],
-        ),
+        video_dtype=schema.video_dtype(file=gathered.file_names, **{name: videos.table[name] for name in TEXTS}),
         class_dtype=schema.class_dtype(class_id=gathered.class_ids, name=gathered.class_names),
         arrays=tuple(
             schema.ArrayLayout(name, shapes[name], config.features.dtype, extractor.attributes(name))
@@ -182,41 +186,57 @@ def write_plan(path: str, plan: Plan, config: BuildConfig) -> None:
         classes["class_id"] = [schema.encode(text) for text in gathered.class_ids]
         classes["name"] = [schema.encode(text) for text in gathered.class_names]
         writer.write("classes", 0, classes)
-        first_instance = 0
-        for number, video in enumerate(gathered.annotations.videos):
-            _write_planned_video(writer, extents, plan, number, config)
-            rows = np.array(
-                [
-                    (number, instance.class_index, instance.start_seconds, instance.stop_seconds)
-                    for instance in video.instances
-                ],
-                schema.INSTANCE_DTYPE,
-            )
-            writer.write("instances", first_instance, rows)
-            first_instance += len(rows)
+        for start, stop in _portions(plan):
+            _write_planned_videos(writer, extents, plan, slice(start, stop), config)
         writer.sync()
 
 
-def _write_planned_video(writer: RowWriter, extents: Extents, plan: Plan, number: int, config: BuildConfig) -> None:
-    """Write one video's rows in /videos, /video_labels, /clips and /labels."""
-    video, recording = plan.gathered.annotations.videos[number], plan.recordings[number]
-    num_classes, first_clip = len(plan.gathered.class_ids), plan.first_clips[number]
-    placed = clips.plan_clips(plan.recording_samples[number], config.clips, config.sample_rate)
-    row = np.zeros(1, extents["videos"].dtype)
-    for name in ("video_id", "split", "subject", "scene"):
-        row[name] = schema.encode(getattr(video, name))
-    row["file"] = schema.encode(plan.gathered.file_names[number])
-    row["egocentric"], row["duration_seconds"] = video.egocentric, recording.duration_seconds
-    row["sample_rate"], row["channels"] = recording.sample_rate, recording.channels
-    row["first_clip"], row["num_clips"] = first_clip, placed.num_clips
-    row["status"] = Status.PLANNED if recording.status == Status.OK else recording.status
-    row["error"] = schema.encode(recording.error, row.dtype["error"].itemsize)
-    writer.write("videos", number, row)
-    writer.write("fingerprints", number, np.frombuffer(plan.fingerprints[number], "u1")[None])
-    writer.write("video_labels", number, clips.label_video(video.instances, num_classes)[None])
+def _portions(plan: Plan) -> Iterator[tuple[int, int]]:
+    """Yield ranges of videos whose rows are written at once, of about ``_CLIPS`` clips."""
+    start, num_videos = 0, plan.gathered.num_videos
+    while start < num_videos:
+        stop = np.searchsorted(plan.first_clips, plan.first_clips[start] + _CLIPS, side="right") - 1
+        stop = min(max(int(stop), start + 1), start + _CLIPS)
+        yield start, stop
+        start = stop
+
+
+def _write_planned_videos(writer: RowWriter, extents: Extents, plan: Plan, some: slice, config: BuildConfig) -> None:
+    """Write the rows of consecutive videos in /videos, /video_labels, /clips, /labels and /instances."""
+    gathered, recordings, first_clip = plan.gathered, plan.recordings.table[some], int(plan.first_clips[some.start])
+    videos, num_classes = gathered.annotations.videos[some], len(gathered.class_ids)
+    counts = np.diff(plan.first_clips[some.start : some.stop + 1])
+    rows = np.zeros(len(videos), extents["videos"].dtype)
+    for name in (*TEXTS, "egocentric"):
+        rows[name] = videos.table[name]
+    rows["file"] = stored_names(gathered, some)
+    for name in ("duration_seconds", "sample_rate", "channels"):
+        rows[name] = recordings[name]
+    rows["first_clip"], rows["num_clips"] = plan.first_clips[some], counts
+    rows["status"] = np.where(recordings["status"] == Status.OK, Status.PLANNED, recordings["status"])
+    error_bytes = rows.dtype["error"].itemsize
+    for place in np.flatnonzero(rows["status"] != Status.PLANNED).tolist():
+        rows["error"][place] = schema.encode(plan.recordings[some.start + place].error, error_bytes)
+    writer.write("videos", some.start, rows)
+    writer.write("fingerprints", some.start, plan.recordings.fingerprints[some])
+    bounds = videos.bounds - videos.bounds[0]
+    writer.write("video_labels", some.start, label_videos(videos.instances, bounds, num_classes))
+    instances = np.zeros(len(videos.instances), schema.INSTANCE_DTYPE)
+    instances["video"] = some.start + videos.numbers()
+    for name in ("class_index", "start_seconds", "stop_seconds"):
+        instances[name] = videos.instances[name]
+    writer.write("instances", int(videos.bounds[0] - gathered.annotations.videos.bounds[0]), instances)
+    placed = clips.place_clips(plan.recording_samples[some], config.clips, config.sample_rate)
     rows = np.zeros(placed.num_clips, schema.CLIP_DTYPE)
-    rows["video"], rows["start_seconds"], rows["stop_seconds"] = number, placed.start_seconds, placed.stop_seconds
+    rows["video"] = some.start + np.repeat(np.arange(len(videos)), counts)
+    rows["start_seconds"] = placed.starts / config.sample_rate
+    rows["stop_seconds"] = (placed.starts + placed.num_samples) / config.sample_rate
     rows["num_samples"] = placed.num_samples
-    labels, rows["labelled"] = clips.label_clips(placed, video.instances, num_classes, config.clips)
+    labels, rows["labelled"] = label_clips(placed, videos.instances, bounds, num_classes, config.clips)
     writer.write("clips", first_clip, rows)
     writer.write("labels", first_clip, labels)
+
+
+def stored_names(gathered: Gathered, some: slice = slice(None)) -> list[bytes]:
+    """Return the names of files as the file stores them, UTF-8 with ``?`` for each byte that is not."""
+    return [schema.encode(raw.decode("utf-8", "surrogateescape")) for raw in gathered.file_names[some].tolist()]

@@ -11,16 +11,17 @@ import numpy as np
 
 from egoaudio.builder.plan import Gathered, Plan, probe_recordings
 from egoaudio.builder.pool import Workers
-from egoaudio.builder.prepare import changed_videos, lay_out_plan
+from egoaudio.builder.prepare import changed_videos, lay_out_plan, stored_names
+from egoaudio.builder.recordings import Recordings
 from egoaudio.builder.summary import FAILED
-from egoaudio.builder.transfer import Move, planned_recordings, take_over
+from egoaudio.builder.transfer import Move, take_over
 from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import differences, from_flat
 from egoaudio.errors import BuildError, Status
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.schema import ADDED_VIDEO_COLUMNS, encode
 from egoaudio.hdf5.writer import RowWriter, offsets
-from egoaudio.inputs.probe import Recording
+from egoaudio.inputs.videos import INSTANCE_COLUMNS, TEXTS
 from egoaudio.system.progress import Progress
 
 
@@ -60,16 +61,12 @@ def _require_same_but(
         found = [f"egoaudio {file.egoaudio_version} made it, and did not store {', '.join(lacking)} of a video"]
     if not found and not _same_annotations(file, gathered):
         found = ["the annotations have changed"]
-    names = [raw.decode(errors="replace") for raw in file.video_table["file"].tolist()]
-    moved = [
-        number
-        for number in np.flatnonzero(~failed)
-        if not found and encode(gathered.file_names[number]) != encode(names[number])
-    ]
-    if moved:
-        found = [
-            f"files of videos that had not failed were moved or removed: {len(moved):,}, such as {names[moved[0]]}"
-        ]
+    if not found:
+        names = file.video_table["file"]
+        moved = np.flatnonzero(~failed & (np.array(stored_names(gathered)) != names))
+        if len(moved):
+            example = names[moved[0]].decode(errors="replace")
+            found = [f"files of videos that had not failed were moved or removed: {len(moved):,}, such as {example}"]
     if not found and (other := changed_videos(file, gathered, ~failed)):
         found = [other.strip()]
     if found:
@@ -86,27 +83,28 @@ def _same_annotations(file: EgoAudioFile, gathered: Gathered) -> bool:
     table, classes = file.video_table, file.class_table
     if len(videos) != file.num_videos or classes["class_id"].tolist() != [encode(text) for text in gathered.class_ids]:
         return False
-    for name in ("video_id", "split", "subject", "scene"):
-        if table[name].tolist() != [encode(getattr(video, name)) for video in videos]:
-            return False
-    instances = [
-        (number, instance.class_index, instance.start_seconds, instance.stop_seconds)
-        for number, video in enumerate(videos) for instance in video.instances
-    ]  # fmt: skip
-    names = [encode(text) for text in gathered.class_names]
-    return file.instances.tolist() == instances and classes["name"].tolist() == names
+    if any((table[name] != videos.table[name]).any() for name in TEXTS):
+        return False
+    instances, names = file.instances, [encode(text) for text in gathered.class_names]
+    return (
+        classes["name"].tolist() == names
+        and np.array_equal(instances["video"], videos.numbers())
+        and all(np.array_equal(instances[name], videos.instances[name]) for name, _ in INSTANCE_COLUMNS)
+    )
 
 
 def _is_worth_it(file: EgoAudioFile, plan: Plan, number: int) -> bool:
     """Return whether a failed video can be read now, or its file is not the one that failed."""
-    before = file.fingerprints[number].tobytes(), file.video_table["file"][number]
-    now = plan.fingerprints[number], encode(plan.gathered.file_names[number])
-    return plan.recordings[number].status in (Status.OK, Status.NO_AUDIO) or before != now
+    changed = (plan.recordings.fingerprints[number] != file.fingerprints[number]).any()
+    moved = stored_names(plan.gathered, slice(number, number + 1)) != [file.video_table["file"][number]]
+    return plan.recordings[number].status in (Status.OK, Status.NO_AUDIO) or changed or moved
 
 
-def _known(file: EgoAudioFile, failed: np.ndarray) -> dict[int, tuple[Recording, bytes]]:
+def _known(file: EgoAudioFile, failed: np.ndarray) -> Recordings:
     """Return what the file says about the sound of each video that has not failed."""
-    return {number: known for number, known in enumerate(planned_recordings(file)) if not failed[number]}
+    recordings = Recordings.unknown(file.num_videos)
+    recordings.put(0, Recordings.of_file(file), ~failed)
+    return recordings
 
 
 def _take_over(file: EgoAudioFile, draft: str) -> None:

@@ -17,18 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from egoaudio._version import __version__
-from egoaudio.audio import clips
-from egoaudio.builder.plan import Gathered, take_part
+from egoaudio.builder.plan import Gathered, place, take_part
 from egoaudio.builder.prepare import changed_videos, changes
+from egoaudio.builder.recordings import Recordings
 from egoaudio.builder.summary import FAILED
 from egoaudio.builder.synced import repeat_torn, sync
-from egoaudio.builder.transfer import Move, planned_recordings, take_over
+from egoaudio.builder.transfer import Move, take_over
 from egoaudio.config.build import BuildConfig
 from egoaudio.errors import BuildError, ConfigurationError, Status, StoreError
 from egoaudio.hdf5 import integrity
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.writer import Extents, RowWriter, offsets
-from egoaudio.inputs.probe import Recording
 from egoaudio.system.progress import Progress
 
 _MOST_SHARDS = 99_999  # five digits in the name
@@ -80,8 +79,8 @@ class FoundShard:
     path: Path
     videos: slice
     """Its rows in the whole file's /videos."""
-    recordings: tuple[tuple[Recording, bytes], ...]
-    """For each of its videos what a probe would return, and its file's fingerprint."""
+    recordings: Recordings
+    """What a probe would return for each of its videos."""
     egoaudio_version: str
     """The version that made it."""
 
@@ -96,13 +95,12 @@ class FoundShards:
     notes: tuple[str, ...] = ()
     """What cannot be read, and other remarks, in lines."""
 
-    def known(self) -> dict[int, tuple[Recording, bytes]]:
-        """Return what is known of the shards' videos, by their rows in /videos."""
-        return {
-            number: known
-            for shard in self.shards
-            for number, known in zip(range(shard.videos.start, shard.videos.stop), shard.recordings, strict=True)
-        }
+    def known(self, num_videos: int) -> Recordings:
+        """Return what is known of the shards' videos among all."""
+        recordings = Recordings.unknown(num_videos)
+        for shard in self.shards:
+            recordings.put(shard.videos.start, shard.recordings)
+        return recordings
 
     def remove(self) -> None:
         """Remove the shards."""
@@ -110,7 +108,7 @@ class FoundShards:
             shard.path.unlink()
 
 
-def divide(sizes: Sequence[int], count: int) -> list[slice]:
+def divide(sizes: Sequence[int] | np.ndarray, count: int) -> list[slice]:
     """Divide videos into contiguous ranges of about equal media size, none of them empty.
 
     Parameters
@@ -120,7 +118,10 @@ def divide(sizes: Sequence[int], count: int) -> list[slice]:
     count : int
         At most as many as there are videos.
     """
-    before = [0, *accumulate(max(0, size) + 1 for size in sizes)]  # a video without a file has rows, too
+    before = [
+        0,
+        *accumulate(max(0, size) + 1 for size in np.asarray(sizes).tolist()),
+    ]  # a video without a file has rows, too
     bounds, at = [0], 0
     for number in range(1, count):
         last = len(sizes) - (count - number)  # the shards that follow need a video each
@@ -140,7 +141,7 @@ def part_of(gathered: Gathered, shard: Shard, config: BuildConfig) -> Gathered:
     BuildError
         There are more shards than videos.
     """
-    num_videos = len(gathered.files)
+    num_videos = gathered.num_videos
     if shard.count > num_videos:
         raise BuildError(
             f"`shard={str(shard)!r}`: there are only {num_videos:,} videos, so at most {num_videos:,} shards"
@@ -168,9 +169,9 @@ def find_shards(output: Path, gathered: Gathered, config: BuildConfig) -> FoundS
             "command again"
         )
     count = counts[0]
-    if count > len(gathered.files):
+    if count > gathered.num_videos:
         raise BuildError(
-            f"{names[0][0]} is one of {count:,} shards, and there are only {len(gathered.files):,} videos: it was "
+            f"{names[0][0]} is one of {count:,} shards, and there are only {gathered.num_videos:,} videos: it was "
             "built from other annotations; remove it"
         )
     ranges = divide(gathered.sizes, count)
@@ -266,11 +267,10 @@ def _check(path: Path, gathered: Gathered, config: BuildConfig, shard: Shard) ->
                 "Remove it, or build it again with the options and inputs of this command"
             )
         videos = divide(gathered.sizes, shard.count)[shard.number]
-        made = FoundShard(path, videos, tuple(planned_recordings(file)), file.egoaudio_version)
-        samples = [round(recording.duration_seconds * config.sample_rate) for recording, _ in made.recordings]
-        counts = [clips.plan_clips(count, config.clips, config.sample_rate).num_clips for count in samples]
+        made = FoundShard(path, videos, Recordings.of_file(file), file.egoaudio_version)
+        counts = np.diff(place(part, made.recordings, config).first_clips)
         problems = integrity.verify_tables(file)
-        if not file.complete or problems or file.video_table["num_clips"].tolist() != counts:
+        if not file.complete or problems or (file.video_table["num_clips"] != counts).any():
             raise StoreError(f"{path} is damaged: {'; '.join(problems) or 'its /videos is not that of its plan'}")
         return made
 

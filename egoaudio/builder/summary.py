@@ -214,15 +214,15 @@ def describe_plan(
     rehearsal : Outcome or None
         One video made without being written, for the estimate of the time.
     """
-    sound_seconds = sum(plan.recording_samples) / config.sample_rate
+    sound_seconds = int(plan.recording_samples.sum()) / config.sample_rate
     estimate = None
     if rehearsal is not None and rehearsal.sound_seconds:
         per_second = sum(rehearsal.stage_seconds.values()) / rehearsal.sound_seconds
         estimate = per_second * sound_seconds / num_workers
     failures = tuple(
-        (video.video_id, recording.error or Status.describe(recording.status))
-        for video, recording in zip(plan.gathered.annotations.videos, plan.recordings, strict=True)
-        if recording.status != Status.OK
+        (plan.gathered.annotations.videos[number].video_id, recording.error or Status.describe(recording.status))
+        for number in np.flatnonzero(plan.recordings.table["status"] != Status.OK).tolist()
+        for recording in [plan.recordings[number]]
     )
     return BuildPlan(
         path=str(output),
@@ -233,7 +233,7 @@ def describe_plan(
         sound_seconds=sound_seconds,
         num_bytes=num_bytes,
         free_bytes=shutil.disk_usage(output.absolute().parent).free,
-        statuses=Counter(recording.status for recording in plan.recordings),
+        statuses=Counter(Status(status) for status in plan.recordings.table["status"].tolist()),
         failures=failures,
         irregularities=dict(plan.gathered.annotations.irregularities),
         notes=tuple(f"beyond   {words}" for words in [str(Beyond.of_plan(plan))] if words),

@@ -21,7 +21,6 @@ from egoaudio.errors import Status, StoreError
 from egoaudio.hdf5 import integrity
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.writer import Extents, RowWriter
-from egoaudio.inputs.probe import Recording
 from egoaudio.system import signals
 
 _BLOCK_BYTES = 1 << 20
@@ -38,17 +37,6 @@ class Move:
     """Its row in the old file's /videos."""
     target: int
     """Its row in the new one's."""
-
-
-def planned_recordings(file: EgoAudioFile) -> Iterator[tuple[Recording, bytes]]:
-    """Yield for each video of a file what a probe returned when it was planned, and its file's fingerprint."""
-    for row, fingerprint in zip(file.video_table, file.fingerprints, strict=True):
-        seconds = float(row["duration_seconds"])
-        # A video that failed later was planned as one with sound, and has rows.
-        status = Status.OK if seconds > 0 or row["status"] == Status.PLANNED else Status(row["status"])
-        error = "" if status == Status.OK else row["error"].decode(errors="replace")
-        facts = int(row["sample_rate"]), int(row["channels"]), seconds
-        yield Recording(status, error, *facts), fingerprint.tobytes()
 
 
 def take_over(

@@ -144,14 +144,10 @@ class Layout:
         return tables + data + ALIGNMENT * (14 + 8 * len(self.arrays) + len(self.axes))
 
 
-def video_dtype(
-    *,
-    video_id: Iterable[str],
-    file: Iterable[str],
-    split: Iterable[str],
-    subject: Iterable[str],
-    scene: Iterable[str],
-) -> np.dtype:
+_Texts = Iterable[str] | np.ndarray  # text, or an array of UTF-8
+
+
+def video_dtype(*, video_id: _Texts, file: _Texts, split: _Texts, subject: _Texts, scene: _Texts) -> np.dtype:
     """Return the row type of /videos in which every text of the given columns fits; ``error`` holds 240 bytes."""
     texts = {"video_id": video_id, "file": file, "split": split, "subject": subject, "scene": scene}
     columns = (VIDEO_COLUMNS | ADDED_VIDEO_COLUMNS).items()
@@ -171,7 +167,9 @@ def class_dtype(*, class_id: Iterable[str], name: Iterable[str]) -> np.dtype:
     )
 
 
-def _string(texts: Iterable[str]) -> str:
+def _string(texts: _Texts) -> str:
+    if isinstance(texts, np.ndarray):
+        return f"S{np.char.str_len(texts).max(initial=0) or 1}"
     return f"S{max((len(encode(text)) for text in texts), default=0) or 1}"
 
 

@@ -13,12 +13,17 @@ Source: https://prior.allenai.org/projects/charades-ego, https://github.com/epic
 """
 
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple, NoReturn
+
+import numpy as np
 
 from egoaudio.errors import AnnotationError
 from egoaudio.inputs.csv_rows import Lines, Row, Table
+from egoaudio.inputs.videos import INSTANCE_COLUMNS, TEXTS, Videos, text_table
 from egoaudio.system.files import StrPath
 
 CHARADES_CLASSES = tuple(f"c{index:03d}" for index in range(157))
@@ -31,41 +36,11 @@ _CLOCK = re.compile(r"([0-9]+):([0-5]?[0-9]):([0-5]?[0-9](\.[0-9]*)?)", re.ASCII
 _CODE = re.compile(r"[A-Za-z]{0,2}[0-9]+", re.ASCII)  # c000, 17
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """One action with its times, as annotated: it may be reversed, or lie beyond the recording."""
-
-    class_index: int
-    """Index into ``Annotations.class_ids``."""
-    start_seconds: float
-    """In [0, 1e7]."""
-    stop_seconds: float
-    """In [0, 1e7]; before ``start_seconds`` where the annotation is reversed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Video:
-    """One video and all its instances, in the order of the file."""
-
-    video_id: str
-    """Up to 255 bytes, never a path; a generic id may have a media extension."""
-    split: str
-    """``train`` or ``test``, or what a generic CSV says."""
-    subject: str
-    """Empty where the CSV has none."""
-    scene: str
-    """Empty where the CSV has none."""
-    egocentric: bool
-    """First person: the Charades column (absent: False); True for a generic CSV, which has no such column."""
-    instances: tuple[Instance, ...]
-    """May be empty: a video with no action."""
-
-
 @dataclass(frozen=True)
 class Annotations:
     """All that the CSV files say."""
 
-    videos: tuple[Video, ...]
+    videos: Videos
     """In the order of the files, ids unique."""
     class_ids: tuple[str, ...]
     """Without ``no_action``."""
@@ -105,42 +80,46 @@ def read_annotations(
         reading.read(path, split=None)
     for path in test_paths:
         reading.read(path, split="test")
-    if not reading.drafts:
+    if not reading.videos:
         raise AnnotationError("no annotations were given: name at least one CSV file")
     return reading.finish()
 
 
-@dataclass(slots=True)
-class _Draft:
-    """A video whose labels are not class indices yet, and where it was first seen."""
+class _Facts(NamedTuple):
+    """What a row says of its video; many videos have the same."""
 
-    row: Row
     kind: str
-    video_id: str
     split: str
     subject: str
     scene: str
     egocentric: bool
-    length_seconds: float | None
-    instances: list[tuple[str, float, float]] = field(default_factory=list)
 
-    def same_video(self, other: "_Draft") -> bool:
-        """Return whether two rows agree on all but the instances."""
-        names = ("kind", "split", "subject", "scene", "egocentric", "length_seconds")
-        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+_NO_LENGTH = -1.0
 
 
 class _Reading:
-    """The state of one ``read_annotations``."""
+    """The state of one ``read_annotations``: flat columns, as a million videos are more than objects can hold."""
 
     def __init__(self, classes: Mapping[str, str] | None) -> None:
         self.classes = classes  # {class id: name} or None
         self.known = None if classes is None else _lookup(classes)
-        self.drafts: dict[str, _Draft] = {}  # by video id, in the order of the files
         self.counts: Counter[str] = Counter()
+        self.paths: list[StrPath] = []
+        self.videos: dict[str, int] = {}  # {video id: its number}, in the order of the files
+        self.facts: dict[_Facts, int] = {}  # {facts: their number}
+        self.labels: dict[str, int] = {}  # {label of a row: its number}
+        # A value for each video: its facts, its length, and the file and row that first named it.
+        self.facts_of, self.length_seconds = array("i"), array("d")
+        self.path_of, self.row_of = array("i"), array("q")
+        self.first_instance = array("q")
+        # A value for each instance, in the order of the files.
+        self.video_of, self.label_of = array("q"), array("i")
+        self.start_seconds, self.stop_seconds = array("d"), array("d")
 
     def read(self, path: StrPath, split: str | None) -> None:
         """Add a file's videos; ``split`` overrides the file's."""
+        self.paths.append(path)
         with Lines(path) as lines:
             table = Table(lines)
             take = self._take_charades if table.kind == "charades" else self._take_generic
@@ -156,23 +135,98 @@ class _Reading:
         """Turn labels into class indices and count irregularities."""
         classes = self.classes
         if classes is None:
-            charades = CHARADES_CLASSES if any(draft.kind == "charades" for draft in self.drafts.values()) else ()
-            seen = {label for draft in self.drafts.values() for label, _, _ in draft.instances}
-            classes = {label: label for label in (*charades, *sorted(seen.difference(charades)))}
+            charades = CHARADES_CLASSES if any(facts.kind == "charades" for facts in self.facts) else ()
+            classes = {label: label for label in (*charades, *sorted(set(self.labels).difference(charades)))}
         known = _lookup(classes)
         index = {class_id: number for number, class_id in enumerate(classes)}
-        videos: list[Video] = []
-        splits: dict[str, set[str]] = {}
-        for draft in self.drafts.values():
-            instances = tuple(Instance(index[known[label]], start, stop) for label, start, stop in draft.instances)
-            videos.append(Video(draft.video_id, draft.split, draft.subject, draft.scene, draft.egocentric, instances))
-            self.counts.update(_irregularities(draft))
-            splits.setdefault(draft.subject, set()).add(draft.split)
-        self.counts["subjects in more than one split"] = sum(
-            len(found) > 1 for subject, found in splits.items() if subject
-        )
+        class_of = np.array([index[known[label]] for label in self.labels], np.int32)
+        video_of = np.array(self.video_of, np.int64)
+        order = np.argsort(video_of, kind="stable")  # rows of a generic file may alternate between videos
+        video_of, labels = video_of[order], np.array(self.label_of, np.int32)[order]
+        instances = np.zeros(len(order), INSTANCE_COLUMNS)
+        instances["class_index"] = class_of[labels] if len(labels) else 0
+        instances["start_seconds"] = np.array(self.start_seconds, np.float64)[order]
+        instances["stop_seconds"] = np.array(self.stop_seconds, np.float64)[order]
+        bounds = np.searchsorted(video_of, np.arange(len(self.videos) + 1))
+        self._count(instances, labels, video_of, bounds)
         counts = {what: count for what, count in sorted(self.counts.items()) if count}
-        return Annotations(tuple(videos), tuple(classes), tuple(classes.values()), counts)
+        videos = Videos(self._table(), instances, bounds)
+        return Annotations(videos, tuple(classes), tuple(classes.values()), counts)
+
+    def _table(self) -> np.ndarray:
+        """Return what the rows say of each video."""
+        facts_of = np.array(self.facts_of, np.int32)
+        columns = {"video_id": np.array([video_id.encode() for video_id in self.videos])}
+        for name in TEXTS[1:]:
+            columns[name] = np.array([getattr(facts, name).encode() for facts in self.facts])[facts_of]
+        return text_table(columns, np.array([facts.egocentric for facts in self.facts])[facts_of])
+
+    def _count(self, instances: np.ndarray, labels: np.ndarray, video_of: np.ndarray, bounds: np.ndarray) -> None:
+        """Count what is irregular but kept."""
+        starts, stops = instances["start_seconds"], instances["stop_seconds"]
+        lengths = np.array(self.length_seconds, np.float64)[video_of]
+        has_length = lengths != _NO_LENGTH
+        same = video_of[1:] == video_of[:-1]
+        falls = (starts[1:] < starts[:-1]) | ((starts[1:] == starts[:-1]) & (stops[1:] < stops[:-1]))
+        order = np.lexsort((stops, starts, labels, video_of))
+        columns = [column[order] for column in (stops, starts, labels, video_of)]
+        again = np.logical_and.reduce([column[1:] == column[:-1] for column in columns])
+        splits: dict[str, set[str]] = {}
+        for facts in self.facts:
+            splits.setdefault(facts.subject, set()).add(facts.split)
+        self.counts.update(
+            {
+                "videos without actions": int((np.diff(bounds) == 0).sum()),
+                "videos with unordered instances": len(np.unique(video_of[1:][same & falls])),
+                "reversed instances": int((stops < starts).sum()),
+                "instances of no duration": int((stops == starts).sum()),
+                "duplicate instances": int(again.sum()),
+                "instances that end beyond the video": int((has_length & (stops > lengths)).sum()),
+                "instances that start beyond the video": int((has_length & (starts >= lengths)).sum()),
+                "subjects in more than one split": sum(len(found) > 1 for subject, found in splits.items() if subject),
+            }
+        )
+
+    def _video(self, row: Row, video_id: str, facts: _Facts, length_seconds: float) -> tuple[int, bool]:
+        """Return a video's number, and whether this row is the first that names it; refuse one that contradicts."""
+        number = self.videos.setdefault(video_id, len(self.videos))
+        code = self.facts.setdefault(facts, len(self.facts))
+        if number < len(self.facts_of):
+            if self.facts_of[number] != code or self.length_seconds[number] != length_seconds:
+                self._refuse(row, facts.kind, video_id, number)
+            return number, False
+        self.facts_of.append(code)
+        self.length_seconds.append(length_seconds)
+        self.path_of.append(len(self.paths) - 1)
+        self.row_of.append(row.number)
+        self.first_instance.append(len(self.video_of))
+        return number, True
+
+    def _refuse(self, row: Row, kind: str, video_id: str, number: int) -> NoReturn:
+        """Refuse a row that contradicts the first of its video."""
+        place = f"{self.paths[self.path_of[number]]}, row {self.row_of[number]}"
+        fix = "give a video one split and subject, in one kind of file"
+        if kind == "charades":
+            fix = "keep one of the two rows"
+        row.refuse(f"contradicts what {place} says of the same video", video_id, fix)
+
+    def _instance(self, number: int, label: str, start_seconds: float, stop_seconds: float) -> None:
+        """Add an instance of a video."""
+        self.video_of.append(number)
+        self.label_of.append(self.labels.setdefault(label, len(self.labels)))
+        self.start_seconds.append(start_seconds)
+        self.stop_seconds.append(stop_seconds)
+
+    def _instances(self, number: int) -> list[tuple[str, float, float]]:
+        """Return the instances of a video of a Charades CSV."""
+        start = stop = self.first_instance[number]
+        while stop < len(self.video_of) and self.video_of[stop] == number:
+            stop += 1
+        labels = list(self.labels) if stop > start else []
+        return [
+            (labels[self.label_of[place]], self.start_seconds[place], self.stop_seconds[place])
+            for place in range(start, stop)
+        ]
 
     def _take_charades(self, row: Row, split: str | None) -> None:
         """Add a row of a Charades CSV: a video."""
@@ -182,16 +236,9 @@ class _Reading:
             row.refuse(
                 "egocentric is neither Yes nor No", egocentric, "correct the column; is a quote missing before it?"
             )
-        draft = _Draft(
-            row,
-            "charades",
-            video_id,
-            split or "train",
-            row.text("subject"),
-            row.text("scene"),
-            egocentric == "yes",
-            _seconds(row, row.cell("length")),
-        )
+        facts = _Facts("charades", split or "train", row.text("subject"), row.text("scene"), egocentric == "yes")
+        length_seconds = _seconds(row, row.cell("length"))
+        instances = []
         for action in filter(None, row.cell("actions").split(";")):
             words = action.split()
             if len(words) != 3:
@@ -202,14 +249,14 @@ class _Reading:
                 )
             if words[0] not in (CHARADES_CLASSES if self.known is None else self.known):
                 row.refuse("unknown class", words[0], "correct it, or give a list of `classes` that has it")
-            draft.instances.append((words[0], _seconds(row, words[1]), _seconds(row, words[2])))
-        first = self.drafts.setdefault(video_id, draft)
-        if first is draft:
+            instances.append((words[0], _seconds(row, words[1]), _seconds(row, words[2])))
+        number, is_new = self._video(row, video_id, facts, length_seconds)
+        if is_new:
+            for instance in instances:
+                self._instance(number, *instance)
             return
-        if not first.same_video(draft) or first.instances != draft.instances:
-            row.refuse(
-                f"contradicts what {first.row.place} says of the same video", video_id, "keep one of the two rows"
-            )
+        if self._instances(number) != instances:
+            self._refuse(row, "charades", video_id, number)
         self.counts["duplicate rows"] += 1
 
     def _take_generic(self, row: Row, split: str | None) -> None:
@@ -227,30 +274,9 @@ class _Reading:
                 label,
                 "remove these rows (egoaudio adds the class itself), or rename it",
             )
-        draft = _Draft(row, "generic", video_id, split, row.text("participant"), "", True, None)
-        first = self.drafts.setdefault(video_id, draft)
-        if not first.same_video(draft):
-            row.refuse(
-                f"contradicts what {first.row.place} says of the same video",
-                video_id,
-                "give a video one split and subject, in one kind of file",
-            )
-        first.instances.append((label, _seconds(row, row.cell("start")), _seconds(row, row.cell("end"))))
-
-
-def _irregularities(draft: _Draft) -> Counter[str]:
-    """Count what is irregular in one video's instances but kept."""
-    times = [(start, stop) for _, start, stop in draft.instances]
-    counts: Counter[str] = Counter()
-    counts["videos without actions"] = not times
-    counts["videos with unordered instances"] = times != sorted(times)
-    counts["reversed instances"] = sum(stop < start for start, stop in times)
-    counts["instances of no duration"] = sum(stop == start for start, stop in times)
-    counts["duplicate instances"] = len(times) - len(set(draft.instances))
-    if draft.length_seconds is not None:
-        counts["instances that end beyond the video"] = sum(stop > draft.length_seconds for _, stop in times)
-        counts["instances that start beyond the video"] = sum(start >= draft.length_seconds for start, _ in times)
-    return counts
+        facts = _Facts("generic", split, row.text("participant"), "", True)
+        number, _ = self._video(row, video_id, facts, _NO_LENGTH)
+        self._instance(number, label, _seconds(row, row.cell("start")), _seconds(row, row.cell("end")))
 
 
 # ------------------------------------------------------------------------------------------------- classes

@@ -1,4 +1,4 @@
-"""The plan, the labels and the cutting, against a reading of the rules one clip and one sample at a time."""
+"""The plan and the cutting, against a reading of the rules one clip and one sample at a time."""
 
 import tracemalloc
 from fractions import Fraction
@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egoaudio.audio.clips import count_samples, cut, label_clips, label_video, plan_clips, take_clips
+from egoaudio.audio.clips import count_samples, cut, place_clips, plan_clips, take_clips
 from egoaudio.config.build import ClipConfig
 from egoaudio.errors import ConfigurationError
-from egoaudio.inputs.annotations import Instance
 
 HOUR = 3600
 RATES = (1000, 7875, 8012, 11025, 16000, 22050, 44100)
@@ -38,30 +37,6 @@ def slow_starts(recording_samples, config, sample_rate):
             return starts, length
 
 
-def slow_labels(plan, instances, num_classes, config):
-    """Ask every instance about every clip, in exact seconds."""
-    end = Fraction(plan.recording_samples, plan.sample_rate)
-    kept = [
-        (i.class_index, exact(i.start_seconds), exact(i.stop_seconds))
-        for i in instances
-        if i.start_seconds <= i.stop_seconds
-    ]
-    annotated_end = max((min(stop, end) for _, _, stop in kept), default=0)
-    labels, labelled = [], []
-    for start, samples in zip(plan.starts.tolist(), plan.num_samples.tolist(), strict=True):
-        clip_start, clip_stop = Fraction(start, plan.sample_rate), Fraction(start + samples, plan.sample_rate)
-        row = [0] * num_classes
-        for class_index, begin, stop in kept:
-            if min(stop, end, clip_stop) - max(begin, clip_start) > exact(config.min_overlap_seconds):
-                row[class_index] = 1
-        says_something = config.no_action != "interior" or clip_start < annotated_end
-        if config.no_action != "none" and not any(row) and says_something:
-            row[-1] = 1
-        labels.append(row)
-        labelled.append(int(says_something))
-    return np.array(labels, np.uint8).reshape(-1, num_classes), np.array(labelled, np.uint8)
-
-
 def windows_of(blocks, plan):
     """Collect all that ``cut`` yields; check that the groups follow each other."""
     windows, arrived = [], []
@@ -82,10 +57,6 @@ def in_blocks(samples, sizes):
         position, turn = position + size, turn + 1
 
 
-seconds = st.one_of(
-    st.integers(0, 3000).map(lambda n: n / 100), st.floats(0, 30, allow_nan=False), st.sampled_from([0.0, 1.0, 1e9])
-)
-instances_lists = st.lists(st.builds(Instance, st.integers(0, 4), seconds, seconds), max_size=12)
 lengths = st.sampled_from([0.1, 0.25, 1.0, 1 / 3, 0.96, 2.5])
 
 
@@ -111,6 +82,20 @@ def test_plan_equals_the_rules_clip_by_clip(config, sample_rate, recording_sampl
     starts, length = slow_starts(recording_samples, config, sample_rate)
     assert plan.starts.tolist() == starts and plan.clip_samples == length
     assert plan.num_samples.tolist() == [min(length, recording_samples - start) for start in starts]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    config=configs(),
+    sample_rate=st.sampled_from(RATES),
+    recordings=st.lists(st.integers(0, 60_000) | st.just(0), max_size=6),
+)
+def test_many_recordings_are_placed_as_each_by_itself(config, sample_rate, recordings):
+    placed = place_clips(np.array(recordings, np.int64), config, sample_rate)
+    alone = [plan_clips(samples, config, sample_rate) for samples in recordings]
+    assert np.diff(placed.first).tolist() == [plan.num_clips for plan in alone]
+    assert placed.starts.tolist() == [start for plan in alone for start in plan.starts.tolist()]
+    assert placed.num_samples.tolist() == [samples for plan in alone for samples in plan.num_samples.tolist()]
 
 
 @settings(max_examples=200, deadline=None)
@@ -185,100 +170,6 @@ def test_a_clip_that_is_no_whole_number_of_samples_is_rounded_up():
 def test_lengths_that_make_no_clips_are_refused(config, words):
     with pytest.raises(ConfigurationError, match=words.replace("+", "[+]")):
         plan_clips(16000, config, 16000)
-
-
-# ------------------------------------------------------------------------------------------------ the labels
-
-
-@settings(max_examples=400, deadline=None)
-@given(
-    config=configs(),
-    sample_rate=st.sampled_from(RATES),
-    recording_samples=st.integers(0, 60_000),
-    instances=instances_lists,
-)
-def test_labels_equal_the_rules_clip_by_clip(config, sample_rate, recording_samples, instances):
-    plan = plan_clips(recording_samples, config, sample_rate)
-    num_classes = 6 if config.no_action != "none" else 5
-    labels, labelled = label_clips(plan, instances, num_classes, config)
-    expected, expected_labelled = slow_labels(plan, instances, num_classes, config)
-    assert labels.dtype == labelled.dtype == np.uint8
-    np.testing.assert_array_equal(labels, expected)
-    np.testing.assert_array_equal(labelled, expected_labelled)
-
-
-def labels_of(instances, recording_seconds=4.0, sample_rate=1000, **options):
-    """Label one class and no_action; return the class's column, no_action's, and ``labelled``."""
-    config = ClipConfig(**options)
-    plan = plan_clips(round(recording_seconds * sample_rate), config, sample_rate)
-    labels, labelled = label_clips(plan, [Instance(0, *times) for times in instances], 2, config)
-    return labels[:, 0].tolist(), labels[:, 1].tolist(), labelled.tolist()
-
-
-@pytest.mark.parametrize(
-    ("instances", "on"),
-    [
-        ([], [0, 0, 0, 0]),
-        ([(1.0, 2.0)], [0, 1, 0, 0]),  # touching is not overlapping
-        ([(0.999, 2.001)], [1, 1, 1, 0]),
-        ([(1.9999999, 2.0000001)], [0, 1, 1, 0]),  # less than a sample, yet some
-        ([(1.5, 1.5)], [0, 0, 0, 0]),
-        ([(3.0, 1.0)], [0, 0, 0, 0]),  # reversed
-        ([(3.5, 99.0)], [0, 0, 0, 1]),  # cut at the end
-        ([(4.0, 5.0), (6.0, 7.0)], [0, 0, 0, 0]),
-        ([(2.0, 3.0), (0.0, 0.5), (2.0, 3.0)], [1, 0, 1, 0]),
-    ],
-)
-def test_a_class_is_on_where_it_overlaps(instances, on):
-    assert labels_of(instances) == (on, [1 - one for one in on], [1, 1, 1, 1])
-
-
-@pytest.mark.parametrize(("stop", "on"), [(1.29, [1, 0, 0, 0]), (1.3, [1, 0, 0, 0]), (1.301, [1, 1, 0, 0])])
-def test_an_overlap_must_be_more_than_the_minimum(stop, on):
-    assert labels_of([(0.1, stop)], min_overlap_seconds=0.3)[0] == on
-
-
-def test_a_minimum_as_long_as_the_last_clip_leaves_that_clip_off():
-    assert labels_of([(0.0, 9.0)], recording_seconds=2.6, min_overlap_seconds=0.6)[0] == [1, 1, 0]
-
-
-@pytest.mark.parametrize(("least", "on"), [(0.999, [1, 1, 1, 1]), (1.0, [0, 0, 0, 0]), (1.5, [0, 0, 0, 0])])
-def test_no_clip_can_overlap_by_more_than_its_length(least, on):
-    assert labels_of([(0.0, 9.0)], min_overlap_seconds=least)[0] == on
-
-
-def test_tenths_of_a_second_fall_where_they_are_written():
-    # in binary floating point 3 * 0.1 > 0.3, and the third clip would be on
-    on, _, _ = labels_of([(0.3, 0.7)], recording_seconds=1.0, sample_rate=16000, clip_seconds=0.1)
-    assert on == [0, 0, 0, 1, 1, 1, 1, 0, 0, 0]
-
-
-def test_interior_leaves_clips_after_the_last_annotated_end_unlabelled():
-    assert labels_of([(1.0, 2.5), (3.9, 0.5)], no_action="interior") == ([0, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 0])
-
-
-def test_interior_without_any_action_labels_nothing():
-    assert labels_of([], no_action="interior") == ([0] * 4, [0] * 4, [0] * 4)
-
-
-def test_without_a_no_action_class_all_columns_are_the_annotation():
-    assert labels_of([(1.0, 2.0)], no_action="none") == ([0, 1, 0, 0], [0] * 4, [1] * 4)
-
-
-def test_context_does_not_change_the_labels():
-    times = [(0.55, 0.95)]
-    assert labels_of(times, clip_seconds=0.1, context_seconds=1.0) == labels_of(times, clip_seconds=0.1)
-
-
-def test_a_video_has_its_reversed_classes_too_and_never_no_action():
-    assert label_video([Instance(2, 9.0, 1.0), Instance(0, 0.0, 1.0), Instance(0, 2.0, 3.0)], 5).tolist() == [
-        1,
-        0,
-        1,
-        0,
-        0,
-    ]
-    assert label_video([], 3).tolist() == [0, 0, 0]
 
 
 # ------------------------------------------------------------------------------------------------- the cutting

@@ -16,9 +16,11 @@ from threadpoolctl import threadpool_limits
 import egoaudio
 from egoaudio.audio import clips, denoise
 from egoaudio.audio.features import FeatureExtractor
+from egoaudio.audio.labels import label_clips, label_videos
 from egoaudio.builder import build, prepare
 from egoaudio.builder.extract import extract
 from egoaudio.builder.plan import Inputs, place
+from egoaudio.builder.recordings import Recordings
 from egoaudio.config.build import BuildConfig, ClipConfig, DenoiseConfig, FeatureConfig
 from egoaudio.errors import BuildError, Status
 from egoaudio.hdf5 import integrity
@@ -26,6 +28,7 @@ from egoaudio.hdf5.writer import RowWriter, offsets
 from egoaudio.inputs import decoder
 from egoaudio.inputs.annotations import read_annotations
 from egoaudio.inputs.probe import probe
+from egoaudio.inputs.videos import Videos
 from egoaudio.system import lock
 
 sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("bin", "benchmarks")]
@@ -60,6 +63,12 @@ def built(charades, tmp_path_factory):
     return output, build.build(_inputs(charades), output, CONFIG, num_workers=2)
 
 
+def _columns(video):
+    """Return a video's instances as the labels are made from them."""
+    one = Videos.of([video])
+    return one.instances, one.bounds
+
+
 def test_the_file_holds_what_the_stages_compute_one_by_one(charades, built):
     output, _ = built
     annotations = read_annotations([charades / "train.csv"], [charades / "test.csv"], charades / "classes.txt")
@@ -72,7 +81,7 @@ def test_the_file_holds_what_the_stages_compute_one_by_one(charades, built):
             row = file.video_table[number]
             rows = slice(row["first_clip"], row["first_clip"] + row["num_clips"])
             np.testing.assert_array_equal(
-                file.video_labels[number], clips.label_video(video.instances, file.num_classes)
+                file.video_labels[number], label_videos(*_columns(video), file.num_classes)[0]
             )
             if row["status"] != Status.OK:
                 assert not file.usable[rows].any()
@@ -85,7 +94,8 @@ def test_the_file_holds_what_the_stages_compute_one_by_one(charades, built):
                 features = FeatureExtractor(CONFIG.features, 16000, 16000)(windows)
             for name, values in features.items():
                 np.testing.assert_array_equal(file[name][rows], values, err_msg=name)
-            labels, labelled = clips.label_clips(plan, video.instances, file.num_classes, CONFIG.clips)
+            placed = clips.place_clips([plan.recording_samples], CONFIG.clips, 16000)
+            labels, labelled = label_clips(placed, *_columns(video), file.num_classes, CONFIG.clips)
             np.testing.assert_array_equal(file.labels[rows], labels)
             np.testing.assert_array_equal(file.clip_table["labelled"][rows], labelled)
             np.testing.assert_array_equal(file.clip_table["start_seconds"][rows], plan.start_seconds)
@@ -209,8 +219,9 @@ def test_a_video_that_crashes_its_worker_costs_that_video_only(charades, built, 
 
 def test_a_recording_that_decodes_shorter_than_its_plan_leaves_clips_without_sound(charades, tmp_path, monkeypatch):
     def promise_five_seconds_more(gathered, config, *_):
-        recordings = [probe(path) for path in gathered.files]
-        return place(gathered, [replace(one, duration_seconds=one.duration_seconds + 5) for one in recordings], config)
+        recordings = [probe(path) for path in gathered.paths()]
+        longer = [replace(one, duration_seconds=one.duration_seconds + 5) for one in recordings]
+        return place(gathered, Recordings.of(longer), config)
 
     monkeypatch.setattr(prepare, "probe_recordings", promise_five_seconds_more)
     build.build(_inputs(charades), tmp_path / "ego.h5", CONFIG)

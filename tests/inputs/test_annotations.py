@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import egoaudio
 from egoaudio.errors import AnnotationError
-from egoaudio.inputs.annotations import CHARADES_CLASSES, Annotations, Instance, Video, read_annotations
+from egoaudio.inputs.annotations import CHARADES_CLASSES, Annotations, read_annotations
+from egoaudio.inputs.videos import Instance, Video
 
 CHARADES = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length".split(",")
 CHARADES_EGO = [*CHARADES, "egocentric", "charades_video"]

@@ -2,8 +2,9 @@
 
 ``build`` makes one HDF5 file of clips, features and labels from videos and their CSVs (``preview`` only plans it,
 ``merge`` joins several), ``open`` reads it, ``train`` makes a model from it, ``evaluate`` scores the model, ``predict``
-applies it to new recordings (``predict_to_folder`` also writes the results), ``report`` makes an HTML page. Each does
-what the command of its name does; printing what it returns gives the command's text.
+applies it to new recordings (``predict_to_folder`` also writes the results), ``report`` makes an HTML page, ``export``
+an ONNX graph. Each does what the command of its name does; printing what it returns gives the command's text.
+``load_model`` gives a trained model as a ``torch.nn.Module``.
 
 Importing the package loads nothing else: each name is loaded when it is first used (PEP 562), so that a command's
 ``--help`` and a build worker load only what they need.
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from egoaudio.builder.plan import Inputs
     from egoaudio.builder.summary import BuildPlan, BuildReport
     from egoaudio.config.build import BuildConfig, ClipConfig, DenoiseConfig, FeatureConfig
+    from egoaudio.config.export import ExportConfig
     from egoaudio.config.predict import OutputConfig, PredictConfig, ScoringConfig, SegmentConfig
     from egoaudio.config.report import ReportConfig
     from egoaudio.config.train import DataConfig, DistillationConfig, ModelConfig, OptimizationConfig, TrainConfig
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
         ConfigurationError,
         EgoAudioError,
         EvaluationError,
+        ExportError,
         MediaError,
         PredictionError,
         ReportError,
@@ -39,7 +42,9 @@ if TYPE_CHECKING:
     )
     from egoaudio.evaluation.evaluate import evaluate
     from egoaudio.evaluation.results import Evaluation, Score
+    from egoaudio.exporting.export import ExportReport, export
     from egoaudio.hdf5.reader import EgoAudioFile, open
+    from egoaudio.models.classifier import Classifier, load_model
     from egoaudio.prediction.predict import predict, predict_to_folder
     from egoaudio.prediction.report import PredictionReport
     from egoaudio.prediction.result import Prediction
@@ -53,6 +58,7 @@ _HOMES = {
     "builder.plan": ("Inputs",),
     "builder.summary": ("BuildPlan", "BuildReport"),
     "config.build": ("BuildConfig", "ClipConfig", "DenoiseConfig", "FeatureConfig"),
+    "config.export": ("ExportConfig",),
     "config.predict": ("OutputConfig", "PredictConfig", "ScoringConfig", "SegmentConfig"),
     "config.report": ("ReportConfig",),
     "config.train": ("DataConfig", "DistillationConfig", "ModelConfig", "OptimizationConfig", "TrainConfig"),
@@ -63,6 +69,7 @@ _HOMES = {
         "ConfigurationError",
         "EgoAudioError",
         "EvaluationError",
+        "ExportError",
         "MediaError",
         "PredictionError",
         "ReportError",
@@ -72,7 +79,9 @@ _HOMES = {
     ),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.results": ("Evaluation", "Score"),
+    "exporting.export": ("ExportReport", "export"),
     "hdf5.reader": ("EgoAudioFile", "open"),
+    "models.classifier": ("Classifier", "load_model"),
     "prediction.predict": ("predict", "predict_to_folder"),
     "prediction.report": ("PredictionReport",),
     "prediction.result": ("Prediction",),
@@ -89,6 +98,7 @@ __all__ = [
     "BuildPlan",
     "BuildReport",
     "CheckpointError",
+    "Classifier",
     "ClipConfig",
     "ConfigurationError",
     "DataConfig",
@@ -98,6 +108,9 @@ __all__ = [
     "EgoAudioFile",
     "Evaluation",
     "EvaluationError",
+    "ExportConfig",
+    "ExportError",
+    "ExportReport",
     "FeatureConfig",
     "Inputs",
     "MediaError",
@@ -122,6 +135,8 @@ __all__ = [
     "__version__",
     "build",
     "evaluate",
+    "export",
+    "load_model",
     "merge",
     "open",
     "predict",

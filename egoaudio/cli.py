@@ -14,6 +14,7 @@ import click
 
 from egoaudio.command import command, configured
 from egoaudio.config.build import BUILD_PRESETS, BuildConfig
+from egoaudio.config.export import ExportConfig
 from egoaudio.config.predict import PredictConfig
 from egoaudio.config.report import ReportConfig
 from egoaudio.config.train import POOLS, SPLITS, TRAIN_PRESETS, TrainConfig
@@ -77,6 +78,9 @@ _WORKERS = click.option(
     default=_cores,
     show_default="one a core",
     help="Worker processes, one thread each.",
+)
+_LIKE = click.option(
+    "--like", type=_THERE, help="The egoaudio file that a checkpoint of an earlier version was trained on."
 )
 _SECONDS = click.FloatRange(min=0.01, max=1e6)
 
@@ -303,7 +307,7 @@ def evaluate(
 @_WORKERS
 @click.option("--video-timeout", "timeout_seconds", type=_SECONDS, default=600.0, show_default=True, help=_TIMEOUT)
 @click.option("--device", help=_DEVICE)
-@click.option("--like", type=_THERE, help="The egoaudio file that a checkpoint of an earlier version was trained on.")
+@_LIKE
 @click.option("--skip-failed", is_flag=True, help="Exit with 0 even if recordings failed.")
 @click.option("--retry-failed", is_flag=True, help="Try recordings again that failed before.")
 @click.option("--force", is_flag=True, help=_FORCE)
@@ -349,4 +353,29 @@ def report(config: ReportConfig, paths: tuple[str, ...], output: str, videos: st
     from egoaudio.reporting.report import report as run
 
     terminal.say(run(*paths, output=output, config=config, videos=videos, device=device))
+    return 0
+
+
+@command("  egoaudio-export runs/cnn/best.pt exported/model.onnx")
+@click.argument("checkpoint", type=_THERE)
+@click.argument("graph", type=click.Path(), metavar="MODEL.ONNX")
+@click.option(
+    "--evaluation",
+    type=_THERE,
+    help="The evaluation.json whose scores the card shows; the one beside CHECKPOINT if not given.",
+)
+@_LIKE
+@click.option("--force", is_flag=True, help="Replace a README.md that is not a model card.")
+@configured(ExportConfig)
+def export(
+    config: ExportConfig, checkpoint: str, graph: str, evaluation: str | None, like: str | None, force: bool
+) -> int:
+    """Export a trained model as an ONNX graph from sound to probabilities, for use without egoaudio and PyTorch.
+
+    Beside MODEL.ONNX come MODEL.SAFETENSORS with the weights and README.md, the model card: what the model was trained
+    on, its scores and limits, and ten lines that use it. The graph holds the front end, not the denoising.
+    """
+    from egoaudio.exporting.export import export as run
+
+    terminal.say(run(checkpoint, graph, config, evaluation=evaluation, like=like, force=force))
     return 0

@@ -15,6 +15,7 @@ what became of a video or a clip in the file (see FORMAT.md): a failure never be
     ├── TrainingError        a training run or an evaluation that had to stop
     ├── PredictionError      a prediction that had to stop
     ├── ReportError          a page that cannot be made
+    ├── ExportError          a model that cannot be exported
     └── ResourceError        what the machine lacks
 
 Messages name a parameter as Python has it, in backticks, alone or with its value: `` `hop_seconds` ``,
@@ -67,6 +68,10 @@ class PredictionError(EgoAudioError):
 
 class ReportError(EgoAudioError):
     """A report that cannot be made: nothing to report on, or a page that cannot be written."""
+
+
+class ExportError(EgoAudioError):
+    """An export that had to stop: a graph that cannot be made or is not the model, an output that cannot be written."""
 
 
 class CheckpointError(EgoAudioError, OSError):

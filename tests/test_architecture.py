@@ -19,7 +19,7 @@ ROOT = Path(egoaudio.__file__).parent
 MODULES = """
     _version errors
     system/signals system/files system/allocator system/surroundings system/terminal system/progress system/lock figures
-    config/options config/build config/train config/predict config/report
+    config/options config/build config/train config/predict config/report config/export
     inputs/csv_rows inputs/videos inputs/annotations inputs/fingerprint inputs/timestamps inputs/containers inputs/tracks inputs/silence inputs/ogg
     inputs/find_media inputs/frames inputs/decoder inputs/probe inputs/encode
     audio/clips audio/labels audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/framing audio/yamnet_features audio/features
@@ -31,7 +31,7 @@ MODULES = """
     models/crc32c models/published_files models/tensorflow_bundle models/onnx_graph
     models/dropout models/frontend models/yamnet models/yamnet_conversion models/yamnet_weights
     models/cnn models/small_cnn models/transformer models
-    models/checkpoints models/sound models/device models/memory models/micro_batch models/scorer models/steady_scorer
+    models/checkpoints models/sound models/device models/memory models/micro_batch models/scorer models/steady_scorer models/classifier
     evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/segment_metrics evaluation/ground_truth evaluation/results
     evaluation/smoothing evaluation/calibration evaluation/calibration_fit evaluation/segments evaluation/audible
     evaluation/reliability evaluation/segment_scores evaluation/scores evaluation/comparison evaluation/evaluate
@@ -40,6 +40,7 @@ MODULES = """
     prediction/channel prediction/worker prediction/windows prediction/scoring
     prediction/find prediction/messages prediction/recording prediction/journal prediction/predictor prediction/score
     prediction/store prediction/result prediction/tiers prediction/formats prediction/output prediction/report prediction/predict
+    exporting/graph exporting/facts exporting/scores exporting/card exporting/export
     reporting/sources reporting/names reporting/charts reporting/levels reporting/oddities reporting/file_section
     reporting/pictures reporting/excerpts reporting/gallery reporting/cards
     reporting/confusions reporting/notable_clips reporting/run_section reporting/comparison_section
@@ -57,6 +58,7 @@ FOLDERS = {
     "evaluation",
     "training",
     "prediction",
+    "exporting",
     "reporting",
 }  # with an empty __init__
 
@@ -78,6 +80,8 @@ HOMES = {
     "noisereduce": {"audio/denoise"},
     "matplotlib": {"figures"},
     "jinja2": {"reporting/page"},
+    "onnxruntime": {"exporting/graph"},
+    "safetensors": {"exporting/export"},
 }
 
 

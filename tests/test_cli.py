@@ -34,6 +34,7 @@ COMMANDS = {
     "egoaudio-evaluate": cli.evaluate,
     "egoaudio-predict": cli.predict,
     "egoaudio-report": cli.report,
+    "egoaudio-export": cli.export,
 }
 
 

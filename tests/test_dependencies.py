@@ -19,6 +19,7 @@ MODULES = {
 # Required without being imported: torchaudio is to make features on a GPU in builds to come, and is what the tests hold
 # ours to.
 NOT_IMPORTED = {"torchaudio"}
+TRIED = {"onnxruntime"}  # an export is checked with it where it is installed
 # Imported without being named: parts of moviepy and librosa, and what is measured only where somebody has it.
 NOT_NAMED = {"audioread", "imageio_ffmpeg", "torchcodec"}
 
@@ -46,7 +47,8 @@ def _imported(*folders):
 
 
 def test_the_package_requires_what_it_imports_and_nothing_else():
-    assert _named() - NOT_IMPORTED == _imported("egoaudio")
+    assert _named() - NOT_IMPORTED == _imported("egoaudio") - TRIED
+    assert TRIED <= _named("export")
 
 
 @pytest.mark.parametrize("folders, extras", [(["tests"], ["test"]), (["benchmarks", "bin"], ["test", "bench"])])

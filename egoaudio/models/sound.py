@@ -60,6 +60,32 @@ class SoundInput:
         denoise = self.build.denoise
         return "" if denoise.mode == "none" else f"{denoise.mode}, {_SCOPES[denoise.scope]}"
 
+    def require_plain(self, checkpoint: StrPath, denoised_input: bool) -> None:
+        """Refuse a front end that would be given other sound than the model was trained on.
+
+        Parameters
+        ----------
+        checkpoint : path
+            For the message.
+        denoised_input : bool
+            The caller's word that the sound will be denoised first.
+
+        Raises
+        ------
+        ConfigurationError
+            For a model of denoised sound without that word, and for that word where there is no denoising.
+        """
+        if self.denoising and not denoised_input:
+            raise ConfigurationError(
+                f"{os.fspath(checkpoint)}: was trained on denoised sound ({self.denoising}), and a front end does not "
+                "denoise: give `denoised_input=True` if the sound will be denoised in the same way before, or train on "
+                "a file that was built with `denoise.mode='none'`"
+            )
+        if denoised_input and not self.denoising:
+            raise ConfigurationError(
+                f"`denoised_input=True` has no effect: {os.fspath(checkpoint)} was trained on sound as it is"
+            )
+
 
 def stated_build(checkpoint: StrPath, contents: dict[str, Any], like: StrPath | None = None) -> BuildConfig:
     """Return how the features of new sound are made; ``contents["build"]`` then says it, too.

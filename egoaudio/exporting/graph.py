@@ -1,0 +1,137 @@
+"""A ``Classifier`` of sound -> an ONNX graph, checked.
+
+In: the classifier, on the CPU. Out: the bytes of the file: input ``sound`` float32 (batch, num_samples), output
+``probabilities`` float32 (batch, num_classes), any batch; ``facts`` as metadata. The exporter is torch's newer one
+(``dynamo=True``), as the older one has no Fourier transform and fixes the batch of the transformers.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from egoaudio.errors import ExportError
+from egoaudio.models.classifier import Classifier
+
+INPUT, OUTPUT = "sound", "probabilities"
+TOLERANCE = 1e-4  # of a probability, between the graph and the model
+LARGEST_ATTENTION_BYTES = 1 << 30  # of a clip's, which a runtime holds whole; what needs more is not checked
+_LOUDNESS = 0.1  # rms of the noise that the graph is checked with
+_NEEDED = ("onnx", "onnxscript")
+
+
+def require_exporter() -> None:
+    """Raise ExportError unless the packages that make a graph are installed."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"a graph is made with packages that are not installed: pip install {' '.join(missing)}")
+
+
+def make_graph(classifier: Classifier, facts: Mapping[str, str], opset: int) -> bytes:
+    """Return the ONNX file of a classifier of sound.
+
+    Raises
+    ------
+    ExportError
+        If torch cannot express the model in this opset, for any batch, or in one file.
+    """
+    sound = torch.zeros((2, *classifier.input_shape))
+    batch = torch.export.Dim("batch")
+    try:
+        with _quiet(), torch.no_grad():
+            program: Any = torch.onnx.export(
+                classifier,
+                (sound,),
+                dynamo=True,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: batch},),
+                opset_version=opset,
+            )
+    except Exception as error:  # of many kinds, of three packages
+        first = str(error).strip().partition("\n")[0]
+        raise ExportError(
+            f"torch {torch.__version__} cannot make a graph of this model with `opset={opset}`: {first}: try another "
+            "`opset`, or another version of torch"
+        ) from error
+    made = program.model.opset_imports[""]
+    if made != opset:
+        raise ExportError(
+            f"`opset={opset}`: the graph needs operators of {made}, and cannot be converted: give `opset={made}`"
+        )
+    if isinstance(program.model.graph.inputs[0].shape[0], int):
+        raise ExportError(f"torch {torch.__version__} made a graph for batches of 2 only: use another version of torch")
+    program.model.metadata_props.update(facts)
+    program.model.producer_name, program.model.producer_version = "egoaudio", facts["egoaudio_version"]
+    try:
+        data: bytes = program.model_proto.SerializeToString()
+    except ValueError as error:
+        raise ExportError(f"the graph is larger than 2 GB, the most that an ONNX file holds: {error}") from error
+    return data
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what the exporter says of operators of other packages, and of itself."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def attention_bytes(classifier: Classifier) -> int:
+    """Return what a runtime takes for one clip's attention weights in one layer, 0 without attention."""
+    sizes: Any = getattr(getattr(classifier.network, "network", None), "config", None)
+    if sizes is None:
+        return 0
+    from egoaudio.models.transformer import NUM_SPECIAL_TOKENS, patch_grid
+
+    rows, columns = patch_grid(sizes)
+    return 4 * int(sizes.num_attention_heads) * (rows * columns + NUM_SPECIAL_TOKENS) ** 2
+
+
+def largest_difference(data: bytes, classifier: Classifier) -> float | None:
+    """Return the largest difference between a graph's probabilities and its model's, of noise, in two batches.
+
+    Returns
+    -------
+    float or None
+        None where onnxruntime is not installed.
+
+    Raises
+    ------
+    ExportError
+        If the graph does not run, or differs by more than ``TOLERANCE``.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    noise = np.random.default_rng(0).standard_normal((4, *classifier.input_shape), np.float32)
+    largest = 0.0
+    try:
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        for sound in np.split(_LOUDNESS * noise, [1]):
+            (found,) = session.run([OUTPUT], {INPUT: sound})
+            with torch.inference_mode():
+                expected = classifier(torch.from_numpy(sound)).numpy()
+            largest = max(largest, float(np.abs(found - expected).max()))
+    except Exception as error:  # onnxruntime's errors have no class of their own in common
+        raise ExportError(f"onnxruntime {onnxruntime.__version__} cannot run the graph: {error}") from error
+    if not largest <= TOLERANCE:
+        raise ExportError(
+            f"the graph's probabilities differ from the model's by {largest:.2g}, more than {TOLERANCE:g}, in "
+            f"onnxruntime {onnxruntime.__version__}: try another `opset` or `transform`"
+        )
+    return largest

@@ -1,0 +1,141 @@
+"""The scores that a model card shows: those of an evaluation, or, without one, of the run's own validation.
+
+In: a checkpoint's contents and ``evaluation.json``. Out: a ``CardScores``. An evaluation of another checkpoint is
+refused where it was asked for, and not used where it only lies beside the checkpoint.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from egoaudio.errors import ExportError
+from egoaudio.evaluation.results import TITLES
+
+StrPath = str | os.PathLike[str]
+NAME = "evaluation.json"
+RUN_NAME = "config.json"
+_SAME = ("epoch", "plan_sha256")  # what tells a checkpoint from others of its run and of other runs
+
+
+@dataclass(frozen=True)
+class CardScore:
+    """One line of the table; fractions, None where a number is not defined or not known."""
+
+    name: str
+    """Of ``evaluation.results.TITLES``."""
+    value: float
+    low: float | None = None
+    high: float | None = None
+    prior: float | None = None
+
+    @property
+    def title(self) -> str:
+        """The name as the table has it."""
+        return TITLES[self.name]
+
+
+@dataclass(frozen=True)
+class CardScores:
+    """The table, and what it is of."""
+
+    rows: tuple[CardScore, ...]
+    split: str
+    """``test``, ``validation``, ``train``; empty where there are no scores."""
+    about: str
+    """What was scored, in words."""
+
+    @property
+    def is_test(self) -> bool:
+        """Whether they are of recordings that took no part in training."""
+        return self.split == "test"
+
+
+def read_scores(checkpoint: StrPath, contents: Mapping[str, Any], evaluation: StrPath | None = None) -> CardScores:
+    """Return the scores of a checkpoint.
+
+    Parameters
+    ----------
+    checkpoint : path
+    contents : mapping
+        Of the checkpoint.
+    evaluation : path, optional
+        An ``evaluation.json``; if not given, the one beside the checkpoint, if it is of this checkpoint.
+
+    Raises
+    ------
+    ExportError
+        If ``evaluation`` is no such file, or of another checkpoint.
+    """
+    path = Path(os.fspath(checkpoint)).parent / NAME if evaluation is None else Path(evaluation)
+    try:
+        return _of_evaluation(path, contents)
+    except ExportError:
+        if evaluation is not None:
+            raise
+        return _of_validation(contents)
+
+
+def _of_evaluation(path: Path, contents: Mapping[str, Any]) -> CardScores:
+    """Return the scores in an ``evaluation.json``."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ExportError(f"{path}: is not the {NAME} of an evaluation: {error}") from error
+    try:
+        differing = [name for name in _SAME if found[name] != contents[name]]
+        rows = [_row(name, score) for name, score in found["scores"].items() if name in TITLES]
+        smoothed = found["smooth_clips"]
+        about = f"{found['num_clips']:,} clips of {found['num_videos']:,} recordings"
+        split = str(found["split"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ExportError(f"{path}: is not the {NAME} of an evaluation: {error!r}") from error
+    if differing:
+        values = "; ".join(f"{name} {found[name]} there, {contents[name]} in the checkpoint" for name in differing)
+        raise ExportError(f"{path}: is the evaluation of another checkpoint ({values}): evaluate this one")
+    if smoothed:
+        about += f", each score averaged with those of {smoothed} neighbouring clips before and after it"
+    return CardScores(tuple(row for row in rows if row is not None), split, about)
+
+
+def _row(name: str, score: Mapping[str, Any]) -> CardScore | None:
+    """Return a line of the table; None where the score is not defined."""
+    value, low, high, prior = (score[part] for part in ("value", "low", "high", "prior"))
+    if value is None:
+        return None
+    numbers = [None if number is None else float(number) for number in (value, low, high, prior)]
+    if not all(number is None or 0 <= number <= 1 for number in numbers):
+        raise ValueError(f"{name} {numbers}")
+    return CardScore(name, float(value), *numbers[1:])
+
+
+def _of_validation(contents: Mapping[str, Any]) -> CardScores:
+    """Return the scores of the epoch on the run's validation split."""
+    row = contents["metrics"]
+    rows = [
+        CardScore(name, float(row[name]), prior=row.get("map_prior") if name == "map" else None)
+        for name in ("top1", "top5", "map")
+        if row.get(name) is not None and math.isfinite(row[name])
+    ]
+    if not rows:
+        return CardScores((), "", "")
+    return CardScores(tuple(rows), "validation", "clips by which this epoch was chosen of all, so too high")
+
+
+def trained_on(checkpoint: StrPath, contents: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names, without folders, of the files that a checkpoint was trained on, as its run's folder says them.
+
+    Empty where the checkpoint is elsewhere.
+    """
+    try:
+        found = json.loads((Path(os.fspath(checkpoint)).parent / RUN_NAME).read_text(encoding="utf-8"))
+        paths = [found["file"]] if isinstance(found["file"], str) else list(found["file"])
+        same = found["plan_sha256"] == contents["plan_sha256"]
+        return tuple(os.path.basename(path) for path in paths) if same else ()
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()  # of no run, or of a folder that holds something else

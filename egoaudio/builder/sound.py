@@ -65,4 +65,4 @@ def _first(videos: np.ndarray, chosen: np.ndarray) -> str:
 
 def _where(videos: np.ndarray, amounts: np.ndarray) -> str:
     """Return in how many videos there is any, and which has most."""
-    return f"in {(amounts > 0).sum():,} videos; most in {videos['video_id'][int(amounts.argmax())].decode(errors='replace')}"
+    return f"in {(amounts > 0).sum():,} videos; most in {_first(videos, amounts)}"

@@ -5,8 +5,8 @@ rows, and the end; a connection that closes before the end was a worker that die
 stored on the way: who sends waits until who scores has room (``MOST_WAITING`` blocks), so that memory is bounded
 whatever the length and number of the recordings. The rows are bytes of an array, never pickled.
 
-The socket has a name in Linux' abstract namespace, which goes with the process and leaves nothing behind. Both sides see who is at the
-other end (SO_PEERCRED), and the parent wants to hear a secret that only its workers were told.
+The socket has a name in Linux' abstract namespace, which goes with the process and leaves nothing behind. Both sides
+see who is at the other end (SO_PEERCRED), and the parent wants to hear a secret that only its workers were told.
 """
 
 import contextlib

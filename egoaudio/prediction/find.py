@@ -1,7 +1,8 @@
-"""What is to be heard: files and folders as a user names them, or the videos of annotation CSVs -> a list of recordings.
+"""What is to be heard: files and folders as a user names them, or the videos of annotation CSVs -> recordings.
 
-In: paths. Out: ``Recordings``: each file once, in an order that the disk does not decide, with a name that is its own and
-cannot lead out of a folder. Nothing is opened: whatever is wrong with a file is found out, and told, when it is heard.
+In: paths. Out: ``Recordings``: each file once, in an order that the disk does not decide, with a name that is its own
+and cannot lead out of a folder. Nothing is opened: whatever is wrong with a file is found out, and told, when it is
+heard.
 """
 
 import os
@@ -124,8 +125,8 @@ def _in_folder(root: str, follow_links: bool) -> Iterator[tuple[str, str, str]]:
     paths, refused = list_media(root, follow_links)
     if not paths and not refused:
         raise MediaError(
-            f"{root}: holds no media, at any depth: expected {_KIND} files with extensions such as .mp4, .mkv, .wav, .mp3; "
-            "a file with another one can be named itself"
+            f"{root}: holds no media, at any depth: expected {_KIND} files with extensions such as .mp4, .mkv, .wav, "
+            ".mp3; a file with another one can be named itself"
         )
     for path in paths:
         yield path, os.path.join(root, path), ""
@@ -168,8 +169,8 @@ def find_annotated(
     files = find_files(ids, videos, follow_links=follow_links)
     if not files:
         raise MediaError(
-            f"`videos={os.fspath(videos)!r}`: none of the {len(ids):,} annotated videos is there; looked for {ids[0]}.mp4 and "
-            "the like at any depth"
+            f"`videos={os.fspath(videos)!r}`: none of the {len(ids):,} annotated videos is there; looked for "
+            f"{ids[0]}.mp4 and the like at any depth"
         )
     found = Recordings()
     for video_id in ids:

@@ -1,8 +1,8 @@
 """The segments of a recording as the files of other programs: labels, subtitles, tables.
 
-In: a ``Prediction``. Out: the bytes of one file. Each format has its ending and a function; ``tiers`` has those with a tier a
-class. A name comes from anywhere: in each format it stays in its field, in one line, and can end nothing. Times are in
-seconds from the recording's start.
+In: a ``Prediction``. Out: the bytes of one file. Each format has its ending and a function; ``tiers`` has those with a
+tier a class. A name comes from anywhere: in each format it stays in its field, in one line, and can end nothing. Times
+are in seconds from the recording's start.
 
 Source: manual.audacityteam.org (labels), Raven Pro's user guide (selection tables), w3.org/TR/webvtt1, NIST's RT-09
 evaluation plan, appendix A (RTTM). SRT has no standard; it is what SubRip wrote.

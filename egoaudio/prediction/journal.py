@@ -1,8 +1,8 @@
-r"""The recordings that are done while a prediction is unfinished: a file to which each is appended when it has its scores.
+r"""The recordings that are done while a prediction is unfinished: a file to which each is appended with its scores.
 
-In: ``Scored`` recordings, in the order in which they finish. Out: the same, by their keys, after any stop. A record counts
-if its checksum is right; what a kill or a power failure has left of one at the end is cut off. The first line says of which
-model and options the scores are.
+In: ``Scored`` recordings, in the order in which they finish. Out: the same, by their keys, after any stop. A record
+counts if its checksum is right; what a kill or a power failure has left of one at the end is cut off. The first line
+says of which model and options the scores are.
 
     egoaudio scores 1 <scoring_sha256>\n
     then, for each recording: CRC-32 and number of the bytes that follow (12 bytes), ``recording.to_bytes``
@@ -111,8 +111,8 @@ class Journal:
             raise PredictionError(f"{self._path} is no journal of egoaudio's: move it away, or give another `output`")
         if found != line:
             raise PredictionError(
-                f"{self._path} is an unfinished prediction of another model, or with other options: give the same ones, "
-                "another `output`, or `force=True` to start anew"
+                f"{self._path} is an unfinished prediction of another model, or with other options: give the same "
+                "ones, another `output`, or `force=True` to start anew"
             )
         end = len(line)
         for offset, size, scored in self._records(end):

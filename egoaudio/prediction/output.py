@@ -1,7 +1,8 @@
 """What a prediction leaves in its folder: scores.h5, segments.csv and label files, each there whole or not at all.
 
-In: the recordings in their order, each read when it is needed. Out: files whose bytes follow from the scores and the options
-alone, not from when and in how many goes they were made. A text in a CSV that a spreadsheet would run begins with an apostrophe.
+In: the recordings in their order, each read when it is needed. Out: files whose bytes follow from the scores and the
+options alone, not from when and in how many goes they were made. A text in a CSV that a spreadsheet would run begins
+with an apostrophe.
 """
 
 import csv
@@ -136,7 +137,7 @@ def write_segments(path: Path, predictions: Iterator[Prediction]) -> int:
 
 
 def with_label_files(folder: Path, formats: tuple[str, ...], predictions: Iterator[Prediction]) -> Iterator[Prediction]:
-    """Write the files of other programs, ``FOLDER/FORMAT/NAME.ENDING``, for each recording with scores, and yield it on.
+    """Write ``FOLDER/FORMAT/NAME.ENDING`` for other programs, for each recording with scores, and yield it on.
 
     Raises
     ------

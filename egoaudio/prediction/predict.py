@@ -1,8 +1,8 @@
 """New recordings -> what is heard in them: find, hear, score, keep, write.
 
-``predict`` yields each recording as soon as it has its scores and stores nothing; ``predict_to_folder`` is the command, whose
-folder holds the scores of what is done: the same call resumes after any stop, to the same bytes, and recordings that were added
-meanwhile cost themselves alone. Nothing here touches samples.
+``predict`` yields each recording as soon as it has its scores and stores nothing; ``predict_to_folder`` is the command,
+whose folder holds the scores of what is done: the same call resumes after any stop, to the same bytes, and recordings
+that were added meanwhile cost themselves alone. Nothing here touches samples.
 """
 
 import os
@@ -51,8 +51,8 @@ class Media:
         others = [path for path in self.paths if path not in scored]
         if scored and others:
             raise ConfigurationError(
-                f"{scored[0]} is an egoaudio file, whose features are scored as they are, and {others[0]} is not: give them "
-                "to two commands, each with an `output` of its own"
+                f"{scored[0]} is an egoaudio file, whose features are scored as they are, and {others[0]} is not: give "
+                "them to two commands, each with an `output` of its own"
             )
         return scored
 
@@ -126,7 +126,8 @@ def predict(
     Raises
     ------
     EgoAudioError
-        For a checkpoint, a file or an option that cannot be used, media that are not there, or memory that does not suffice.
+        For a checkpoint, a file or an option that cannot be used, media that are not there, or memory that does not
+        suffice.
 
     Examples
     --------
@@ -303,5 +304,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PredictionError(
-            f"`output={str(folder)!r}`: cannot be made a folder ({error.strerror}): give the name of one that can be written to"
+            f"`output={str(folder)!r}`: cannot be made a folder ({error.strerror}): "
+            "give the name of one that can be written to"
         ) from error

@@ -81,8 +81,8 @@ class Predictor:
         if self.contents["thresholds"] is not None:
             return ()
         return (
-            f"no class has a threshold of its own, so each begins at {DEFAULT_THRESHOLD:g}: the checkpoint comes from a run without a "
-            "validation split",
+            f"no class has a threshold of its own, so each begins at {DEFAULT_THRESHOLD:g}: "
+            "the checkpoint comes from a run without a validation split",
         )
 
     @property

@@ -1,7 +1,7 @@
 """One recording and the scores of its clips: what a prediction makes, keeps while it is unfinished, and writes.
 
-``Scored`` is the value; ``to_bytes`` and ``from_bytes`` are its form in the journal. A recording that failed has no clips,
-and the reason.
+``Scored`` is the value; ``to_bytes`` and ``from_bytes`` are its form in the journal. A recording that failed has no
+clips, and the reason.
 """
 
 import json

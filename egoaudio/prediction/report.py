@@ -62,10 +62,11 @@ class PredictionReport:
         sounding = self.num_recordings - self.num_without_sound - len(self.failures)
         counts = {"with sound": sounding, "without": self.num_without_sound, "failed": len(self.failures)}
         words = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        num_classes = len(self.labelling.class_ids)
         lines = [
             f"{self.folder} is complete",
             f"  recordings  {self.num_recordings:,}: {words}",
-            f"  scores      {self.num_clips:,} clips, {self.hours:.2f} h, {len(self.labelling.class_ids)} classes: {self.scores}",
+            f"  scores      {self.num_clips:,} clips, {self.hours:.2f} h, {num_classes} classes: {self.scores}",
             f"  segments    {self.num_segments:,}: {self.segments}",
             *("  " + line for line in self.sound_lines),
         ]

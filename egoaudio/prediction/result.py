@@ -1,6 +1,7 @@
 """What a prediction says of one recording, for people who program: DataFrames, and the likeliest classes.
 
-In: a ``Scored`` recording, the classes and the ``SegmentRules``. Out: a ``Prediction``. Everything in it is computed when it is asked for.
+In: a ``Scored`` recording, the classes and the ``SegmentRules``. Out: a ``Prediction``. Everything in it is computed
+when it is asked for.
 """
 
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class Prediction:
 
     @property
     def scores(self) -> "pandas.DataFrame":
-        """A row a clip: ``start_seconds``, ``stop_seconds``, and the network's score of each class by its id; NaN without sound."""
+        """A row a clip: ``start_seconds``, ``stop_seconds``, and each class's score by its id; NaN without sound."""
         return self._clip_frame(self.scored.scores)
 
     @property
@@ -93,7 +94,10 @@ class Prediction:
 
     @property
     def segments(self) -> "pandas.DataFrame":
-        """A row a segment: ``file``, ``start_seconds``, ``end_seconds``, ``class_id``, ``name``, ``score`` (its peak), ``mean_score``."""
+        """A row a segment.
+
+        ``file``, ``start_seconds``, ``end_seconds``, ``class_id``, ``name``, ``score`` (its peak) and ``mean_score``.
+        """
         import pandas  # 0.4 s
 
         table, labelling = self.segment_table, self.labelling

@@ -1,8 +1,9 @@
 """Rows that come from the workers -> the scores of each recording; the network runs in a thread of the parent.
 
-``Batches`` fills the network's batches with clips of whichever recordings there are, so that many short ones take no longer
-than one long one. ``Scoring`` feeds it with what a ``Receiver`` has: recordings come and go, each with its ``Windows``, and
-leave as a ``Scores``. What does not fill a batch is scored when nothing else has come for a while, and at the end.
+``Batches`` fills the network's batches with clips of whichever recordings there are, so that many short ones take no
+longer than one long one. ``Scoring`` feeds it with what a ``Receiver`` has: recordings come and go, each with its
+``Windows``, and leave as a ``Scores``. What does not fill a batch is scored when nothing else has come for a while, and
+at the end.
 """
 
 import threading
@@ -98,7 +99,8 @@ class Scoring:
     plan : WindowPlan
     num_classes : int
     advance : callable
-        Is told, in the thread, of which recording how many clips were scored, and of how many: ``advance(number, some, all)``.
+        Is told, in the thread, of which recording how many clips were scored, and of how many: ``advance(number, some,
+        all)``.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
-"""Which recordings have scores already: those of the unfinished prediction, and those of the finished one that is there.
+"""Which recordings have scores already: those of the unfinished prediction, and of the finished one that is there.
 
-In: an output folder and what decides the scores. Out: a ``Store``, in which a recording is known by its key, as long as its
-file is still the one that was heard. So the same command resumes, and a folder to which recordings were added costs those alone.
+In: an output folder and what decides the scores. Out: a ``Store``, in which a recording is known by its key, as long as
+its file is still the one that was heard. So the same command resumes, and a folder to which recordings were added costs
+those alone.
 """
 
 import contextlib
@@ -89,8 +90,8 @@ def opened(folder: Path, scoring_sha256: str, force: bool) -> Iterator[Store]:
             finished = stack.enter_context(ScoresFile(scores))
             if finished.scoring_sha256 != scoring_sha256:
                 raise PredictionError(
-                    f"{scores} holds the scores of another model ({finished.checkpoint}), or with other options: give another `output`, "
-                    "or `force=True` to replace it"
+                    f"{scores} holds the scores of another model ({finished.checkpoint}), or with other options: "
+                    "give another `output`, or `force=True` to replace it"
                 )
         yield Store(stack.enter_context(Journal(journal, scoring_sha256)), finished)
 

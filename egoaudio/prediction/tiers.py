@@ -3,7 +3,8 @@
 In: a ``Prediction``. Out: the bytes of one file. Segments of a class never overlap, so each class is one interval tier;
 classes of which nothing is heard have none.
 
-Source: the TextGrid chapter of Praat's manual; the schema EAFv3.0.xsd of the Max Planck Institute for Psycholinguistics.
+Source: the TextGrid chapter of Praat's manual; the schema EAFv3.0.xsd of the Max Planck Institute for
+Psycholinguistics.
 """
 
 import os
@@ -90,8 +91,8 @@ def eaf(prediction: Prediction) -> bytes:
             ]
             annotations.append(
                 f'<ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="a{count}" TIME_SLOT_REF1="ts{2 * count - 1}" '
-                f'TIME_SLOT_REF2="ts{2 * count}"><ANNOTATION_VALUE>{escape(title)} {segment.score:.2f}</ANNOTATION_VALUE>'
-                "</ALIGNABLE_ANNOTATION></ANNOTATION>"
+                f'TIME_SLOT_REF2="ts{2 * count}"><ANNOTATION_VALUE>{escape(title)} {segment.score:.2f}'
+                "</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION>"
             )
         name = quoteattr(title)
         tiers.append(f'<TIER LINGUISTIC_TYPE_REF="segments" TIER_ID={name}>\n' + "\n".join(annotations) + "\n</TIER>")

@@ -1,7 +1,7 @@
 """Rows of a recording as they come -> what the network sees of each clip: normalised, and joined with its neighbours.
 
-In: blocks of consecutive rows (n, T, F). Out: windows (m, (2 * K + 1) * T, F) of the clips that can be scored, the same bits
-as ``data.rows.RowSource`` reads of a built file. Held are the rows that a later window still needs, nothing more.
+In: blocks of consecutive rows (n, T, F). Out: windows (m, (2 * K + 1) * T, F) of the clips that can be scored, the same
+bits as ``data.rows.RowSource`` reads of a built file. Held are the rows that a later window still needs, nothing more.
 """
 
 from dataclasses import dataclass
@@ -58,8 +58,9 @@ def plan_windows(
     apart = hops_in(length, config.clips.step_seconds)
     if apart is None:
         raise ConfigurationError(
-            f"`hop_seconds={config.clips.step_seconds:g}`: the network also sees the {context_clips} clips before and after, which follow "
-            f"{length:g} s apart: give {length:g}, or a whole fraction of it, such as {length / 2:g}"
+            f"`hop_seconds={config.clips.step_seconds:g}`: the network also sees the {context_clips} clips before "
+            f"and after, which follow {length:g} s apart: give {length:g}, or a whole fraction of it, "
+            f"such as {length / 2:g}"
         )
     silence = silent_row(config, feature, row_shape, dtype, "the checkpoint")
     return WindowPlan(tuple(row_shape), dtype, *normalization, context_clips, apart, silence)

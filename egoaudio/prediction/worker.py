@@ -1,8 +1,8 @@
 """One recording, in a worker: its sound becomes feature rows that go to the process that scores.
 
 The features are those of a build (``builder.feature_stream``), of the clips that a build would place: as many as the
-recording's packets bear out. What returns at the end is a few numbers a clip. No library that is slow to import or large
-in memory comes in here (no torch).
+recording's packets bear out. What returns at the end is a few numbers a clip. No library that is slow to import or
+large in memory comes in here (no torch).
 """
 
 import os

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def make_videos(folder, num_videos=6, seconds=(2.2, 3.7)):
-    """Write videos (of six or more one has no sound, one is cut off), their CSVs and class list; return a build's ``Inputs``."""
+    """Write videos (of six or more one has no sound, one is cut off), CSVs and classes; return a build's ``Inputs``."""
     demo_data.make(folder, num_videos, 1, *seconds)
     return Inputs((folder / "train.csv",), folder / "videos", (folder / "test.csv",), folder / "classes.txt")
 

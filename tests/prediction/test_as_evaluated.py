@@ -86,7 +86,8 @@ def test_the_table_and_its_files_say_so(evaluation, run, data, tmp_path):
     text = str(evaluation)
     assert re.search(r"^event F1 \(collar 0.5 s\) +\d+\.\d +\d+\.\d to \d+\.\d +\d+\.\d", text, re.MULTILINE)
     assert re.search(
-        r"^calibration: expected error [\d.]+ per cent of the scores, [\d.]+ of the probabilities \((temperature|platt)\)$",
+        r"^calibration: expected error [\d.]+ per cent of the scores, [\d.]+ of the probabilities "
+        r"\((temperature|platt)\)$",
         text,
         re.MULTILINE,
     )

@@ -1,4 +1,4 @@
-"""New recordings hear as a built file does: the same scores, whatever made the features; and what a folder of them comes to."""
+"""New recordings hear as a built file does, whatever made the features; and what a folder of them comes to."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rows from the workers -> scores: the same whatever comes in between, whoever dies, in whatever pieces; and windows as a file gives them."""
+"""Rows from the workers -> scores, whoever dies, in whatever pieces; and windows as a file gives them."""
 
 import threading
 from dataclasses import replace

@@ -177,6 +177,10 @@ def test_no_module_or_function_is_long_and_no_name_is_the_standard_librarys(modu
         ),
         ("egoaudio.prediction.worker", ["torch", "torchaudio", "noisereduce", "pandas", "transformers", "matplotlib"]),
         ("egoaudio.reporting.report", ["torch", "torchaudio", "noisereduce", "pandas", "transformers"]),
+        (
+            "egoaudio.models.small_cnn, egoaudio.prediction.predict",
+            ["torch._dynamo", "torchaudio", "pandas", "transformers", "matplotlib"],
+        ),
         ("egoaudio.builder.extract", ["torch", "torchaudio", "noisereduce", "pandas", "transformers", "matplotlib"]),
     ],
 )

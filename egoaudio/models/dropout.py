@@ -57,7 +57,6 @@ class ClipDropout(nn.Module):
             return x
         return x * self._mask(x) * (1.0 / (1.0 - self.p))
 
-    @torch.compiler.disable
     def _mask(self, x: torch.Tensor) -> torch.Tensor:
         """Return the mask of ``x``."""
         self._shape = x.shape
@@ -119,7 +118,6 @@ class Patchout(nn.Module):
             return patches
         return patches.index_select(1, self._numbers(patches.device))
 
-    @torch.compiler.disable
     def _numbers(self, device: torch.device) -> torch.Tensor:
         """Return the numbers of the patches that stay, on the device."""
         return self.draw(device) if self.held is None else self.held
@@ -150,6 +148,16 @@ def random_layers(model: nn.Module) -> list[ClipDropout | Patchout]:
         for module in model.modules()
         if (isinstance(module, ClipDropout) and module.p) or (isinstance(module, Patchout) and module.share)
     ]
+
+
+def keep_uncompiled(model: nn.Module) -> None:
+    """Keep ``torch.compile``, which is to compile ``model``, out of the draws: each step has another seed.
+
+    Not a decorator of the class, as ``torch.compiler.disable`` imports for 1 s what only a compiled model needs.
+    """
+    for layer in random_layers(model):
+        name = "_mask" if isinstance(layer, ClipDropout) else "_numbers"
+        setattr(layer, name, torch.compiler.disable(getattr(layer, name)))
 
 
 def place_micro_batch(layers: Iterable[nn.Module], seed: int, first_clip: int) -> None:

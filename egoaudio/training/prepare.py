@@ -22,6 +22,7 @@ from egoaudio.data.splits import Split, require_learnable, split_rows
 from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints, create_model
 from egoaudio.models.device import computing_on, mixed_precision
+from egoaudio.models.dropout import keep_uncompiled
 from egoaudio.models.scorer import ClipLoss, Scorer
 from egoaudio.system.files import StrPaths
 from egoaudio.training import run_folder
@@ -164,6 +165,8 @@ def _prepare_model(
         options.activation_checkpointing,
         context_clips=config.data.context_clips or 0,
     ).to(device)
+    if options.compile:
+        keep_uncompiled(model)
     computed: Any = torch.compile(model) if options.compile else model
     return model, computed
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from egoaudio.models import dropout
-from egoaudio.models.dropout import ClipDropout, place_micro_batch, replace_dropout
+from egoaudio.models.dropout import ClipDropout, keep_uncompiled, place_micro_batch, replace_dropout
 
 
 @pytest.mark.parametrize("elements_per_draw", [1, 1000, 10**6])  # one clip, two and all clips a draw
@@ -44,3 +44,25 @@ def test_dropout_does_nothing_in_evaluation_and_is_put_in_place_of_torchs():
     ]
     x = torch.randn(4, 3)
     assert torch.equal(model.eval()[0](x), x)
+
+
+def test_a_compiled_model_is_compiled_once_for_all_steps():
+    """A draw that the compiler saw would be compiled anew for each step's seed, and mean less and less."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    model = torch.nn.Sequential(torch.nn.Linear(6, 6), ClipDropout(0.5, 0), torch.nn.Linear(6, 6))
+    x, expected, counts = torch.rand(4, 6), [], []
+    for seed in range(6):
+        place_micro_batch(model.modules(), seed, 0)
+        expected.append(model(x))
+    keep_uncompiled(model)
+    computed = torch.compile(model, backend=backend)
+    for seed in range(6):
+        place_micro_batch(model.modules(), seed, 0)
+        torch.testing.assert_close(computed(x), expected[seed], rtol=0, atol=0)
+        counts.append(len(compiled))
+    assert counts[0] > 0 and counts == [counts[0]] * 6

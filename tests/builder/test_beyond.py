@@ -16,6 +16,7 @@ from egoaudio.errors import BuildError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bin"))
 
+pytestmark = pytest.mark.usefixtures("kept_workers")
 CONFIG = BuildConfig(features=FeatureConfig(features=("mfcc",)))
 
 
@@ -86,6 +87,17 @@ def test_a_charades_video_that_is_longer_in_the_table_than_its_sound_is_told(tmp
         "1 of 3 instances start after the sound's end, 1 end more than 1 s after it, in 1 video, such as AAAAAEGO"
         in text
     )
+
+
+def test_instances_of_epic_sounds_beyond_the_sound_are_told(tmp_path):
+    header = "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample"
+    rows = [
+        "1,P01,P01_01,00:00:01.0,00:00:02.0,0,0,d,door,0",
+        "2,P01,P01_01,00:16:40.0,00:16:41.0,0,0,d,door,0",  # 1.0 s and 1.0 s in milliseconds
+    ]
+    (_folder(tmp_path, "P01_01") / "e.csv").write_text("\n".join([f"{header},description,class,class_id", *rows]))
+    text, _ = _build(tmp_path, tmp_path / "e.csv")
+    assert "1 of 2 instances start after the sound's end, in 1 video, such as P01_01; are the" in text
 
 
 @pytest.mark.parametrize("way", ["two ids", "hard link", "symbolic link"])

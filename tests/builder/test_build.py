@@ -362,3 +362,17 @@ def test_a_signal_stops_the_build_soon_and_says_how_to_go_on(charades, tmp_path,
         warnings.simplefilter("ignore")
         with egoaudio.open(tmp_path / "ego.h5.partial") as file:
             assert integrity.verify(file) == []
+
+
+def test_no_more_workers_are_started_than_there_are_videos(charades, tmp_path, monkeypatch):
+    started = []
+
+    def start(num_workers, timeout_seconds):
+        started.append(num_workers)
+        raise BuildError("stop here")
+
+    monkeypatch.setattr(build.pool, "start_workers", start)
+    for function in (build.build, build.preview):
+        with pytest.raises(BuildError, match="stop here"):
+            function(_inputs(charades), tmp_path / "ego.h5", CONFIG, num_workers=40)
+    assert started == [8, 8]

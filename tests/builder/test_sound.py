@@ -11,6 +11,7 @@ from egoaudio.builder.sound import describe_sound
 from egoaudio.config.build import BuildConfig, DenoiseConfig, FeatureConfig, SoundConfig
 from egoaudio.errors import Status
 
+pytestmark = pytest.mark.usefixtures("kept_workers")
 QUICK = {"denoise": DenoiseConfig(mode="none"), "features": FeatureConfig(features=("mfcc",))}
 
 

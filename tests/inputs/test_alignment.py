@@ -260,11 +260,11 @@ def test_a_clock_that_wanders_leaves_the_sound_whole(tmp_path, extension, codec,
     assert start < 0.8 * wander + 0.03
     assert abs(len(samples) / RATE - start - 30.0) < 0.07
     assert abs(probe(path).duration_seconds - len(samples) / RATE) < 0.002
-    reference = chirp(RATE, 30.0)
+    reference, size = chirp(RATE, 30.0), 2**20
     heard = samples[round(RATE * start) + 200 :][: 29 * RATE]
-    assert (
-        max(np.corrcoef(heard, reference[shift : shift + len(heard)])[0, 1] for shift in range(600)) > 0.9
-    )  # half a sample costs 10 %
+    products = np.fft.irfft(np.fft.rfft(reference, size) * np.conj(np.fft.rfft(heard, size)), size)[:600]
+    correlation = products.max() / np.sum(np.square(heard, dtype=float))  # of sound that is as loud as the chirp
+    assert correlation > 0.9  # half a sample costs 10 %
 
 
 @pytest.mark.parametrize("wander", [0.03, 0.06, 0.12])

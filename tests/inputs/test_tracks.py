@@ -195,7 +195,7 @@ def test_a_faint_sound_is_not_silent(tmp_path):
     ],
 )
 def test_a_read_error_is_not_the_end_of_the_file(tmp_path, monkeypatch, extension, codec, share):
-    path = make_media(tmp_path / f"a.{extension}", audio=codec, seconds=20.0)
+    path = make_media(tmp_path / f"a.{extension}", audio=codec, seconds=8.0)
     limit = share * path.stat().st_size
 
     def read(file, size=-1):

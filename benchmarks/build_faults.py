@@ -96,7 +96,7 @@ def interrupt_builds(number, sample, folder, num_faults, seed=0):
             require(process.returncode == 128 + number, f"exit status {process.returncode}: {said}")
             require(
                 "the same command resumes" in said and "Traceback" not in said,
-                f"it does not just say how to go on: {said}",
+                f"it does not just say how to resume: {said}",
             )
             require_nothing_left(process.pid, place)
         require_whole_partial(sample, place / "ego.h5.partial")

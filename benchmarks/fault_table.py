@@ -11,7 +11,7 @@ import build_faults
 import media_faults
 import predict_faults
 import train_faults
-from trials import room_tests
+from trials import suite_tests
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Fault:
 
 
 def _in_tests(words, *tests, faults_a_test=1):
-    return Fault(words, partial(room_tests, tests, faults_a_test))
+    return Fault(words, partial(suite_tests, tests, faults_a_test))
 
 
 FAULTS = (
@@ -42,7 +42,7 @@ FAULTS = (
         42,
     ),
     Fault(
-        "build: kill -9 of a worker; goes on by itself to the same bytes",
+        "build: kill -9 of a worker; ends by itself in the same bytes",
         partial(build_faults.kill_builds, "worker"),
         1,
         42,

@@ -346,7 +346,7 @@ def _peak_megabytes():
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) // 1024
 
 
-def room_tests(tests, faults_a_test, sample, folder, num_faults):
+def suite_tests(tests, faults_a_test, sample, folder, num_faults):
     """Count tests of the suite in a pytest of their own, ``faults_a_test`` faults each; skipped ones are not counted.
 
     A test that fails by an assertion tells of wrong data, one that fails otherwise of a crash.

@@ -1,5 +1,6 @@
 """The library from Python: what ``egoaudio`` names, what it returns, and that a caller's process stays as it was."""
 
+import inspect
 import os
 import signal
 import subprocess
@@ -80,6 +81,21 @@ def test_everything_public_is_there_and_explains_itself():
     assert set(egoaudio._MODULES) | {"__version__"} == set(egoaudio.__all__)
     with pytest.raises(AttributeError, match="no attribute 'predictions'"):
         egoaudio.predictions  # noqa: B018
+
+
+FUNCTIONS = [name for name in egoaudio.__all__ if inspect.isfunction(getattr(egoaudio, name))]
+POSITIONAL = {"config", "media"}  # that may be left out, too
+NO_PATHS = {"inputs", "media"}  # a value of paths; what is heard
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_options_are_keywords_paths_may_be_objects_and_nothing_is_a_hook(name):
+    for parameter in inspect.signature(getattr(egoaudio, name)).parameters.values():
+        if parameter.default is not parameter.empty:
+            assert parameter.kind is parameter.KEYWORD_ONLY or parameter.name in POSITIONAL, parameter
+            assert not callable(parameter.default) and "Callable" not in str(parameter.annotation), parameter
+        elif parameter.name not in NO_PATHS:
+            assert "PathLike" in str(parameter.annotation), parameter
 
 
 def test_importing_loads_nothing():

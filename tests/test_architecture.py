@@ -135,6 +135,13 @@ def test_contributing_shows_every_folder_and_only_modules_that_exist():
     assert named <= modules
 
 
+def test_the_tests_mirror_the_folders():
+    tests = ROOT.parent / "tests"
+    assert {path.parent.name for path in tests.glob("*/test_*.py")} == {
+        path.parent.name for path in ROOT.glob("*/*.py")
+    }
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_uses_only_modules_before_it(module):
     later = {

@@ -108,7 +108,7 @@ def test_tests_that_fail_are_wrong_or_lost_as_often_as_they_hold_faults(tmp_path
         "def test_crash(): {}[1]\n"
         "@pytest.mark.skip\ndef test_skipped(): pass\n"
     )
-    tally = trials.room_tests([str(tmp_path / "test_it.py")], 10, None, tmp_path, None)
+    tally = trials.suite_tests([str(tmp_path / "test_it.py")], 10, None, tmp_path, None)
     assert (tally.tried, tally.survived, len(tally.lost), len(tally.wrong)) == (40, 10, 10, 20)
     assert "KeyError" in tally.lost[0] and "assert 1 == 2" in tally.wrong[0]
 

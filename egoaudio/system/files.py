@@ -164,7 +164,7 @@ def reserve(path: StrPath) -> None:
     except StoreError:
         raise
     except OSError as error:
-        # Where the file system cannot reserve, go on: there was enough space a moment ago.
+        # Where the file system cannot reserve, continue: there was enough space a moment ago.
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise StoreError(explain(path, error, missing)) from error
     finally:

@@ -36,7 +36,7 @@ def generic_csv(video_id, label="x"):
 
 
 def assert_is_safe(video):
-    """Check what every other room relies on."""
+    """Check what every other module relies on."""
     assert 0 < len(video.video_id.encode()) <= 255
     assert not any(letter in video.video_id for letter in "/\\\0\r\n") and video.video_id not in (".", "..")
     for instance in video.instances:

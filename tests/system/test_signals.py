@@ -1,4 +1,4 @@
-"""Signals are heard for certain, and only while a command runs."""
+"""No signal is lost, and signals are handled only while a command runs."""
 
 import os
 import signal

@@ -54,3 +54,18 @@ def test_the_package_requires_what_it_imports_and_nothing_else():
 @pytest.mark.parametrize("folders, extras", [(["tests"], ["test"]), (["benchmarks", "bin"], ["test", "bench"])])
 def test_what_tests_and_benchmarks_import_is_in_their_extras(folders, extras):
     assert _imported(*folders) - NOT_NAMED <= _named(*extras)
+
+
+def test_everything_that_is_no_module_is_shipped():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    shipped = {
+        path
+        for package, patterns in setup["options.package_data"].items()
+        for pattern in patterns.split()
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    others = {
+        path for path in (ROOT / "egoaudio").rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert others <= shipped and ROOT / "egoaudio" / "py.typed" in shipped

@@ -12,7 +12,6 @@ A batch of 256 rows of 131 KB takes 1.8 ms of processor time, 0.77 of the speed 
 import contextlib
 import itertools
 import math
-import os
 import time
 import traceback
 import weakref
@@ -36,8 +35,6 @@ from egoaudio.system import surroundings
 
 # Batches that are ready or being made while the consumer works on one. Two cover one slow batch; more only cost memory.
 READ_AHEAD = 2
-# Threads that read batches for a GPU, which takes them faster than one can: 1.0 instead of 2.5 ms for 64 clips.
-GPU_THREADS = 4
 # Batches that each worker process keeps ready or in work, and how long the next one may take: workers whose batch does
 # not fit into shared memory say nothing, and torch would wait for ever.
 _WORKER_BATCHES, _WORKER_SECONDS = 2, 600
@@ -115,13 +112,9 @@ class Loader:
         self._cumulative = None
         if training and config.balanced_sampling:
             self._cumulative = np.cumsum(balanced_probabilities(dataset.file.labels, dataset.rows, dataset.classes))
-        self._num_threads = 1
-        if self._copies is not None and not config.loader_workers:
-            self._num_threads = min(GPU_THREADS, len(os.sched_getaffinity(0)))
-            dataset.source.let_threads_take()
-        self._read_ahead = max(READ_AHEAD, self._num_threads + 1)
-        shape = min(batch_size, len(dataset)), *dataset.feature_shape
-        self._buffers = _Buffers(shape, self._read_ahead + 2, pinned=self._copies is not None)
+        self._buffers = _Buffers(
+            (min(batch_size, len(dataset)), *dataset.feature_shape), pinned=self._copies is not None
+        )
         self._batches: list[np.ndarray] = []
         self._workers = None
         if config.loader_workers:
@@ -187,9 +180,9 @@ class Loader:
         read = self._reader(items, start_batch)
         numbers = iter(range(start_batch, start_batch + len(items)))
         idle = None if self._copies is None else GpuIdle(self.device)
-        with ThreadPoolExecutor(self._num_threads, thread_name_prefix="egoaudio-loader") as threads:
-            ahead = itertools.islice(numbers, self._read_ahead)
-            pending = deque(threads.submit(read, epoch, number) for number in ahead)
+        # One thread: on a GPU four were slower, as each of them takes the interpreter's lock from the training loop.
+        with ThreadPoolExecutor(1, thread_name_prefix="egoaudio-loader") as thread:
+            pending = deque(thread.submit(read, epoch, number) for number in itertools.islice(numbers, READ_AHEAD))
             try:
                 while pending:
                     asked = time.perf_counter()
@@ -197,7 +190,7 @@ class Loader:
                         batch = pending.popleft().result()
                     waited = time.perf_counter() - asked
                     self.wait_seconds = self.wait_seconds + waited if idle is None else idle.seconds
-                    pending.extend(threads.submit(read, epoch, number) for number in itertools.islice(numbers, 1))
+                    pending.extend(thread.submit(read, epoch, number) for number in itertools.islice(numbers, 1))
                     if self._copies is not None:
                         # Made on another stream: its memory must not be reused while this one still computes with it.
                         for tensor in (batch.features, batch.labels):
@@ -212,7 +205,7 @@ class Loader:
                     future.cancel()
 
     def _reader(self, items: list[np.ndarray], start_batch: int) -> Callable[[int, int], Batch]:
-        """Return the function that makes a batch of an epoch, given its number; the reading threads call it."""
+        """Return the function that makes a batch of an epoch, given its number; the reading thread calls it."""
         if self._workers is not None:
             self._batches[:] = items
             arriving = iter(self._workers)  # here, not in the thread: this starts processes and sets signal handlers
@@ -276,9 +269,9 @@ class _Buffers:
     An array is free again when the last tensor or array made of it is gone, however long the consumer keeps it.
     """
 
-    def __init__(self, shape: tuple[int, ...], most: int, pinned: bool) -> None:
+    def __init__(self, shape: tuple[int, ...], pinned: bool) -> None:
         self._shape, self._pinned = shape, pinned
-        self._free: deque[np.ndarray] = deque(maxlen=most)
+        self._free: deque[np.ndarray] = deque(maxlen=READ_AHEAD + 2)
 
     def take(self, num_clips: int) -> np.ndarray:
         """Return a float32 array (num_clips, ...) that is not in use."""

@@ -171,7 +171,6 @@ class RowSource:
         self._array: Any = JoinedArray([part.array for part in self._parts])
         self.shape, self.dtype = self._array.shape, self._array.dtype
         self.row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:]))
-        self._reads = False
         self._cold_batches = _COLD_BATCHES  # a file that was just opened is assumed to be on disk
         self._byte = bytearray(1)
         if context_clips < 0:
@@ -243,10 +242,6 @@ class RowSource:
                 part -= shift
                 part *= scale
 
-    def let_threads_take(self) -> None:
-        """Prepare for ``take`` from several threads at once: read rows from now on, which lets other threads run."""
-        self._reads = True
-
     def _windows(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows to join for each row, int64 (b, 2 * K + 1), -1 for silence."""
         return rows[:, None] if self._context is None else self._context.windows(rows)
@@ -258,7 +253,7 @@ class RowSource:
             silent = windows < 0
             rows = np.where(silent, windows[:, windows.shape[1] // 2, None], windows)  # a row that is read anyway
         if self.is_mapped and self.dtype == out.dtype:
-            if self._cold_batches == 0 and not self._reads:
+            if self._cold_batches == 0:
                 self._gather(rows.ravel(), out.reshape(-1, *self.shape[1:]))
             else:
                 self._read(windows, out)

@@ -101,15 +101,15 @@ def write_scores(path: Path, predictions: Read, predictor: Predictor, config: Pr
         writer.write("classes", 0, classes)
 
 
-def write_segments(path: Path, predictions: Iterator[Prediction]) -> int:
-    """Write segments.csv, a row a segment; return how many there are.
+def write_segments(path: Path, predictions: Iterator[Prediction], num_classes: int) -> tuple[int, np.ndarray]:
+    """Write segments.csv, a row a segment; return their number, and the seconds of each class (num_classes,).
 
     Raises
     ------
     PredictionError
         The file cannot be written.
     """
-    count = 0
+    count, class_seconds = 0, np.zeros(num_classes)
     try:
         with files.replacing(path) as file:
             text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
@@ -130,10 +130,11 @@ def write_segments(path: Path, predictions: Iterator[Prediction]) -> int:
                         ]
                     )
                     count += 1
+                    class_seconds[segment.class_index] += segment.stop_seconds - segment.start_seconds
             text.detach()
     except OSError as error:
         raise PredictionError(files.explain(path, error)) from error
-    return count
+    return count, class_seconds
 
 
 def with_label_files(folder: Path, formats: tuple[str, ...], predictions: Iterator[Prediction]) -> Iterator[Prediction]:

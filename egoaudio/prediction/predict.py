@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from egoaudio.config.predict import PredictConfig
 from egoaudio.errors import ConfigurationError, PredictionError
 from egoaudio.hdf5 import reader
@@ -209,13 +211,15 @@ def predict_to_folder(
             for scored in _score(predictor, given, recordings, todo, num_workers, timeout_seconds):
                 store.add(scored)
             seconds = time.monotonic() - started
-            num_segments = _write(folder, predictor, given, recordings, store, config)
+            num_segments, class_seconds = _write(folder, predictor, given, recordings, store, config)
             store.finish()
     return make_report(
         folder,
         _labelling(predictor),
         num_known=len(recordings) - len(todo),
         num_segments=num_segments,
+        class_seconds=class_seconds,
+        formats=config.output.formats,
         seconds=seconds,
         num_workers=num_workers,
         notes=predictor.notes,
@@ -224,8 +228,8 @@ def predict_to_folder(
 
 def _write(
     folder: Path, predictor: Predictor, given: Media, recordings: Recordings, store: Store, config: PredictConfig
-) -> int:
-    """Write what the scores of all recordings come to; return the number of segments."""
+) -> tuple[int, np.ndarray]:
+    """Write what the scores of all recordings come to; return the number of segments, and the seconds of each class."""
     labelling = _labelling(predictor)
 
     def predictions() -> Iterator[Prediction]:
@@ -235,7 +239,7 @@ def _write(
 
     writing.write_scores(folder / "scores.h5", predictions, predictor, config, "\n".join(as_paths(given.scored_files)))
     labelled = writing.with_label_files(folder, config.output.formats, predictions())
-    return writing.write_segments(folder / "segments.csv", labelled)
+    return writing.write_segments(folder / "segments.csv", labelled, predictor.num_classes)
 
 
 def _labelling(predictor: Predictor) -> Labelling:

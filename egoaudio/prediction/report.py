@@ -1,6 +1,7 @@
 """What a prediction came to; ``str()`` is the page that ends the command."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from egoaudio.prediction.recording import FAILED
 from egoaudio.prediction.result import Labelling, Prediction
 from egoaudio.prediction.store import read_scored
 from egoaudio.system.terminal import describe_duration
+
+_MOST_CLASSES = 3  # that are named as heard for longest
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +34,10 @@ class PredictionReport:
     num_clips: int
     """With scores."""
     num_segments: int
+    class_seconds: tuple[float, ...]
+    """How long each class is heard, in all recordings."""
+    formats: tuple[str, ...]
+    """Of label files that were written."""
     failures: tuple[tuple[str, str], ...]
     """``(file, reason)`` of every recording that should have scores and has none."""
     sound_lines: tuple[str, ...]
@@ -62,12 +69,13 @@ class PredictionReport:
         sounding = self.num_recordings - self.num_without_sound - len(self.failures)
         counts = {"with sound": sounding, "without": self.num_without_sound, "failed": len(self.failures)}
         words = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-        num_classes = len(self.labelling.class_ids)
+        num_classes, length = len(self.labelling.class_ids), describe_duration(3600 * self.hours)
         lines = [
             f"{self.folder} is complete",
             f"  recordings  {self.num_recordings:,}: {words}",
-            f"  scores      {self.num_clips:,} clips, {self.hours:.2f} h, {num_classes} classes: {self.scores}",
+            f"  scores      {self.num_clips:,} clips, {length}, {num_classes} classes: {self.scores}",
             f"  segments    {self.num_segments:,}: {self.segments}",
+            *self._describe_heard(),
             *("  " + line for line in self.sound_lines),
         ]
         if self.num_known:
@@ -79,7 +87,34 @@ class PredictionReport:
         if self.failures:
             lines.append(f"{len(self.failures):,} recording{'s' * (len(self.failures) > 1)} failed:")
             lines += by_reason(self.failures)
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+            lines.append("  (once the cause is fixed, --retry-failed tries them again)")
+        lines += [f"note: {note}" for note in self.notes]
+        if self.num_clips:
+            lines.append(f"next: {self.next_command}")
+        return "\n".join(lines)
+
+    @property
+    def next_command(self) -> str:
+        """The command that makes a page to look at and to listen to."""
+        return shlex.join(["egoaudio-report", str(self.folder), "--output", f"{self.folder}.html"])
+
+    def _describe_heard(self) -> list[str]:
+        """Return lines about what is heard for longest, and the files of it."""
+        if not self.num_segments:
+            advice = (
+                "no class reaches its threshold: a lower --threshold finds more, --top 3 shows the likeliest classes"
+            )
+            return [f"              {advice}"] * (self.num_clips > 0)
+        order = np.argsort(-np.array(self.class_seconds), kind="stable")
+        heard = [number for number in order.tolist() if self.class_seconds[number] > 0]
+        names = self.labelling.class_names
+        words = [f"{names[number]} {describe_duration(self.class_seconds[number])}" for number in heard[:_MOST_CLASSES]]
+        more = f", {len(heard) - _MOST_CLASSES:,} more" if len(heard) > _MOST_CLASSES else ""
+        lines = [f"  heard       {', '.join(words)}{more}"]
+        if self.formats:
+            folders = ", ".join(str(self.folder / name) for name in self.formats)
+            lines.append(f"  labels      a file a recording in {folders}")
+        return lines
 
 
 def make_report(
@@ -88,6 +123,8 @@ def make_report(
     *,
     num_known: int,
     num_segments: int,
+    class_seconds: np.ndarray,
+    formats: tuple[str, ...],
     seconds: float,
     num_workers: int,
     notes: tuple[str, ...],
@@ -108,6 +145,8 @@ def make_report(
             num_without_sound=int((videos["status"] == Status.NO_AUDIO).sum()),
             num_clips=int(file.usable.sum()),
             num_segments=num_segments,
+            class_seconds=tuple(class_seconds.tolist()),
+            formats=formats,
             failures=tuple(failures),
             sound_lines=tuple(describe_sound(videos, file.sample_rate)),
             notes=notes,

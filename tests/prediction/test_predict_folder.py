@@ -249,6 +249,7 @@ def test_the_command_says_what_it_heard_and_its_status_what_failed(best, sounds,
     lines = done.stdout.splitlines()
     assert re.fullmatch(rf"{sounds}/s1.wav: .+ 0\.\d\d at [\d.]+ s, .+ 0\.\d\d at [\d.]+ s", lines[3]), lines
     assert f"{tmp_path}/out is complete" in lines and "1 recording failed:" in lines
+    assert lines[-1] == f"next: egoaudio-report {tmp_path}/out --output {tmp_path}/out.html"
     assert CliRunner().invoke(cli.predict, [*command, "--skip-failed"]).exit_code == 0
     for options, words in (
         (["--threshold", "50"], "--threshold 50: expected 0 to 1, as scores are probabilities; did you mean per cent?"),
@@ -258,6 +259,22 @@ def test_the_command_says_what_it_heard_and_its_status_what_failed(best, sounds,
     ):
         refused = CliRunner().invoke(cli.predict, [*command, *options])
         assert refused.exit_code == 2 and words in refused.stderr, refused.stderr
+
+
+def test_the_page_says_what_is_heard_for_longest(best, sounds, tmp_path):
+    report = predict_to_folder(best, sounds, tmp_path / "out", ALL)
+    table = pandas.read_csv(report.segments)
+    seconds = (table["end_seconds"] - table["start_seconds"]).groupby(table["class_id"]).sum()
+    expected = [seconds.get(class_id, 0.0) for class_id in report.labelling.class_ids]
+    np.testing.assert_allclose(report.class_seconds, expected, atol=1e-4)
+    heard, labels = str(report).splitlines()[4:6]
+    longest = report.labelling.class_names[int(np.argmax(expected))]
+    assert heard.startswith(f"  heard       {longest} {max(expected):.1f} s, ") and heard.endswith(" more")
+    assert labels.startswith(f"  labels      a file a recording in {tmp_path}/out/audacity, {tmp_path}/out/raven")
+    nothing = predict_to_folder(
+        best, sounds, tmp_path / "out", from_flat(PredictConfig, {"threshold": 1.0, "hop_seconds": 0.5})
+    )
+    assert nothing.num_segments == 0 and "no class reaches its threshold: a lower --threshold" in str(nothing)
 
 
 def test_from_python_a_recording_is_two_data_frames(best, sounds):

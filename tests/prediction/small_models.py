@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from yamnet_reference import make_bundle, random_tensors
 
 from egoaudio._version import __version__
 from egoaudio.builder.build import build
@@ -36,6 +37,11 @@ def make_file(inputs, path, **options):
 
 def make_checkpoint(path, folder, feature="logmel", model="cnn-small", changes=(), **options):
     """Write a checkpoint of random weights that fits a file; return its path."""
+    folder.mkdir(exist_ok=True)
+    normalization = {"mean": -9.5, "std": 4.25}
+    if model == "yamnet":  # a random network in the form of the published one; its features are never normalised
+        options["pretrained"] = str(make_bundle(folder / "published", random_tensors()))
+        normalization = {"mean": 0.0, "std": 1.0}
     config = from_flat(TrainConfig, {"model": model, "feature": feature, **options}).resolved()
     with reader.open(path) as file:
         description = checkpoints.describe_data(file, feature)
@@ -50,14 +56,13 @@ def make_checkpoint(path, folder, feature="logmel", model="cnn-small", changes=(
         "weights": dict(network.state_dict()),
         "network": checkpoints.describe_network(network),
         **description,
-        "normalization": {"mean": -9.5, "std": 4.25},
+        "normalization": normalization,
         "thresholds": [0.5] * num_classes,
         "calibration": None,
         "metrics": {},
         "smooth_clips": 1,
         **dict(changes),
     }
-    folder.mkdir(exist_ok=True)
     checkpoints.save(folder / "best.pt", contents)
     return folder / "best.pt"
 

@@ -61,6 +61,8 @@ MADE = {
     "stationary recording": ({"mode": "stationary", "scope": "recording"}, {"context_clips": 0}),
     "spectrogram": ({"features": ("spectrogram",)}, {"feature": "spectrogram", "model": "cnn"}),
     "mfcc": ({"features": ("mfcc", "spectrogram"), "n_mfcc": 13}, {"feature": "mfcc", "context_clips": 2}),
+    "yamnet": ({"features": ("yamnet",)}, {"feature": "yamnet", "model": "yamnet", "context_clips": 0}),
+    "waveform": ({"features": ("waveform",)}, {"feature": "waveform", "model": "yamnet", "context_clips": 0}),
     "float16": ({"dtype": "float16"}, {}),
     "seen context": ({"clip_seconds": 0.5, "context_seconds": 1.0}, {}),
     "hop": ({"hop_seconds": 0.5, "sample_rate": 8000}, {}),

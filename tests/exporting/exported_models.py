@@ -19,9 +19,8 @@ MODELS = {
     "cnn": ("cnn", "spectrogram", {}),
     "cnn on mfcc": ("cnn", "mfcc", {"label_mode": "single"}),
     "cnn-small": ("cnn-small", "logmel", {"context_clips": 1}),
-    "cnn-small on spectrogram": ("cnn-small", "spectrogram", {}),
     "ast": ("ast", "logmel", AST),
-    "ast-paper": ("ast-paper", "mfcc", {"clip_seconds": 0.6}),
+    "ast-paper": ("ast-paper", "mfcc", {"clip_seconds": 0.3, "context_seconds": 0.6}),
     "yamnet": ("yamnet", "yamnet", {"normalize": "none"}),
     "yamnet on waveform": ("yamnet", "waveform", {"context_clips": 1, "normalize": "none"}),
 }
@@ -39,16 +38,16 @@ def make_sound(num_clips, num_samples, seed=0):
     return sound
 
 
-def make_checkpoint(path, model, feature, *, clip_seconds=1.0, denoise="none", calibrated=True, **options):
+def make_checkpoint(path, model, feature, *, clip_seconds=1.0, context_seconds=None, denoise="none", **options):
     """Write a checkpoint and return its contents and its ``BuildConfig``."""
     torch.manual_seed(0)
     config = from_flat(TrainConfig, {"model": model, "feature": feature, "context_clips": 0, **options})
     build = BuildConfig(
-        clips=ClipConfig(clip_seconds=clip_seconds),
+        clips=ClipConfig(clip_seconds=clip_seconds, context_seconds=context_seconds),
         denoise=DenoiseConfig(mode=denoise),
         features=FeatureConfig(features=(feature,)),
     )
-    extractor = FeatureExtractor(build.features, 16000, round(16000 * clip_seconds))
+    extractor = FeatureExtractor(build.features, 16000, round(16000 * (context_seconds or clip_seconds)))
     shape = extractor.shapes[feature]
     values = extractor(make_sound(4, extractor.num_samples))[feature]
     context_clips = config.data.context_clips
@@ -72,9 +71,7 @@ def make_checkpoint(path, model, feature, *, clip_seconds=1.0, denoise="none", c
         "build": to_json(build),
         "plan_sha256": "ab" * 32,
         "thresholds": [0.3, 0.6, float("inf"), 0.5],
-        "calibration": {"method": "platt", "slope": [0.5, 1.0, 2.0, 1.3], "intercept": [0.1, 0.0, -1.0, 0.4]}
-        if calibrated
-        else None,
+        "calibration": {"method": "platt", "slope": [0.5, 1.0, 2.0, 1.3], "intercept": [0.1, 0.0, -1.0, 0.4]},
         "metrics": {"epoch": 3, "map": 0.25, "map_prior": 0.125, "top1": 0.5, "top5": 1.0, "train_loss": 0.1},
         "smooth_clips": 2,
     }

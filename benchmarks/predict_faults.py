@@ -4,6 +4,7 @@ Each function is ``count(sample, folder, num_faults)``, a row of ``fault_table``
 """
 
 import contextlib
+import functools
 import os
 import random
 import shutil
@@ -41,17 +42,18 @@ class Heard:
     """The sample's videos, a checkpoint of random weights, and what a prediction without faults makes of them."""
 
     def __init__(self, sample, folder):
-        self.checkpoint = make_checkpoint(folder / "model.pt", sample.whole)
+        folder.mkdir()
+        self.checkpoint, self.whole = make_checkpoint(folder / "model.pt", sample.whole), folder / "whole"
         self.media = sample.folder / "videos"
         place = folder / "first"
         place.mkdir()
-        with started(self.command(folder / "whole"), place) as process:
+        with started(self.command(self.whole), place) as process:
             began = time.monotonic()
-            self.import_seconds = _until(folder / "whole", process) - began
+            self.import_seconds = _until(self.whole, process) - began
             status = process.wait(HANG_SECONDS)
             self.seconds = time.monotonic() - began - self.import_seconds  # once its folder is there
         require(status == 0, f"the prediction without faults fails: {(place / 'said').read_text()}")
-        self.contents = contents(folder / "whole")
+        self.contents = contents(self.whole)
 
     def wait_for_a_moment(self, process, output, generator):
         """Wait until a random moment; one of four is before the folder is there, while libraries are imported."""
@@ -93,6 +95,12 @@ def _until(path, process):
     return time.monotonic()
 
 
+@functools.lru_cache(maxsize=1)
+def heard_of(sample):
+    """Return the ``Heard`` of a sample, which is made once for all rows."""
+    return Heard(sample, sample.folder / "heard")
+
+
 def contents(folder):
     """Return ``{relative path: bytes}`` of everything in a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
@@ -100,7 +108,7 @@ def contents(folder):
 
 def kill_predictions(target, sample, folder, num_faults, seed=0):
     """``kill -9`` the parent, the whole group, or a worker, whose death the prediction must survive by itself."""
-    heard = Heard(sample, folder)
+    heard = heard_of(sample)
 
     def trial(place, seed):
         moment = random.Random(seed)
@@ -125,7 +133,7 @@ def kill_predictions(target, sample, folder, num_faults, seed=0):
 
 def interrupt_predictions(number, sample, folder, num_faults, seed=0):
     """Send SIGINT to the group, as Ctrl-C does, or SIGTERM to the parent: it stops soon and says how to resume."""
-    heard = Heard(sample, folder)
+    heard = heard_of(sample)
 
     def trial(place, seed):
         with started(heard.command(place / "out"), place) as process:
@@ -150,7 +158,7 @@ def interrupt_predictions(number, sample, folder, num_faults, seed=0):
 
 def fill_disks(sample, folder, num_faults, seed=0):
     """Have the disk full, from the start or soon: told in a line; with room again, resumed to the same bytes."""
-    heard = Heard(sample, folder)
+    heard = heard_of(sample)
     size = sum(map(len, heard.contents.values()))
 
     def trial(place, seed):
@@ -180,7 +188,7 @@ def break_media(sample, folder, num_faults, seed=0):
     """Hear mutated media beside good ones: broken ones are told, good ones have their scores, memory is bounded."""
     import mutations  # of the tests, as ``trials`` made possible
 
-    heard, media = Heard(sample, folder), folder / "media"
+    heard, media = heard_of(sample), folder / "media"
     shutil.copytree(heard.media, media)
     good = sorted(path for path in heard.media.iterdir())
     for number in range(seed, seed + num_faults):
@@ -191,7 +199,7 @@ def break_media(sample, folder, num_faults, seed=0):
         reason = f"one of the seeds {seed} to {seed + num_faults - 1}: it ends with status {status}: {said}"
         return Tally(num_faults, (reason,) * num_faults)
     wrong = []
-    with ScoresFile(folder / "out" / "scores.h5") as file, ScoresFile(folder / "whole" / "scores.h5") as expected:
+    with ScoresFile(folder / "out" / "scores.h5") as file, ScoresFile(heard.whole / "scores.h5") as expected:
         numbers = {os.path.basename(row["file"].decode()): number for number, row in enumerate(file.video_table)}
         for number, row in enumerate(expected.video_table):
             name = os.path.basename(row["file"].decode())

@@ -35,6 +35,7 @@ sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("bin", "b
 import demo_data  # noqa: E402
 from trials import content  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("kept_workers")
 CONFIG = BuildConfig(
     denoise=DenoiseConfig(scope="recording"),
     features=FeatureConfig(features=("spectrogram", "mfcc", "logmel", "yamnet", "waveform")),

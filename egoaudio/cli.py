@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from egoaudio.command import command, configured
 from egoaudio.config.build import BUILD_PRESETS, BuildConfig
@@ -24,7 +25,7 @@ from egoaudio.system import terminal
 _BUILD_GROUPS = {
     "Inputs and output": "--annotations --test-annotations --classes --videos --output --follow-links",
     "Run": "--workers --preset --dry-run --list --skip-failed --retry-failed --force --video-timeout",
-    "Many machines": "--shard --remove-shards",
+    "Many machines": "--shard --remove-shards --cluster --shards",
     "Sound": "--sample-rate --audio-track --skip-silent --compensate-delay",
     "Denoising": "--denoise --denoise-scope --denoise-engine",
     "Clips and labels": "--clip-seconds --hop-seconds --context-seconds --min-overlap --no-action",
@@ -57,6 +58,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def _given(name: str) -> bool:
+    """Return whether an option was typed."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 _THERE = click.Path(exists=True)  # checked before torch is loaded
 _FORCE = "Start over and replace what is there."
 _ANNOTATIONS = (
@@ -67,6 +73,10 @@ _TIMEOUT = "Mark a video as failed when it makes no progress for this many secon
 _SHARD = (
     "Build OUTPUT.shard-K-of-N only: the K-th (from 0) of N shares of the videos. The same command without --shard "
     "merges the finished shards beside OUTPUT, and builds the rest."
+)
+_CLUSTER = (
+    "Have the workers of the Dask cluster whose scheduler is at ADDRESS (tcp://login1:8786) build --shards, and take "
+    "them over; --workers is then the processes of one shard, 1 if not given. Needs egoaudio[cluster]."
 )
 _EXPORT = "Write clip N as .wav (its waveform) or .png (its features)."
 
@@ -111,6 +121,10 @@ _SECONDS = click.FloatRange(min=0.01, max=1e6)
 @click.option("--force", is_flag=True, help=_FORCE)
 @click.option("--shard", metavar="K/N", help=_SHARD)
 @click.option("--remove-shards", is_flag=True, help="Remove each shard once its rows are safe in OUTPUT.")
+@click.option("--cluster", metavar="ADDRESS", help=_CLUSTER)
+@click.option(
+    "--shards", type=click.IntRange(min=1), metavar="N", help="With --cluster: how many shards, a few a worker."
+)
 @configured(BuildConfig, BUILD_PRESETS)
 def build(
     config: BuildConfig,
@@ -126,6 +140,8 @@ def build(
     retry_failed: bool,
     force: bool,
     remove_shards: bool,
+    cluster: str | None,
+    shards: int | None,
     **settings: Any,
 ) -> int:
     """Make one HDF5 file of clips, features and labels from videos and their annotations.
@@ -142,9 +158,12 @@ def build(
     if dry_run:
         terminal.say(building.preview(inputs, output, config, **settings).describe(list_all))
         return 0
+    if cluster is not None and not _given("num_workers"):
+        settings["num_workers"] = 1
     report = building.build(
-        inputs, output, config, force=force, retry_failed=retry_failed, remove_shards=remove_shards, **settings
-    )
+        inputs, output, config, force=force, retry_failed=retry_failed, remove_shards=remove_shards, cluster=cluster,
+        shards=shards, **settings,
+    )  # fmt: skip
     terminal.say(report)
     return 3 if report.failures and not skip_failed else 0
 

@@ -26,7 +26,7 @@ MODULES = """
     hdf5/schema hdf5/create hdf5/safe_access hdf5/tables hdf5/mapped_file hdf5/joined hdf5/reader hdf5/integrity
     hdf5/writer hdf5/scores_file hdf5/summary
     builder/pool builder/feature_stream builder/extract builder/recordings builder/plan builder/jobs builder/beyond builder/prepare builder/sound builder/summary
-    builder/synced builder/finish builder/transfer builder/retry builder/shards builder/merging builder/build
+    builder/synced builder/finish builder/transfer builder/retry builder/shards builder/merging builder/shard_process builder/clusters builder/build
     data/context data/rows data/balance data/dataset data/seeds data/splits data/normalization data/augment data/gpu_idle data/loader
     models/crc32c models/published_files models/tensorflow_bundle models/onnx_graph
     models/dropout models/frontend models/yamnet models/yamnet_conversion models/yamnet_weights
@@ -74,6 +74,7 @@ HOMES = {
     },
     "h5py": {"hdf5/create", "hdf5/safe_access"},
     "joblib": {"builder/pool"},
+    "distributed": {"builder/clusters", "builder/shard_process"},
     "transformers": {"models/transformer"},
     "click": {"command", "cli"},
     "tqdm": {"system/progress"},

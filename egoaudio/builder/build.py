@@ -18,13 +18,14 @@ import numpy as np
 
 from egoaudio._version import __version__
 from egoaudio.builder import pool
+from egoaudio.builder.clusters import arguments_of, build_shards
 from egoaudio.builder.extract import Job, Outcome, extract, mark_failed, rehearse
 from egoaudio.builder.finish import count_classes, publish
 from egoaudio.builder.jobs import Jobs
 from egoaudio.builder.plan import Gathered, Inputs, Plan, gather, probe_recordings
 from egoaudio.builder.prepare import changed_videos, changes, check_folder, check_outputs, lay_out, layout, require_same
 from egoaudio.builder.retry import retry
-from egoaudio.builder.shards import FoundShards, Shard, find_shards, part_of, take_in
+from egoaudio.builder.shards import FoundShards, Shard, find_shards, part_of, take_in, unfinished
 from egoaudio.builder.summary import BuildPlan, BuildReport, Tally, describe_plan
 from egoaudio.builder.synced import repeat_torn, sync
 from egoaudio.config.build import BuildConfig
@@ -49,6 +50,8 @@ def build(
     retry_failed: bool = False,
     shard: str | None = None,
     remove_shards: bool = False,
+    cluster: str | None = None,
+    shards: int | None = None,
 ) -> BuildReport:
     """Build an egoaudio file, or finish one.
 
@@ -69,9 +72,10 @@ def build(
     retry_failed : bool
         Try the videos again that failed in a complete or unfinished file, and keep the others.
     shard : str or None
-        ``K/N``: build only the K-th (from 0) of N shares; a build without it takes over the shards beside ``output``.
-    remove_shards : bool
-        Remove each shard once its rows are on disk in ``output``.
+        ``K/N``: build only the K-th (from 0) of N shares; a build without it takes over the shards beside ``output``,
+        and with ``remove_shards`` removes each once its rows are on disk there.
+    cluster, shards : str and int, or None
+        Address of a Dask scheduler whose workers build so many shards, in folders that all machines share.
 
     Returns
     -------
@@ -93,44 +97,65 @@ def build(
     ['not a media file, or cut off before its index (Invalid data found when processing input)']
     """
     config = BuildConfig() if config is None else config
-    output, share = _place(Path(output), shard, remove_shards)
-    partial_path = output.with_name(output.name + ".partial")
+    _check_cluster(cluster, shards, shard, force or retry_failed)
+    output, partial_path, share = _place(Path(output), shard, remove_shards)
     with lock.held(output):
         files.remove_leftovers(partial_path)
         gathered = gather(inputs, config)
         gathered = gathered if share is None else part_of(gathered, share, config)
         check_outputs(output, partial_path, inputs, gathered)
-        num_workers = _limit_workers(num_workers, gathered)
-        retry_failed = retry_failed and not force
         if output.exists() and not (force or retry_failed):
             return _existing(output, gathered, config, remove_shards)
+        if cluster is not None and shards is not None:
+            todo = unfinished(output, partial_path, gathered, config, shards)
+            build_shards(cluster, todo, arguments_of(inputs, output, config, num_workers, timeout_seconds))
         found = FoundShards() if share else find_shards(output, gathered, config)
-        with pool.start_workers(num_workers, timeout_seconds) as workers:
-            if retry_failed:
-                begun = _retry(output, partial_path, gathered, config, workers)
-                if not begun and output.exists():
-                    return _existing(output, gathered, config)
-            if force or not partial_path.exists():
-                lay_out(partial_path, gathered, config, workers, found.known(gathered.num_videos))
-            else:
-                require_same(partial_path, gathered, config)
-            take_in(found, partial_path, only_done=retry_failed, remove=remove_shards)
+        with pool.start_workers(_limit_workers(num_workers, gathered), timeout_seconds) as workers:
+            begun = retry_failed and not force and _retry(output, partial_path, gathered, config, workers)
+            if not begun and output.exists() and not force:
+                return _existing(output, gathered, config)
+            _lay_out(partial_path, gathered, config, workers, found, force)
+            take_in(found, partial_path, only_done=retry_failed and not force, remove=remove_shards)
             tally = _fill(partial_path, gathered, config, workers)
         publish(partial_path, output)
         return tally.report(output, gathered.annotations.irregularities)
 
 
-def _place(output: Path, shard: str | None, remove_shards: bool) -> tuple[Path, Shard | None]:
-    """Return the file to make, after checking that it can be written, and which share of the whole it is."""
+def _lay_out(
+    partial_path: Path, gathered: Gathered, config: BuildConfig, workers: pool.Workers, found: FoundShards, force: bool
+) -> None:
+    """Make the unfinished file, or check that it is there and of the same inputs and options."""
+    if force or not partial_path.exists():
+        lay_out(partial_path, gathered, config, workers, found.known(gathered.num_videos))
+    else:
+        require_same(partial_path, gathered, config)
+
+
+def _check_cluster(cluster: str | None, shards: int | None, shard: str | None, again: bool) -> None:
+    """Refuse what does not go together with ``cluster``."""
+    if (cluster is None) != (shards is None):
+        raise ConfigurationError("`cluster` and `shards` belong together: give the scheduler's address and a number")
+    if cluster is not None and (shard is not None or again):
+        raise ConfigurationError(
+            "`cluster` goes neither with `shard`, which builds one shard here, nor with `force` and `retry_failed`: "
+            "remove OUTPUT and its shards to start over, and try failed videos again without `cluster`"
+        )
+    if shards is not None:
+        Shard(0, shards)
+
+
+def _place(output: Path, shard: str | None, remove_shards: bool) -> tuple[Path, Path, Shard | None]:
+    """Return the file to make, after checking that it can be written, its unfinished one, and which share it is."""
     check_folder(output)
     output = Path(os.path.realpath(output))  # of a link, the target is written
     if shard is None:
-        return output, None
+        return output, output.with_name(output.name + ".partial"), None
     if remove_shards:
         raise ConfigurationError(f"`remove_shards` and `shard={shard!r}`: a shard takes over no shards; leave one out")
     share = Shard.parse(shard)
     check_folder(share.path(output))
-    return share.path(output), share
+    output = share.path(output)
+    return output, output.with_name(output.name + ".partial"), share
 
 
 def preview(

@@ -12,7 +12,6 @@ has freed (``allocator``). loky's semaphores and joblib's folders outlive a ``ki
 """
 
 import contextlib
-import ctypes
 import faulthandler
 import glob
 import os
@@ -34,7 +33,6 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from egoaudio.errors import ConfigurationError
 from egoaudio.system import allocator, signals, surroundings
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 KEPT_BYTES = 64 << 20  # far more than a worker frees between two blocks
 _SHARED_BYTES = 48 << 10  # a page for each of loky's semaphores
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.01, 1e6  # of a timeout
@@ -208,10 +206,7 @@ def _settle(parent: int) -> None:
     allocator.keep_freed_memory(KEPT_BYTES)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    signals.end_with(parent)
 
 
 @contextlib.contextmanager

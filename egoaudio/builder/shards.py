@@ -18,7 +18,7 @@ import numpy as np
 
 from egoaudio._version import __version__
 from egoaudio.builder.plan import Gathered, place, take_part
-from egoaudio.builder.prepare import changed_videos, changes
+from egoaudio.builder.prepare import changed_videos, changes, require_same
 from egoaudio.builder.recordings import Recordings
 from egoaudio.builder.summary import FAILED
 from egoaudio.builder.synced import repeat_torn, sync
@@ -141,12 +141,48 @@ def part_of(gathered: Gathered, shard: Shard, config: BuildConfig) -> Gathered:
     BuildError
         There are more shards than videos.
     """
-    num_videos = gathered.num_videos
-    if shard.count > num_videos:
-        raise BuildError(
-            f"`shard={str(shard)!r}`: there are only {num_videos:,} videos, so at most {num_videos:,} shards"
-        )
+    _require_enough(gathered, shard.count, f"`shard={str(shard)!r}`")
     return take_part(gathered, divide(gathered.sizes, shard.count)[shard.number], config, str(shard))
+
+
+def _require_enough(gathered: Gathered, count: int, what: str) -> None:
+    if count > gathered.num_videos:
+        raise BuildError(
+            f"{what}: there are only {gathered.num_videos:,} videos, so at most {gathered.num_videos:,} shards"
+        )
+
+
+def unfinished(
+    output: Path, partial_path: Path, gathered: Gathered, config: BuildConfig, count: int
+) -> dict[Shard, int]:
+    """Return which of ``count`` shards are still to be built, and how many videos each has.
+
+    Those are left out that are finished beside ``output``, or have been taken over into its unfinished file.
+
+    Raises
+    ------
+    BuildError
+        As from ``find_shards``, or the finished ones are of another division.
+    """
+    _require_enough(gathered, count, f"`shards={count}`")
+    shards = [Shard(number, count) for number in range(count)]
+    other = {shard.path for shard in find_shards(output, gathered, config).shards} - {
+        shard.path(output) for shard in shards
+    }
+    if other:
+        raise BuildError(
+            f"`shards={count}`, and {min(other)} is of another division: give `shards` as in its name, or remove it"
+        )
+    planned = np.ones(gathered.num_videos, bool)
+    if partial_path.exists():
+        require_same(partial_path, gathered, config)
+        with EgoAudioFile(partial_path) as file:
+            planned = file.video_table["status"] == Status.PLANNED
+    return {
+        shard: videos.stop - videos.start
+        for shard, videos in zip(shards, divide(gathered.sizes, count), strict=True)
+        if not shard.path(output).exists() and planned[videos].any()
+    }
 
 
 def find_shards(output: Path, gathered: Gathered, config: BuildConfig) -> FoundShards:

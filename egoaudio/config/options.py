@@ -150,6 +150,18 @@ def _find(config: Any, name: str) -> Any:
     raise KeyError(name)
 
 
+def to_arguments(config: Checked) -> list[str]:
+    """Return the flags that give a command this configuration; those of values that are None are left out."""
+    arguments = []
+    for setting, _ in flags(type(config)):
+        flag, value = flag_of(setting), _find(config, setting.name)
+        if isinstance(value, bool):
+            arguments.append(flag if value else f"--no-{flag[2:]}")
+        elif value is not None:
+            arguments += [flag, _typed(value)]
+    return arguments
+
+
 def to_json(config: Checked) -> str:
     """Return the configuration as canonical JSON (sorted, no spaces): equal configurations give equal text."""
     return json.dumps(to_flat(config), sort_keys=True, separators=(",", ":"))

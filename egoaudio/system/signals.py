@@ -8,6 +8,7 @@ raises ``KeyboardInterrupt`` at once.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.number
 
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _received: list[int] = []  # the signal that came, if any
 _listeners: list[bool] = []  # one entry while a command is listening
 
@@ -68,6 +70,14 @@ def _handle(number: int, _frame: Any) -> None:
 
 
 _STOPPING = b"\nstopping as soon as this batch is done and saved; a second Ctrl-C stops at once\n"
+
+
+def end_with(parent: int) -> None:
+    """Have the kernel kill this process when the one that started it, ``parent``, ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 class DeferredSignals:

@@ -324,9 +324,19 @@ def weights_of_a_wider_small_cnn():
     return state | wider | {"classifier.weight": torch.zeros(len(classifier), 128)}
 
 
+def weights_of_a_small_cnn_of_one_map():
+    """Return a state of ``cnn-small`` without the levels above each bin's mean."""
+    state = create_model("cnn-small", 3, (8, 16)).state_dict()
+    return state | {"convolutions.0.weight": torch.zeros(16, 1, 3, 3)}
+
+
 @pytest.mark.parametrize(
     ("make_weights", "problem"),
     [
+        (
+            weights_of_a_small_cnn_of_one_map,
+            r"convolutions.0.weight has shape \(16, 1, 3, 3\), expected \(16, 2, 3, 3\)",
+        ),
         (weights_of_the_first_small_cnn, "there is no band_norm.running_mean"),
         (weights_of_a_wider_small_cnn, r"hidden.weight has shape \(128, \d+\), expected \(64, \d+\)"),
         (lambda: create_model("cnn", 3, (8, 16)).state_dict(), "there is no band_norm.running_mean"),

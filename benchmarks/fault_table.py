@@ -323,7 +323,7 @@ FAULTS = (
     Fault(
         "predict: kill -9 of the whole group; resumed to the same bytes",
         partial(predict_faults.kill_predictions, "group"),
-        1,
+        0,
         20,
     ),
     Fault(

@@ -123,16 +123,17 @@ def test_the_pages_hold_the_table_of_the_run_beside_them(capsys):
     assert f"| {tried:,} tried | {lost} lost |" in (trials.ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_runs_of_a_part_of_the_rows_make_one_table(tmp_path, capsys):
+def test_runs_of_a_part_of_the_rows_make_one_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(faults, "Sample", lambda folder: None)  # these rows do without
     paths = [str(tmp_path / f"{number}.json") for number in range(2)]
-    only = ["CSVs mutated", "media: muted"]
+    only = ["media: chained", "media: muted"]
     for path, words in zip(paths, only, strict=True):
         assert faults.main(["--only", words, "--output", path]) == 0
     capsys.readouterr()
     assert faults.main(["--tables", *paths]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[1:] for line in lines[2:]] == [
-        ["60", "60", "0", "0 |"], ["3", "3", "0", "0 |"], ["63", "63", "0", "0 |"]
+        ["3", "3", "0", "0 |"], ["3", "3", "0", "0 |"], ["6", "6", "0", "0 |"]
     ]  # fmt: skip
 
 

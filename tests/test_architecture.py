@@ -20,26 +20,35 @@ MODULES = """
     _version errors
     system/signals system/files system/allocator system/surroundings system/terminal system/progress system/lock figures
     config/options config/build config/train config/predict config/report config/export
-    inputs/csv_rows inputs/videos inputs/annotations inputs/fingerprint inputs/timestamps inputs/containers inputs/tracks inputs/silence inputs/ogg
+    inputs/csv_rows inputs/videos inputs/annotations inputs/fingerprint inputs/timestamps inputs/containers
+    inputs/tracks inputs/silence inputs/ogg
     inputs/find_media inputs/frames inputs/decoder inputs/probe inputs/encode
-    audio/clips audio/labels audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/framing audio/yamnet_features audio/features
+    audio/clips audio/labels audio/denoise_engine audio/denoise_masks audio/denoise audio/mel audio/framing
+    audio/yamnet_features audio/features
     hdf5/schema hdf5/create hdf5/safe_access hdf5/tables hdf5/mapped_file hdf5/joined hdf5/reader hdf5/integrity
     hdf5/writer hdf5/scores_file hdf5/summary
-    builder/pool builder/feature_stream builder/extract builder/recordings builder/plan builder/jobs builder/beyond builder/prepare builder/sound builder/summary
-    builder/synced builder/finish builder/transfer builder/retry builder/shards builder/merging builder/shard_process builder/clusters builder/build
-    data/context data/rows data/balance data/dataset data/seeds data/splits data/normalization data/augment data/gpu_idle data/loader
+    builder/pool builder/feature_stream builder/extract builder/recordings builder/plan builder/jobs
+    builder/beyond builder/prepare builder/sound builder/summary
+    builder/synced builder/finish builder/transfer builder/retry builder/shards builder/merging
+    builder/shard_process builder/clusters builder/build
+    data/context data/rows data/balance data/dataset data/seeds data/splits data/normalization data/augment
+    data/gpu_idle data/loader
     models/crc32c models/published_files models/tensorflow_bundle models/onnx_graph
     models/dropout models/frontend models/yamnet models/yamnet_conversion models/yamnet_weights
     models/cnn models/small_cnn models/transformer models
-    models/checkpoints models/sound models/device models/memory models/micro_batch models/scorer models/steady_scorer models/classifier
-    evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/segment_metrics evaluation/ground_truth evaluation/results
+    models/checkpoints models/sound models/device models/memory models/micro_batch models/scorer
+    models/steady_scorer models/classifier
+    evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/segment_metrics
+    evaluation/ground_truth evaluation/results
     evaluation/smoothing evaluation/calibration evaluation/calibration_fit evaluation/segments evaluation/audible
     evaluation/reliability evaluation/segment_scores evaluation/scores evaluation/comparison evaluation/evaluate
-    training/losses training/distillation training/ema training/distributed training/captured_pass training/step training/run_folder
+    training/losses training/distillation training/ema training/distributed training/captured_pass
+    training/step training/run_folder
     training/optimizer training/validation training/messages training/run training/prepare training/train
     prediction/channel prediction/worker prediction/windows prediction/scoring
     prediction/find prediction/messages prediction/recording prediction/journal prediction/predictor prediction/score
-    prediction/store prediction/result prediction/tiers prediction/formats prediction/output prediction/report prediction/predict
+    prediction/store prediction/result prediction/tiers prediction/formats prediction/output prediction/report
+    prediction/predict
     exporting/graph exporting/facts exporting/scores exporting/card exporting/export
     reporting/sources reporting/names reporting/charts reporting/levels reporting/oddities reporting/file_section
     reporting/pictures reporting/excerpts reporting/gallery reporting/cards

@@ -20,6 +20,7 @@ from egoaudio.config.predict import PredictConfig
 from egoaudio.config.report import ReportConfig
 from egoaudio.config.train import POOLS, SPLITS, TRAIN_PRESETS, TrainConfig
 from egoaudio.system import terminal
+from egoaudio.system.launch import launched
 
 # Help by stage, the options that people need first at the top; tests/test_cli.py checks that each option is in one.
 _BUILD_GROUPS = {
@@ -251,7 +252,9 @@ def train(
     """
     from egoaudio.training.train import train as run
 
-    terminal.say(run(files, output, config, device=device, tensorboard=tensorboard, force=force))
+    result = run(files, output, config, device=device, tensorboard=tensorboard, force=force)
+    if launched().rank == 0:
+        terminal.say(result)
     return 0
 
 
@@ -296,18 +299,18 @@ def evaluate(
     """
     from egoaudio.evaluation.evaluate import evaluate as run
 
-    terminal.say(
-        run(
-            checkpoint,
-            files,
-            split=split,
-            pool=pool,
-            output=output,
-            submission=submission,
-            frame_submission=frame_submission,
-            device=device,
-        )
+    result = run(
+        checkpoint,
+        files,
+        split=split,
+        pool=pool,
+        output=output,
+        submission=submission,
+        frame_submission=frame_submission,
+        device=device,
     )
+    if launched().rank == 0:
+        terminal.say(result)
     return 0
 
 

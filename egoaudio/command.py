@@ -25,6 +25,7 @@ from egoaudio.config.options import Checked, as_flags, flag_of, flags, from_flat
 from egoaudio.config.train import MODEL_DEFAULTS, TrainConfig, describe_defaults
 from egoaudio.errors import EgoAudioError
 from egoaudio.system import allocator, signals, surroundings, terminal
+from egoaudio.system.launch import launched
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -152,7 +153,10 @@ def configured(
 def _warnings() -> Iterator[None]:
     """Print the warnings of the package as lines while the block runs."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: terminal.say(f"warning: {message}", err=True)
+        if launched().rank == 0:
+            warnings.showwarning = lambda message, *_, **__: terminal.say(f"warning: {message}", err=True)
+        else:  # rank 0 has the same ones
+            warnings.showwarning = lambda *_, **__: None
         warnings.filterwarnings("always", category=UserWarning, module="egoaudio")
         warnings.filterwarnings("ignore", category=UserWarning, module="joblib")  # about workers stopped on purpose
         warnings.filterwarnings("ignore", category=UserWarning, message="Glyph ")  # one a letter of a picture's names
@@ -183,11 +187,13 @@ def command(
                     surroundings.require_working_folder()
                     sys.exit(function(*args, **kwargs) or 0)
             except EgoAudioError as error:
-                terminal.say(f"error: {error}", err=True)
+                if not error.told:
+                    terminal.say(f"error: {error}", err=True)
                 sys.exit(error.exit_code)
             except signals.Interrupted as interrupted:
                 kept = "; what was done is kept, and the same command resumes from there" if resumes else ""
-                terminal.say(f"interrupted{kept}", err=True)
+                if launched().rank == 0:
+                    terminal.say(f"interrupted{kept}", err=True)
                 sys.exit(interrupted.exit_code)
 
         epilog = "\b\nExample:\n" + example

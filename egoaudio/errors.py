@@ -32,6 +32,8 @@ class EgoAudioError(Exception):
     """Raise for what a user can fix; the message says what, where, the value, and the fix."""
 
     exit_code = 2
+    told = False
+    """Whether another process of the same run tells of it (``data.ranks``), so that this one need not."""
 
 
 class ConfigurationError(EgoAudioError, ValueError):

@@ -18,7 +18,7 @@ ROOT = Path(egoaudio.__file__).parent
 # The stages, in the order in which data passes them: a module may use only modules that stand before it.
 MODULES = """
     _version errors
-    system/signals system/files system/allocator system/surroundings system/terminal system/progress system/lock figures
+    system/launch system/signals system/files system/allocator system/surroundings system/terminal system/progress system/lock figures
     config/options config/build config/train config/predict config/report config/export
     inputs/csv_rows inputs/videos inputs/annotations inputs/fingerprint inputs/timestamps inputs/containers
     inputs/tracks inputs/silence inputs/ogg
@@ -31,7 +31,7 @@ MODULES = """
     builder/beyond builder/prepare builder/sound builder/summary
     builder/synced builder/finish builder/transfer builder/retry builder/shards builder/merging
     builder/shard_process builder/clusters builder/build
-    data/context data/rows data/balance data/dataset data/seeds data/splits data/normalization data/augment
+    data/ranks data/context data/rows data/balance data/dataset data/seeds data/splits data/normalization data/augment
     data/gpu_idle data/loader
     models/crc32c models/published_files models/tensorflow_bundle models/onnx_graph
     models/dropout models/frontend models/yamnet models/yamnet_conversion models/yamnet_weights
@@ -42,9 +42,9 @@ MODULES = """
     evaluation/ground_truth evaluation/results
     evaluation/smoothing evaluation/calibration evaluation/calibration_fit evaluation/segments evaluation/audible
     evaluation/reliability evaluation/segment_scores evaluation/scores evaluation/comparison evaluation/evaluate
-    training/losses training/distillation training/ema training/distributed training/captured_pass
-    training/step training/run_folder
-    training/optimizer training/validation training/messages training/run training/prepare training/train
+    training/losses training/distillation training/ema training/optimizer training/gradients
+    training/captured_pass training/memory_messages training/step training/run_folder
+    training/validation training/messages training/run training/prepare training/train
     prediction/channel prediction/worker prediction/windows prediction/scoring
     prediction/find prediction/messages prediction/recording prediction/journal prediction/predictor prediction/score
     prediction/store prediction/result prediction/tiers prediction/formats prediction/output prediction/report
@@ -54,7 +54,7 @@ MODULES = """
     reporting/pictures reporting/excerpts reporting/gallery reporting/cards
     reporting/confusions reporting/notable_clips reporting/run_section reporting/comparison_section
     reporting/recordings reporting/timelines reporting/heard_section reporting/page reporting/report
-    command cli
+    command cli training/__main__
 """.split()
 FOLDERS = {
     "system",

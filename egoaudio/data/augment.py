@@ -1,8 +1,9 @@
 """Random changes to a training batch: position in time, level, masks, mixing.
 
-In: a whole normalised batch, features (b, T, F) and labels (b, C), before it is cut into micro-batches. Out: the same
-shapes. Every number is drawn on the CPU from the generator that is passed in, so the batch is the same on every device
-and when it is made again. Each change is an option of ``DataConfig``: ``time_shift_seconds``, ``gain_db``,
+In: a whole normalised batch, features (b, T, F) and labels (b, C), before it is cut into micro-batches, or the part of
+it that a rank needs (``Part``). Out: the same shapes. Every number is drawn on the CPU from the generator that is
+passed in, for the whole batch, so the batch is the same on every device, for any number of ranks, and when it is made
+again. Each change is an option of ``DataConfig``: ``time_shift_seconds``, ``gain_db``,
 ``spec_augment``, ``mixup``.
 
 Sources: SpecAugment (Park et al. 2019), mixup (Zhang et al. 2018).
@@ -10,6 +11,7 @@ Sources: SpecAugment (Park et al. 2019), mixup (Zhang et al. 2018).
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,6 +29,31 @@ LevelChange = Callable[[torch.Tensor, np.ndarray], None]
 """Raises the level of each clip: features (b, ...), changed in place, and float64 decibels (b,)."""
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The clips of a batch that are here: those of a rank, then those that mixup mixes with them."""
+
+    num_clips: int
+    """Of the whole batch."""
+    places: np.ndarray
+    """int64 (m,): the clips' places in the batch."""
+    num_own: int
+    """How many of them are the rank's."""
+
+    @staticmethod
+    def whole(num_clips: int) -> "Part":
+        """Return all clips of a batch."""
+        return Part(num_clips, np.arange(num_clips), num_clips)
+
+    @staticmethod
+    def of(own: range, num_clips: int, rng: np.random.Generator | None) -> "Part":
+        """Return the part of a rank with its ``own`` clips; ``rng`` is that of ``augment`` if there is mixup."""
+        here = np.arange(own.start, own.stop)
+        if rng is None:
+            return Part(num_clips, here, len(here))
+        return Part(num_clips, np.concatenate((here, np.setdiff1d(_partners(num_clips, rng)[here], here))), len(here))
+
+
 def augment(
     features: torch.Tensor,
     labels: torch.Tensor,
@@ -34,6 +61,7 @@ def augment(
     config: DataConfig,
     change: LevelChange | None = None,
     max_shift_frames: int = 0,
+    part: Part | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the batch with the random changes that the configuration asks for.
 
@@ -48,16 +76,21 @@ def augment(
         From ``level_change``; required for ``gain_db``.
     max_shift_frames : int
         From ``shift_frames``; 0 without a shift in time.
+    part : Part or None
+        Which clips of the batch these are; all of them if not given. Only its own are returned.
 
     """
+    part = Part.whole(len(features)) if part is None else part
+    # The first that is drawn: ``Part.of`` draws it, too, to know which clips have to be read.
+    partners = _partners(part.num_clips, rng) if config.mixup else None
     if max_shift_frames:
-        shift_time(features, rng, max_shift_frames)
+        shift_time(features, rng, max_shift_frames, part)
     if config.gain_db and change is not None:
-        change_gain(features, rng, config.gain_db, change)
+        change_gain(features, rng, config.gain_db, change, part)
     if config.spec_augment:
-        mask(features, rng)
-    if config.mixup:
-        features, labels = mix(features, labels, rng, config.mixup)
+        mask(features, rng, part)
+    if partners is not None and config.mixup:
+        return mix(features, labels, partners, rng.beta(config.mixup, config.mixup, part.num_clips), part)
     return features, labels
 
 
@@ -122,14 +155,14 @@ def shift_frames(seconds: float, feature_shape: tuple[int, ...], sound_seconds: 
     return frames
 
 
-def shift_time(features: torch.Tensor, rng: np.random.Generator, max_frames: int) -> None:
+def shift_time(features: torch.Tensor, rng: np.random.Generator, max_frames: int, part: Part) -> None:
     """Rotate each clip in time by up to ``max_frames`` either way, in place.
 
     Frames that leave at one end enter at the other, which with context is a neighbour away from the clip.
     Repeating the last frame instead would add a steady sound that the recording does not hold.
     """
     num_clips, num_frames = features.shape[:2]
-    shifts = rng.integers(-max_frames, max_frames + 1, num_clips)
+    shifts = rng.integers(-max_frames, max_frames + 1, part.num_clips)[part.places]
     frames = torch.from_numpy((np.arange(num_frames) - shifts[:, None]) % num_frames).to(features.device)  # (b, T)
     clips = torch.arange(num_clips, device=features.device)[:, None]
     features.copy_(features[clips, frames])
@@ -168,19 +201,21 @@ def _for_clips(values: np.ndarray, features: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1, *[1] * (features.ndim - 1))
 
 
-def change_gain(features: torch.Tensor, rng: np.random.Generator, gain_db: float, change: LevelChange) -> None:
+def change_gain(
+    features: torch.Tensor, rng: np.random.Generator, gain_db: float, change: LevelChange, part: Part
+) -> None:
     """Change the level of each clip by up to ``gain_db`` either way, uniformly; ``change`` is from ``level_change``."""
-    change(features, rng.uniform(-gain_db, gain_db, len(features)))
+    change(features, rng.uniform(-gain_db, gain_db, part.num_clips)[part.places])
 
 
-def mask(features: torch.Tensor, rng: np.random.Generator) -> None:
+def mask(features: torch.Tensor, rng: np.random.Generator, part: Part) -> None:
     """Replace bands of bins and spans of frames of each clip by each bin's mean over the clip, in place.
 
     With one mean for all bins the masks themselves become sounds, clicks and hum, which the model learns: 22.7 % mAP on
     its own training clips after 8 epochs, 28.0 % with each bin's mean, 30.0 % without masks.
     """
-    num_clips, num_frames, num_bins = features.shape
-    hidden = _spans(num_clips, num_frames, rng)[:, :, None] | _spans(num_clips, num_bins, rng)[:, None, :]  # (b, T, F)
+    frames, bins = (_spans(part.num_clips, length, rng)[part.places] for length in features.shape[1:])
+    hidden = frames[:, :, None] | bins[:, None, :]  # (b, T, F)
     mean = features.mean(dim=1, keepdim=True)
     torch.where(hidden.to(features.device), mean, features, out=features)
 
@@ -193,13 +228,32 @@ def _spans(num_clips: int, length: int, rng: np.random.Generator) -> torch.Tenso
     return torch.from_numpy(((at >= starts) & (at < starts + widths)).any(axis=1))
 
 
+def _partners(num_clips: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the clip of a batch that each of its clips is mixed with, int64 (num_clips,)."""
+    return rng.permutation(num_clips)
+
+
 def mix(
-    features: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator, alpha: float
+    features: torch.Tensor, labels: torch.Tensor, partners: np.ndarray, shares: np.ndarray, part: Part
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return each clip mixed with another of the batch, features and labels by the same Beta(alpha, alpha) share."""
-    partner = torch.from_numpy(rng.permutation(len(features))).to(features.device)
-    share = rng.beta(alpha, alpha, len(features))
+    """Return each of the part's own clips mixed with its partner, features and labels by the same share.
+
+    Parameters
+    ----------
+    features, labels : torch.Tensor, (m, ...)
+        Of the part.
+    partners : int64 array (num_clips,)
+        Of each clip of the batch.
+    shares : float64 array (num_clips,)
+        Of the clip itself.
+    part : Part
+
+    """
+    own = part.places[: part.num_own]
+    here = np.zeros(part.num_clips, dtype=np.int64)
+    here[part.places] = np.arange(len(part.places))  # where each place of the batch is in the part
+    partner = torch.from_numpy(here[partners[own]]).to(features.device)
     return (
-        torch.lerp(features[partner], features, _for_clips(share, features)),
-        torch.lerp(labels[partner], labels, _for_clips(share, labels)),
+        torch.lerp(features[partner], features[: part.num_own], _for_clips(shares[own], features)),
+        torch.lerp(labels[partner], labels[: part.num_own], _for_clips(shares[own], labels)),
     )

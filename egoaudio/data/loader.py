@@ -24,11 +24,12 @@ import numpy as np
 import torch
 
 from egoaudio.config.train import DataConfig
-from egoaudio.data.augment import augment, level_change, shift_frames
+from egoaudio.data.augment import Part, augment, level_change, shift_frames
 from egoaudio.data.balance import balanced_probabilities
 from egoaudio.data.context import row_seconds
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.gpu_idle import GpuIdle
+from egoaudio.data.ranks import ALONE, Group
 from egoaudio.data.seeds import AUGMENTATION, ORDER, generator
 from egoaudio.errors import ConfigurationError, TrainingError
 from egoaudio.system import surroundings
@@ -46,7 +47,7 @@ BLOCK_ITEMS = 16
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
-    """A batch of the optimiser's."""
+    """A batch of the optimiser's, or a rank's share of it."""
 
     features: torch.Tensor
     """float32 (b, T, F), normalised, on the device; with context the T of a clip and its neighbours."""
@@ -54,6 +55,8 @@ class Batch:
     """float32 (b, C), on the device; with a teacher (b, 2 * C), its scores after the labels."""
     rows: np.ndarray
     """int64 (b,): rows of the file."""
+    num_clips: int
+    """Of the whole batch, over all ranks."""
 
 
 class Loader:
@@ -71,6 +74,9 @@ class Loader:
         Shuffle and augment. Otherwise the items come in order, unchanged.
     teacher : callable, optional
         Takes rows of the file (b,) and returns float32 scores (b, C), which become further columns of the labels.
+    group : Group
+        The ranks. In training each has its share of every batch, which may be empty; else each has every so many-th
+        batch, which is that of one rank to the last digit.
 
     Attributes
     ----------
@@ -88,10 +94,11 @@ class Loader:
         device: str | torch.device = "cpu",
         training: bool = False,
         teacher: Callable[[np.ndarray], np.ndarray] | None = None,
+        group: Group = ALONE,
     ) -> None:
         self.dataset, self.batch_size, self.config = dataset, batch_size, config
         self.seed, self.training = seed, training
-        self.device, self.teacher = torch.device(device), teacher
+        self.device, self.teacher, self.group = torch.device(device), teacher, group
         self.wait_seconds = 0.0
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         # Making a generator that is not used would take 1 % of a batch's time.
@@ -160,7 +167,7 @@ class Loader:
         return rng.permutation(num_items)
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch, beginning with ``start_batch``.
+        """Yield the batches of an epoch, or this rank's part of them, beginning with ``start_batch``.
 
         A batch's memory is reused only when nothing refers to its tensors any more. To stop early, leave the loop: the
         thread ends with the generator.
@@ -172,17 +179,13 @@ class Loader:
 
         """
         self.wait_seconds = 0.0
-        order = self.order(epoch)
-        items = [
-            order[start : start + self.batch_size]
-            for start in range(start_batch * self.batch_size, len(order), self.batch_size)
-        ]
-        read = self._reader(items, start_batch)
-        numbers = iter(range(start_batch, start_batch + len(items)))
+        plans = self._plans(epoch, start_batch)
+        read = self._reader(epoch, plans)
+        numbers = iter(range(len(plans)))
         idle = None if self._copies is None else GpuIdle(self.device)
         # One thread: on a GPU four were slower, as each of them takes the interpreter's lock from the training loop.
         with ThreadPoolExecutor(1, thread_name_prefix="egoaudio-loader") as thread:
-            pending = deque(thread.submit(read, epoch, number) for number in itertools.islice(numbers, READ_AHEAD))
+            pending = deque(thread.submit(read, number) for number in itertools.islice(numbers, READ_AHEAD))
             try:
                 while pending:
                     asked = time.perf_counter()
@@ -190,7 +193,7 @@ class Loader:
                         batch = pending.popleft().result()
                     waited = time.perf_counter() - asked
                     self.wait_seconds = self.wait_seconds + waited if idle is None else idle.seconds
-                    pending.extend(thread.submit(read, epoch, number) for number in itertools.islice(numbers, 1))
+                    pending.extend(thread.submit(read, number) for number in itertools.islice(numbers, 1))
                     if self._copies is not None:
                         # Made on another stream: its memory must not be reused while this one still computes with it.
                         for tensor in (batch.features, batch.labels):
@@ -204,13 +207,26 @@ class Loader:
                 for future in pending:
                     future.cancel()
 
-    def _reader(self, items: list[np.ndarray], start_batch: int) -> Callable[[int, int], Batch]:
-        """Return the function that makes a batch of an epoch, given its number; the reading thread calls it."""
+    def _plans(self, epoch: int, start_batch: int) -> list["_Plan"]:
+        """Return what to read for each batch of an epoch, beginning with ``start_batch``."""
+        order, plans = self.order(epoch), []
+        numbers = range(start_batch, len(self))
+        for number in numbers if self.training else numbers[self.group.rank :: self.group.size]:
+            items = order[number * self.batch_size : (number + 1) * self.batch_size]
+            part = Part.whole(len(items))
+            if self.training and self.group.size > 1:
+                rng = generator(self.seed, AUGMENTATION, epoch, number) if self.config.mixup else None
+                part = Part.of(self.group.share(len(items)), len(items), rng)
+            plans.append(_Plan(number, items[part.places], part))
+        return plans
+
+    def _reader(self, epoch: int, plans: list["_Plan"]) -> Callable[[int], Batch]:
+        """Return the function that makes a batch of an epoch; the reading thread calls it with 0, 1, 2 and so on."""
         if self._workers is not None:
-            self._batches[:] = items
+            self._batches[:] = [plan.items for plan in plans]
             arriving = iter(self._workers)  # here, not in the thread: this starts processes and sets signal handlers
 
-            def take(epoch: int, number: int) -> Batch:
+            def take(at: int) -> Batch:
                 try:
                     features, labels = next(arriving)
                 except Exception as error:
@@ -224,25 +240,23 @@ class Loader:
                             "needs none"
                         ) from error
                     raise
-                return self._finish(features, labels, epoch, number, items[number - start_batch])
+                return self._finish(features, labels, epoch, plans[at])
 
             return take
 
-        def read(epoch: int, number: int) -> Batch:
-            at = number - start_batch
-            for ahead in items[at : at + 2] if at == 0 else items[at + 1 : at + 2]:
-                self.dataset.announce(ahead)
-            out = self._buffers.take(len(items[at]))
-            features, labels = self.dataset.fetch(items[at], out, normalize=self._copies is None)
-            return self._finish(torch.from_numpy(features), torch.from_numpy(labels), epoch, number, items[at])
+        def read(at: int) -> Batch:
+            for ahead in plans[at : at + 2] if at == 0 else plans[at + 1 : at + 2]:
+                self.dataset.announce(ahead.items)
+            items = plans[at].items
+            out = self._buffers.take(len(items))
+            features, labels = self.dataset.fetch(items, out, normalize=self._copies is None)
+            return self._finish(torch.from_numpy(features), torch.from_numpy(labels), epoch, plans[at])
 
         return read
 
-    def _finish(
-        self, features: torch.Tensor, labels: torch.Tensor, epoch: int, number: int, items: np.ndarray
-    ) -> Batch:
+    def _finish(self, features: torch.Tensor, labels: torch.Tensor, epoch: int, plan: "_Plan") -> Batch:
         """Move a batch to the device and augment it."""
-        rows = self.dataset.rows[items]
+        rows = self.dataset.rows[plan.items]
         if self.teacher is not None:
             labels = torch.cat((labels, torch.from_numpy(self.teacher(rows))), dim=1)  # mixup then mixes both equally
         with contextlib.nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
@@ -253,14 +267,27 @@ class Loader:
                 mean, std = self.dataset.normalization
                 features.sub_(mean).mul_(1.0 / std)
             if self._augments:
-                rng = generator(self.seed, AUGMENTATION, epoch, number)
-                features, labels = augment(features, labels, rng, self.config, self._change, self._max_shift_frames)
+                rng = generator(self.seed, AUGMENTATION, epoch, plan.number)
+                changes = self.config, self._change, self._max_shift_frames, plan.part
+                features, labels = augment(features, labels, rng, *changes)
         if self._copies is not None:
             # Only this thread waits. Until the copy is done the pinned buffer must not be filled again.
             done = torch.cuda.Event(blocking=True)
             done.record(self._copies)
             done.synchronize()
-        return Batch(features, labels, rows)
+        return Batch(features, labels, rows[: plan.part.num_own], plan.part.num_clips)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Plan:
+    """What is read for a batch."""
+
+    number: int
+    """Of the batch in its epoch."""
+    items: np.ndarray
+    """int64 (m,): items of the dataset."""
+    part: Part
+    """Which clips of the batch they are."""
 
 
 class _Buffers:

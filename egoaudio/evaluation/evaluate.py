@@ -17,6 +17,7 @@ from egoaudio.config.predict import SegmentConfig
 from egoaudio.config.train import POOLS, SPLITS, TrainConfig
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
+from egoaudio.data.ranks import ALONE, Group, joined
 from egoaudio.data.splits import split_rows
 from egoaudio.errors import ConfigurationError, TrainingError
 from egoaudio.evaluation import results
@@ -46,6 +47,8 @@ def evaluate(
     num_resamples: int = NUM_RESAMPLES,
 ) -> results.Evaluation:
     """Evaluate a checkpoint on a split of a file, and write the results.
+
+    In a program that ``torchrun`` has started several of, each scores a share of the clips; the first alone writes.
 
     Parameters
     ----------
@@ -87,17 +90,22 @@ def evaluate(
     >>> 0 <= evaluation.scores["map"].value <= 1
     True
     """
-    _check_choices(split, pool)
-    loaded = _Loaded(checkpoint, path, split, choose_device(device))
-    folder = Path(checkpoint).parent if output is None else Path(output)
-    results.prepare(folder, (submission, frame_submission), (checkpoint, *as_paths(path)))
-    evaluation = loaded.score().evaluate(pool, num_resamples)
-    results.write(evaluation, folder)
-    if submission is not None:
-        results.write_submission(evaluation, submission)
-    if frame_submission is not None:
-        results.write_submission(evaluation, frame_submission, frames=True)
-    return evaluation
+    with joined(device) as group:
+        _check_choices(split, pool)
+        loaded = _Loaded(checkpoint, path, split, choose_device(group.device_name(device)))
+        folder = Path(checkpoint).parent if output is None else Path(output)
+        loaded.require_same(group)
+        if group.is_first:
+            results.prepare(folder, (submission, frame_submission), (checkpoint, *as_paths(path)))
+        scores = loaded.score(group)
+        evaluation = group.from_first(lambda: scores.evaluate(pool, num_resamples))
+        if group.is_first:
+            results.write(evaluation, folder)
+            if submission is not None:
+                results.write_submission(evaluation, submission)
+            if frame_submission is not None:
+                results.write_submission(evaluation, frame_submission, frames=True)
+        return evaluation
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,9 +173,14 @@ class _Loaded:
         self._about = {"checkpoint": str(checkpoint), "file": ", ".join(as_paths(path)), "split": split}
         self._about |= {name: self._contents[name] for name in ("epoch", "plan_sha256")}
 
-    def score(self) -> SplitScores:
-        """Return the scores of the split."""
-        scored = _score(self._model, self._contents, self._config, self._path, self._rows, self._device)
+    def require_same(self, group: Group) -> None:
+        """Raise ConfigurationError unless all ranks have the same checkpoint and split."""
+        weights = {name: float(value.double().sum()) for name, value in self._contents["weights"].items()}
+        group.require_same({**self._about, "weights that add up to": sum(weights.values()), "clips": len(self._rows)})
+
+    def score(self, group: Group = ALONE) -> SplitScores:
+        """Return the scores of the split, of which each rank has computed its share."""
+        scored = _score(self._model, self._contents, self._config, self._path, self._rows, self._device, group)
         return SplitScores(scored.scores, self._truth, self._prior, self._contents, self._config, self._about)
 
 
@@ -210,19 +223,23 @@ def _score(
     path: StrPaths,
     rows: np.ndarray,
     device: torch.device,
+    group: Group,
 ) -> Scored:
     """Score clips with a progress bar, in the precision that the run chose."""
     normalization = contents["normalization"]["mean"], contents["normalization"]["std"]
     dataset = ClipDataset(
         path, contents["feature"], rows, normalization=normalization, context_clips=config.data.context_clips or 0
     )
-    loader = Loader(dataset, config.optimization.batch_size, config.data, device=device)
+    loader = Loader(dataset, config.optimization.batch_size, config.data, device=device, group=group)
     amp_dtype = inference_dtype(device, config.optimization, contents)
-    with Progress(len(rows), "scoring", unit="clips") as progress:
+    num_clips = len(group.share(len(rows)))
+    with Progress(num_clips, "scoring", unit="clips", quiet=not group.is_first) as progress:
         if device.type == "cpu":
             allocator.reuse_blocks()  # the next micro-batch takes the same blocks again
+        scorer = Scorer(model, device=device, amp_dtype=amp_dtype, log=progress.write)
+        scorer.num_sharing = group.local_size if device.type == "cpu" else 1
         return score(
-            Scorer(model, device=device, amp_dtype=amp_dtype, log=progress.write),
+            scorer,
             loader,
             config.data.label_mode,
             advance=progress.advance,

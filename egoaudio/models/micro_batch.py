@@ -67,6 +67,7 @@ class MicroBatches:
         self.micro_batch_size = micro_batch_size
         self.amp_dtype = amp_dtype
         self.log = log
+        self.num_sharing = 1  # processes that compute in the same memory at the same time
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which the model computes."""
@@ -101,7 +102,7 @@ class MicroBatches:
         (one, failure), (two, second_failure) = (self.attempt(self._measure, clips) for clips in few)
         if failure or second_failure:
             self.release()
-        free = free_memory(self.device)
+        free = free_memory(self.device) // self.num_sharing
         if one is None or two is None:
             size = 1
         else:

@@ -137,7 +137,7 @@ def score(
     loss: ClipLoss | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> Scored:
-    """Run a model over all batches of a loader.
+    """Run a model over all batches of a loader; in a group each rank over its share, and all get all scores.
 
     Parameters
     ----------
@@ -157,16 +157,18 @@ def score(
     TrainingError
         As the loader and the scorer.
     """
-    scores, rows, total, count = [], [], 0.0, 0.0
+    parts = []
     for batch in loader.epoch(0):
         logits = scorer(batch.features)
         if not torch.isfinite(logits).all():
             _require_finite(batch)  # else it is the model's fault, and the evaluation of the scores says so
+        total, count = 0.0, 0.0
         if loss is not None:
-            total += float(loss.sum(logits, batch.labels))
-            count += loss.normaliser(batch.labels)
-        scores.append((logits.sigmoid() if label_mode == "multi" else logits.softmax(dim=1)).cpu().numpy())
-        rows.append(batch.rows)
+            total, count = float(loss.sum(logits, batch.labels)), loss.normaliser(batch.labels)
+        scores = (logits.sigmoid() if label_mode == "multi" else logits.softmax(dim=1)).cpu().numpy()
+        parts.append((scores, batch.rows, total, count))
         if advance is not None:
             advance(len(batch.rows))
-    return Scored(np.concatenate(scores), np.concatenate(rows), total / count if count else float("nan"))
+    scored, rows, totals, counts = zip(*loader.group.in_turn(parts), strict=True)
+    mean_loss = math.fsum(totals) / math.fsum(counts) if any(counts) else float("nan")
+    return Scored(np.concatenate(scored), np.concatenate(rows), mean_loss)

@@ -19,19 +19,21 @@ _Self = TypeVar("_Self", bound="Progress")
 
 
 class Progress:
-    """Count clips, or whatever ``unit`` says, up to ``total``; use as a context manager."""
+    """Count clips, or whatever ``unit`` says, up to ``total``; use as a context manager. If ``quiet``, show nothing."""
 
     form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
-    def __init__(self, total: int, what: str, stream: TextIO | None = None, unit: str = "") -> None:
-        self.total, self.what, self.unit = total, what, unit
+    def __init__(
+        self, total: int, what: str, stream: TextIO | None = None, unit: str = "", quiet: bool = False
+    ) -> None:
+        self.total, self.what, self.unit, self.quiet = total, what, unit, quiet
         self.stream = terminal.Careful(stream or sys.stderr or io.StringIO())  # None where standard error is closed
         self.done: float = 0
         self.sound_seconds, self.failures = 0.0, 0
         self._said: float = 0
         self.started = self._last_line = time.monotonic()
         self._bar: Any = None
-        if _is_terminal(self.stream):
+        if _is_terminal(self.stream) and not quiet:
             # tqdm's own rate is a moving average; the postfix has that of the whole run, as the summary does.
             self._bar = tqdm(total=total, desc=what, file=self.stream, bar_format=self.form, dynamic_ncols=True)
 
@@ -59,7 +61,7 @@ class Progress:
         """Show a line above the bar, or between the lines."""
         if self._bar is not None:
             self._bar.write(terminal.shown(line), file=self.stream)
-        else:
+        elif not self.quiet:
             terminal.write(self.stream, line + "\n")
 
     def _line(self) -> None:

@@ -81,10 +81,14 @@ def end_with(parent: int) -> None:
 
 
 class DeferredSignals:
-    """Ctrl-C and SIGTERM wait while the block runs, if a command is ``listening``; a second one does not."""
+    """Ctrl-C and SIGTERM wait while the block runs, if a command is ``listening``; a second one does not.
 
-    def __init__(self) -> None:
+    With ``quiet`` nobody is told that the signal waits.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
         self.received: int | None = None
+        self._quiet = quiet
         self._former: dict[signal.Signals, Any] = {}
         self._process = os.getpid()
 
@@ -107,7 +111,7 @@ class DeferredSignals:
         if self.received is not None:
             self.__exit__()
             signal.raise_signal(number)
-        else:
+        elif not self._quiet:
             with contextlib.suppress(OSError):  # a terminal that is gone
                 os.write(2, _STOPPING)  # not sys.stderr: it may be in the middle of a line of its own
         self.received = number

@@ -31,6 +31,7 @@ from egoaudio.config.options import from_json
 from egoaudio.config.train import DistillationConfig, TrainConfig
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
+from egoaudio.data.ranks import ALONE, Group
 from egoaudio.data.splits import split_rows
 from egoaudio.errors import CheckpointError, ConfigurationError, TrainingError
 from egoaudio.evaluation import results
@@ -77,7 +78,7 @@ class DistillationLoss:
 
     def mean(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of a whole batch, a scalar tensor."""
-        return self.sum(logits, labels) / self.normaliser(labels)
+        return self.sum(logits, labels) / (self.normaliser(labels) or 1.0)
 
     def _distance(self, logits: torch.Tensor, labels: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return the distance of the student from the teachers, summed over the clips."""
@@ -126,6 +127,7 @@ def prepare_teacher(
     device: torch.device,
     *,
     resumes: bool,
+    group: Group = ALONE,
 ) -> TeacherScores | None:
     """Return the ``TeacherScores`` of a run, or None without a teacher.
 
@@ -143,6 +145,8 @@ def prepare_teacher(
     device : torch.device
     resumes : bool
         Whether a ``teacher.npz`` in the folder belongs to this run.
+    group : Group
+        The ranks, which divide the clips among them; all get all scores.
 
     Raises
     ------
@@ -168,13 +172,16 @@ def prepare_teacher(
         "temperature": options.teacher_temperature,
         "rows_sha256": hashlib.sha256(rows.tobytes()).hexdigest(),
     }
-    stored = _read(folder / SCORES_FILE, rows, identity, options.teacher) if resumes else None
+    stored = None
+    if resumes:
+        stored = group.from_first(lambda: _read(folder / SCORES_FILE, rows, identity, options.teacher))
     if stored is not None:
         return stored
-    with Progress(len(rows) * len(options.teacher), "scoring by the teacher", unit="clips") as progress:
+    num_clips = group.share(len(rows) * len(options.teacher))
+    with Progress(len(num_clips), "scoring by the teacher", unit="clips", quiet=not group.is_first) as progress:
         scores = np.zeros((len(rows), file.num_classes), np.float32)
         for teacher in options.teacher:
-            scores += _score(teacher, file, path, rows, config, device, progress)
+            scores += _score(teacher, file, path, rows, config, device, progress, group)
     scores /= len(options.teacher)
     identity["teachers"] = [_sha256(teacher) for teacher in options.teacher]
     return TeacherScores(rows, scores, identity, is_stored=False)
@@ -188,6 +195,7 @@ def _score(
     config: TrainConfig,
     device: torch.device,
     progress: Progress,
+    group: Group,
 ) -> np.ndarray:
     """Return one teacher's scores, float32 (n, C)."""
     try:
@@ -212,7 +220,7 @@ def _score(
     dataset = ClipDataset(
         path, contents["feature"], rows, normalization=normalization, context_clips=its.data.context_clips or 0
     )
-    loader = Loader(dataset, config.optimization.batch_size, config.data, device=device)
+    loader = Loader(dataset, config.optimization.batch_size, config.data, device=device, group=group)
     scorer, temperature = Scorer(model, device=device, log=progress.write), config.distillation.teacher_temperature
     with dataset.file:
         scores = score(lambda x: scorer(x) / temperature, loader, its.data.label_mode, advance=progress.advance).scores

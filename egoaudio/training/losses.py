@@ -80,14 +80,14 @@ class Loss:
         return functional.binary_cross_entropy_with_logits(logits, labels, weight=self.class_weights, reduction="sum")
 
     def normaliser(self, labels: torch.Tensor) -> float:
-        """Return the divisor of the sum over the whole batch; 1 for a batch in which every label has weight 0."""
+        """Return the divisor of the sum over the whole batch: the sum of its parts' divisors, 0 if no label weighs."""
         if self.label_mode == "multi":
             return float(labels.numel())
-        return float(self._weighted(labels).sum()) or 1.0
+        return float(self._weighted(labels).sum())
 
     def mean(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss of a whole batch, a scalar tensor."""
-        return self.sum(logits, labels) / self.normaliser(labels)
+        """Return the loss of a whole batch, a scalar tensor; 0 for one in which no label weighs."""
+        return self.sum(logits, labels) / (self.normaliser(labels) or 1.0)
 
     def _smoothed(self, labels: torch.Tensor) -> torch.Tensor:
         """Return the labels after label smoothing."""

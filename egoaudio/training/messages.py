@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from egoaudio._version import __version__
 from egoaudio.config.train import DataConfig
-from egoaudio.data.loader import Batch
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.system.files import StrPaths, as_paths
 from egoaudio.system.progress import Progress, rate
@@ -81,9 +79,19 @@ def describe_wait(share: float, file: EgoAudioFile, feature: str, config: DataCo
     return f"data: {share:.0%} of the time was spent waiting for it; {fix}"
 
 
-def describe_bad_loss(value: float, batch: Batch, number: int, epoch: int, folder: Path) -> str:
-    """Return what is known about the batch, the ``number``-th of its epoch, whose loss is not finite."""
-    bad = batch.rows[~torch.isfinite(batch.features).flatten(1).all(dim=1).cpu().numpy()]
+def describe_batch_norm(batch_size: int, num_ranks: int) -> str:
+    """Return what a batch that is divided among ranks means for batch norm."""
+    return (
+        f"batch norm takes its statistics from a rank's share of a batch ({-(-batch_size // num_ranks)} of "
+        f"{batch_size} clips): the results depend on the number of ranks, as those of a model without batch norm do not"
+    )
+
+
+def describe_bad_loss(value: float, rows: np.ndarray, bad: np.ndarray, number: int, epoch: int, folder: Path) -> str:
+    """Return what is known about a batch, the ``number``-th of its epoch, whose loss is not finite.
+
+    ``rows`` are its rows of the file, and ``bad`` those with values that are not finite.
+    """
     if len(bad):
         cause = (
             f"of these, {_list(bad)} hold values that are not finite, themselves or in their context: "
@@ -96,7 +104,7 @@ def describe_bad_loss(value: float, batch: Batch, number: int, epoch: int, folde
         )
     return (
         f"the loss is {value} in epoch {epoch + 1}, batch {number}, of the clips (rows of the file) "
-        f"{_list(batch.rows)}; {cause}. The checkpoints in {folder} are from earlier batches"
+        f"{_list(rows)}; {cause}. The checkpoints in {folder} are from earlier batches"
     )
 
 

@@ -32,6 +32,30 @@ def make_optimizer(model: torch.nn.Module, options: OptimizationConfig) -> torch
     return optimizer
 
 
+def trained(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """Return the optimiser's parameters that are trained."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
+
+
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimiser make its state now, by a step that changes nothing: gradient 0, learning rate 0."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    try:
+        for parameter in trained(optimizer):
+            parameter.grad = torch.zeros_like(parameter)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        optimizer.step()
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+    for state in optimizer.state.values():
+        for value in state.values():
+            if torch.is_tensor(value):
+                value.zero_()
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of each group to its share of ``rate``."""
     for group in optimizer.param_groups:

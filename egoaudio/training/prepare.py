@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from egoaudio._version import __version__
@@ -18,6 +19,7 @@ from egoaudio.data.balance import class_weights
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
 from egoaudio.data.normalization import normalization
+from egoaudio.data.ranks import Group
 from egoaudio.data.splits import Split, require_learnable, split_rows
 from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints, create_model
@@ -29,9 +31,7 @@ from egoaudio.training import run_folder
 from egoaudio.training.distillation import DistillationLoss, TeacherScores, prepare_teacher
 from egoaudio.training.ema import WeightAverage
 from egoaudio.training.losses import Loss
-from egoaudio.training.messages import (
-    RunProgress,
-)
+from egoaudio.training.messages import RunProgress, describe_batch_norm
 from egoaudio.training.optimizer import make_optimizer
 from egoaudio.training.run import Run
 from egoaudio.training.step import Stepper
@@ -47,6 +47,7 @@ def prepare_run(
     config: TrainConfig,
     device: torch.device,
     state: run_folder.State,
+    group: Group,
     *,
     resumes: bool,
 ) -> Run:
@@ -67,6 +68,8 @@ def prepare_run(
     device : torch.device
     state : State
         Of a new run, or of the one to resume.
+    group : Group
+        The ranks.
     resumes : bool
         Whether the folder holds the run.
     """
@@ -74,23 +77,16 @@ def prepare_run(
     split = split_rows(file, config.data, config.optimization.seed)
     require_learnable(file, split)
     moments = normalization(file, feature, split.train, config.data.normalize)
-    teacher = prepare_teacher(file, path, split.train, folder, config, device, resumes=resumes)
-    loader, loss = _prepare_data(file, path, feature, split, moments, config, device, teacher)
+    teacher = prepare_teacher(file, path, split.train, folder, config, device, resumes=resumes, group=group)
+    loader, loss = _prepare_data(file, path, feature, split, moments, config, device, teacher, group)
     model, computed = _prepare_model(file, loader.dataset.feature_shape, config, device)
     left = (config.optimization.epochs - state.epoch) * len(loader.dataset) - state.num_clips
-    progress = RunProgress(left, "training", unit="clips")
-    stack.enter_context(progress)
+    progress = stack.enter_context(RunProgress(left, "training", unit="clips", quiet=not group.is_first))
+    if group.size > 1 and any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
+        progress.write(describe_batch_norm(config.optimization.batch_size, group.size))
     distilled = loss if teacher is None else DistillationLoss(loss, config.distillation)
-    stepper = _prepare_stepper(model, computed, distilled, config.optimization, device, progress.write)
-    validator = None
-    if len(split.validation):
-        scorer = Scorer(computed, device=device, amp_dtype=stepper.amp_dtype, log=progress.write)
-        validator = Validator(file, feature, split.validation, moments, config, loss, scorer)
-    else:
-        progress.write(
-            "there is no validation split (`validation_fraction=0`): best.pt will be the epoch with the lowest "
-            "training loss"
-        )
+    stepper = _prepare_stepper(model, computed, distilled, config.optimization, device, progress.write, group)
+    validator = _prepare_validator(file, feature, split.validation, moments, config, loss, stepper)
     description = {
         "egoaudio_version": __version__,
         "config": to_json(config),
@@ -116,6 +112,7 @@ def prepare_run(
         progress,
         num_steps,
         description,
+        group,
     )
 
 
@@ -134,6 +131,7 @@ def _prepare_data(
     config: TrainConfig,
     device: torch.device,
     teacher: TeacherScores | None,
+    group: Group,
 ) -> tuple[Loader, Loss]:
     """Return the loader of the training rows, and the labels' loss."""
     dataset = ClipDataset(path, feature, split.train, config.data.label_mode, moments, config.data.context_clips or 0)
@@ -145,6 +143,7 @@ def _prepare_data(
         device,
         training=True,
         teacher=teacher,
+        group=group,
     )
     weights = class_weights(file, split.train, config.data.label_mode) if config.data.class_weights else None
     options = config.optimization
@@ -171,6 +170,27 @@ def _prepare_model(
     return model, computed
 
 
+def _prepare_validator(
+    file: reader.EgoAudioFile,
+    feature: str,
+    rows: np.ndarray,
+    moments: tuple[float, float],
+    config: TrainConfig,
+    loss: Loss,
+    stepper: Stepper,
+) -> Validator | None:
+    """Return the ``Validator`` of the stepper's model; None if nothing is held out, which is said."""
+    if not len(rows):
+        stepper.log(
+            "there is no validation split (`validation_fraction=0`): best.pt will be the epoch with the lowest "
+            "training loss"
+        )
+        return None
+    scorer = Scorer(stepper.model, device=stepper.device, amp_dtype=stepper.amp_dtype, log=stepper.log)
+    scorer.num_sharing = stepper.num_sharing
+    return Validator(file, feature, rows, moments, config, loss, scorer, stepper.group)
+
+
 def _prepare_stepper(
     model: torch.nn.Module,
     computed: torch.nn.Module,
@@ -178,6 +198,7 @@ def _prepare_stepper(
     options: OptimizationConfig,
     device: torch.device,
     log: Callable[[str], object],
+    group: Group,
 ) -> Stepper:
     """Return the ``Stepper``, with a fresh optimiser over the model's weights."""
     amp_dtype, scaler = mixed_precision(device, options.amp, options.amp_dtype)
@@ -193,6 +214,7 @@ def _prepare_stepper(
         scaler=scaler,
         clip_gradient=options.clip_gradient,
         log=log,
+        group=group,
     )
     stepper.times_precisions = device.type == "cpu" and amp_dtype is not None and options.amp_dtype is None
     return stepper

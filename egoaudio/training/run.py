@@ -9,6 +9,7 @@ import torch
 
 from egoaudio.config.train import TrainConfig
 from egoaudio.data.loader import Batch, Loader
+from egoaudio.data.ranks import ALONE, Group
 from egoaudio.errors import CheckpointError, TrainingError
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.models import checkpoints
@@ -47,6 +48,8 @@ class Run:
     """Of the optimiser, in the whole run."""
     description: dict[str, Any]
     """The fields that are the same in every checkpoint of the run, ``last.pt`` and ``best.pt``."""
+    group: Group = ALONE
+    """The ranks, of which the first alone writes and speaks."""
     unread: tuple[torch.Tensor, Batch, int] | None = None
     """The loss of the last batch, which a GPU may still be computing; the batch, and its number in the epoch from 1."""
     board: Any = None
@@ -74,7 +77,7 @@ class Run:
         }
 
     def save_last(self) -> None:
-        """Write ``last.pt``: the checkpoint, and everything that the next batch depends on.
+        """Write ``last.pt``: the checkpoint, and everything that the next batch depends on. All ranks have the same.
 
         Raises
         ------
@@ -83,6 +86,8 @@ class Run:
         """
         if not all(torch.isfinite(value).all() for value in self.model.parameters()):
             raise TrainingError(describe_bad_weights(self.state, self.folder))
+        if not self.group.is_first:
+            return
         scaler = self.stepper.scaler
         resume: dict[str, Any] = {
             "state": dict(vars(self.state)),

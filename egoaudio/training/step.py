@@ -10,28 +10,29 @@ tried.
 The optimiser's state is made before the first forward pass: the size that is found then fits for every later step, and
 a fused optimiser takes no memory while it changes the weights.
 
-The method is Composer's automatic microbatching, here for CPUs, too. In a process group every rank halves when one has
-to, and gradients are summed over the ranks after the last micro-batch: do not wrap the model in
-DistributedDataParallel, whose hooks would wait for ever for a rank that has run out of memory.
+The method is Composer's automatic microbatching, here for CPUs, too. Of several ranks each computes its share, and
+sends nothing meanwhile (DistributedDataParallel's hooks would wait for ever for a rank that ran out of memory). Then
+all halve when one has to; when none has to, the gradients are summed (``gradients``).
 """
 
 import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from egoaudio.errors import TrainingError
+from egoaudio.data.ranks import ALONE, Group
 from egoaudio.models.device import name_of
 from egoaudio.models.dropout import place_micro_batch, random_layers
-from egoaudio.models.memory import free_memory
 from egoaudio.models.micro_batch import MicroBatches
 from egoaudio.models.scorer import ClipLoss
 from egoaudio.system import allocator
 from egoaudio.training.captured_pass import CapturedPass, Captures
-from egoaudio.training.distributed import any_rank, in_group, sum_gradients_over_ranks, sum_over_ranks
+from egoaudio.training.gradients import SharedGradients
+from egoaudio.training.memory_messages import describe_size, half_way, nothing_fits
+from egoaudio.training.optimizer import make_state, trained
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +63,13 @@ class Stepper(MicroBatches):
         Largest norm of the gradient; 0 does not clip.
     log : callable
         Called with a line of text whenever the size is found or changes.
+    group : Group
+        The ranks, each of which does the same steps on its share of each batch.
 
     Attributes
     ----------
     micro_batch_size : int or None
-        The size in use.
+        The size in use, the same in all ranks.
     activation_checkpointing : bool
         Whether the search had to turn it on.
     times_precisions : bool
@@ -85,8 +88,11 @@ class Stepper(MicroBatches):
         scaler: torch.amp.GradScaler | None = None,
         clip_gradient: float = 0.0,
         log: Callable[[str], object] = logger.info,
+        group: Group = ALONE,
     ) -> None:
         super().__init__(model, device, micro_batch_size, amp_dtype, log)
+        self.group = group
+        self.num_sharing = group.local_size if self.device.type == "cpu" else 1
         self.optimizer = optimizer
         self.loss = loss
         self.scaler = scaler
@@ -98,6 +104,7 @@ class Stepper(MicroBatches):
         self._prepared = False
         self._fresh = False  # whether the optimiser has made no update yet
         self._tried: list[str] = []
+        self._gradients: SharedGradients | None = None  # of several ranks
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs in order not to search again."""
@@ -123,19 +130,20 @@ class Stepper(MicroBatches):
     def launch(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Do one step of the optimiser on one batch; a GPU may still be computing when this returns.
 
-        The seed of this step's dropout is drawn from torch's CPU generator, whose state belongs in checkpoints.
+        Of several ranks each gives its share of the batch, and all do the same step. The seed of its dropout is drawn
+        from torch's CPU generator, whose state belongs in checkpoints.
 
         Parameters
         ----------
         features : torch.Tensor
-            (b, T, F), on the device.
+            (b, T, F), on the device; a rank's are contiguous clips of the batch in the order of the ranks, or none.
         labels : torch.Tensor
             (b, C), float, on the device.
 
         Returns
         -------
         torch.Tensor
-            Loss of the batch before the step, a scalar. If it is not finite, the weights are unchanged.
+            Loss of the whole batch before the step, a scalar. If it is not finite, the weights are unchanged.
 
         Raises
         ------
@@ -161,33 +169,43 @@ class Stepper(MicroBatches):
             return
         self._fresh = not self.optimizer.state
         self._prepare_optimizer()
+        if self.group.size > 1:
+            self._gradients = SharedGradients(trained(self.optimizer), self.model.buffers(), self.group, self.device)
         if self.micro_batch_size is None:
-            saved = self._snapshot()
-            self.micro_batch_size = self.first_size(features)
-            self._undo(saved)
+            self._find_size(features)
         if self.micro_batch_size == 1 or self.model.activation_checkpointing:
             allocator.release_blocks()
         elif self.device.type == "cpu":
             allocator.reuse_blocks()  # the next micro-batch takes the same blocks again
         self._prepared = True
 
+    def _find_size(self, features: torch.Tensor) -> None:
+        """Choose the first size, and activation checkpointing if one clip needs it, for all ranks."""
+        size = float("inf")  # of a rank without clips
+        if len(features):
+            saved = self._snapshot()
+            size = self.first_size(features)
+            self._undo(saved)
+        found = self.group.numbers(size, self.model.activation_checkpointing)
+        self.micro_batch_size = int(found[:, 0].min())
+        if found[:, 1].any() and not self.model.activation_checkpointing:
+            self._turn_on_checkpointing()
+
     def _choose_precision(self, features: torch.Tensor, labels: torch.Tensor, seed: int) -> None:
         """Time forward and backward pass in ``amp_dtype`` and in float32, and keep the faster; nothing else changes."""
         assert self.micro_batch_size is not None
         saved = self._snapshot()
         seconds: dict[torch.dtype | None, float] = {}
-        rows = slice(min(self.micro_batch_size, len(features)))
+        rows, normaliser = slice(min(self.micro_batch_size, len(features))), self.loss.normaliser(labels) or 1.0
         for dtype in (self.amp_dtype, None):
             self.amp_dtype = dtype
             times = []
             for _ in range(TIMED_PASSES):
                 started = time.perf_counter()
-                _, failure = self.attempt(
-                    self._accumulate, features[rows], labels[rows], self.loss.normaliser(labels), seed
-                )
+                _, failure = self.attempt(self._accumulate, features[rows], labels[rows], normaliser, seed)
                 times.append(math.inf if failure else time.perf_counter() - started)
                 self._undo(saved)
-            seconds[dtype] = min(times[1:])
+            seconds[dtype] = float(self.group.numbers(min(times[1:])).max())
         self.amp_dtype = min(seconds, key=lambda dtype: seconds[dtype])
         (wanted, its_seconds), (_, plain) = seconds.items()
         taken = name_of(self.amp_dtype) or "float32"
@@ -209,34 +227,10 @@ class Stepper(MicroBatches):
         """Make the optimiser's state before its first update, if there is memory for it."""
         if self._fresh:
             self.optimizer.state.clear()  # a failed first update may have left a part of it
-            _, failure = self.attempt(self._make_optimizer_state)
+            _, failure = self.attempt(make_state, self.optimizer)
             if failure:  # the attempts that follow find out whether a smaller size fits
                 self.optimizer.state.clear()
                 self.release()
-
-    def _make_optimizer_state(self) -> None:
-        """Let the optimiser make its state now, by a step that changes nothing: gradient 0, learning rate 0."""
-        parameters = [
-            parameter
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.requires_grad
-        ]
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        try:
-            for parameter in parameters:
-                parameter.grad = torch.zeros_like(parameter)
-            for group in self.optimizer.param_groups:
-                group["lr"] = 0.0
-            self.optimizer.step()
-        finally:
-            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
-            self.optimizer.zero_grad(set_to_none=True)
-        for state in self.optimizer.state.values():
-            for value in state.values():
-                if torch.is_tensor(value):
-                    value.zero_()
 
     # ----------------------------------------------------------------------------- a captured pass, on a GPU
 
@@ -244,7 +238,7 @@ class Stepper(MicroBatches):
         """Return the captured pass of batches like this one, if there is one, or if it is time to capture it."""
         assert self.micro_batch_size is not None
         is_whole = self.micro_batch_size >= len(features) and not self.model.activation_checkpointing
-        if self.scaler is not None or not is_whole or in_group():
+        if self.scaler is not None or not is_whole or self.group.size > 1:
             return None
         parts = self.model, self.loss, self.autocast, self._random_layers
         return self._captures.find(features, lambda: CapturedPass(*parts, features, labels))
@@ -255,14 +249,11 @@ class Stepper(MicroBatches):
         optimizer: Any = self.optimizer
         optimizer.grad_scale, optimizer.found_inf = None, captured.not_finite  # as torch's GradScaler tells it
         try:
-            _, failure = self.attempt(self._update)
+            failure = self._update()
         finally:
             del optimizer.grad_scale, optimizer.found_inf
         if failure:  # without the graph there is more memory
-            raise TrainingError(
-                f"out of memory while the optimiser was changing the weights ({failure}): the last checkpoint is "
-                "intact: run the same command again, with a lower `micro_batch_size`"
-            )
+            raise half_way(failure, len(features))
         return loss
 
     # ------------------------------------------------------------------------------------------- the step itself
@@ -272,40 +263,40 @@ class Stepper(MicroBatches):
         assert self.micro_batch_size is not None
         saved = self._snapshot()
         updates = self._updates_done()
-        normaliser = sum_over_ranks(self.loss.normaliser(labels), self.device)
+        shares = self.group.numbers(self.loss.normaliser(labels), len(features))  # (ranks, 2)
+        normaliser = float(shares[:, 0].sum()) or 1.0  # 0 if every label has weight 0
+        num_clips = shares[:, 1].astype(int)
+        first_clip, most_clips = int(num_clips[: self.group.rank].sum()), int(num_clips.max())
         while True:
-            own_loss, failure = self.attempt(self._accumulate, features, labels, normaliser, seed)
-            failed = any_rank(own_loss is None, self.device)
-            if own_loss is not None and not failed:
-                loss = sum_over_ranks(own_loss, self.device)
-                _, failure = self.attempt(self._update if math.isfinite(loss) else lambda: None)
-                failed = any_rank(failure is not None, self.device)
-            if not failed:
-                break
-            if bool(self._updates_done() != updates):
-                raise TrainingError(
-                    f"out of memory while the optimiser was changing the weights ({failure or 'in another process'}): "
-                    "they are half-way between two steps and must not be used, but the last checkpoint is intact: run "
-                    f"the same command again, with `micro_batch_size={max(self.micro_batch_size // 2, 1)}`"
-                )
+            own_loss, failure = self.attempt(self._accumulate, features, labels, normaliser, seed, first_clip)
+            outcome = self.group.numbers(own_loss is None, own_loss or 0.0)  # (ranks, 2)
+            fits = not outcome[:, 0].any()
+            if fits:
+                loss = float(outcome[:, 1].sum())
+                failure = self._update(len(features) / num_clips.sum()) if math.isfinite(loss) else None
+                if failure is None:
+                    break
+                if self.group.size > 1 or bool(self._updates_done() != updates):
+                    raise half_way(failure, self.micro_batch_size)
             self._undo(saved)
-            self._shrink(features, failure or "in another process")
+            failures = self.group.objects(failure)
+            self._shrink(features, most_clips, next(filter(None, failures)))
         self._fresh = False
         if self._tried:
-            self.log(
-                f"micro-batch: {self._describe(len(features))}, as memory ran out with {', then '.join(self._tried)}"
-            )
+            self.log(f"micro-batch: {self._describe(most_clips)}, as memory ran out with {', then '.join(self._tried)}")
             self._tried = []
         return loss
 
-    def _accumulate(self, features: torch.Tensor, labels: torch.Tensor, normaliser: float, seed: int) -> float:
-        """Add up the gradients of all micro-batches of a batch; return its loss as a float."""
+    def _accumulate(
+        self, features: torch.Tensor, labels: torch.Tensor, normaliser: float, seed: int, first_clip: int = 0
+    ) -> float:
+        """Add up the gradients of a batch, or of a rank's share, which begins at ``first_clip``; return its loss."""
         assert self.micro_batch_size is not None
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for start in range(0, len(features), self.micro_batch_size):
             rows = slice(start, start + self.micro_batch_size)
-            place_micro_batch(self._random_layers, seed, start)
+            place_micro_batch(self._random_layers, seed, first_clip + start)
             with self.autocast():
                 logits = self.model(features[rows])
             loss = self.loss.sum(logits, labels[rows]) / normaliser
@@ -313,19 +304,41 @@ class Stepper(MicroBatches):
             total += loss.detach()
         return float(total)
 
-    def _update(self) -> None:
-        """Change the weights by the gradients."""
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        sum_gradients_over_ranks(parameters)
+    def _update(self, share: float = 1.0) -> str | None:
+        """Change the weights by the gradients of all ranks; return the message of an out-of-memory error, or None.
+
+        Of several ranks some may have changed their weights when one runs out of memory, and cannot do the batch again.
+        By then it has nothing else in memory: it releases what it keeps, and tries once more.
+        """
+        if self._gradients is not None:
+            self._gradients.add_up(share)
+        updates = self._updates_done() if self.group.size > 1 else None
+        for work in (self._unscale, self._clip, self._step):
+            _, failure = self.attempt(work)
+            if failure and updates is not None and bool(self._updates_done() == updates):
+                self.release()
+                _, failure = self.attempt(work)
+            if failure:
+                return failure
+        return None
+
+    def _unscale(self) -> None:
+        """Undo the scaling of float16's gradients."""
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
+
+    def _clip(self) -> None:
+        """Limit the norm of the gradient."""
         if self.clip_gradient > 0:
-            torch.nn.utils.clip_grad_norm_(parameters, self.clip_gradient)
+            torch.nn.utils.clip_grad_norm_(trained(self.optimizer), self.clip_gradient)
+
+    def _step(self) -> None:
+        """Do the optimiser's step."""
         if self.scaler is None:
             self.optimizer.step()
-        else:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            return
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def _updates_done(self) -> torch.Tensor:
         """Return the optimiser's count of updates of its first parameter, the first thing that an update changes.
@@ -360,17 +373,20 @@ class Stepper(MicroBatches):
             for buffer, value in buffers:
                 buffer.copy_(value)
 
-    def _shrink(self, features: torch.Tensor, failure: str) -> None:
-        """Halve the micro-batch; at one clip turn on activation checkpointing; after that raise TrainingError."""
+    def _shrink(self, features: torch.Tensor, most_clips: int, failure: str) -> None:
+        """Halve the micro-batch; at one clip turn on activation checkpointing; after that raise TrainingError.
+
+        ``most_clips`` is the largest share of the batch that a rank has: all ranks halve to the same size.
+        """
         assert self.micro_batch_size is not None
-        size = min(self.micro_batch_size, len(features))
-        self._tried.append(self._describe(len(features)))
+        size = min(self.micro_batch_size, most_clips)
+        self._tried.append(self._describe(most_clips))
         if size > 1:
             self.micro_batch_size = math.ceil(size / 2)
         elif not self.model.activation_checkpointing:
             self._turn_on_checkpointing()
         else:
-            self._give_up(features, failure)
+            raise nothing_fits(self._tried, failure, list(self.model.parameters()), features)
 
     def _turn_on_checkpointing(self) -> None:
         """Recompute activations from now on."""
@@ -381,19 +397,4 @@ class Stepper(MicroBatches):
     def _describe(self, num_clips: int) -> str:
         """Return the micro-batch size and activation checkpointing in words."""
         assert self.micro_batch_size is not None
-        size = min(self.micro_batch_size, num_clips)
-        return f"{size} of {num_clips} clips at a time" + (
-            " with activation checkpointing" if self.model.activation_checkpointing else ""
-        )
-
-    def _give_up(self, features: torch.Tensor, failure: str) -> NoReturn:
-        """Raise TrainingError with what was tried and what would fit."""
-        weights = sum(parameter.nbytes for parameter in self.model.parameters()) / 2**20
-        shape = " x ".join(str(length) for length in features.shape[1:])
-        raise TrainingError(
-            f"out of memory: tried {', then '.join(self._tried)}. {free_memory(self.device) / 2**20:,.0f} MB are free "
-            f"on {self.device}; the model takes {weights:,.0f} MB for weights and {3 * weights:,.0f} MB for gradients "
-            f"and Adam; a clip is {shape}. The last error was: {failure}. What would help: a smaller model "
-            "(`model='cnn-small'`, or `model='ast'` with lower `num_layers` or `hidden_size`, or a higher `stride`), "
-            "shorter clips, `amp=True`, which halves the activations, or a device with more memory"
-        )
+        return describe_size(self.micro_batch_size, num_clips, self.model.activation_checkpointing)

@@ -9,6 +9,10 @@ micro-batch) or follows from numbers that are (order and augmentation of an epoc
 learning rate from the number of the step). Files are complete at every instant, so a run may be stopped by ``kill -9``.
 
 In a command, signals are handled between two batches: ``last.pt`` is written first, then the signal takes its effect.
+
+Started as several ranks (``torchrun --nproc-per-node 4 -m egoaudio.training ...``), each computes its share of every
+batch, and the run is that of one process, up to rounding; it can be resumed by another number of ranks. Rank 0 alone
+writes. A signal to one rank stops all of them at the same batch (``data.ranks``).
 """
 
 import contextlib
@@ -18,9 +22,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from egoaudio._version import __version__
+from egoaudio.config.options import to_flat
 from egoaudio.config.train import TrainConfig
+from egoaudio.data import ranks
 from egoaudio.data.loader import Batch
-from egoaudio.errors import TrainingError
+from egoaudio.errors import ConfigurationError, TrainingError
 from egoaudio.evaluation import results
 from egoaudio.figures import curves_png
 from egoaudio.hdf5 import reader
@@ -61,7 +71,8 @@ def train(
 
     Ctrl-C stops it at once; the same call resumes from ``last.pt``, which is written after every epoch, and within one
     every ``checkpoint_minutes``. (In the command, Ctrl-C waits for the current batch, and nothing is done twice.)
-    Afterwards torch's random state is what it was before the call.
+    Afterwards torch's random state is what it was before the call. Of several processes that ``torchrun`` has started,
+    each computes its share, and the first alone writes.
 
     Parameters
     ----------
@@ -101,24 +112,23 @@ def train(
     'best.pt'
     """
     config = (TrainConfig() if config is None else config).resolved()
-    chosen = choose_device(device)
-    check_sizes(config.model)
-    check_pretrained(config.model)
-    board_class = run_folder.find_tensorboard() if tensorboard else None
     with contextlib.ExitStack() as stack:
+        group = stack.enter_context(ranks.joined(device))
+        chosen = choose_device(group.device_name(device))
+        check_sizes(config.model)
+        check_pretrained(config.model)
+        board_class = run_folder.find_tensorboard() if tensorboard else None
         file = stack.enter_context(reader.open(path))
         feature = check_feature(config.model.model, file.features, config.model.feature, file.sample_rate)
+        _check_ranks(group, file, feature, config)
         folder = Path(output)
-        results.prepare(folder)
-        stack.enter_context(lock.held(folder))
-        run_folder.prepare(folder, path, config)
-        earlier = None if force else run_folder.find_earlier(folder, config, file)
+        earlier = group.from_first(lambda: _find_earlier(stack, folder, path, config, file, force))
         state = run_folder.State() if earlier is None else run_folder.State(**earlier["resume"]["state"])
         if state.finished:
             return summarize(folder, state, file, path, already_finished=True)
 
         restore_at_exit(stack, chosen)
-        run = prepare_run(stack, file, path, feature, folder, config, chosen, state, resumes=earlier is not None)
+        run = prepare_run(stack, file, path, feature, folder, config, chosen, state, group, resumes=bool(earlier))
         _open_folder(stack, run, earlier, board_class)
         while not state.finished:
             if not _train_epoch(run):
@@ -130,7 +140,38 @@ def train(
         return summarize(folder, state, file, path)
 
 
+# ------------------------------------------------------------------------------------------------------- the ranks
+
+
+def _check_ranks(group: ranks.Group, file: reader.EgoAudioFile, feature: str, config: TrainConfig) -> None:
+    """Raise ConfigurationError unless all ranks are about to do the same, and each has a clip to do."""
+    if config.optimization.batch_size < group.size:
+        raise ConfigurationError(
+            f"`batch_size={config.optimization.batch_size}` is less than a clip for each of {group.size} ranks: start "
+            "fewer, or give a larger one, which is divided among all of them"
+        )
+    versions = {"egoaudio": __version__, "torch": torch.__version__}
+    group.require_same(
+        {**versions, "a file with the plan": file.plan_sha256, "the feature": feature, **to_flat(config)}
+    )
+
+
 # -------------------------------------------------------------------------------------------- the run's folder
+
+
+def _find_earlier(
+    stack: contextlib.ExitStack,
+    folder: Path,
+    path: StrPaths,
+    config: TrainConfig,
+    file: reader.EgoAudioFile,
+    force: bool,
+) -> dict[str, Any] | None:
+    """Lock the folder, and return the contents of its ``last.pt`` if the run in it is to be resumed."""
+    results.prepare(folder)
+    stack.enter_context(lock.held(folder))
+    run_folder.prepare(folder, path, config)
+    return None if force else run_folder.find_earlier(folder, config, file)
 
 
 def _open_folder(
@@ -139,11 +180,14 @@ def _open_folder(
     """Begin the run in its folder, or resume the one that is there."""
     state = run.state
     if earlier is None:
-        run_folder.clear(run.folder)
+        if run.group.is_first:
+            run_folder.clear(run.folder)
         run.save_last()
     else:
         run.restore(earlier)
         run.progress.write(describe_resume(run.folder, state, len(run.loader), earlier["egoaudio_version"]))
+    if not run.group.is_first:
+        return
     if run.teacher is not None:
         run.teacher.save(run.folder)
     run_folder.write_config(run.folder, run.config, run.file, run.feature)
@@ -165,14 +209,14 @@ def _train_epoch(run: Run) -> bool:
     reset_peak_memory(run.device)
     run.model.train()
     saved_at, saved_size = time.monotonic(), stepper.micro_batch_size
-    with signals.DeferredSignals() as deferred:
+    with signals.DeferredSignals(quiet=not run.group.is_first) as deferred:
         started, seconds_before, waited_before = time.monotonic(), state.train_seconds, state.wait_seconds
         for batch in run.loader.epoch(state.epoch, state.batch):
             _train_batch(run, batch)
             state.train_seconds = seconds_before + time.monotonic() - started
             state.wait_seconds = waited_before + run.loader.wait_seconds
-            run.progress.step(state, run.config.optimization.epochs, len(batch.rows))
-            if deferred.received is not None:
+            run.progress.step(state, run.config.optimization.epochs, batch.num_clips)
+            if run.group.numbers(deferred.received or 0).any():
                 break
             # A newly found size is saved at once: a run that was killed must not find another one.
             due = time.monotonic() - saved_at > 60 * run.config.optimization.checkpoint_minutes
@@ -182,6 +226,8 @@ def _train_epoch(run: Run) -> bool:
                 saved_at, saved_size = time.monotonic(), stepper.micro_batch_size
         _read_loss(run)
         state.train_seconds = seconds_before + time.monotonic() - started
+        # One that has reached another rank counts as this one's, too.
+        deferred.received = int(run.group.numbers(deferred.received or 0).max()) or None
     _save(run)
     deferred.deliver()
     return state.batch == len(run.loader)
@@ -226,9 +272,11 @@ def _read_loss(run: Run) -> None:
     (loss, batch, number), run.unread = run.unread, None
     value = float(loss)
     if not math.isfinite(value):
-        raise TrainingError(describe_bad_loss(value, batch, number, run.state.epoch, run.folder))
-    run.state.num_clips += len(batch.rows)
-    run.state.loss_sum += value * len(batch.rows)
+        bad = ~torch.isfinite(batch.features[: len(batch.rows)]).flatten(1).all(dim=1).cpu().numpy()
+        rows, bad_rows = map(np.concatenate, zip(*run.group.objects((batch.rows, batch.rows[bad])), strict=True))
+        raise TrainingError(describe_bad_loss(value, rows, bad_rows, number, run.state.epoch, run.folder))
+    run.state.num_clips += batch.num_clips
+    run.state.loss_sum += value * batch.num_clips
 
 
 # ------------------------------------------------------------------------------------- validation, the end of an epoch
@@ -266,6 +314,8 @@ def _close_epoch(run: Run, validation: Validation, validation_seconds: float) ->
     stale = options.patience > 0 and state.epoch - state.best_epoch >= options.patience
     state.finished = stale or state.epoch == options.epochs
     state.calibration = None
+    if not run.group.is_first:
+        return
     if run.validator is not None and (better or state.finished):  # of checkpoints that people use
         state.calibration = run.validator.calibrate()
     if better:

@@ -17,13 +17,14 @@ import numpy as np
 from egoaudio.config.train import TrainConfig
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
+from egoaudio.data.ranks import ALONE, Group
 from egoaudio.evaluation import calibration_fit, metrics
 from egoaudio.evaluation.audible import selection_classes, unrelated_precision
 from egoaudio.evaluation.ground_truth import read_ground_truth
 from egoaudio.evaluation.scores import choose_thresholds, evaluate_scores
 from egoaudio.evaluation.smoothing import choose_neighbours, smooth
 from egoaudio.hdf5.reader import EgoAudioFile
-from egoaudio.models.scorer import Scorer, score
+from egoaudio.models.scorer import Scored, Scorer, score
 from egoaudio.training.losses import Loss
 
 # Standard deviations above the mean of unrelated scores: the best of 20 epochs of a model that has learnt nothing is
@@ -74,6 +75,8 @@ class Validator:
         The labels' loss.
     scorer : Scorer
         Of the model that is trained.
+    group : Group
+        The ranks, which divide the clips among them; the first computes the metrics for all.
     """
 
     def __init__(
@@ -85,13 +88,15 @@ class Validator:
         config: TrainConfig,
         loss: Loss,
         scorer: Scorer,
+        group: Group = ALONE,
     ) -> None:
         self.truth = read_ground_truth(file, rows)
         # Every clip once, with all its labels, whatever the model was trained on.
         dataset = ClipDataset(
             file.paths, feature, rows, normalization=normalization, context_clips=config.data.context_clips or 0
         )
-        self.loader = Loader(dataset, config.optimization.batch_size, config.data, device=scorer.device)
+        self.group = group
+        self.loader = Loader(dataset, config.optimization.batch_size, config.data, device=scorer.device, group=group)
         self.label_mode, self.loss, self.scorer = config.data.label_mode, loss, scorer
         self.smooth_clips = config.optimization.smooth_clips
         self.classes = selection_classes(self._labelled(self.truth.labels), self._labelled(self.truth.clip_video))
@@ -99,6 +104,10 @@ class Validator:
     def __call__(self) -> Validation:
         """Return the ``Validation`` of the model's present weights."""
         scored = score(self.scorer, self.loader, self.label_mode, self.loss)
+        return self.group.from_first(lambda: self._validate(scored))
+
+    def _validate(self, scored: Scored) -> Validation:
+        """Return the ``Validation`` of scores of all clips."""
         num_neighbours = self.smooth_clips
         if num_neighbours is None:
             num_neighbours = choose_neighbours(scored.scores, self.truth, self.classes)
@@ -122,7 +131,7 @@ class Validator:
         )
 
     def calibrate(self) -> dict[str, Any]:
-        """Return how the scores of the last call become probabilities, as a checkpoint holds it.
+        """Return how the scores of the last call become probabilities, as a checkpoint holds it; on rank 0 only.
 
         It takes seconds for a large split, so it is asked for when a checkpoint is to be kept.
         """

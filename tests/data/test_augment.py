@@ -8,6 +8,7 @@ from egoaudio.audio import features
 from egoaudio.config.build import FeatureConfig
 from egoaudio.config.train import DataConfig
 from egoaudio.data import augment
+from egoaudio.data.ranks import Group
 from egoaudio.errors import ConfigurationError
 
 
@@ -32,7 +33,8 @@ def test_gain_equals_the_features_of_a_louder_sound(feature):
 def test_gain_is_evenly_spread_within_its_limits_and_the_same_over_a_clip():
     values, _ = batch(1000, 3, 4)
     changed = values.clone()
-    augment.change_gain(changed, np.random.default_rng(0), 6.0, augment.level_change("spectrogram", 128, deviation=2.0))
+    change = augment.level_change("spectrogram", 128, deviation=2.0)
+    augment.change_gain(changed, np.random.default_rng(0), 6.0, change, augment.Part.whole(1000))
     shift = changed - values
     torch.testing.assert_close(shift, shift[:, :1, :1].expand_as(shift), rtol=0, atol=1e-5)
     assert -3 <= shift.min() < -2.9 and 2.9 < shift.max() <= 3
@@ -41,7 +43,8 @@ def test_gain_is_evenly_spread_within_its_limits_and_the_same_over_a_clip():
 def test_gain_moves_the_first_coefficient_of_an_mfcc_alone():
     values, _ = batch()
     changed = values.clone()
-    augment.change_gain(changed, np.random.default_rng(0), 6.0, augment.level_change("mfcc", 128, 1.0))
+    change = augment.level_change("mfcc", 128, 1.0)
+    augment.change_gain(changed, np.random.default_rng(0), 6.0, change, augment.Part.whole(len(values)))
     torch.testing.assert_close(changed[..., 1:], values[..., 1:], rtol=0, atol=0)
     assert (changed[..., 0] != values[..., 0]).all()
 
@@ -82,7 +85,7 @@ def test_waveforms_are_scaled_and_mixed():
 def test_masks_hide_spans_behind_the_mean_of_each_bin_and_leave_the_rest():
     values, _ = batch(num_clips=200, num_frames=32, num_bins=40)
     masked = values.clone()
-    augment.mask(masked, np.random.default_rng(0))
+    augment.mask(masked, np.random.default_rng(0), augment.Part.whole(200))
     hidden = masked != values
     for clip, before, where in zip(masked, values, hidden, strict=True):
         torch.testing.assert_close(clip[where], before.mean(dim=0).expand_as(before)[where])
@@ -95,13 +98,13 @@ def test_masks_hide_spans_behind_the_mean_of_each_bin_and_leave_the_rest():
 @pytest.mark.parametrize("shape", [(3, 1, 1), (3, 4, 7), (1, 32, 1025)])
 def test_masks_fit_small_features(shape):
     values = torch.ones(shape)
-    augment.mask(values, np.random.default_rng(0))
+    augment.mask(values, np.random.default_rng(0), augment.Part.whole(shape[0]))
     assert values.shape == shape and torch.isfinite(values).all()
 
 
 def test_mixup_blends_clips_and_labels_by_the_same_share():
     values, labels = batch()
-    mixed, targets = augment.mix(values, labels, np.random.default_rng(0), 0.4)
+    mixed, targets = augment.augment(values, labels, np.random.default_rng(0), DataConfig(mixup=0.4))
     # Labels are rows of the identity, so that the targets are the shares.
     torch.testing.assert_close(mixed, torch.einsum("ij,jtf->itf", targets, values))
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(len(targets)))
@@ -129,6 +132,24 @@ def test_the_generator_alone_decides(config):
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
     assert not torch.equal(results[0][0], results[2][0])
     assert results[0][0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 20])
+@pytest.mark.parametrize("config", [DataConfig(gain_db=6, spec_augment=True), DataConfig(gain_db=6, mixup=0.3)])
+def test_the_parts_of_ranks_are_the_whole_batch(config, num_ranks):
+    values, labels = batch()
+    change = augment.level_change("spectrogram", 128, 1.0)
+    rng = np.random.default_rng
+    whole = augment.augment(values.clone(), labels, rng(0), config, change, 5)
+    parts = []
+    for rank in range(num_ranks):
+        own = Group(rank, num_ranks).share(len(values))
+        part = augment.Part.of(own, len(values), rng(0) if config.mixup else None)
+        assert part.num_own == len(own) and len(set(part.places)) == len(part.places) <= 2 * len(own)
+        here = torch.from_numpy(part.places)
+        parts.append(augment.augment(values[here].clone(), labels[here], rng(0), config, change, 5, part))
+    for all_parts, expected in zip(zip(*parts, strict=True), whole, strict=True):
+        assert torch.equal(torch.cat(all_parts), expected)
 
 
 def test_nothing_changes_by_default():

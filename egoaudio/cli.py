@@ -283,32 +283,14 @@ def train(
 @click.option("--submission", type=click.Path(), help="Write the scores per video in Charades' official text format.")
 @click.option("--frame-submission", type=click.Path(), help="The same for 25 frames per video, for localization.")
 @click.option("--device", help=_DEVICE)
-def evaluate(
-    checkpoint: str,
-    files: tuple[str, ...],
-    split: str,
-    pool: str,
-    output: str | None,
-    submission: str | None,
-    frame_submission: str | None,
-    device: str | None,
-) -> int:
+def evaluate(checkpoint: str, files: tuple[str, ...], **settings: Any) -> int:
     """Evaluate a trained model on a split of an egoaudio file, or of several as one.
 
     Each score stands beside that of the prior, the classes' frequencies in training.
     """
     from egoaudio.evaluation.evaluate import evaluate as run
 
-    result = run(
-        checkpoint,
-        files,
-        split=split,
-        pool=pool,
-        output=output,
-        submission=submission,
-        frame_submission=frame_submission,
-        device=device,
-    )
+    result = run(checkpoint, files, **settings)
     if launched().rank == 0:
         terminal.say(result)
     return 0

@@ -18,7 +18,8 @@ ROOT = Path(egoaudio.__file__).parent
 # The stages, in the order in which data passes them: a module may use only modules that stand before it.
 MODULES = """
     _version errors
-    system/launch system/signals system/files system/allocator system/surroundings system/terminal system/progress system/lock figures
+    system/launch system/signals system/files system/allocator system/surroundings system/terminal
+    system/progress system/lock figures
     config/options config/build config/train config/predict config/report config/export
     inputs/csv_rows inputs/videos inputs/annotations inputs/fingerprint inputs/timestamps inputs/containers
     inputs/tracks inputs/silence inputs/ogg

@@ -100,10 +100,13 @@ def test_shared_memory_that_does_not_suffice_is_told_at_once(folder, tmp_path, k
         status, said = _in_namespace(script, build(folder, tmp_path / "ego.h5"), tmp_path)
         assert status == 2 and "error: /dev/shm, the shared memory, " in said and "Traceback" not in said, said
     words = command("train", folder / "small.h5", "--output", tmp_path / "run", "--epochs", 1, "--model", "cnn")
-    status, said = _in_namespace(script, [*words, "--loader-workers", "2"], tmp_path)
-    assert status == 2 and "--loader-workers 2 passes its batches through it" in said and "Traceback" not in said, said
-    status, said = _in_namespace(script, words, tmp_path)
-    assert status == 0, said
+    if kind in ("64k", "absent"):  # why is the same, and each start of torch takes seconds
+        status, said = _in_namespace(script, [*words, "--loader-workers", "2"], tmp_path)
+        needed = "--loader-workers 2 passes its batches through it"
+        assert status == 2 and needed in said and "Traceback" not in said, said
+    if kind == "absent":
+        status, said = _in_namespace(script, words, tmp_path)
+        assert status == 0, said
 
 
 def _in_namespace(script, words, cwd):

@@ -15,9 +15,9 @@ class ExportConfig(Checked):
         "trained on denoised sound.",
     )
     opset: int = option(18, "Version of ONNX's operators.", minimum=18, most=25)
-    transform: str = option(
-        "fft",
-        "How the graph computes spectra: by ONNX's DFT, or, for runtimes without that, by a product with a matrix, "
-        "which is less exact where a clip has both loud and very faint bands.",
+    transform: str | None = option(
+        None,
+        "How the graph computes spectra: by ONNX's DFT (fft), which few runtimes have, or by a product with a matrix; "
+        "if not given, by a matrix of at most 32 MB, else by DFT.",
         choices=("fft", "matrix"),
     )

@@ -121,7 +121,7 @@ def export(
     sound.require_plain(checkpoint, config.denoised_input)
     scores = read_scores(checkpoint, contents, evaluation)
     facts = facts_of(contents, sound, checkpoints.digest(checkpoint))
-    classifier = Classifier.of_sound(network, contents, sound, config.transform)
+    classifier = Classifier.of_sound(network, contents, sound, config.transform or graph.choose_transform(sound))
     data = graph.make_graph(classifier, facts, config.opset)
     difference, notes = _checked(data, classifier)
     if not scores.is_test:

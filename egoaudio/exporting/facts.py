@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from egoaudio._version import __version__
 from egoaudio.config.options import from_json
@@ -39,6 +40,7 @@ MEANINGS = {
     "plan_sha256": "of the egoaudio file that was trained on",
     "egoaudio_version": "that exported the model",
     "trained_with": "egoaudio version that trained it",
+    "torch_version": "that exported the model",
 }
 
 
@@ -69,6 +71,7 @@ def facts(contents: Mapping[str, Any], sound: SoundInput, checkpoint_sha256: str
         "plan_sha256": contents["plan_sha256"],
         "egoaudio_version": __version__,
         "trained_with": contents["egoaudio_version"],
+        "torch_version": str(torch.__version__),
     }
 
 

@@ -142,7 +142,8 @@ def load_model(
     front_end : bool
         Take sound instead of features.
     denoised_input : bool
-        Say that this sound will have been denoised as in training: a front end does not denoise.
+        Say that this sound will have been denoised as in training, by ``egoaudio.audio.denoise.gate``, say: a front end
+        does not denoise.
     like : path, optional
         The egoaudio file that a checkpoint of an earlier version was trained on, for the front end.
     device : str, optional

@@ -24,6 +24,7 @@ from egoaudio.config.options import from_json
 from egoaudio.evaluation.calibration import Calibration
 from egoaudio.exporting import card, graph
 from egoaudio.models import checkpoints
+from egoaudio.models.sound import SoundInput
 from egoaudio.models.steady_scorer import SteadyScorer
 
 
@@ -68,6 +69,8 @@ def test_the_graph_gives_the_products_probabilities(exported, key):
     for clips in (slice(0, 1), slice(0, 7)):
         (found,) = session.run(None, {"sound": sound[clips]})
         assert found.dtype == np.float32 and np.abs(found - expected[clips]).max() < 1e-4
+    in_network = MODELS[key][1] == "waveform"
+    assert in_network == ("DFT" in {node.op_type for node in onnx.load(folder / "model.onnx").graph.node})
     assert report.difference < 1e-4 and str(report).startswith(f"{folder / 'model.onnx'}: ")
     onnx.checker.check_model(folder / "model.onnx")
 
@@ -371,11 +374,27 @@ def test_attention_that_no_runtime_holds_is_not_tried(exported, monkeypatch, sma
 
 
 def test_the_graph_can_have_other_spectra_and_operators(small):
-    config = egoaudio.ExportConfig(transform="matrix", opset=20)
+    config = egoaudio.ExportConfig(transform="fft", opset=20)
     report = egoaudio.export(small, small.with_name("model.onnx"), config)
     model = onnx.load(report.graph)
-    assert "DFT" not in {node.op_type for node in model.graph.node} and report.difference < 1e-4
+    assert "DFT" in {node.op_type for node in model.graph.node} and report.difference < 1e-4
     assert [one.version for one in model.opset_import if not one.domain] == [20]
+
+
+@pytest.mark.parametrize(
+    "feature, sample_rate, n_fft, expected",
+    [
+        ("spectrogram", 16000, 2048, "matrix"),
+        ("mfcc", 16000, 4096, "fft"),
+        ("logmel", 16000, 1 << 18, "matrix"),  # whose frames are 25 ms, whatever the others are
+        ("logmel", 192000, 2048, "fft"),
+        ("yamnet", 16000, 2048, "matrix"),
+    ],
+)
+def test_a_matrix_that_is_large_is_not_put_into_the_graph(feature, sample_rate, n_fft, expected):
+    features = egoaudio.FeatureConfig(features=(feature,), n_fft=n_fft)
+    build = egoaudio.BuildConfig(sample_rate=sample_rate, features=features)
+    assert graph.choose_transform(SoundInput(build, sample_rate, 0)) == expected
 
 
 # ------------------------------------------------------------------------------------------ a real run, end to end

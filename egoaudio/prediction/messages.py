@@ -32,7 +32,8 @@ class PredictionProgress(Progress):
         """Count clips of a recording that were scored just now."""
         with self._lock:
             before = self._begun.get(number, 0.0)
-            after = min(before + self._sizes[number] * some / all_clips, self._sizes[number])
+            most = max(0, self._sizes[number] - 1)  # the rest is for ``finish``, so that the last line counts all
+            after = min(before + self._sizes[number] * some / all_clips, most)
             self._begun[number] = after
             self.advance(after - before, some * self._hop_seconds)
 

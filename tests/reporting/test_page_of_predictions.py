@@ -147,6 +147,15 @@ def test_what_is_shown_without_the_script_are_the_same_segments(visit, folders, 
     assert bare.locator(".controls:visible").count() == 0
 
 
+def test_on_paper_nothing_waits_for_a_click(visit, folders, tmp_path):
+    egoaudio.report(folders["plain"].parent, output=tmp_path / "page.html")
+    page = visit(tmp_path / "page.html")
+    assert page.locator("fieldset").is_visible()
+    page.emulate_media(media="print")
+    waiting = page.locator("nav, input, button:not(th button), fieldset")
+    assert waiting.count() > 3 and not any(waiting.nth(number).is_visible() for number in range(waiting.count()))
+
+
 def test_names_of_strangers_stay_text(visit, tmp_path):
     recordings = [(name, "", _wavering(np.random.default_rng(k), 9), np.arange(9.0)) for k, name in enumerate(HOSTILE)]
     make_scores(tmp_path / "<u>heard", [*recordings, (HOSTILE[0], "", HOSTILE[1], [])])

@@ -87,7 +87,7 @@ class PredictionReport:
         if self.failures:
             lines.append(f"{len(self.failures):,} recording{'s' * (len(self.failures) > 1)} failed:")
             lines += by_reason(self.failures)
-            lines.append("  (once the cause is fixed, --retry-failed tries them again)")
+            lines.append("  (once the cause is fixed, `retry_failed=True` tries them again)")
         lines += [f"note: {note}" for note in self.notes]
         if self.num_clips:
             lines.append(f"next: {self.next_command}")
@@ -102,7 +102,7 @@ class PredictionReport:
         """Return lines about what is heard for longest, and the files of it."""
         if not self.num_segments:
             advice = (
-                "no class reaches its threshold: a lower --threshold finds more, --top 3 shows the likeliest classes"
+                "no class reaches its threshold: a lower `threshold` finds more, `top=3` shows the likeliest classes"
             )
             return [f"              {advice}"] * (self.num_clips > 0)
         order = np.argsort(-np.array(self.class_seconds), kind="stable")

@@ -249,6 +249,7 @@ def test_the_command_says_what_it_heard_and_its_status_what_failed(best, sounds,
     lines = done.stdout.splitlines()
     assert re.fullmatch(rf"{sounds}/s1.wav: .+ 0\.\d\d at [\d.]+ s, .+ 0\.\d\d at [\d.]+ s", lines[3]), lines
     assert f"{tmp_path}/out is complete" in lines and "1 recording failed:" in lines
+    assert "  (once the cause is fixed, --retry-failed tries them again)" in lines
     assert lines[-1] == f"next: egoaudio-report {tmp_path}/out --output {tmp_path}/out.html"
     assert CliRunner().invoke(cli.predict, [*command, "--skip-failed"]).exit_code == 0
     for options, words in (
@@ -274,7 +275,7 @@ def test_the_page_says_what_is_heard_for_longest(best, sounds, tmp_path):
     nothing = predict_to_folder(
         best, sounds, tmp_path / "out", from_flat(PredictConfig, {"threshold": 1.0, "hop_seconds": 0.5})
     )
-    assert nothing.num_segments == 0 and "no class reaches its threshold: a lower --threshold" in str(nothing)
+    assert nothing.num_segments == 0 and "no class reaches its threshold: a lower `threshold`" in str(nothing)
 
 
 def test_from_python_a_recording_is_two_data_frames(best, sounds):

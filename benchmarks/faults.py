@@ -17,6 +17,7 @@ import argparse
 import json
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -75,6 +76,7 @@ def main(argv=None):
     if arguments.tables:
         header, rows, lost = read(arguments.tables)
     else:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's & has it ignored, by children, too
         header, (rows, lost) = HEADER, count(arguments)
         print()
     print(page(header, rows))

@@ -23,7 +23,8 @@ import demo_data  # noqa: E402
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "FORMAT.md", "CONTRIBUTING.md")}
 PAGES["benchmarks/README.md"] = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
 COMMANDS = {f"egoaudio-{name}": command for name, command in vars(cli).items() if isinstance(command, click.Command)}
-FOREIGN = {"--no-deps", "--array", "--requeue", "--wrap", "--nproc-per-node"}  # pip's, sbatch's, torchrun's
+# pip's, sbatch's, torchrun's
+FOREIGN = {"--no-deps", "--array", "--requeue", "--wrap", "--parsable", "--nproc-per-node"}
 WITH_EXAMPLES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in sorted((ROOT / "egoaudio").rglob("*.py"))

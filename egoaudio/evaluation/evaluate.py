@@ -232,8 +232,7 @@ def _score(
     )
     loader = Loader(dataset, config.optimization.batch_size, config.data, device=device, group=group)
     amp_dtype = inference_dtype(device, config.optimization, contents)
-    num_clips = len(group.share(len(rows)))
-    with Progress(num_clips, "scoring", unit="clips", quiet=not group.is_first) as progress:
+    with Progress(len(rows), "scoring", unit="clips", quiet=not group.is_first) as progress:
         if device.type == "cpu":
             allocator.reuse_blocks()  # the next micro-batch takes the same blocks again
         scorer = Scorer(model, device=device, amp_dtype=amp_dtype, log=progress.write)

@@ -150,14 +150,15 @@ def score(
     loss : Loss, optional
         To compute the mean loss as well.
     advance : callable, optional
-        Called with the number of clips of each batch.
+        Called with the number of clips of each batch, and of as many of the other ranks.
 
     Raises
     ------
     TrainingError
         As the loader and the scorer.
     """
-    parts = []
+    parts: list[tuple[np.ndarray, np.ndarray, float, float]] = []
+    told = 0
     for batch in loader.epoch(0):
         logits = scorer(batch.features)
         if not torch.isfinite(logits).all():
@@ -168,7 +169,10 @@ def score(
         scores = (logits.sigmoid() if label_mode == "multi" else logits.softmax(dim=1)).cpu().numpy()
         parts.append((scores, batch.rows, total, count))
         if advance is not None:
-            advance(len(batch.rows))
+            # The other ranks have done as many batches.
+            done = min(len(parts) * loader.group.size * loader.batch_size, len(loader.dataset))
+            advance(done - told)
+            told = done
     scored, rows, totals, counts = zip(*loader.group.in_turn(parts), strict=True)
     mean_loss = math.fsum(totals) / math.fsum(counts) if any(counts) else float("nan")
     return Scored(np.concatenate(scored), np.concatenate(rows), mean_loss)

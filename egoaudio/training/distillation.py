@@ -177,8 +177,8 @@ def prepare_teacher(
         stored = group.from_first(lambda: _read(folder / SCORES_FILE, rows, identity, options.teacher))
     if stored is not None:
         return stored
-    num_clips = group.share(len(rows) * len(options.teacher))
-    with Progress(len(num_clips), "scoring by the teacher", unit="clips", quiet=not group.is_first) as progress:
+    num_clips = len(rows) * len(options.teacher)
+    with Progress(num_clips, "scoring by the teacher", unit="clips", quiet=not group.is_first) as progress:
         scores = np.zeros((len(rows), file.num_classes), np.float32)
         for teacher in options.teacher:
             scores += _score(teacher, file, path, rows, config, device, progress, group)

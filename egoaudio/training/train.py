@@ -151,9 +151,8 @@ def _check_ranks(group: ranks.Group, file: reader.EgoAudioFile, feature: str, co
             "fewer, or give a larger one, which is divided among all of them"
         )
     versions = {"egoaudio": __version__, "torch": torch.__version__}
-    group.require_same(
-        {**versions, "a file with the plan": file.plan_sha256, "the feature": feature, **to_flat(config)}
-    )
+    its = {"a file with the plan": file.plan_sha256, "clips": file.num_clips, "the feature": feature}
+    group.require_same({**versions, **its, **to_flat(config)})
 
 
 # -------------------------------------------------------------------------------------------- the run's folder

@@ -282,6 +282,11 @@ def train(
 )
 @click.option("--submission", type=click.Path(), help="Write the scores per video in Charades' official text format.")
 @click.option("--frame-submission", type=click.Path(), help="The same for 25 frames per video, for localization.")
+@click.option(
+    "--on-the-fly",
+    is_flag=True,
+    help="Compute the features from the file's waveforms, as is done anyway for a model that was trained so.",
+)
 @click.option("--device", help=_DEVICE)
 def evaluate(checkpoint: str, files: tuple[str, ...], **settings: Any) -> int:
     """Evaluate a trained model on a split of an egoaudio file, or of several as one.

@@ -35,9 +35,9 @@ MODULES = """
     data/ranks data/context data/rows data/balance data/dataset data/seeds data/splits data/normalization data/augment
     data/gpu_idle data/loader
     models/crc32c models/published_files models/tensorflow_bundle models/onnx_graph
-    models/dropout models/frontend models/yamnet models/yamnet_conversion models/yamnet_weights
+    models/dropout models/sound_features models/frontend models/yamnet models/yamnet_conversion models/yamnet_weights
     models/cnn models/small_cnn models/transformer models
-    models/checkpoints models/sound models/device models/memory models/micro_batch models/scorer
+    models/seal models/checkpoints models/sound models/device models/memory models/micro_batch models/scorer
     models/steady_scorer models/classifier
     evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/segment_metrics
     evaluation/ground_truth evaluation/results

@@ -24,6 +24,12 @@ class ScoringConfig(Checked):
         minimum=1,
         most=1 << 16,
     )
+    on_the_fly: bool = option(
+        False,
+        "Compute the features from the sound, or the file's waveforms, on the device of the model, as is done anyway "
+        "for a model that was trained so.",
+        before=False,
+    )
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,11 @@ class DataConfig(Checked):
         "yamnet, which takes its own log-mel as it is.",
         choices=("dataset", "paper", "none"),
     )
+    on_the_fly: bool = option(
+        False,
+        "Compute the features from the file's waveforms, on the device of the model, instead of reading them.",
+        before=False,
+    )
     label_mode: str = option(
         "multi",
         "All active classes of a clip (sigmoids), or one row per clip and active class (softmax).",
@@ -305,6 +310,11 @@ class TrainConfig(Checked):
         if self.data.normalize == "paper" and self.model.model in RAW_MODELS:
             raise ConfigurationError(
                 f"`normalize='paper'`: {self.model.model} takes its features as they are: leave `normalize` out"
+            )
+        if self.data.on_the_fly and self.model.feature == "waveform":
+            raise ConfigurationError(
+                "`on_the_fly=True` has no effect with `feature='waveform'`, which nothing is computed from: leave one "
+                "of them out"
             )
         if self.optimization.loss == "asymmetric" and self.data.label_mode == "single":
             raise ConfigurationError(

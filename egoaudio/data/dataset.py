@@ -5,9 +5,10 @@ workers may be forked or spawned.
 
 Conventions: an *item* is a row of the file, or with ``label_mode="single"`` a pair of a row and one of its classes.
 Features are float32 (b, T, F), already normalised as ``(x - mean) / std``; with context, T frames of each of 2 * K + 1
-clips, and the labels are those of the middle clip. Labels are float32 (b, C): multi-hot, or one-hot of the pair's class
-(``cross_entropy`` takes such rows, and mixup may blend them). ``ClipDataset.fetch`` normalises the rows while they are
-in the processor's cache.
+clips, and the labels are those of the middle clip. With a front end they are waveforms float32 (b, num_samples), of
+which ``data.loader`` computes the features on its device. Labels are float32 (b, C): multi-hot, or one-hot of the
+pair's class (``cross_entropy`` takes such rows, and mixup may blend them). ``ClipDataset.fetch`` normalises the rows
+while they are in the processor's cache.
 """
 
 import os
@@ -44,6 +45,9 @@ class ClipDataset(torch.utils.data.Dataset):
     context_clips : int
         K: each clip comes joined in time with K neighbours on each side, whatever split they belong to
         (``data.context``).
+    front_end : torch.nn.Module, optional
+        Computes the features of waveforms (``models.frontend.FrontEnd``), with the same context: ``waveform`` is read
+        in place of ``feature``, and ``normalization`` is what the loader does to the result.
 
     Attributes
     ----------
@@ -53,7 +57,9 @@ class ClipDataset(torch.utils.data.Dataset):
         Class of each item with ``label_mode="single"``.
     num_classes : int
     feature_shape : tuple
-        ((2 * K + 1) * T, F), where a row of the file is (T, F).
+        ((2 * K + 1) * T, F) of a clip's features, where a row of the file is (T, F).
+    item_shape : tuple
+        Of what ``fetch`` returns of a clip: ``feature_shape``, or (num_samples,) with a front end.
 
     Raises
     ------
@@ -71,15 +77,18 @@ class ClipDataset(torch.utils.data.Dataset):
         label_mode: str = "multi",
         normalization: tuple[float, float] = (0.0, 1.0),
         context_clips: int = 0,
+        front_end: torch.nn.Module | None = None,
     ) -> None:
         self._paths = tuple(os.path.abspath(one) for one in as_paths(path))
         self.feature = feature
+        self.front_end = front_end
+        self.stored = feature if front_end is None else "waveform"
         self.label_mode = label_mode
         self.normalization = normalization
         self.context_clips = context_clips
         if label_mode not in ("multi", "single"):
             raise ValueError(f"label_mode {label_mode!r}: expected 'multi' or 'single'")
-        source = RowSource(self._paths, feature, context_clips=context_clips)
+        source = RowSource(self._paths, self.stored, context_clips=context_clips)
         self.path = source.path
         self._identity = source.identity
         self._source: RowSource | None = source
@@ -100,21 +109,22 @@ class ClipDataset(torch.utils.data.Dataset):
             active = " with an active class, which `label_mode='single'` needs" if label_mode == "single" else ""
             raise TrainingError(f"{self.path}: there is no usable clip{active}: see egoaudio-inspect")
         self.num_classes = source.file.num_classes
-        self.feature_shape = source.joined_shape
+        self.item_shape = source.joined_shape
+        self.feature_shape: Any = self.item_shape if front_end is None else front_end.feature_shape
 
     def __len__(self) -> int:
         """Return the number of items."""
         return len(self.rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the memory map: the other process makes its own."""
-        return {**self.__dict__, "_source": None, "_process": None}
+        """Leave out the memory map, of which the other process makes its own, and what is not needed to read."""
+        return {**self.__dict__, "_source": None, "_process": None, "front_end": None}
 
     @property
     def source(self) -> RowSource:
         """The ``RowSource`` of this process; after a fork the child opens the file anew."""
         if self._source is None or self._process != os.getpid():
-            self._source = RowSource(self._paths, self.feature, self._identity, self.context_clips)
+            self._source = RowSource(self._paths, self.stored, self._identity, self.context_clips)
             self._process = os.getpid()
         return self._source
 
@@ -130,7 +140,7 @@ class ClipDataset(torch.utils.data.Dataset):
     def fetch(
         self, items: np.ndarray, out: np.ndarray | None = None, normalize: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``(features, labels)`` of the items, NumPy float32 (b, T, F) and (b, C).
+        """Return ``(features, labels)`` of the items, NumPy float32 (b, T, F) and (b, C); waveforms with a front end.
 
         Parameters
         ----------
@@ -144,7 +154,8 @@ class ClipDataset(torch.utils.data.Dataset):
         """
         items = np.asarray(items, dtype=np.int64)
         rows = self.rows[items]
-        features = np.empty((len(items), *self.feature_shape), dtype=np.float32) if out is None else out
+        features = np.empty((len(items), *self.item_shape), dtype=np.float32) if out is None else out
+        normalize = normalize and self.stored == self.feature
         self.source.take(rows, features, *(self.normalization if normalize else (0.0, 1.0)))
         if self.classes is None:
             return features, self.file.labels[rows].astype(np.float32)

@@ -1,6 +1,12 @@
-"""The mean and standard deviation by which features are normalised, from the sums that the file keeps per video."""
+"""The mean and standard deviation by which features are normalised, from the sums that the file keeps per video.
+
+Features that are not in the file are computed once for these sums (``measure``).
+"""
+
+from collections.abc import Callable, Iterable
 
 import numpy as np
+import torch
 
 from egoaudio.errors import TrainingError
 from egoaudio.hdf5.reader import EgoAudioFile
@@ -9,7 +15,13 @@ from egoaudio.hdf5.reader import EgoAudioFile
 PAPER_NORMALIZATION = (-4.2677393, 2 * 4.5689974)
 
 
-def normalization(file: EgoAudioFile, feature: str, train_rows: np.ndarray, how: str) -> tuple[float, float]:
+def normalization(
+    file: EgoAudioFile,
+    feature: str,
+    train_rows: np.ndarray,
+    how: str,
+    compute: Callable[[np.ndarray], Iterable[torch.Tensor]] | None = None,
+) -> tuple[float, float]:
     """Return ``(mean, std)``, where ``(x - mean) / std`` is what the model receives.
 
     Parameters
@@ -23,6 +35,8 @@ def normalization(file: EgoAudioFile, feature: str, train_rows: np.ndarray, how:
         the validation clips: two numbers over hours of sound, which tell a model nothing about a clip.
     how : {"dataset", "paper", "none"}
         One mean and standard deviation over all values, the paper's fixed numbers, or (0, 1).
+    compute : callable, optional
+        Gives the features of some rows, not normalised, in batches, where the file lacks them.
 
     Raises
     ------
@@ -34,7 +48,12 @@ def normalization(file: EgoAudioFile, feature: str, train_rows: np.ndarray, how:
         return 0.0, 1.0
     if how == "paper":
         return PAPER_NORMALIZATION
-    count, total, squares = file.statistics(feature)[np.unique(file.clip_table["video"][train_rows])].sum(axis=0)
+    videos = np.unique(file.clip_table["video"][train_rows])
+    if compute is None:
+        count, total, squares = file.statistics(feature)[videos].sum(axis=0)
+    else:
+        rows = np.flatnonzero(file.usable & np.isin(file.clip_table["video"], videos))
+        count, total, squares = measure(compute(rows))
     variance = squares / count - (total / count) ** 2 if count > 0 else 0.0
     # The comparison is relative: a constant feature leaves a rounding error, not zero.
     if not np.isfinite(variance) or variance <= 1e-12 * squares / max(count, 1):
@@ -44,3 +63,13 @@ def normalization(file: EgoAudioFile, feature: str, train_rows: np.ndarray, how:
             "`normalize='none'`"
         )
     return float(total / count), float(np.sqrt(variance))
+
+
+def measure(batches: Iterable[torch.Tensor]) -> tuple[float, float, float]:
+    """Return count, sum and sum of squares of all values, added up in float64."""
+    count, total, squares = 0.0, 0.0, 0.0
+    for features in batches:
+        count += features.numel()
+        total += float(features.sum(dtype=torch.float64))
+        squares += float(features.square().sum(dtype=torch.float64))
+    return count, total, squares

@@ -28,6 +28,7 @@ from egoaudio.evaluation.smoothing import smooth
 from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints
 from egoaudio.models.device import choose_device, inference_dtype
+from egoaudio.models.frontend import front_end_of_file
 from egoaudio.models.scorer import Scored, Scorer, score
 from egoaudio.system import allocator
 from egoaudio.system.files import StrPaths, as_paths
@@ -45,6 +46,7 @@ def evaluate(
     frame_submission: str | os.PathLike[str] | None = None,
     device: str | None = None,
     num_resamples: int = NUM_RESAMPLES,
+    on_the_fly: bool = False,
 ) -> results.Evaluation:
     """Evaluate a checkpoint on a split of a file, and write the results.
 
@@ -67,6 +69,8 @@ def evaluate(
         Such as ``cpu`` or ``cuda:1``; if not given, the GPU if there is one.
     num_resamples : int
         Of the bootstrap, for the intervals.
+    on_the_fly : bool
+        Compute the features from the file's waveforms, as is done anyway for a model that was trained so.
 
     Returns
     -------
@@ -92,7 +96,7 @@ def evaluate(
     """
     with joined(device) as group:
         _check_choices(split, pool)
-        loaded = _Loaded(checkpoint, path, split, choose_device(group.device_name(device)))
+        loaded = _Loaded(checkpoint, path, split, choose_device(group.device_name(device)), on_the_fly)
         folder = Path(checkpoint).parent if output is None else Path(output)
         loaded.require_same(group)
         if group.is_first:
@@ -165,11 +169,24 @@ def score_split(
 class _Loaded:
     """A checkpoint and a split of a file that fit each other, before anything is scored."""
 
-    def __init__(self, checkpoint: str | os.PathLike[str], path: StrPaths, split: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike[str],
+        path: StrPaths,
+        split: str,
+        device: torch.device,
+        on_the_fly: bool = False,
+    ) -> None:
         self._model, self._contents = checkpoints.load_model(checkpoint, device)
         self._config = from_json(TrainConfig, self._contents["config"])
         self._path, self._device = path, device
-        self._rows, self._truth, self._prior = _read_split(path, self._contents, self._config, split)
+        with reader.open(path) as file:
+            computes = checkpoints.require_match(self._contents, file, split != "test", on_the_fly)
+            self._front_end = None
+            if computes:
+                context_clips = self._config.data.context_clips or 0
+                self._front_end, _ = front_end_of_file(file, self._contents["feature"], context_clips)
+            self._rows, self._truth, self._prior = _read_split(file, self._contents, self._config, split)
         self._about = {"checkpoint": str(checkpoint), "file": ", ".join(as_paths(path)), "split": split}
         self._about |= {name: self._contents[name] for name in ("epoch", "plan_sha256")}
 
@@ -180,7 +197,9 @@ class _Loaded:
 
     def score(self, group: Group = ALONE) -> SplitScores:
         """Return the scores of the split, of which each rank has computed its share."""
-        scored = _score(self._model, self._contents, self._config, self._path, self._rows, self._device, group)
+        scored = _score(
+            self._model, self._contents, self._config, self._path, self._rows, self._device, group, self._front_end
+        )
         return SplitScores(scored.scores, self._truth, self._prior, self._contents, self._config, self._about)
 
 
@@ -192,14 +211,12 @@ def _check_choices(split: str, pool: str) -> None:
 
 
 def _read_split(
-    path: StrPaths, contents: dict[str, Any], config: TrainConfig, split: str
+    file: reader.EgoAudioFile, contents: dict[str, Any], config: TrainConfig, split: str
 ) -> tuple[np.ndarray, GroundTruth, np.ndarray | None]:
     """Return the split's clips (rows of the file), their ground truth, and the prior: class frequencies in training."""
-    with reader.open(path) as file:
-        checkpoints.require_match(contents, file, same_plan=split != "test")
-        rows, videos, train = _choose_rows(file, contents, config, split)
-        prior = class_frequencies(file.labels, train) if len(train) else None
-        return rows, read_ground_truth(file, rows, videos), prior
+    rows, videos, train = _choose_rows(file, contents, config, split)
+    prior = class_frequencies(file.labels, train) if len(train) else None
+    return rows, read_ground_truth(file, rows, videos), prior
 
 
 def _choose_rows(
@@ -223,12 +240,18 @@ def _score(
     path: StrPaths,
     rows: np.ndarray,
     device: torch.device,
-    group: Group,
+    group: Group = ALONE,
+    front_end: torch.nn.Module | None = None,
 ) -> Scored:
     """Score clips with a progress bar, in the precision that the run chose."""
     normalization = contents["normalization"]["mean"], contents["normalization"]["std"]
     dataset = ClipDataset(
-        path, contents["feature"], rows, normalization=normalization, context_clips=config.data.context_clips or 0
+        path,
+        contents["feature"],
+        rows,
+        normalization=normalization,
+        context_clips=config.data.context_clips or 0,
+        front_end=front_end,
     )
     loader = Loader(dataset, config.optimization.batch_size, config.data, device=device, group=group)
     amp_dtype = inference_dtype(device, config.optimization, contents)

@@ -14,7 +14,7 @@ from egoaudio.errors import ExportError
 from egoaudio.exporting import card, graph
 from egoaudio.exporting.facts import facts as facts_of
 from egoaudio.exporting.scores import read_scores, trained_on
-from egoaudio.models import checkpoints
+from egoaudio.models import checkpoints, seal
 from egoaudio.models.classifier import Classifier
 from egoaudio.models.sound import sound_input
 from egoaudio.system import files
@@ -120,7 +120,7 @@ def export(
     sound = sound_input(checkpoint, contents, like)
     sound.require_plain(checkpoint, config.denoised_input)
     scores = read_scores(checkpoint, contents, evaluation)
-    facts = facts_of(contents, sound, checkpoints.digest(checkpoint))
+    facts = facts_of(contents, sound, seal.digest(checkpoint))
     classifier = Classifier.of_sound(network, contents, sound, config.transform or graph.choose_transform(sound))
     data = graph.make_graph(classifier, facts, config.opset)
     difference, notes = _checked(data, classifier)

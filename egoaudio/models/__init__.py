@@ -230,9 +230,8 @@ def _accepted(name: str) -> tuple[str, ...]:
 def _advice(wanted: Sequence[str], available: Sequence[str]) -> str:
     """Return how to train on one of the features ``wanted`` with a file that holds those of ``available``."""
     here = [feature for feature in wanted if feature in available]
-    rebuild = f"rebuild with `features={(wanted[0],)!r}`"
-    return (
-        f"give `feature={here[0]!r}`"
-        if here and wanted[0] in here
-        else " or ".join([rebuild] + [f"give `feature={one!r}`" for one in here])
-    )
+    if wanted[0] in here:
+        return f"give `feature={wanted[0]!r}`"
+    ways = ["give `on_the_fly=True`"] if "waveform" in available and "waveform" not in wanted else []
+    ways += [f"rebuild with `features={(wanted[0],)!r}`", *(f"give `feature={one!r}`" for one in here)]
+    return " or ".join(ways)

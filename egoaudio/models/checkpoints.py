@@ -12,15 +12,13 @@ damaged or foreign fails at one of them with a CheckpointError. The seal detects
 is ``weights_only`` that keeps hostile files from running code.
 """
 
-import hashlib
 import json
 import os
 import pickle
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -31,12 +29,9 @@ from egoaudio.config.train import TrainConfig
 from egoaudio.data.context import joined_shape
 from egoaudio.errors import CheckpointError, EgoAudioError
 from egoaudio.hdf5.reader import EgoAudioFile
-from egoaudio.models import create_model
+from egoaudio.models import create_model, seal
+from egoaudio.models.frontend import front_end_of_file
 from egoaudio.system import files
-
-VERSION = 1
-_SEAL = re.compile(rb"egoaudio checkpoint (\d{1,6}) sha256=([0-9a-f]{64})\n")
-_SEAL_BYTES = len(b"egoaudio checkpoint 1 sha256=") + 64 + 1
 
 # The fields of every checkpoint. ``last.pt`` also has "resume": what the loop needs to continue.
 FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -82,7 +77,7 @@ def save(path: str | os.PathLike[str], contents: dict[str, Any]) -> None:
     try:
         with files.replacing(path) as file:
             torch.save(contents, file)
-            _seal(file)
+            seal.add(file)
     except (OSError, RuntimeError) as error:
         # torch's zip writer turns the OSError of a failed write into a RuntimeError about positions.
         cause = error if isinstance(error, OSError) else error.__context__
@@ -104,7 +99,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         with open(path, "rb") as file:
-            _check_seal(path, file)
+            seal.check(path, file)
             file.seek(0)
             contents = torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
@@ -128,17 +123,6 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         contents = LATER_FIELDS | contents
     _check_fields(path, contents)
     return contents
-
-
-def digest(path: str | os.PathLike[str]) -> str:
-    """Return the hexadecimal SHA-256 in a checkpoint's seal, which ``load`` compares with the contents."""
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _SEAL_BYTES))
-        seal = _SEAL.fullmatch(file.read())
-    if seal is None:
-        raise CheckpointError(f"{path}: was changed while it was in use: run the same command again")
-    return seal[2].decode()
 
 
 def load_model(
@@ -226,54 +210,6 @@ def _create(contents: dict[str, Any]) -> torch.nn.Module:
     return AudioTransformer(efficient_config(**json.loads(contents["network"])), config.patchout or 0.0)
 
 
-def _seal(file: BinaryIO) -> None:
-    """Append the seal to the zip archive that ``file`` holds, as the archive's comment."""
-    file.seek(-2, os.SEEK_END)  # the archive's last two bytes are its comment's length
-    file.write(_SEAL_BYTES.to_bytes(2, "little"))
-    file.seek(0)
-    digest = _sha256(file, None)
-    file.write(f"egoaudio checkpoint {VERSION} sha256={digest}\n".encode())
-
-
-def _check_seal(path: str | os.PathLike[str], file: BinaryIO) -> None:
-    """Raise CheckpointError unless ``file`` ends in a seal with the right checksum."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _SEAL_BYTES))
-    seal = _SEAL.fullmatch(file.read())
-    if seal is None:
-        file.seek(0)
-        if file.read(8) == b"\x89HDF\r\n\x1a\n":
-            raise CheckpointError(
-                f"{path}: is an HDF5 file, expected a checkpoint: the checkpoint comes first, then the file with the "
-                "clips"
-            )
-        raise CheckpointError(
-            f"{path}: {size} bytes that do not end as a checkpoint of egoaudio does: it was truncated, or another "
-            "program wrote it; use another copy"
-        )
-    version, expected = int(seal[1]), seal[2].decode()
-    if version != VERSION:
-        raise CheckpointError(
-            f"{path}: a checkpoint of version {version}, and this egoaudio reads version {VERSION}: use the egoaudio "
-            "that wrote it"
-        )
-    file.seek(0)
-    found = _sha256(file, size - _SEAL_BYTES)
-    if found != expected:
-        raise CheckpointError(
-            f"{path}: damaged: its SHA-256 is {found[:12]}..., expected {expected[:12]}...; use another copy"
-        )
-
-
-def _sha256(file: BinaryIO, num_bytes: int | None) -> str:
-    """Return the hexadecimal SHA-256 of the next ``num_bytes`` of ``file``, or of the rest of it if None."""
-    digest, left = hashlib.sha256(), num_bytes
-    while block := file.read(1 << 20 if left is None else min(left, 1 << 20)):
-        digest.update(block)
-        left = None if left is None else left - len(block)
-    return digest.hexdigest()
-
-
 def _check_fields(path: str | os.PathLike[str], contents: Any) -> None:
     """Raise CheckpointError unless every field is there with its type."""
     if not isinstance(contents, dict):
@@ -302,15 +238,23 @@ def _require_plain(value: Any, where: str) -> None:
 # ------------------------------------------------------------------------------------------------ fit to the data
 
 
-def describe_data(file: EgoAudioFile, feature: str) -> dict[str, Any]:
-    """Return the fields of a checkpoint that describe its data; ``file`` is open."""
+def describe_data(file: EgoAudioFile, feature: str, on_the_fly: bool = False) -> dict[str, Any]:
+    """Return the fields of a checkpoint that describe its data; ``file`` is open.
+
+    ``on_the_fly``: the feature is computed from the file's waveforms, and need not be in it.
+    """
     classes = file.class_table
+    if on_the_fly:
+        front_end, attributes = front_end_of_file(file, feature)
+        shape = front_end.feature_shape
+    else:
+        attributes, shape = file.attributes(feature), file[feature].shape[1:]
     return {
         "class_ids": [text.decode() for text in classes["class_id"].tolist()],
         "class_names": [text.decode() for text in classes["name"].tolist()],
         "feature": feature,
-        "feature_shape": [int(size) for size in file[feature].shape[1:]],
-        "feature_attributes": json.dumps(file.attributes(feature), sort_keys=True),
+        "feature_shape": [int(size) for size in shape],
+        "feature_attributes": json.dumps(attributes, sort_keys=True),
         "sample_rate": int(file.sample_rate),
         "build": to_json(from_json(BuildConfig, json.dumps(file.config))),
         "plan_sha256": str(file.plan_sha256),
@@ -326,11 +270,19 @@ _SOUND = {
 }
 
 
-def require_match(contents: dict[str, Any], file: EgoAudioFile, same_plan: bool = False) -> None:
+def require_match(
+    contents: dict[str, Any], file: EgoAudioFile, same_plan: bool = False, on_the_fly: bool = False
+) -> bool:
     """Refuse a checkpoint whose classes or feature are not those of ``file``.
 
     With ``same_plan`` the file must also be a build of the same plan: a run is resumed only with the data that it began
     with, while a model may be evaluated on other recordings.
+
+    Returns
+    -------
+    bool
+        Whether the feature is to be computed from the file's waveforms: if it is asked for (``on_the_fly``), or the run
+        did so, unless the file has only the feature itself.
 
     Raises
     ------
@@ -338,13 +290,17 @@ def require_match(contents: dict[str, Any], file: EgoAudioFile, same_plan: bool 
         With every difference: the value in the checkpoint and the value in the file.
     """
     feature = contents["feature"]
-    if feature not in file.features:
+    if feature not in file.features or "waveform" in file.features:
+        on_the_fly = on_the_fly or from_json(TrainConfig, contents["config"]).data.on_the_fly
+    on_the_fly = on_the_fly and feature != "waveform"
+    if feature not in file.features and not on_the_fly:
         has = ", ".join(file.features) or "no features"
         raise CheckpointError(
-            f"{file.path} has no {feature}, which the checkpoint was trained on; it has {has}: rebuild with "
-            f"`features={(feature,)!r}`"
+            f"{file.path} has no {feature}, which the checkpoint was trained on; it has {has}: "
+            + ("give `on_the_fly=True`, or " if "waveform" in file.features else "")
+            + f"rebuild with `features={(feature,)!r}`"
         )
-    ours, theirs = contents, describe_data(file, feature)
+    ours, theirs = contents, describe_data(file, feature, on_the_fly)
     problems = []
     for name, words in (("sample_rate", "sample rate in Hz"), ("feature_shape", f"shape of {feature}")):
         if ours[name] != theirs[name]:
@@ -369,6 +325,7 @@ def require_match(contents: dict[str, Any], file: EgoAudioFile, same_plan: bool 
         )
     if problems:
         raise CheckpointError(f"the checkpoint does not fit {file.path}: " + "; ".join(problems))
+    return on_the_fly
 
 
 def _class_difference(ours: Sequence[str], theirs: Sequence[str]) -> str:

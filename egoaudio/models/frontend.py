@@ -2,33 +2,25 @@
 
 In: waveforms float (batch, num_samples), [-1, 1], with context the samples of a clip and its neighbours in time. Out:
 float32 (batch, num_frames, num_values), not normalised: ``spectrogram``, ``mfcc``, ``logmel`` (Kaldi's, as the AST
-extractor) or ``yamnet``, equal to what ``audio.features`` writes. Windows, bands and cosines are those of ``audio``,
-so that there is one definition of each; this module only computes with them.
-
-Every clip is framed by itself, as in the file, and computed in float32: under autocast too, and on a GPU without TF32.
-Frames are cut by ``unfold`` and transformed by ``torch.fft.rfft``, both of which ONNX has (``DFT``, from opset 17 on);
-with ``transform="matrix"`` the transform is a product with a matrix: 1e-6 of the loudest bin off, slower here, four
-times as fast in ONNX Runtime, and in every runtime.
+extractor) or ``yamnet``, equal to what ``audio.features`` writes. Every clip is framed by itself, as in the file.
+``sound_features`` does the computing.
 """
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from egoaudio.audio import clips as placing
 from egoaudio.audio import features as own
-from egoaudio.audio import yamnet_features
-from egoaudio.audio.framing import Framer
-from egoaudio.config.build import BuildConfig, FeatureConfig
+from egoaudio.config.build import FEATURES, BuildConfig, FeatureConfig
 from egoaudio.config.options import from_json
 from egoaudio.config.train import TrainConfig
 from egoaudio.errors import ConfigurationError
 from egoaudio.hdf5.reader import EgoAudioFile
+from egoaudio.models.sound_features import KaldiLogMel, Mfcc, Spectra, Spectrogram, YamnetLogMel, in_float32
 
 TRANSFORMS = ("fft", "matrix")
 # The options of a build that an array's attributes state, by feature; the other features have none.
@@ -81,13 +73,30 @@ class FrontEnd(nn.Module):
         return features.reshape(-1, *self.feature_shape)
 
 
-def in_float32(compute: nn.Module, samples: torch.Tensor) -> torch.Tensor:
-    """Return what a module computes of ``samples``, in float32 under autocast too."""
-    kind = samples.device.type
-    if not torch.is_autocast_enabled(kind):  # an exported graph has no autocast, so none is begun in vain
-        return compute(samples.float())
-    with torch.autocast(kind, enabled=False):
-        return compute(samples.float())
+class WithFrontEnd(nn.Module):
+    """A network behind its front end: waveforms in, logits out.
+
+    Parameters
+    ----------
+    front_end : FrontEnd
+    normalization : (float, float)
+        Mean and standard deviation of the features.
+    model : torch.nn.Module
+        Takes the normalised features.
+    """
+
+    def __init__(self, front_end: FrontEnd, normalization: tuple[float, float], model: nn.Module) -> None:
+        super().__init__()
+        self.front_end, self.model = front_end, model
+        self.mean, self.std = normalization
+
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, num_classes) of waveforms (batch, num_clips * num_samples)."""
+        features = self.front_end(waveforms)
+        if (self.mean, self.std) != (0.0, 1.0):
+            features = (features - self.mean) * (1.0 / self.std)
+        logits: torch.Tensor = self.model(features)
+        return logits
 
 
 def create_front_end(
@@ -113,7 +122,7 @@ def create_front_end(
     context_clips : int
         K, neighbours on each side that are joined with a clip.
     transform : {"fft", "matrix"}
-        How spectra are computed; see the module.
+        How spectra are computed; see ``sound_features``.
 
     Raises
     ------
@@ -143,6 +152,23 @@ def create_front_end(
     return FrontEnd(feature, module, num_samples, extractor.shapes[feature], context_clips)
 
 
+def computable_features(file: EgoAudioFile) -> tuple[str, ...]:
+    """Return the features that can be computed from the waveforms of a file.
+
+    Raises
+    ------
+    ConfigurationError
+        When it has none.
+    """
+    if "waveform" not in file.features:
+        raise ConfigurationError(
+            f"`on_the_fly=True`: {file.path} has no waveform to compute features from; it has "
+            f"{', '.join(file.features) or 'no features'}: build again with `features=('waveform',)`, or leave "
+            "`on_the_fly` out"
+        )
+    return tuple(name for name in FEATURES if name != "waveform")
+
+
 def front_end_of_file(
     file: EgoAudioFile, feature: str, context_clips: int = 0, transform: str = "fft"
 ) -> tuple[FrontEnd, dict[str, Any]]:
@@ -155,11 +181,7 @@ def front_end_of_file(
     ConfigurationError
         When the file has no waveforms, or the feature cannot be made of them.
     """
-    if "waveform" not in file.features:
-        raise ConfigurationError(
-            f"{file.path} has no waveform, of which {feature} could be computed; it has {', '.join(file.features)}: "
-            "build again with `features=('waveform',)`, or leave `on_the_fly` out"
-        )
+    computable_features(file)
     build = from_json(BuildConfig, json.dumps(file.config))
     num_samples = require_whole_sound(build, file.sample_rate, feature)
     made = describe(build, feature, file.sample_rate, num_samples)
@@ -217,130 +239,6 @@ def require_whole_sound(build: BuildConfig, sample_rate: int, feature: str) -> i
     return clip_samples
 
 
-class Spectra(nn.Module):
-    """Frames of samples and their spectra.
-
-    Parameters
-    ----------
-    framer : Framer
-        Window, hop and length of the transform.
-    margin : int
-        Zeros before and after the samples; half a frame where frames are centred.
-    matrix : bool
-        Transform by a product with a matrix.
-    """
-
-    window: torch.Tensor
-    matrix: torch.Tensor | None
-
-    def __init__(self, framer: Framer, margin: int = 0, matrix: bool = False) -> None:
-        super().__init__()
-        self.frame_length, self.hop_length, self.n_fft = framer.frame_length, framer.hop_length, framer.n_fft
-        self.margin = margin
-        self.register_buffer("window", torch.from_numpy(framer.window), persistent=False)
-        self.register_buffer("matrix", _fourier(framer) if matrix else None, persistent=False)
-
-    def frames(self, samples: torch.Tensor) -> torch.Tensor:
-        """Return the frames (clips, num_frames, frame_length) of ``samples`` (clips, num_samples)."""
-        if self.margin:
-            samples = functional.pad(samples, (self.margin, self.margin))
-        return samples.unfold(1, self.frame_length, self.hop_length)
-
-    def magnitudes(self, frames: torch.Tensor) -> torch.Tensor:
-        """Return the magnitudes (clips, num_frames, n_fft // 2 + 1) of frames, which are windowed first."""
-        frames = frames * self.window
-        if self.matrix is None:
-            return torch.fft.rfft(frames, self.n_fft).abs()
-        cosines, sines = product(frames, self.matrix).square().chunk(2, dim=-1)
-        return (cosines + sines).sqrt()
-
-    def power(self, frames: torch.Tensor) -> torch.Tensor:
-        """Return the power (clips, num_frames, n_fft // 2 + 1) of frames, which are windowed first."""
-        return self.magnitudes(frames).square()
-
-
-class Spectrogram(nn.Module):
-    """Log-power spectrogram in dB."""
-
-    def __init__(self, spectra: Spectra) -> None:
-        super().__init__()
-        self.spectra = spectra
-
-    def forward(self, samples: torch.Tensor) -> torch.Tensor:
-        """Return the levels (clips, num_frames, num_bins) of ``samples`` (clips, num_samples)."""
-        return decibels(self.spectra.power(self.spectra.frames(samples)))
-
-
-class Mfcc(nn.Module):
-    """MFCC, as ``librosa.feature.mfcc``."""
-
-    bands: torch.Tensor
-    cosines: torch.Tensor
-
-    def __init__(self, spectra: Spectra, bands: np.ndarray, cosines: np.ndarray) -> None:
-        super().__init__()
-        self.spectra = spectra
-        self.register_buffer("bands", torch.from_numpy(bands), persistent=False)
-        self.register_buffer("cosines", torch.from_numpy(np.ascontiguousarray(cosines)), persistent=False)
-
-    def forward(self, samples: torch.Tensor) -> torch.Tensor:
-        """Return the coefficients (clips, num_frames, n_mfcc) of ``samples`` (clips, num_samples)."""
-        levels = decibels(product(self.spectra.power(self.spectra.frames(samples)), self.bands))
-        loudest = levels.amax(dim=(1, 2), keepdim=True)
-        return product(torch.maximum(levels, loudest - own.TOP_DB), self.cosines)
-
-
-class KaldiLogMel(nn.Module):
-    """Kaldi's log-mel filter bank; see ``audio.features.FilterBanks``."""
-
-    bands: torch.Tensor
-
-    def __init__(self, spectra: Spectra, bands: np.ndarray) -> None:
-        super().__init__()
-        self.spectra = spectra
-        self.register_buffer("bands", torch.from_numpy(bands), persistent=False)
-
-    def forward(self, samples: torch.Tensor) -> torch.Tensor:
-        """Return the log energies (clips, num_frames, num_bands) of ``samples`` (clips, num_samples)."""
-        means = self.spectra.frames(samples).mean(dim=2, keepdim=True) * (1 - own.PREEMPHASIS)
-        # The first sample has none before it; the window of the frame that it begins is zero there.
-        emphasised = functional.pad(samples[:, 1:] - own.PREEMPHASIS * samples[:, :-1], (1, 0))
-        energies = product(self.spectra.power(self.spectra.frames(emphasised) - means), self.bands)
-        return energies.clamp(min=float(own.LOGMEL_MIN_ENERGY)).log()
-
-
-class YamnetLogMel(nn.Module):
-    """YAMNet's log-mel of samples of any length; see ``audio.yamnet_features``."""
-
-    bands: torch.Tensor
-
-    def __init__(self, matrix: bool = False) -> None:
-        super().__init__()
-        framer = yamnet_features.YamnetLogMel(yamnet_features.SAMPLE_RATE, yamnet_features.FRAME_LENGTH)
-        self.spectra = Spectra(framer, matrix=matrix)
-        bands = yamnet_features.filter_bank().matrix(yamnet_features.N_FFT // 2 + 1)
-        self.register_buffer("bands", torch.from_numpy(bands), persistent=False)
-
-    def forward(self, samples: torch.Tensor) -> torch.Tensor:
-        """Return the log-mel (clips, num_frames, 64) of ``samples`` (clips, num_samples)."""
-        magnitudes = self.spectra.magnitudes(self.spectra.frames(samples))
-        return torch.log(product(magnitudes, self.bands) + yamnet_features.LOG_OFFSET)
-
-
-def product(values: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Return ``values @ matrix`` with the precision of float32 at least.
-
-    A GPU may round the factors of a float32 product to TF32's 11 bits, as the caller's model wants it to. The setting
-    is the whole process's, and float64 is beside it; of a batch's time it takes little.
-    """
-    return (values.double() @ matrix.double()).float() if values.is_cuda else values @ matrix
-
-
-def decibels(power: torch.Tensor) -> torch.Tensor:
-    """Return 10 log10 of ``power``, at least -100 dB."""
-    return power.clamp(min=own.MIN_POWER).log() * float(own.DECIBELS)
-
-
 def _compute(feature: str, config: FeatureConfig, sample_rate: int, num_samples: int, matrix: bool) -> nn.Module:
     """Return the module that computes a feature of clips."""
     if feature == "waveform":
@@ -355,13 +253,6 @@ def _compute(feature: str, config: FeatureConfig, sample_rate: int, num_samples:
         return Spectrogram(spectra)
     cepstra = own.Cepstra(config, sample_rate)
     return Mfcc(spectra, cepstra.bank.matrix(config.n_fft // 2 + 1), cepstra.cosines)
-
-
-def _fourier(framer: Framer) -> torch.Tensor:
-    """Return the matrix of cosines, then sines, that makes spectra of frames, float32 (frame_length, 2 * bins)."""
-    steps = np.outer(np.arange(framer.frame_length), np.arange(framer.n_fft // 2 + 1)) % framer.n_fft
-    angles = steps * (2 * np.pi / framer.n_fft)
-    return torch.from_numpy(np.concatenate((np.cos(angles), np.sin(angles)), axis=1).astype(np.float32))
 
 
 def _require_equal(feature: str, given: Mapping[str, Any], made: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from egoaudio.audio import yamnet_features
 from egoaudio.errors import ConfigurationError
 from egoaudio.models.dropout import ClipDropout
-from egoaudio.models.frontend import YamnetLogMel, in_float32
+from egoaudio.models.sound_features import YamnetLogMel, in_float32
 
 NUM_PUBLISHED_CLASSES = 521
 EMBEDDING_SIZE = 1024

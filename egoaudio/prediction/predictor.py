@@ -19,8 +19,9 @@ from egoaudio.data.context import joined_shape
 from egoaudio.errors import ConfigurationError
 from egoaudio.evaluation.segments import DEFAULT_THRESHOLD, SegmentRules, rules_of
 from egoaudio.hdf5 import reader
-from egoaudio.models import checkpoints
+from egoaudio.models import checkpoints, seal
 from egoaudio.models.device import choose_device, inference_dtype
+from egoaudio.models.frontend import WithFrontEnd, front_end_of_checkpoint
 from egoaudio.models.sound import stated_build
 from egoaudio.models.steady_scorer import SteadyScorer
 from egoaudio.prediction.windows import WindowPlan, plan_windows
@@ -39,9 +40,12 @@ class Predictor:
     sha256: str
     """Of the checkpoint."""
     build: BuildConfig
-    """How the clips and their one feature are made; of egoaudio files that are scored, how they were."""
+    """How the clips and their rows are made; of egoaudio files that are scored, how they were."""
+    row: str
+    """What the rows hold: ``feature``, or ``waveform`` where the network's front end computes the feature from it."""
     context_clips: int
     normalization: tuple[float, float]
+    """Mean and standard deviation of the rows, by which they are normalised before the network has them."""
     scorer: SteadyScorer
     rules: SegmentRules
 
@@ -73,7 +77,8 @@ class Predictor:
     @property
     def scoring_sha256(self) -> str:
         """Hexadecimal, of all that decides a recording's scores but the recording."""
-        return hashlib.sha256(json.dumps([self.sha256, to_json(self.build)]).encode()).hexdigest()
+        parts = [self.sha256, to_json(self.build), *([self.row] if self.row != self.feature else [])]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -88,8 +93,9 @@ class Predictor:
     @property
     def windows(self) -> WindowPlan:
         """What the network sees of the rows that are made of new sound."""
-        shape = tuple(self.contents["feature_shape"])
-        return plan_windows(self.build, self.feature, shape, self.normalization, self.context_clips)
+        num_clips = 2 * self.context_clips + 1
+        shape = (self.scorer.feature_shape[0] // num_clips, *self.scorer.feature_shape[1:])
+        return plan_windows(self.build, self.row, shape, self.normalization, self.context_clips)
 
 
 def load_predictor(
@@ -126,14 +132,22 @@ def load_predictor(
     model, contents = checkpoints.load_model(checkpoint, chosen)
     options = from_json(TrainConfig, contents["config"])
     if scored_files:
-        build = _build_of_files(contents, config, scored_files, like)
+        build, computes = _build_of_files(contents, config, scored_files, like)
     else:
-        build = _build_of(checkpoint, contents, config, like)
+        build, computes = _build_of(checkpoint, contents, config, like)
     context_clips = options.data.context_clips or 0
+    normalization = contents["normalization"]["mean"], contents["normalization"]["std"]
+    row, shape = contents["feature"], tuple(contents["feature_shape"])
     contents.pop("weights")
+    if computes:
+        front_end = front_end_of_checkpoint({**contents, "build": to_json(build)})
+        model = WithFrontEnd(front_end, normalization, model).to(chosen).eval()
+        row, shape, normalization = "waveform", (front_end.num_samples,), (0.0, 1.0)
+        if not scored_files:
+            build = replace(build, features=replace(build.features, features=(row,)))
     scorer = SteadyScorer(
         model,
-        joined_shape(contents["feature_shape"], context_clips),
+        joined_shape(shape, context_clips),
         options.data.label_mode,
         device=chosen,
         amp_dtype=inference_dtype(chosen, options.optimization, contents),
@@ -143,10 +157,11 @@ def load_predictor(
     return Predictor(
         os.fspath(checkpoint),
         contents,
-        checkpoints.digest(checkpoint),
+        seal.digest(checkpoint),
         build,
+        row,
         context_clips,
-        (contents["normalization"]["mean"], contents["normalization"]["std"]),
+        normalization,
         scorer,
         rules,
     )
@@ -154,28 +169,30 @@ def load_predictor(
 
 def _build_of(
     checkpoint: StrPath, contents: dict[str, Any], config: PredictConfig, like: StrPath | None
-) -> BuildConfig:
-    """Return how the features of new sound are made."""
+) -> tuple[BuildConfig, bool]:
+    """Return how the features of new sound are made, and whether the network's front end computes them."""
     build = stated_build(checkpoint, contents, like)
+    computes = config.scoring.on_the_fly or from_json(TrainConfig, contents["config"]).data.on_the_fly
+    computes = computes and contents["feature"] != "waveform"
     if config.scoring.hop_seconds is None:
-        return build
+        return build, computes
     build = replace(build, clips=replace(build.clips, hop_seconds=config.scoring.hop_seconds))
     count_samples(build.clips, build.sample_rate)  # refuses a hop of less than a sample
-    return build
+    return build, computes
 
 
 def _build_of_files(
     contents: dict[str, Any], config: PredictConfig, paths: Sequence[StrPath], like: StrPath | None
-) -> BuildConfig:
-    """Return how the features of files were made."""
+) -> tuple[BuildConfig, bool]:
+    """Return how the features of files were made, and whether they are to be computed from their waveforms."""
     with reader.open(paths) as file:
         for name, value in (("hop_seconds", config.scoring.hop_seconds), ("like", like)):
             if value is not None:
                 raise ConfigurationError(
                     f"`{name}={value!r}` has no effect on {file.path}, whose features are scored as they are"
                 )
-        checkpoints.require_match(contents, file)
-        return from_json(BuildConfig, json.dumps(file.config))
+        computes = checkpoints.require_match(contents, file, on_the_fly=config.scoring.on_the_fly)
+        return from_json(BuildConfig, json.dumps(file.config)), computes
 
 
 def _neighbours(contents: dict[str, Any], config: PredictConfig, build: BuildConfig) -> int:

@@ -130,7 +130,7 @@ def score_files(
     StoreError, TrainingError
         A file cannot be read, or they do not belong together.
     """
-    source = RowSource(paths, predictor.feature, context_clips=predictor.context_clips)
+    source = RowSource(paths, predictor.row, context_clips=predictor.context_clips)
     batches = Batches(predictor.scorer, lambda scores, count: progress.scored(scores.number, count, len(scores.values)))
     waiting: list[tuple[int, Scores]] = []
     with contextlib.closing(source.file) as file:

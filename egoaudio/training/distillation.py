@@ -37,6 +37,7 @@ from egoaudio.errors import CheckpointError, ConfigurationError, TrainingError
 from egoaudio.evaluation import results
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.models import checkpoints
+from egoaudio.models.frontend import front_end_of_file
 from egoaudio.models.scorer import Scorer, score
 from egoaudio.system.files import StrPaths
 from egoaudio.system.progress import Progress
@@ -203,7 +204,7 @@ def _score(
     except CheckpointError as error:
         raise CheckpointError(f"`teacher`: {error}") from error
     try:
-        checkpoints.require_match(contents, file)
+        computes = checkpoints.require_match(contents, file, on_the_fly=config.data.on_the_fly)
     except CheckpointError as error:
         raise CheckpointError(
             f"`teacher={teacher!r}`: {error}. Give a teacher of the same classes, trained on a feature of the file"
@@ -217,8 +218,15 @@ def _score(
     if contents["plan_sha256"] == file.plan_sha256:
         _warn_of_leaks(teacher, file, rows, its)
     normalization = contents["normalization"]["mean"], contents["normalization"]["std"]
+    context_clips = its.data.context_clips or 0
+    front_end = front_end_of_file(file, contents["feature"], context_clips)[0] if computes else None
     dataset = ClipDataset(
-        path, contents["feature"], rows, normalization=normalization, context_clips=its.data.context_clips or 0
+        path,
+        contents["feature"],
+        rows,
+        normalization=normalization,
+        context_clips=context_clips,
+        front_end=front_end,
     )
     loader = Loader(dataset, config.optimization.batch_size, config.data, device=device, group=group)
     scorer, temperature = Scorer(model, device=device, log=progress.write), config.distillation.teacher_temperature

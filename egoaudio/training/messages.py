@@ -59,7 +59,9 @@ def describe_resume(folder: Path, state: State, num_batches: int, begun_by: str)
 
 def describe_wait(share: float, file: EgoAudioFile, feature: str, config: DataConfig) -> str:
     """Return what to change when the loop waits for data."""
-    if not file.is_mapped(feature):
+    if config.on_the_fly:
+        fix = f"{feature} is computed on the fly; to read it takes less time: build with `features={(feature,)!r}`"
+    elif not file.is_mapped(feature):
         fix = f"the array is compressed: unpack it with `h5repack -f {feature}:NONE`, or give `loader_workers=2`"
     elif file.num_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2:
         block = (

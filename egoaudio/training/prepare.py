@@ -5,7 +5,7 @@ the model with fresh weights, the stepper with a fresh optimiser, the validator.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints, create_model
 from egoaudio.models.device import computing_on, mixed_precision
 from egoaudio.models.dropout import keep_uncompiled
+from egoaudio.models.frontend import front_end_of_file
 from egoaudio.models.scorer import ClipLoss, Scorer
 from egoaudio.system.files import StrPaths
+from egoaudio.system.progress import Progress
 from egoaudio.training import run_folder
 from egoaudio.training.distillation import DistillationLoss, TeacherScores, prepare_teacher
 from egoaudio.training.ema import WeightAverage
@@ -48,8 +50,7 @@ def prepare_run(
     device: torch.device,
     state: run_folder.State,
     group: Group,
-    *,
-    resumes: bool,
+    earlier: dict[str, Any] | None,
 ) -> Run:
     """Make everything that the loop needs; return the ``Run``.
 
@@ -70,15 +71,19 @@ def prepare_run(
         Of a new run, or of the one to resume.
     group : Group
         The ranks.
-    resumes : bool
-        Whether the folder holds the run.
+    earlier : dict or None
+        Contents of ``last.pt`` of the run to resume.
     """
     assert config.optimization.epochs is not None  # a resolved configuration
     split = split_rows(file, config.data, config.optimization.seed)
     require_learnable(file, split)
-    moments = normalization(file, feature, split.train, config.data.normalize)
+    front_end = None
+    if config.data.on_the_fly:
+        front_end, _ = front_end_of_file(file, feature, config.data.context_clips or 0)
+    moments = _find_normalization(file, path, feature, split, config, device, group, earlier)
+    resumes = earlier is not None
     teacher = prepare_teacher(file, path, split.train, folder, config, device, resumes=resumes, group=group)
-    loader, loss = _prepare_data(file, path, feature, split, moments, config, device, teacher, group)
+    loader, loss = _prepare_data(file, path, feature, split, moments, config, device, teacher, group, front_end)
     model, computed = _prepare_model(file, loader.dataset.feature_shape, config, device)
     left = (config.optimization.epochs - state.epoch) * len(loader.dataset) - state.num_clips
     progress = stack.enter_context(RunProgress(left, "training", unit="clips", quiet=not group.is_first))
@@ -86,13 +91,13 @@ def prepare_run(
         progress.write(describe_batch_norm(config.optimization.batch_size, group.size))
     distilled = loss if teacher is None else DistillationLoss(loss, config.distillation)
     stepper = _prepare_stepper(model, computed, distilled, config.optimization, device, progress.write, group)
-    validator = _prepare_validator(file, feature, split.validation, moments, config, loss, stepper)
+    validator = _prepare_validator(file, feature, split.validation, moments, config, loss, stepper, front_end)
     description = {
         "egoaudio_version": __version__,
         "config": to_json(config),
         "network": checkpoints.describe_network(model),
         "normalization": {"mean": moments[0], "std": moments[1]},
-        **checkpoints.describe_data(file, feature),
+        **checkpoints.describe_data(file, feature, config.data.on_the_fly),
     }
     average = WeightAverage(model, config.optimization.ema) if config.optimization.ema else None
     num_steps = config.optimization.epochs * len(loader)
@@ -122,6 +127,33 @@ def restore_at_exit(stack: contextlib.ExitStack, device: torch.device) -> None:
     stack.enter_context(computing_on(device))
 
 
+def _find_normalization(
+    file: reader.EgoAudioFile,
+    path: StrPaths,
+    feature: str,
+    split: Split,
+    config: TrainConfig,
+    device: torch.device,
+    group: Group,
+    earlier: dict[str, Any] | None,
+) -> tuple[float, float]:
+    """Return mean and standard deviation of the features; a resumed run's are those that it began with."""
+    if earlier is not None:
+        return earlier["normalization"]["mean"], earlier["normalization"]["std"]
+
+    def compute(rows: np.ndarray) -> Iterator[torch.Tensor]:
+        """Compute the features of rows."""
+        dataset = ClipDataset(path, feature, rows, front_end=front_end_of_file(file, feature)[0])
+        with Progress(len(rows), "normalization", unit="clips") as progress:
+            for batch in Loader(dataset, config.optimization.batch_size, config.data, device=device).epoch(0):
+                yield batch.features
+                progress.advance(len(batch.rows))
+
+    if not config.data.on_the_fly or feature in file.features:
+        return normalization(file, feature, split.train, config.data.normalize)
+    return group.from_first(lambda: normalization(file, feature, split.train, config.data.normalize, compute))
+
+
 def _prepare_data(
     file: reader.EgoAudioFile,
     path: StrPaths,
@@ -132,9 +164,11 @@ def _prepare_data(
     device: torch.device,
     teacher: TeacherScores | None,
     group: Group,
+    front_end: torch.nn.Module | None,
 ) -> tuple[Loader, Loss]:
     """Return the loader of the training rows, and the labels' loss."""
-    dataset = ClipDataset(path, feature, split.train, config.data.label_mode, moments, config.data.context_clips or 0)
+    context_clips = config.data.context_clips or 0
+    dataset = ClipDataset(path, feature, split.train, config.data.label_mode, moments, context_clips, front_end)
     loader = Loader(
         dataset,
         config.optimization.batch_size,
@@ -178,6 +212,7 @@ def _prepare_validator(
     config: TrainConfig,
     loss: Loss,
     stepper: Stepper,
+    front_end: torch.nn.Module | None,
 ) -> Validator | None:
     """Return the ``Validator`` of the stepper's model; None if nothing is held out, which is said."""
     if not len(rows):
@@ -188,7 +223,7 @@ def _prepare_validator(
         return None
     scorer = Scorer(stepper.model, device=stepper.device, amp_dtype=stepper.amp_dtype, log=stepper.log)
     scorer.num_sharing = stepper.num_sharing
-    return Validator(file, feature, rows, moments, config, loss, scorer, stepper.group)
+    return Validator(file, feature, rows, moments, config, loss, scorer, stepper.group, front_end)
 
 
 def _prepare_stepper(

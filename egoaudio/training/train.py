@@ -36,6 +36,7 @@ from egoaudio.figures import curves_png
 from egoaudio.hdf5 import reader
 from egoaudio.models import check_feature, check_pretrained, check_sizes, checkpoints
 from egoaudio.models.device import choose_device
+from egoaudio.models.frontend import computable_features
 from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.system import lock, signals
 from egoaudio.system.files import StrPaths
@@ -119,7 +120,7 @@ def train(
         check_pretrained(config.model)
         board_class = run_folder.find_tensorboard() if tensorboard else None
         file = stack.enter_context(reader.open(path))
-        feature = check_feature(config.model.model, file.features, config.model.feature, file.sample_rate)
+        feature = _choose_feature(file, config)
         _check_ranks(group, file, feature, config)
         folder = Path(output)
         earlier = group.from_first(lambda: _find_earlier(stack, folder, path, config, file, force))
@@ -128,7 +129,7 @@ def train(
             return summarize(folder, state, file, path, already_finished=True)
 
         restore_at_exit(stack, chosen)
-        run = prepare_run(stack, file, path, feature, folder, config, chosen, state, group, resumes=bool(earlier))
+        run = prepare_run(stack, file, path, feature, folder, config, chosen, state, group, earlier)
         _open_folder(stack, run, earlier, board_class)
         while not state.finished:
             if not _train_epoch(run):
@@ -141,6 +142,12 @@ def train(
 
 
 # ------------------------------------------------------------------------------------------------------- the ranks
+
+
+def _choose_feature(file: reader.EgoAudioFile, config: TrainConfig) -> str:
+    """Return what the model is trained on: of what the file holds, or what can be computed on the fly."""
+    available = computable_features(file) if config.data.on_the_fly else file.features
+    return check_feature(config.model.model, available, config.model.feature, file.sample_rate)
 
 
 def _check_ranks(group: ranks.Group, file: reader.EgoAudioFile, feature: str, config: TrainConfig) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from egoaudio.config.train import TrainConfig
 from egoaudio.data.dataset import ClipDataset
@@ -77,6 +78,8 @@ class Validator:
         Of the model that is trained.
     group : Group
         The ranks, which divide the clips among them; the first computes the metrics for all.
+    front_end : torch.nn.Module, optional
+        Computes the features from the file's waveforms.
     """
 
     def __init__(
@@ -89,11 +92,17 @@ class Validator:
         loss: Loss,
         scorer: Scorer,
         group: Group = ALONE,
+        front_end: torch.nn.Module | None = None,
     ) -> None:
         self.truth = read_ground_truth(file, rows)
         # Every clip once, with all its labels, whatever the model was trained on.
         dataset = ClipDataset(
-            file.paths, feature, rows, normalization=normalization, context_clips=config.data.context_clips or 0
+            file.paths,
+            feature,
+            rows,
+            normalization=normalization,
+            context_clips=config.data.context_clips or 0,
+            front_end=front_end,
         )
         self.group = group
         self.loader = Loader(dataset, config.optimization.batch_size, config.data, device=scorer.device, group=group)

@@ -88,7 +88,12 @@ def test_feature_that_fits(name, available, chosen, expected):
             "cnn wants spectrogram.*: rebuild with `features=.'spectrogram',.` or give `feature='mfcc'`",
         ),
         ("cnn", ("mfcc",), "logmel", "cnn wants logmel; this file has mfcc: rebuild with `features=.'logmel',.`"),
-        ("cnn", ("waveform",), None, "this file has waveform: rebuild with `features=.'spectrogram',.`"),
+        (
+            "cnn",
+            ("waveform",),
+            None,
+            "this file has waveform: give `on_the_fly=True` or rebuild with `features=.'spectrogram',.`",
+        ),
         (
             "yamnet",
             ("logmel",),

@@ -9,7 +9,7 @@ from yamnet_reference import make_bundle, random_tensors, reference_logits
 
 from egoaudio.audio.yamnet_features import NUM_BANDS, yamnet_logmel
 from egoaudio.models.dropout import place_micro_batch
-from egoaudio.models.frontend import YamnetLogMel
+from egoaudio.models.sound_features import YamnetLogMel
 from egoaudio.models.yamnet import PATCH_FRAMES, SILENCE, YAMNet
 from egoaudio.models.yamnet_weights import fill_trunk, read_published
 

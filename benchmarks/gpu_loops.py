@@ -22,8 +22,10 @@ from torch import nn
 from egoaudio.config.train import DataConfig, ModelConfig, OptimizationConfig
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
+from egoaudio.hdf5 import reader
 from egoaudio.models import ACCEPTED_FEATURES, create_model
 from egoaudio.models.device import computing_on
+from egoaudio.models.frontend import front_end_of_file
 from egoaudio.training.losses import Loss
 from egoaudio.training.optimizer import make_optimizer
 from egoaudio.training.step import Stepper
@@ -64,10 +66,14 @@ class Run:
     """Share of the time that it waited for data; only ours knows."""
 
 
-def data_of(case, path):
-    """Return the dataset of a case, normalised."""
-    rows = np.arange(case.batch_size * case.num_batches)
-    return ClipDataset(path, case.feature, rows, normalization=(0.5, 2.0), context_clips=case.context_clips)
+def data_of(case, path, on_the_fly=False):
+    """Return the dataset of a case, normalised; its features from the file, or computed by the loader."""
+    rows, front_end = np.arange(case.batch_size * case.num_batches), None
+    if on_the_fly:
+        with reader.open(path) as file:
+            front_end, _ = front_end_of_file(file, case.feature, case.context_clips)
+    how = {"normalization": (0.5, 2.0), "context_clips": case.context_clips, "front_end": front_end}
+    return ClipDataset(path, case.feature, rows, **how)
 
 
 def our_network(case):

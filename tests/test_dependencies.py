@@ -16,10 +16,8 @@ MODULES = {
     "scikit-learn": "sklearn",
 }  # where a module has another name than its package
 
-# Required without being imported: torchaudio is to make features on a GPU in builds to come, and is what the tests hold
-# ours to.
 # distributed is the part of Dask that is used.
-NOT_IMPORTED = {"torchaudio", "dask"}
+NOT_IMPORTED = {"dask"}
 TRIED = {"onnxruntime"}  # an export is checked with it where it is installed
 # Imported without being named: parts of moviepy and librosa, and what is measured only where somebody has it.
 NOT_NAMED = {"audioread", "imageio_ffmpeg", "torchcodec"}

@@ -35,8 +35,8 @@ _BUILD_GROUPS = {
 }
 _TRAIN_GROUPS = {
     "Most used": "--output --model --pretrained --preset --epochs --device",
-    "Data": "--feature --context-clips --validation-fraction --split-unit --normalize --label-mode --class-weights "
-    "--balanced-sampling --shuffle --loader-workers",
+    "Data": "--feature --on-the-fly --context-clips --validation-fraction --split-unit --normalize --label-mode "
+    "--class-weights --balanced-sampling --shuffle --loader-workers",
     "Augmentation": "--gain-db --time-shift --mixup --spec-augment",
     "Model": "--freeze --dropout --patchout --hidden-size --num-layers --num-heads --patch-size --stride",
     "Optimisation": "--batch-size --learning-rate --optimizer --weight-decay --schedule --warmup-fraction --ema "
@@ -48,7 +48,7 @@ _TRAIN_GROUPS = {
 _PREDICT_GROUPS = {
     "Recordings and output": "--output --annotations --videos --classes --follow-links --format --top",
     "Run": "--workers --device --batch-size --skip-failed --retry-failed --force --video-timeout --like",
-    "Scores": "--hop-seconds",
+    "Scores": "--hop-seconds --on-the-fly",
     "Segments": "--threshold --offset-ratio --smooth-seconds --min-seconds --merge-gap-seconds",
     "About": "--version --help",
 }

@@ -203,10 +203,15 @@ def _steps(folder):
     return 0
 
 
-def _ranks(process):
-    children = f"/proc/{process.pid}/task/{process.pid}/children"
-    with open(children) as file:
-        return [int(number) for number in file.read().split()]
+def _find_rank(process, rank):
+    """Return the process number of a rank; torchrun may have other children."""
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+        children = [int(number) for number in file.read().split()]
+    for number in children:
+        with open(f"/proc/{number}/environ", "rb") as file:
+            if f"RANK={rank}".encode() in file.read().split(b"\0"):
+                return number
+    raise AssertionError(f"no child of torchrun is rank {rank}: {children}")
 
 
 @pytest.fixture(scope="module")
@@ -219,13 +224,13 @@ def stopped(data, tmp_path_factory):
         process = _start(data, folder)
         try:
             _wait_for_steps(folder, process)
-            os.kill(_ranks(process)[-1], number)
+            os.kill(_find_rank(process, 1), number)
             began = time.monotonic()
             said.append(process.communicate(timeout=100)[0])
             seconds.append(time.monotonic() - began)
         finally:
             process.kill()
-        assert process.returncode != 0
+        assert process.returncode != 0, (number, _steps(folder), said[-1])
     return folder, said, seconds
 
 

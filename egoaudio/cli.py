@@ -30,7 +30,7 @@ _BUILD_GROUPS = {
     "Sound": "--sample-rate --audio-track --skip-silent --compensate-delay",
     "Denoising": "--denoise --denoise-scope --denoise-engine",
     "Clips and labels": "--clip-seconds --hop-seconds --context-seconds --min-overlap --no-action",
-    "Features": "--features --dtype --n-fft --hop-length --window --n-mfcc --n-mels --f-min --f-max",
+    "Features": "--features --dtype --waveform-dtype --n-fft --hop-length --window --n-mfcc --n-mels --f-min --f-max",
     "About": "--version --help",
 }
 _TRAIN_GROUPS = {

@@ -103,7 +103,7 @@ def _draw_feature(
     figure: Figure, axes: Axes, file: "EgoAudioFile", name: str, number: int, clip_seconds: float
 ) -> None:
     """Draw one clip's feature: a line for the waveform, else an image with time to the right."""
-    values = np.asarray(file[name][number], np.float32)
+    values = file.values(name, number)
     if name == "waveform":
         axes.plot(np.arange(len(values)) / file.sample_rate, values, linewidth=0.4, color=_BLUE)
         axes.set_xlim(0, len(values) / file.sample_rate)

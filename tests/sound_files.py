@@ -31,7 +31,7 @@ def make_sound_file(path, features, num_videos=12, clips_per_video=12, seed=0, *
     extractor = FeatureExtractor(config.features, config.sample_rate, context_samples)
     shapes = {**extractor.shapes, "waveform": (num_samples,)}
     arrays = tuple(
-        schema.ArrayLayout(name, shapes[name], "float32", extractor.attributes(name))
+        schema.ArrayLayout(name, shapes[name], config.features.dtype_of(name), extractor.attributes(name))
         for name in config.features.features
     )
     synthetic.make_file(

@@ -20,8 +20,11 @@ from egoaudio.audio import yamnet_features
 from egoaudio.audio.framing import Framer
 from egoaudio.audio.mel import FilterBank, kaldi_hz, kaldi_mel, slaney_hz, slaney_mel
 from egoaudio.config.build import FeatureConfig
-from egoaudio.errors import ConfigurationError
+from egoaudio.errors import ConfigurationError, MediaError
 
+# What a step of a waveform in int16 is worth: such arrays hold sound between -2 and 2, as denoising may raise a peak
+# above 1, with a rounding noise of -95 dB.
+INT16_SCALE = 2.0**-14
 MIN_POWER = 1e-10
 TOP_DB = 80.0  # levels further below the clip's loudest are raised to this before the MFCC
 DECIBELS = np.float32(10 / np.log(10))  # of the natural logarithm of a power
@@ -171,7 +174,8 @@ class FeatureExtractor:
             }
         if name == "yamnet":
             return yamnet_features.attributes()
-        return {"units": "1", "axes": "clip,sample", "sample_rate": self.sample_rate}
+        scale = {"scale": INT16_SCALE} if config.dtype_of(name) == "int16" else {}
+        return {"units": "1", "axes": "clip,sample", "sample_rate": self.sample_rate, **scale}
 
     def __call__(self, windows: np.ndarray, out: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Compute every feature.
@@ -185,7 +189,13 @@ class FeatureExtractor:
 
         Returns
         -------
-        dict of name to float32 or float16 (num_clips, num_frames, num_values)
+        dict of name to array (num_clips, num_frames, num_values)
+            As ``config`` has them stored: float32, float16, or int16 in steps of ``INT16_SCALE``.
+
+        Raises
+        ------
+        MediaError
+            When the sound is too loud for int16.
         """
         windows = np.asarray(windows, dtype=np.float32)
         if windows.ndim != 2 or windows.shape[1] != self.num_samples:
@@ -209,9 +219,7 @@ class FeatureExtractor:
         if self._yamnet:
             for clips in self._yamnet.groups(count):
                 self._yamnet(windows[clips], arrays["yamnet"][clips])
-        if self.config.dtype == "float16":
-            return {name: array.astype(np.float16) for name, array in arrays.items()}
-        return arrays
+        return {name: _stored(array, self.config.dtype_of(name)) for name, array in arrays.items()}
 
 
 class PowerSpectra(Framer):
@@ -305,6 +313,20 @@ class FilterBanks(Framer):
         windowed *= self.window
         energies = self.bank(self.power(count))
         np.log(np.maximum(energies, LOGMEL_MIN_ENERGY, out=energies), out=out)
+
+
+def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Return float32 values as an array of ``dtype`` holds them."""
+    if dtype != "int16":
+        return values.astype(dtype, copy=False)
+    steps = np.rint(values * np.float32(1 / INT16_SCALE))
+    highest = np.abs(steps).max(initial=0)
+    if not highest <= np.iinfo(np.int16).max:
+        raise MediaError(
+            f"its sound reaches {highest * INT16_SCALE:.3g} after denoising, and int16 holds less than "
+            f"{-np.iinfo(np.int16).min * INT16_SCALE:g}: build with `waveform_dtype='float32'`"
+        )
+    return steps.astype(np.int16)
 
 
 def _decibels(power: np.ndarray, out: np.ndarray) -> None:

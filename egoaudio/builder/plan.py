@@ -21,7 +21,7 @@ from egoaudio.builder import pool
 from egoaudio.builder.recordings import Recordings
 from egoaudio.config.build import BuildConfig, SoundConfig
 from egoaudio.config.options import to_json
-from egoaudio.errors import BuildError, Status
+from egoaudio.errors import BuildError, ConfigurationError, Status
 from egoaudio.inputs.annotations import NO_ACTION, Annotations, read_annotations
 from egoaudio.inputs.find_media import find_files
 from egoaudio.inputs.fingerprint import fingerprint
@@ -157,7 +157,14 @@ def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
         As ``annotations.read_annotations`` and ``find_media.find_files``.
     BuildError
         When none of the videos has a file.
+    ConfigurationError
+        For an option without effect.
     """
+    if config.features.waveform_dtype is not None and "waveform" not in config.features.features:
+        raise ConfigurationError(
+            f"`waveform_dtype={config.features.waveform_dtype!r}` has no effect without waveform among the `features`: "
+            "give both, or neither"
+        )
     annotations = read_annotations(paths(inputs.annotations), paths(inputs.test_annotations), inputs.classes)
     ids = annotations.videos.texts("video_id")
     found = find_files(ids, inputs.videos, follow_links=inputs.follow_links)

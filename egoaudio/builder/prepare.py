@@ -163,7 +163,7 @@ def layout(plan: Plan, config: BuildConfig) -> schema.Layout:
         video_dtype=schema.video_dtype(file=gathered.file_names, **{name: videos.table[name] for name in TEXTS}),
         class_dtype=schema.class_dtype(class_id=gathered.class_ids, name=gathered.class_names),
         arrays=tuple(
-            schema.ArrayLayout(name, shapes[name], config.features.dtype, extractor.attributes(name))
+            schema.ArrayLayout(name, shapes[name], config.features.dtype_of(name), extractor.attributes(name))
             for name in config.features.features
         ),
         sample_rate=config.sample_rate,

@@ -111,6 +111,16 @@ class FeatureConfig(Checked):
         "Type of the feature arrays; float16 halves the file, but viewers cannot show it.",
         choices=("float32", "float16"),
     )
+    waveform_dtype: str | None = option(
+        None,
+        "Type of the waveforms; that of the other arrays if not given. int16 takes half of float32, and its attribute "
+        "scale makes sound of it.",
+        choices=("float32", "float16", "int16"),
+    )
+
+    def dtype_of(self, feature: str) -> str:
+        """Return the type in which an array is stored."""
+        return self.dtype if feature != "waveform" or self.waveform_dtype is None else self.waveform_dtype
 
     def __post_init__(self) -> None:
         """Check the combination and put the features in the file's order."""

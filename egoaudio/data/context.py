@@ -101,7 +101,8 @@ def silent_row(config: BuildConfig, feature: str, row_shape: Sequence[int], dtyp
     TrainingError
         When the configuration makes other rows than these.
     """
-    config = replace(config, features=replace(config.features, features=(feature,), dtype="float32"))
+    features = replace(config.features, features=(feature,), dtype="float32", waveform_dtype=None)
+    config = replace(config, features=features)
     _, num_samples = clips.count_samples(config.clips, config.sample_rate)
     extractor = FeatureExtractor(config.features, config.sample_rate, num_samples)
     silence = extractor(np.zeros((1, num_samples), np.float32))[feature][0]

@@ -50,7 +50,8 @@ def normalization(
         return PAPER_NORMALIZATION
     videos = np.unique(file.clip_table["video"][train_rows])
     if compute is None:
-        count, total, squares = file.statistics(feature)[videos].sum(axis=0)
+        unit = file.scale(feature)  # statistics are of the stored numbers
+        count, total, squares = file.statistics(feature)[videos].sum(axis=0) * (1, unit, unit**2)
     else:
         rows = np.flatnonzero(file.usable & np.isin(file.clip_table["video"], videos))
         count, total, squares = measure(compute(rows))

@@ -170,6 +170,7 @@ class RowSource:
         self.is_mapped = self.file.is_mapped(feature)
         self._array: Any = JoinedArray([part.array for part in self._parts])
         self.shape, self.dtype = self._array.shape, self._array.dtype
+        self._unit = np.float32(self.file.scale(feature))
         self.row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:]))
         self._cold_batches = _COLD_BATCHES  # a file that was just opened is assumed to be on disk
         self._byte = bytearray(1)
@@ -257,8 +258,10 @@ class RowSource:
                 self._gather(rows.ravel(), out.reshape(-1, *self.shape[1:]))
             else:
                 self._read(windows, out)
-        else:  # float16, or repacked
+        else:  # float16, int16, or repacked
             out[...] = self._array[rows]
+            if self._unit != 1:
+                out *= self._unit
         if self._context is not None:
             out[silent] = self._context.silence
 

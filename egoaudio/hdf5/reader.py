@@ -21,7 +21,7 @@ import numpy as np
 
 from egoaudio.config.build import FEATURES
 from egoaudio.errors import Status, StoreError
-from egoaudio.hdf5 import joined
+from egoaudio.hdf5 import joined, schema
 from egoaudio.hdf5.mapped_file import MappedFile
 from egoaudio.hdf5.safe_access import Extent, RepackedArray, hard_links, plain_value, reading
 from egoaudio.hdf5.schema import (
@@ -181,7 +181,7 @@ class EgoAudioFile(MappedFile):
         for name in self.features:
             self._add(
                 name,
-                (np.dtype("<f4"), np.dtype("<f2")),
+                (np.dtype("<f4"), np.dtype("<f2"), *([np.dtype("<i2")] if name == "waveform" else [])),
                 (self.num_clips, None) if name == "waveform" else (self.num_clips, None, None),
             )
             self._add(f"checksums/{name}", (np.dtype("<u4"),), (self.num_videos,))
@@ -213,6 +213,14 @@ class EgoAudioFile(MappedFile):
                 )
                 self._arrays[name] = RepackedArray(self._datasets[name])
         return self._arrays[name]
+
+    def scale(self, name: str) -> float:
+        """Return what a stored number of a feature array is worth: 1, or the attribute of an array in int16."""
+        return schema.require_scale(self.path, name, self[name].dtype, [part.attributes(name) for part in self.parts])
+
+    def values(self, name: str, rows: Any) -> np.ndarray:
+        """Return rows of a feature array as float32, in its units."""
+        return np.asarray(self[name][rows], np.float32) * np.float32(self.scale(name))
 
     @property
     def labels(self) -> np.ndarray:

@@ -7,10 +7,13 @@ Source: FORMAT.md.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+
+from egoaudio.errors import StoreError
 
 FORMAT = "egoaudio"
 FORMAT_VERSION = 1
@@ -69,7 +72,7 @@ class ArrayLayout:
     row_shape: tuple[int, ...]
     """Shape of one clip: (T, F), or (num_samples,) for the waveform."""
     dtype: str
-    """float32 or float16."""
+    """float32, float16, or int16 for the waveform."""
     attributes: Mapping[str, str | int | float]
     """``units``, ``axes`` (comma-separated, the clip's first; those in ``Layout.axes`` become scales), parameters."""
 
@@ -177,3 +180,22 @@ def encode(text: str, num_bytes: int | None = None) -> bytes:
     """Return a text as UTF-8, cut between two characters if it is longer than ``num_bytes``."""
     raw = text.encode("utf-8", errors="replace")
     return raw if num_bytes is None else raw[:num_bytes].decode("utf-8", errors="ignore").encode("utf-8")
+
+
+def require_scale(path: str, name: str, dtype: np.dtype[Any], attributes: Sequence[Mapping[str, Any]]) -> float:
+    """Return what a stored number of an array is worth, by the attributes that each of its files gives it.
+
+    Raises
+    ------
+    StoreError
+        When numbers that are no floats have no scale, or different ones.
+    """
+    if dtype.kind == "f":
+        return 1.0
+    scale, *others = {given.get("scale") for given in attributes}
+    if others or not isinstance(scale, float) or not 0 < scale < math.inf:
+        raise StoreError(
+            f"{path}: /{name} is {dtype} and its attribute scale is {[scale, *others]}, expected one number above 0: "
+            "the file is damaged or foreign"
+        )
+    return scale

@@ -124,7 +124,7 @@ def _write_wav(file: EgoAudioFile, number: int, path: StrPath) -> None:
             f"{file.path} holds no waveform, only {', '.join(file.features)}: build it with `features=('waveform',)`, "
             "or give a name ending in .png"
         )
-    samples = np.asarray(file["waveform"][number], np.float32)
+    samples = file.values("waveform", number)
     with files.replacing(path) as target, wave.open(target, "wb") as sound:
         sound.setnchannels(1)
         sound.setsampwidth(2)

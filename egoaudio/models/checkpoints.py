@@ -314,7 +314,10 @@ def require_match(
         ]
     if ours["class_ids"] != theirs["class_ids"]:
         problems.append(_class_difference(ours["class_ids"], theirs["class_ids"]))
-    before, now = json.loads(ours["feature_attributes"]), json.loads(theirs["feature_attributes"])
+    before, now = (
+        {name: value for name, value in json.loads(one["feature_attributes"]).items() if name != "scale"}
+        for one in (ours, theirs)  # the scale is that of the stored numbers, which is applied when they are read
+    )
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             problems.append(f"{name} of {feature}: checkpoint {before.get(name)}, file {now.get(name)}")

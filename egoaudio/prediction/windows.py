@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from egoaudio.audio.features import INT16_SCALE
 from egoaudio.config.build import BuildConfig
 from egoaudio.data.context import hops_in, joined_shape, silent_row
 from egoaudio.errors import ConfigurationError
@@ -29,6 +30,8 @@ class WindowPlan:
     """How many rows further the sound of a row is continued."""
     silence: np.ndarray | None
     """float32 (T, F), not normalised: what stands where there is no row; None without neighbours."""
+    unit: float = 1.0
+    """What a stored number is worth: 1, but for int16."""
 
     @property
     def window_shape(self) -> tuple[int, ...]:
@@ -50,9 +53,10 @@ def plan_windows(
     ConfigurationError
         Where the neighbours of a clip do not begin where the clip ends.
     """
-    dtype = np.dtype(config.features.dtype)
+    dtype = np.dtype(config.features.dtype_of(feature))
+    unit = INT16_SCALE if dtype == np.int16 else 1.0
     if not context_clips:
-        return WindowPlan(tuple(row_shape), dtype, *normalization, 0, 1, None)
+        return WindowPlan(tuple(row_shape), dtype, *normalization, 0, 1, None, unit)
     wide = None if feature == "waveform" else config.clips.context_seconds
     length = config.clips.clip_seconds if wide is None else wide
     apart = hops_in(length, config.clips.step_seconds)
@@ -63,7 +67,7 @@ def plan_windows(
             f"such as {length / 2:g}"
         )
     silence = silent_row(config, feature, row_shape, dtype, "the checkpoint")
-    return WindowPlan(tuple(row_shape), dtype, *normalization, context_clips, apart, silence)
+    return WindowPlan(tuple(row_shape), dtype, *normalization, context_clips, apart, silence, unit)
 
 
 class Windows:
@@ -124,6 +128,8 @@ class Windows:
     def _normalised(self, rows: np.ndarray) -> np.ndarray:
         """Return float32 ``(rows - mean) / std``, computed as ``RowSource`` does."""
         rows = rows.astype(np.float32)
+        if self._plan.unit != 1:
+            rows *= np.float32(self._plan.unit)
         if not self._plain:
             rows -= self._mean
             rows *= self._scale

@@ -100,7 +100,7 @@ class StoredSounds:
 
     def read(self, excerpts: Iterable[Excerpt]) -> Iterator[tuple[Excerpt, np.ndarray]]:
         """Yield excerpts with their samples; what no clip holds is silence."""
-        clips, usable, waveform = self._file.clip_table, self._file.usable, self._file["waveform"]
+        clips, usable = self._file.clip_table, self._file.usable
         for excerpt in excerpts:
             first, last = (
                 round(seconds * self.sample_rate) for seconds in (excerpt.start_seconds, excerpt.stop_seconds)
@@ -109,7 +109,7 @@ class StoredSounds:
             for row in self._rows(excerpt, clips):
                 if usable[row]:
                     begin = round(float(clips["start_seconds"][row]) * self.sample_rate) - first
-                    sound = np.asarray(waveform[row][: clips["num_samples"][row]], np.float32)
+                    sound = self._file.values("waveform", row)[: clips["num_samples"][row]]
                     target = samples[max(0, begin) : max(0, begin + len(sound))]
                     target[:] = sound[max(0, -begin) : max(0, -begin) + len(target)]
             yield excerpt, samples

@@ -8,8 +8,6 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.inputs import encode
 from egoaudio.reporting.excerpts import Excerpt, Sounds
@@ -107,7 +105,7 @@ class Gallery:
         excerpts, pictures = [], []
         for row in waiting:
             excerpt = Excerpt.of_clip(self.file, row)
-            picture = _base64(self.painter.paint(np.asarray(self.file[self.painter.feature][row])))
+            picture = _base64(self.painter.paint(self.file.values(self.painter.feature, row)))
             num_bytes -= self._uses[row] * (len(picture) + _CARD_BYTES)
             if self.sounds is not None:
                 num_bytes -= 4 * encode.expected_bytes(excerpt.stop_seconds - excerpt.start_seconds) // 3

@@ -58,7 +58,7 @@ def measure(file: EgoAudioFile, rows_of_class: list[np.ndarray]) -> Levels | Non
     rows = np.unique(np.concatenate(chosen))
     scale = _scale(file) if feature == "spectrogram" else 1.0
     squares = [
-        _mean_square(np.asarray(file[feature][rows[start : start + _AT_ONCE]], np.float32), feature, scale)
+        _mean_square(file.values(feature, rows[start : start + _AT_ONCE]), feature, scale)
         for start in range(0, len(rows), _AT_ONCE)
     ]
     levels = 10 * np.log10(np.maximum(np.concatenate(squares), _LOWEST))

@@ -52,7 +52,7 @@ class Painter:
         if feature is None or not len(usable):
             return None
         chosen = usable[np.linspace(0, len(usable) - 1, min(len(usable), _SCALE_CLIPS)).astype(np.int64)]
-        images = [_image_values(file[feature][row], feature, file.sample_rate) for row in chosen]
+        images = [_image_values(file.values(feature, row), feature, file.sample_rate) for row in chosen]
         frequencies = file.axes.get("frequency_hz") if feature == "spectrogram" else None
         bands = _bands(images[0].shape[1], frequencies)
         low, high = np.percentile(np.stack([_pool(image, bands) for image in images]), (_DARKEST, _BRIGHTEST))

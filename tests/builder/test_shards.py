@@ -28,7 +28,9 @@ sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("bin", "b
 import demo_data  # noqa: E402
 from trials import content  # noqa: E402
 
-CONFIG = BuildConfig(sound=SoundConfig(skip_silent=True), features=FeatureConfig(features=("mfcc", "waveform")))
+CONFIG = BuildConfig(
+    sound=SoundConfig(skip_silent=True), features=FeatureConfig(features=("mfcc", "waveform"), waveform_dtype="int16")
+)
 NUM_VIDEOS = 9
 MFCC = to_json(BuildConfig(features=FeatureConfig(features=("mfcc",))))
 
@@ -220,7 +222,17 @@ def test_a_merge_that_is_killed_again_and_again_is_finished_to_the_same_bytes(in
     )
     command = ["--annotations", inputs.annotations[0], "--test-annotations", inputs.test_annotations[0]]
     command += ["--classes", inputs.classes, "--videos", inputs.videos, "--output", tmp_path / "ego.h5"]
-    command += ["--features", "mfcc,waveform", "--skip-silent", "--workers", "1", "--remove-shards", "--skip-failed"]
+    command += [
+        "--features",
+        "mfcc,waveform",
+        "--waveform-dtype",
+        "int16",
+        "--skip-silent",
+        "--workers",
+        "1",
+        "--remove-shards",
+        "--skip-failed",
+    ]
     codes = []
     while not (tmp_path / "ego.h5").exists():
         codes.append(subprocess.run([sys.executable, "-c", code, "2", *map(str, command)], timeout=60).returncode)

@@ -42,6 +42,7 @@ def test_a_feature_without_spread_cannot_be_normalised(statistics):
         path="ego.h5",
         clip_table=np.zeros(4, [("video", "i4")]),
         statistics=lambda feature: np.array([statistics]),
+        scale=lambda feature: 1.0,
     )
     with pytest.raises(TrainingError, match="mfcc cannot be normalised.*`normalize='none'`"):
         normalization.normalization(tables, "mfcc", np.arange(4), "dataset")

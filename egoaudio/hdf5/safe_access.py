@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from egoaudio.errors import StoreError
+from egoaudio.errors import ResourceError, StoreError
+from egoaudio.system import surroundings
 from egoaudio.system.files import StrPath
 
 # What h5py raises for damage depends on where HDF5 finds it.
@@ -93,8 +94,9 @@ def open_regular(path: StrPath) -> BinaryIO:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise StoreError(f"{path} is not a regular file")
-        return open(path, "rb")
-    except StoreError:
+        with surroundings.lacking():  # too many open files
+            return open(path, "rb")
+    except (StoreError, ResourceError):
         raise
     except OSError as error:
         raise StoreError(f"{path} cannot be opened: {error.strerror}") from error

@@ -60,9 +60,13 @@ class Recordings:
                 yield 0
 
 
+# Control characters, and halves of surrogate pairs but for those that stand for bytes of a name that is not UTF-8.
+_NO_NAME = r"[\x00-\x1f\x7f\ud800-\udc7f\udd00-\udfff]"
+
+
 def safe_name(text: str) -> str:
     """Return a relative path without anything that leads elsewhere, cannot be a file's name, or is too long for one."""
-    parts = [re.sub(r"[\x00-\x1f\x7f]", "_", part) for part in text.split("/") if part not in ("", ".")]
+    parts = [re.sub(_NO_NAME, "_", part) for part in text.split("/") if part not in ("", ".")]
     parts = ["_" if part == ".." else part for part in parts]
     return "/".join(_shortened(part) for part in parts) or "_"
 

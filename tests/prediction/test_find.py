@@ -60,6 +60,7 @@ def test_a_name_that_is_safe_stays_as_it_is():
     assert safe_name("2024/a b.mp4") == "2024/a b.mp4"
     assert safe_name("../../etc/passwd") == "_/_/etc/passwd"
     assert safe_name("/") == "_"
+    assert safe_name("a\ud800.mp4") == "a_.mp4" and safe_name("a\udc80.mp4") == "a\udc80.mp4"
 
 
 def test_links_out_of_a_folder_are_told_and_not_followed(tmp_path):

@@ -54,9 +54,13 @@ _filler = []  # the file, once there is one
 
 
 def refill():
-    """Read on in the file of ``fill_memory``, if any, until the kernel takes memory from other files for it."""
+    """Read on in the file of ``fill_memory`` until the kernel takes memory from other files for it.
+
+    Without that call, do nothing. Beside programs that free memory it may never: twice the memory is read at most.
+    """
     block, free = bytearray(1 << 20), None
-    while _filler:
+    gigabytes = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
+    for _ in range(gigabytes if _filler else 0):
         for _ in range(1024):
             _filler[0].readinto(block)
         before, free = free, _free_mb()

@@ -20,7 +20,18 @@ def fill_disks(sample, folder, num_faults, seed=0):
     from small_runs import assert_same_run, make_file  # of the tests, as ``trials`` made possible
 
     def command(output):
-        options = ["--epochs", "30", "--batch-size", "16", "--validation-fraction", "0.25", "--output", str(output)]
+        options = [
+            "--model",
+            "cnn",
+            "--epochs",
+            "30",
+            "--batch-size",
+            "16",
+            "--validation-fraction",
+            "0.25",
+            "--output",
+            str(output),
+        ]
         return [*TRAIN, str(data), *options]
 
     data = make_file(folder / "small.h5")

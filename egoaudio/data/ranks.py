@@ -42,14 +42,8 @@ class GroupError(TrainingError):
 
 
 @dataclass(frozen=True)
-class Group:
+class Group(Launch):
     """The ranks, and the place of this process among them; ``Group()`` is a process on its own."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-    """Ranks on this machine, which share its memory."""
 
     @property
     def is_first(self) -> bool:

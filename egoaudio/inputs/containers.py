@@ -123,9 +123,9 @@ def open_media(path: StrPath, part: Part | None = None) -> Iterator[av.container
         except MediaError as error:
             if reader.fault is None:
                 raise
-            raise _unreadable(path, reader, reader.fault) from error
+            raise ReadError(_describe_fault(path, reader, reader.fault)) from error
         if reader.fault is not None:
-            raise _unreadable(path, reader, reader.fault)
+            raise ReadError(_describe_fault(path, reader, reader.fault))
 
 
 def time_base(stream: "av.stream.Stream") -> Fraction:
@@ -167,9 +167,9 @@ def has_jumps(format: av.ContainerFormat) -> bool:
     return bool(format.flags & flag)
 
 
-def _unreadable(path: StrPath, reader: _Reader, fault: OSError) -> ReadError:
-    """Return the error for a file that could not be read to its end."""
-    return ReadError(
+def _describe_fault(path: StrPath, reader: _Reader, fault: OSError) -> str:
+    """Return why a file could not be read to its end."""
+    return (
         f"{path}: reading it failed after {reader.fault_at:,} bytes: {reason(fault)}; is the disk or the network sound?"
     )
 

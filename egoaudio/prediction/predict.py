@@ -116,7 +116,7 @@ def predict(
     num_workers : int
         Processes that decode.
     timeout_seconds : float
-        A recording that gets nowhere for so long is given up.
+        A recording without progress for this long is marked as failed.
     device : str, optional
         The GPU if there is one.
 

@@ -47,7 +47,7 @@ def score_media(
     num_workers : int
         Processes that decode.
     timeout_seconds : float
-        A recording that gets nowhere for so long is given up.
+        A recording without progress for this long is marked as failed.
 
     Yields
     ------

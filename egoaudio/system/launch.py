@@ -20,7 +20,7 @@ class Launch:
     local_rank: int = 0
     """Among those on this machine."""
     local_size: int = 1
-    """Ranks on this machine."""
+    """Ranks on this machine, which share its memory."""
 
 
 def launched() -> Launch:

@@ -44,8 +44,6 @@ class CapturedPass:
 
     Attributes
     ----------
-    buffers : list of (torch.Tensor, torch.Tensor)
-        The model's buffers (batch norm's statistics), and their values before the last pass.
     not_finite : torch.Tensor
         float32 scalar on the GPU: 1 if the last loss was not finite, else 0.
 
@@ -67,7 +65,6 @@ class CapturedPass:
         self._features, self._labels = features.clone(), labels.clone()
         self._normaliser = torch.ones((), device=features.device)
         self._drawn = [(layer, layer.draw(features.device)) for layer in layers]
-        self.buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in parameters:
             parameter.grad = None  # the recorded backward pass makes gradients of its own, and overwrites them later
@@ -77,8 +74,6 @@ class CapturedPass:
         try:
             # The loader's thread copies batches meanwhile, which must not end the recording.
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                for buffer, before in self.buffers:
-                    before.copy_(buffer)
                 with autocast():
                     logits = model(self._features)
                 value = loss.sum(logits, self._labels) / self._normaliser
@@ -105,7 +100,7 @@ class CapturedPass:
         labels : torch.Tensor
             (b, C).
         normaliser : float
-            Divisor of the loss.
+            Divisor of the loss, not 0.
         seed : int
             Of the step's dropout.
         """

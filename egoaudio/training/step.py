@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from egoaudio.data.ranks import ALONE, Group
+from egoaudio.errors import TrainingError
 from egoaudio.models.device import name_of
 from egoaudio.models.dropout import place_micro_batch, random_layers
 from egoaudio.models.micro_batch import MicroBatches
@@ -31,13 +32,11 @@ from egoaudio.models.scorer import ClipLoss
 from egoaudio.system import allocator
 from egoaudio.training.captured_pass import CapturedPass, Captures
 from egoaudio.training.gradients import SharedGradients
-from egoaudio.training.memory_messages import describe_size, half_way, nothing_fits
+from egoaudio.training.memory_messages import describe_half_way, describe_no_fit, describe_size
 from egoaudio.training.optimizer import make_state, trained
 
 logger = logging.getLogger(__name__)
-
-# Passes of each precision, the first of which does not count: it makes allocations that the later ones reuse.
-TIMED_PASSES = 3
+TIMED_PASSES = 3  # of each precision; the first does not count: it makes allocations that the later ones reuse
 
 
 class Stepper(MicroBatches):
@@ -238,22 +237,23 @@ class Stepper(MicroBatches):
         """Return the captured pass of batches like this one, if there is one, or if it is time to capture it."""
         assert self.micro_batch_size is not None
         is_whole = self.micro_batch_size >= len(features) and not self.model.activation_checkpointing
-        if self.scaler is not None or not is_whole or self.group.size > 1:
+        is_compiled = hasattr(self.model, "_orig_mod")  # and was never captured: torch launches it
+        if self.scaler is not None or not is_whole or is_compiled or self.group.size > 1:
             return None
         parts = self.model, self.loss, self.autocast, self._random_layers
         return self._captures.find(features, lambda: CapturedPass(*parts, features, labels))
 
     def _replay(self, captured: CapturedPass, features: torch.Tensor, labels: torch.Tensor, seed: int) -> torch.Tensor:
         """Do a step by a captured pass; the optimiser skips it on the GPU if the loss is not finite."""
-        loss = captured.replay(features, labels, self.loss.normaliser(labels), seed)
+        loss = captured.replay(features, labels, self.loss.normaliser(labels) or 1.0, seed)
         optimizer: Any = self.optimizer
         optimizer.grad_scale, optimizer.found_inf = None, captured.not_finite  # as torch's GradScaler tells it
         try:
             failure = self._update()
         finally:
             del optimizer.grad_scale, optimizer.found_inf
-        if failure:  # without the graph there is more memory
-            raise half_way(failure, len(features))
+        if failure:
+            raise TrainingError(describe_half_way(failure, len(features)))
         return loss
 
     # ------------------------------------------------------------------------------------------- the step itself
@@ -277,7 +277,7 @@ class Stepper(MicroBatches):
                 if failure is None:
                     break
                 if self.group.size > 1 or bool(self._updates_done() != updates):
-                    raise half_way(failure, self.micro_batch_size)
+                    raise TrainingError(describe_half_way(failure, self.micro_batch_size))
             self._undo(saved)
             failures = self.group.objects(failure)
             self._shrink(features, most_clips, next(filter(None, failures)))
@@ -343,7 +343,7 @@ class Stepper(MicroBatches):
     def _updates_done(self) -> torch.Tensor:
         """Return the optimiser's count of updates of its first parameter, the first thing that an update changes.
 
-        A scalar tensor where the optimiser keeps it: reading it on every step would make the host wait for a GPU.
+        A scalar tensor on the device, as reading it on every step would make the host wait for a GPU.
         """
         state = self.optimizer.state.get(self.optimizer.param_groups[0]["params"][0], {})
         return torch.as_tensor(state.get("step", 0.0), device=self.device).clone()
@@ -386,7 +386,7 @@ class Stepper(MicroBatches):
         elif not self.model.activation_checkpointing:
             self._turn_on_checkpointing()
         else:
-            raise nothing_fits(self._tried, failure, list(self.model.parameters()), features)
+            raise TrainingError(describe_no_fit(self._tried, failure, self.model.parameters(), features))
 
     def _turn_on_checkpointing(self) -> None:
         """Recompute activations from now on."""

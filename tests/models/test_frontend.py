@@ -125,7 +125,8 @@ def test_autocast_changes_nothing(feature, transform):
         torch.testing.assert_close(front_end(waveforms), expected, rtol=0, atol=0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("feature", COMPUTED)
 @pytest.mark.parametrize("transform", ["fft", "matrix"])
 def test_a_gpu_computes_in_float32_too(feature, transform):

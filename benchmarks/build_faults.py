@@ -21,7 +21,6 @@ from trials import (
     BUILD,
     HANG_SECONDS,
     NOT_TRIED,
-    Lost,
     content,
     each,
     require,
@@ -31,6 +30,7 @@ from trials import (
     run,
     stamp_page,
     started,
+    stop,
     tiny_disk,
     workers_of,
 )
@@ -47,7 +47,6 @@ BUILD_UNRESERVED = [
     "-c",
     "from egoaudio.system import files; files.reserve = lambda path: None; from egoaudio.cli import build; build()",
 ]
-STOP_SECONDS = 5.0  # within which Ctrl-C and SIGTERM end a build
 
 
 def kill_builds(target, sample, folder, num_faults, seed=0):
@@ -87,12 +86,7 @@ def interrupt_builds(number, sample, folder, num_faults, seed=0):
             time.sleep(random.Random(seed).uniform(0, sample.seconds))
             if process.poll() is not None or (place / "ego.h5").exists():
                 return NOT_TRIED
-            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired as error:
-                raise Lost(f"not stopped after {STOP_SECONDS:g} s") from error
-            said = (place / "said").read_text()
+            said = stop(process, number, place)
             require(process.returncode == 128 + number, f"exit status {process.returncode}: {said}")
             require(
                 "the same command resumes" in said and "Traceback" not in said,

@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from predict import PREDICT, make_checkpoint
 from trials import (
     HANG_SECONDS,
     NOT_TRIED,
-    Lost,
     Tally,
     each,
     measured,
@@ -27,6 +25,7 @@ from trials import (
     require_right,
     run,
     started,
+    stop,
     tiny_disk,
     workers_of,
 )
@@ -34,7 +33,6 @@ from trials import (
 from egoaudio.errors import Status
 from egoaudio.hdf5.scores_file import ScoresFile
 
-STOP_SECONDS = 5.0  # within which Ctrl-C and SIGTERM end a prediction
 MEGABYTES = 1500  # of the parent, most of it PyTorch
 
 
@@ -140,12 +138,7 @@ def interrupt_predictions(number, sample, folder, num_faults, seed=0):
             heard.wait_for_a_moment(process, place / "out", random.Random(seed))
             if process.poll() is not None:
                 return NOT_TRIED
-            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired as error:
-                raise Lost(f"not stopped after {STOP_SECONDS:g} s") from error
-            said = (place / "said").read_text()
+            said = stop(process, number, place)
             if "is complete" in said:  # it was done, and the signal met the end of Python
                 return NOT_TRIED
             require(process.returncode == 128 + number, f"exit status {process.returncode}: {said}")

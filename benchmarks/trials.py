@@ -35,6 +35,7 @@ import demo_data  # noqa: E402
 BUILD = [sys.executable, "-c", "from egoaudio.cli import build; build()"]
 NOT_TRIED = "not tried"
 HANG_SECONDS = 120.0  # what takes a few seconds hangs when it takes so long
+STOP_SECONDS = 5.0  # within which Ctrl-C and SIGTERM end a command
 
 
 class Sample:
@@ -191,6 +192,16 @@ def started(command, place):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def stop(process, number, place):
+    """Stop a command of ``started`` by a signal, SIGINT as Ctrl-C does to the whole group; return what it said."""
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise Lost(f"not stopped after {STOP_SECONDS:g} s") from error
+    return (place / "said").read_text()
 
 
 def _hears(pid):

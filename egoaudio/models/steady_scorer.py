@@ -2,14 +2,20 @@
 
 In: features (n, T, F) of any number of clips. Out: scores float32 (n, C). The algorithm that a library chooses, and so
 the last bits of a result, depends on the shape of its input; here the shape is always the same, padded with zeros where
-clips are missing, so a clip's scores do not depend on the other clips (``tests/models/test_steady_scorer.py``). The
-size is not reduced while it runs, as a smaller batch would be another shape: it follows from the model.
+clips are missing. On a CPU a clip's place matters as well: matrix products compute the rows beyond the last whole block
+otherwise, and vectorised functions the numbers beyond the last whole register. Such steps run clip by clip. So a clip's
+scores depend neither on the other clips nor on its place (``tests/models/test_steady_scorer.py``). The size is not
+reduced while it runs, as a smaller batch would be another shape: it follows from the model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from egoaudio.errors import ResourceError
 from egoaudio.models.micro_batch import Activations, MicroBatches
@@ -100,8 +106,31 @@ class SteadyScorer(MicroBatches):
     @torch.inference_mode()
     def _score(self) -> np.ndarray:
         """Return the scores of the whole batch, float32 (batch_size, C)."""
-        with self.autocast():
+        by_clip: AbstractContextManager[Any] = ClipByClip() if self.device.type == "cpu" else nullcontext()
+        with self.autocast(), by_clip:
             logits = self.model(self._batch.to(self.device)).float()
-        return np.ascontiguousarray(
-            (logits.sigmoid() if self.label_mode == "multi" else logits.softmax(dim=1)).cpu().numpy()
-        )
+            scores = torch.sigmoid(logits) if self.label_mode == "multi" else torch.softmax(logits, dim=1)
+        return np.ascontiguousarray(scores.cpu().numpy())
+
+
+class ClipByClip(TorchFunctionMode):
+    """Context in which the functions whose last bits depend on a clip's place compute each clip alone.
+
+    Their first argument is (n, ...), a clip a row. What else a network consists of (convolutions, normalisation,
+    attention, pooling, rectifiers) computes a clip the same at every place of a batch of one size.
+    """
+
+    PLACED = (functional.linear, functional.gelu, torch.sigmoid)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., torch.Tensor],
+        types: Iterable[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> torch.Tensor:
+        kwargs = kwargs or {}
+        if func in self.PLACED:
+            # A copy of its own: the same alignment for every clip.
+            return torch.cat([func(clip.clone(), *args[1:], **kwargs) for clip in args[0].split(1)])
+        return func(*args, **kwargs)

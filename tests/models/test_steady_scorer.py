@@ -10,24 +10,24 @@ from egoaudio.models import create_model
 from egoaudio.models.steady_scorer import BATCH_BYTES, SteadyScorer
 
 CPU = torch.device("cpu")
-MODELS = {"cnn": (32, 65), "cnn-small": (3 * 98, 128), "ast": (98, 128)}
+MODELS = {"cnn": (32, 65), "cnn-small": (3 * 98, 128), "ast": (98, 128), "yamnet": (98, 64)}
 
 
-def make_scorer(name, label_mode="multi", **options):
+def make_scorer(name, label_mode="multi", num_classes=5, **options):
     torch.manual_seed(0)
     config = ModelConfig(model=name, hidden_size=24, num_layers=1) if name == "ast" else ModelConfig(model=name)
-    model = create_model(name, 5, MODELS[name], config, context_clips=1 if name == "cnn-small" else 0).eval()
+    model = create_model(name, num_classes, MODELS[name], config, context_clips=1 if name == "cnn-small" else 0).eval()
     return SteadyScorer(model, MODELS[name], label_mode, device=CPU, **options)
 
 
-@pytest.mark.parametrize("batch_size", [8, 13])
+@pytest.mark.parametrize(("batch_size", "num_classes"), [(8, 5), (13, 158), (32, 13)])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_clip_scores_the_same_to_the_bit_wherever_it_stands_and_beside_whatever(name, batch_size):
-    scorer = make_scorer(name, batch_size=batch_size)
+def test_a_clip_scores_the_same_to_the_bit_wherever_it_stands_and_beside_whatever(name, batch_size, num_classes):
+    scorer = make_scorer(name, num_classes=num_classes, batch_size=batch_size)
     generator = np.random.default_rng(1)
     clips = generator.standard_normal((batch_size, *MODELS[name]), np.float32)
     whole = scorer(clips)
-    assert whole.shape == (batch_size, 5) and whole.dtype == np.float32 and ((whole > 0) & (whole < 1)).all()
+    assert whole.shape == (batch_size, num_classes) and whole.dtype == np.float32 and ((whole > 0) & (whole < 1)).all()
     order = generator.permutation(batch_size)
     np.testing.assert_array_equal(scorer(clips[order]), whole[order])
     for count in (1, 2, batch_size - 1):  # what came before in the batch leaves nothing behind

@@ -74,8 +74,11 @@ def test_steps_of_ranks_are_those_of_one_process(alone, together, case):
     for rank in together:
         assert rank[case][0] == pytest.approx(losses, rel=1e-3 if CASES[case].get("float16") else 1e-5)
         assert rank[case][1] == together[0][case][1], "the weights differ between the ranks"
-    difference = torch.tensor(together[0][case][1]) - torch.tensor(expected)
-    assert difference.abs().max() < (2e-2 if CASES[case].get("float16") else 1e-3)  # of 3 steps of 1e-2
+    difference = (torch.tensor(together[0][case][1]) - torch.tensor(expected)).abs()
+    if CASES[case].get("float16"):  # where a gradient is nearly 0, Adam steps by its sign, which rounding decides
+        assert difference.mean() < 1e-3  # of 3 steps of 1e-2
+    else:
+        assert difference.max() < 1e-3
 
 
 @pytest.mark.parametrize("case", ["forward", "backward", "optimizer"])

@@ -240,7 +240,7 @@ def test_a_signal_to_one_rank_stops_all_and_what_was_done_is_saved(stopped):
     stopped_at_one_batch = said.count("what was done is kept, and the same command resumes from there")
     noticed = said.count("had to stop, as another one has ended")
     assert stopped_at_one_batch == 1 or noticed == 1
-    assert "Traceback" not in said.split("had to stop")[0]
+    assert "egoaudio/training" not in said  # torchrun's traceback names no file of ours
     assert _steps(folder) >= 2
 
 

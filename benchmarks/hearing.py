@@ -64,6 +64,7 @@ class Candidate:
     quick: bool = False
     """Whether ``--quick`` trains it."""
     num_seeds: int = 3
+    """Unless ``--seeds`` says otherwise."""
 
 
 def candidates(weights):
@@ -71,16 +72,16 @@ def candidates(weights):
     rows = [
         Candidate(DEFAULT, quick=True),
         Candidate("cnn-small, without denoising", denoising="none", quick=True),
-        Candidate("cnn-small, denoised per recording", denoising="recording", quick=True),
+        Candidate("cnn-small, denoised per recording", denoising="recording"),
         Candidate("cnn-small, no context", {"context_clips": 0}, quick=True),
-        Candidate("cnn (the paper's), 10 epochs", {"model": "cnn", "epochs": 10}, quick=True, num_seeds=1),
-        Candidate("ast, from nothing", {"model": "ast"}, quick=True, num_seeds=2),
+        Candidate("cnn (the paper's), 10 epochs", {"model": "cnn", "epochs": 10}, num_seeds=1),
+        Candidate("ast, from nothing", {"model": "ast"}, num_seeds=2),
     ]
     if weights is not None:
         yamnet = {"model": "yamnet", "pretrained": str(weights)}
         taught = {"teacher": "yamnet, fine-tuned, without denoising"}
         rows += [
-            Candidate("yamnet, fine-tuned", yamnet, quick=True),
+            Candidate("yamnet, fine-tuned", yamnet),
             Candidate("yamnet, fine-tuned, without denoising", yamnet, denoising="none", quick=True),
             Candidate("yamnet, frozen, without denoising", yamnet | {"freeze": True}, denoising="none"),
             Candidate("cnn-small, without denoising, taught by yamnet", taught, denoising="none", quick=True),
@@ -97,7 +98,7 @@ def candidates(weights):
         "label smoothing 0.05": {"label_smoothing": 0.05},
         "10 epochs": {"epochs": 10},
     }
-    return rows + [Candidate(f"cnn-small, {name}", changed, num_seeds=2) for name, changed in options.items()]
+    return rows + [Candidate(f"cnn-small, {name}", changed, num_seeds=1) for name, changed in options.items()]
 
 
 # ------------------------------------------------------------------------------------------------------------ the set
@@ -310,7 +311,7 @@ def main(arguments=None):
     parser.add_argument("--tables", type=Path, metavar="FILE", help="only print the table of a run that was written")
     parser.add_argument("--quick", action="store_true", help="one seed and the main rows: ten minutes")
     parser.add_argument("--only", nargs="*", default=[], help="rows whose name contains one of these")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, help="as many for every row; three, one for options, if not given")
     parser.add_argument("--yamnet", type=Path, help="a file of YAMNet's weights; its rows are left out without")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "hearing.json")
     given = parser.parse_args(arguments)
@@ -333,7 +334,7 @@ def main(arguments=None):
             file=sys.stderr,
         )
 
-    for seed in range(seeds):
+    for seed in range(seeds or Candidate.num_seeds):
         for name, result in baselines(given.folder, seed):
             keep(name, result)
     for candidate in candidates(given.yamnet):
@@ -341,7 +342,7 @@ def main(arguments=None):
             continue
         if given.only and not any(part in candidate.name for part in given.only):
             continue
-        for seed in range(min(seeds, candidate.num_seeds)):
+        for seed in range(seeds or candidate.num_seeds):
             keep(candidate.name, train(candidate, given.folder, given.folder / "runs", seed))
     show(table)
 

@@ -18,6 +18,7 @@ from egoaudio.config.train import DataConfig, ModelConfig, OptimizationConfig, T
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
 from egoaudio.models import create_model
+from egoaudio.models.device import mixed_precision
 from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.models.small_cnn import SmallCNN
 from egoaudio.system import allocator
@@ -210,14 +211,16 @@ def make_stepper(data, amp):
     optimizer = make_optimizer(
         model, OptimizationConfig(optimizer="adam", learning_rate=LEARNING_RATE, weight_decay=0.0)
     )
-    return Stepper(
+    stepper = Stepper(
         model,
         optimizer,
         Loss("multi"),
         device=CPU,
         micro_batch_size=data.batch_size,
-        amp_dtype=torch.bfloat16 if amp else None,
+        amp_dtype=mixed_precision(CPU, amp)[0],
     )
+    stepper.times_precisions = stepper.amp_dtype is not None
+    return stepper
 
 
 def ours_in_memory(data, amp):

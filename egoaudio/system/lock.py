@@ -26,6 +26,8 @@ from egoaudio.system.files import StrPath
 
 _FIRST_LINE = "egoaudio lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+# Anyone can predict the name: whatever else is there must not be followed, waited for, or overwritten.
+_AS_IT_IS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _HOLDER_SECONDS = 1.0  # within which a holder has written who it is
 
 
@@ -56,15 +58,14 @@ def held(output: StrPath) -> Iterator[None]:
 def _acquire(path: str, output: StrPath) -> int:
     """Return the descriptor of the locked file."""
     while True:
-        # Anyone can predict the name: whatever else is there must not be followed, waited for, or overwritten.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _AS_IT_IS, 0o666)
         try:
             _require_ours(descriptor, path)
             locked = _flock(descriptor, path)
             if _names(path, descriptor):  # else its holder removed it between the two calls: try again
                 if not locked:
                     raise BuildError(
-                        f"{output} is in use by another process ({_holder(descriptor)}): wait for it, stop it, or give "
+                        f"{output} is in use by another process ({_holder(path)}): wait for it, stop it, or give "
                         "another `output`"
                     )
                 _say_who(descriptor)
@@ -106,7 +107,9 @@ def _names(path: str, descriptor: int) -> bool:
     """Return whether the path still leads to the file that was opened."""
     try:
         return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):  # stale, on NFS: another host has removed it
+            raise
         return False
 
 
@@ -121,10 +124,10 @@ def _say_who(descriptor: int) -> None:
         os.fsync(descriptor)  # so that another host sees it over NFS
 
 
-def _holder(descriptor: int) -> str:
+def _holder(path: str) -> str:
     """Return who holds the lock, from its file."""
     until = time.monotonic() + _HOLDER_SECONDS
-    while "\ncommand: " not in (text := _read(descriptor)) and time.monotonic() < until:
+    while "\ncommand: " not in (text := _text_of(path)) and time.monotonic() < until:
         time.sleep(0.02)  # it has the lock and is writing
     facts = dict(line.split(": ", 1) for line in text.splitlines()[1:] if ": " in line)
     if "command" not in facts:
@@ -132,6 +135,18 @@ def _holder(descriptor: int) -> str:
     return (
         f"process {facts.get('process')} on {facts.get('host')}, since {facts.get('since')}: {facts['command'][:200]}"
     )
+
+
+def _text_of(path: str) -> str:
+    """Return what the lock's file says, opened anew: over NFS, what another host wrote since is seen only then."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | _AS_IT_IS)
+    except OSError:
+        return ""  # its holder has just removed it
+    try:
+        return _read(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _read(descriptor: int) -> str:

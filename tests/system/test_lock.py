@@ -1,5 +1,6 @@
 """One run on an output at a time: across processes, namespaces, symbolic links; who holds it is said."""
 
+import errno
 import os
 import signal
 import socket
@@ -74,6 +75,20 @@ def test_who_holds_it_is_said(holder, tmp_path):
     assert f"process {holder.pid} on {socket.gethostname()}, since 20" in str(error.value)
 
 
+def test_who_holds_it_is_read_from_a_file_that_is_opened_anew(holder, tmp_path, monkeypatch):
+    """On NFS, a descriptor that was opened before the holder wrote reads what was there before for seconds."""
+    opened, pread = [], os.pread
+
+    def read(descriptor, *arguments):
+        opened.append(descriptor)
+        return b"egoaudio lock\n" if descriptor == opened[0] else pread(descriptor, *arguments)
+
+    monkeypatch.setattr(lock, "_HOLDER_SECONDS", 0.1)
+    monkeypatch.setattr(lock.os, "pread", read)
+    with pytest.raises(BuildError, match=f"process {holder.pid} on "), lock.held(tmp_path / "folder/ego.h5"):
+        pass
+
+
 def test_it_goes_with_its_process_and_leaves_nothing(holder, tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -97,6 +112,26 @@ def test_a_lock_that_its_holder_removed_just_now_is_not_taken(tmp_path, monkeypa
         assert "process: " in path.read_text()
         with pytest.raises(BuildError, match="is in use"), lock.held(tmp_path / "ego.h5"):
             pass
+
+
+def test_a_lock_that_another_host_removed_just_now_is_not_taken_either(tmp_path, monkeypatch):
+    """On NFS, nothing can be asked of such a file any more."""
+    path, flock, fstat = tmp_path / "ego.h5.lock", lock.fcntl.flock, os.fstat
+
+    def be_stale(_):
+        monkeypatch.setattr(lock.os, "fstat", fstat)
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    def remove_first(*arguments):
+        monkeypatch.setattr(lock.fcntl, "flock", flock)
+        path.unlink()
+        path.write_text("egoaudio lock\n")  # the next holder's
+        flock(*arguments)
+        monkeypatch.setattr(lock.os, "fstat", be_stale)
+
+    monkeypatch.setattr(lock.fcntl, "flock", remove_first)
+    with lock.held(tmp_path / "ego.h5"):
+        assert os.fstat is fstat and "process: " in path.read_text()
 
 
 @pytest.mark.parametrize("kind", ["link", "hard link", "other file", "fifo"])

@@ -73,7 +73,7 @@ def _free_mb():
         return next(int(line.split()[1]) for line in file if line.startswith("MemFree:")) // 1024
 
 
-# With AVX2 for the first two and avx2, PyTorch takes this for an AVX2 machine; NumPy leaves out what the last one lists.
+# With AVX2, AVX2 and avx2 PyTorch takes this for an AVX2 machine; NumPy leaves out what the last one lists.
 ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY", "NPY_DISABLE_CPU_FEATURES")
 
 

@@ -291,27 +291,32 @@ class RowSource:
         """Ask the kernel to start reading these rows and their neighbours, unless they seem to be in memory; a hint."""
         if not self.is_mapped or not hasattr(os, "posix_fadvise"):
             return
-        _, first, num_rows = _stretches(self._windows(np.asarray(rows, dtype=np.int64)))
-        part, inside = self._array.locate(first)
-        starts = np.array([each.offset for each in self._parts])[part] + inside * self.row_bytes
-        places = [(self._parts[k].descriptor, start) for k, start in zip(part.tolist(), starts.tolist(), strict=True)]
+        rows = np.asarray(rows, dtype=np.int64)
         if self._cold_batches == 0:
-            if self._in_memory(places[:: max(1, len(places) // _PROBED_ROWS)]):
+            if self._in_memory(self._places(rows[:: max(1, len(rows) // _PROBED_ROWS)])):
                 return
             self._cold_batches = _COLD_BATCHES
         self._cold_batches -= 1
-        for (descriptor, offset), size in zip(places, (num_rows * self.row_bytes).tolist(), strict=True):
+        for descriptor, offset, size in self._places(rows):
             for start in range(offset, offset + size, _ANNOUNCED_BYTES):
                 os.posix_fadvise(
                     descriptor, start, min(_ANNOUNCED_BYTES, offset + size - start), os.POSIX_FADV_WILLNEED
                 )
 
-    def _in_memory(self, places: Iterable[tuple[int, int]]) -> bool:
-        """Return whether the byte at each (descriptor, offset) is in memory, not on a disk; False if unknown."""
+    def _places(self, rows: np.ndarray) -> list[tuple[int, int, int]]:
+        """Return (descriptor, offset, bytes) of each stretch of a file with some of the rows (b,) or neighbours."""
+        _, first, num_rows = _stretches(self._windows(rows))
+        part, inside = self._array.locate(first)
+        offsets = np.array([each.offset for each in self._parts])[part] + inside * self.row_bytes
+        descriptors = [self._parts[number].descriptor for number in part.tolist()]
+        return list(zip(descriptors, offsets.tolist(), (num_rows * self.row_bytes).tolist(), strict=True))
+
+    def _in_memory(self, places: Iterable[tuple[int, int, int]]) -> bool:
+        """Return whether the first byte of each place is in memory, not on a disk; False if unknown."""
         if not hasattr(os, "RWF_NOWAIT"):
             return False
         try:
-            return all(os.preadv(descriptor, [self._byte], offset, os.RWF_NOWAIT) for descriptor, offset in places)
+            return all(os.preadv(descriptor, [self._byte], offset, os.RWF_NOWAIT) for descriptor, offset, _ in places)
         except OSError:  # EAGAIN: it would wait. EOPNOTSUPP: this file system cannot tell.
             return False
 

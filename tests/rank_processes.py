@@ -41,12 +41,13 @@ class RankProcesses:
         for rank, connection in enumerate(connections):
             connection.send((rank, size, port, function, arguments, alone))
         results = []
-        for connection in connections:
+        for rank, connection in enumerate(connections):
             assert connection.poll(SECONDS), "a rank waits for ever"
             try:
                 results.append(connection.recv())
             except EOFError:
                 results.append(None)
+                self._ranks[rank] = None  # it has ended, or is about to
         return results
 
     def _connection(self, rank):

@@ -2,8 +2,9 @@
 
 ``joined`` makes the group that ``torchrun`` has started processes for; a process on its own is a group of one, in which
 nothing is sent. All that ranks say to each other, apart from sums of tensors, is an *exchange*: every rank gives a few
-numbers, or an object, and gets those of all. A rank that fails gives its error instead, whatever the others were about
-to exchange. So they neither wait for it nor mistake one message for another, and the error is told once.
+numbers, or an object, and gets those of all. A rank that fails, or is stopped by a signal, gives that instead, whatever
+the others were about to exchange. So they neither wait for it nor mistake one message for another, and the reason is
+told once: an error by the rank that failed, a signal by rank 0.
 
 Exchanges use gloo, on the CPU; tensors on a GPU are summed by NCCL. The state of a rank that was killed is known from
 its connections, which the kernel closes.
@@ -31,14 +32,18 @@ from egoaudio.system.launch import Launch, launched
 Value = TypeVar("Value")
 
 _NUMBERS = 6  # that an exchange can hold, besides an object
-_SAID, _FAILED = 0.0, 1.0  # what an exchange begins with
-# How long a rank that fails, and those that hear of it, wait for each other.
+_SAID, _FAILED, _STOPPED = 0.0, 1.0, 2.0  # what an exchange begins with
+# How long a rank that fails or is stopped, and those that hear of it, wait for each other.
 _FAREWELL_SECONDS = 10
 _MEETING = datetime.timedelta(minutes=10)  # until which all ranks have to be there
 
 
 class GroupError(TrainingError):
     """The group is no more: another rank has failed, or has ended without a word."""
+
+
+class _StoppedByAnother(signals.Interrupted):
+    """A signal that another rank was given, and has told of."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Group(Launch):
     def add(self, tensor: torch.Tensor) -> None:
         """Replace a tensor by its sum over the ranks, in place."""
         if self.size > 1:
-            with self._connected():
+            with self._connected(), signals.held():
                 distributed.all_reduce(tensor)
 
     def require_same(self, facts: Mapping[str, object]) -> None:
@@ -132,33 +137,42 @@ class Group(Launch):
         Raises
         ------
         GroupError
-            When a rank gives an error, unless this one does so, too; when one is gone.
+            When another rank gives an error, and this one does not give its own; when one is gone.
+        Interrupted
+            When another rank was given a signal, likewise.
         """
         if self.size == 1:
             return np.array([values], dtype=np.float64), [payload]
         own = torch.zeros(2 + _NUMBERS, dtype=torch.float64)
         own[: 2 + len(values)] = torch.tensor([said, len(payload), *values])
         everyone = [torch.empty_like(own) for _ in range(self.size)]
-        with self._connected():
-            _wait(distributed.all_gather(everyone, own, async_op=True), seconds)
-            received = torch.stack(everyone).numpy()
-            payloads = [b""] * self.size
-            for rank in np.flatnonzero(received[:, 1]).tolist():
-                content = torch.empty(int(received[rank, 1]), dtype=torch.uint8)
-                if rank == self.rank:
-                    content = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-                _wait(distributed.broadcast(content, rank, async_op=True), seconds)
-                payloads[rank] = content.numpy().tobytes()
-        failed = np.flatnonzero(received[:, 0] == _FAILED)
-        if len(failed) and said != _FAILED:
-            error = GroupError(pickle.loads(payloads[failed[0]]))
-            error.told = True  # by that rank; it has 10 s until this one ends, and torchrun then ends the others
-            with contextlib.suppress(Exception):
-                _wait(distributed.all_gather(everyone, own, async_op=True), _FAREWELL_SECONDS)
-            raise error
+        with signals.held():
+            with self._connected():
+                _wait(distributed.all_gather(everyone, own, async_op=True), seconds)
+                received = torch.stack(everyone).numpy()
+                payloads = [b""] * self.size
+                for rank in np.flatnonzero(received[:, 1]).tolist():
+                    content = torch.empty(int(received[rank, 1]), dtype=torch.uint8)
+                    if rank == self.rank:
+                        content = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+                    _wait(distributed.broadcast(content, rank, async_op=True), seconds)
+                    payloads[rank] = content.numpy().tobytes()
+            failed, stopped = (np.flatnonzero(received[:, 0] == word) for word in (_FAILED, _STOPPED))
+            if said == _SAID and len(failed):
+                error = GroupError(pickle.loads(payloads[failed[0]]))
+                error.told = True  # by that rank; it has 10 s until this one ends, and torchrun then ends the others
+                self._wait_for_an_end()
+                raise error
+            if said == _SAID and len(stopped):
+                raise _StoppedByAnother(int(received[stopped[0], 2]))
         if len(failed):
             payloads = [payload if rank in failed else b"" for rank, payload in enumerate(payloads)]
         return received[:, 2:], payloads
+
+    def _wait_for_an_end(self) -> None:
+        """Wait until a rank has ended, 10 s at most."""
+        with contextlib.suppress(Exception, signals.Interrupted):
+            _wait(distributed.all_reduce(torch.zeros(1), async_op=True), _FAREWELL_SECONDS)
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
@@ -187,6 +201,17 @@ class Group(Launch):
             told.told = True
             return told
         return type(error)(message) if isinstance(error, EgoAudioError) and not self.is_first else error
+
+    def stopped(self, stop: signals.Interrupted) -> None:
+        """Tell the other ranks of a signal; all but rank 0, which speaks, wait for its end before they end.
+
+        torchrun ends the others, by a signal, as soon as one has ended.
+        """
+        with contextlib.suppress(GroupError, signals.Interrupted):
+            if not isinstance(stop, _StoppedByAnother):
+                self._exchange((stop.number,), said=_STOPPED, seconds=_FAREWELL_SECONDS)
+        if not self.is_first:
+            self._wait_for_an_end()
 
 
 ALONE = Group()
@@ -226,9 +251,14 @@ def joined(device: str | None = None) -> Iterator[Group]:
     if ours:
         _connect(device, launch)
     group = Group(distributed.get_rank(), distributed.get_world_size(), launch.local_rank, launch.local_size)
+    speaks = False
     try:
         yield group
     except GroupError:
+        raise
+    except signals.Interrupted as stop:
+        group.stopped(stop)
+        speaks = group.is_first
         raise
     except Exception as error:
         raised = group.failed(error)
@@ -236,7 +266,8 @@ def joined(device: str | None = None) -> Iterator[Group]:
             raise
         raise raised from error
     finally:
-        if ours:
+        # The command of one that speaks ends after that, and its connections with it, for which the others wait.
+        if ours and not speaks:
             with contextlib.suppress(RuntimeError):
                 distributed.destroy_process_group()
 

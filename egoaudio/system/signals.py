@@ -33,6 +33,7 @@ class Interrupted(KeyboardInterrupt):
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _received: list[int] = []  # the signal that came, if any
 _listeners: list[bool] = []  # one entry while a command is listening
+_holders: list[bool] = []  # one for each block of ``held``
 
 
 @contextlib.contextmanager
@@ -58,6 +59,18 @@ def check() -> None:
         raise Interrupted(_received[0])
 
 
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Have a signal wait for the end of the block, which must not be left in the middle; an exception goes first."""
+    _holders.append(True)
+    try:
+        yield
+    finally:
+        _holders.pop()
+    if not _holders:
+        check()
+
+
 def _stay_quiet(unraisable: Any) -> None:
     """Print what Python drops, except ``Interrupted``, which ``check`` raises again."""
     if not isinstance(unraisable.exc_value, Interrupted):
@@ -66,7 +79,8 @@ def _stay_quiet(unraisable: Any) -> None:
 
 def _handle(number: int, _frame: Any) -> None:
     _received.append(number)
-    raise Interrupted(number)
+    if not _holders:
+        raise Interrupted(number)
 
 
 _STOPPING = b"\nstopping as soon as this batch is done and saved; a second Ctrl-C stops at once\n"

@@ -232,9 +232,10 @@ def _train_epoch(run: Run) -> bool:
                 saved_at, saved_size = time.monotonic(), stepper.micro_batch_size
         _read_loss(run)
         state.train_seconds = seconds_before + time.monotonic() - started
-        # One that has reached another rank counts as this one's, too.
-        deferred.received = int(run.group.numbers(deferred.received or 0).max()) or None
-    _save(run)
+        _save(run)
+        # One that has reached another rank counts as this one's, too. No rank ends before the first has saved.
+        agreed = int(run.group.numbers(deferred.received or 0).max())
+        deferred.received = deferred.received or agreed or None
     deferred.deliver()
     return state.batch == len(run.loader)
 

@@ -1,16 +1,20 @@
 """Ranks: what they exchange, and what becomes of the others when one fails or dies."""
 
 import os
+import signal
+import threading
 import time
 
 import numpy as np
 import pytest
 import torch
 from rank_processes import RankProcesses
+from torch import distributed
 
 from egoaudio.data import ranks
 from egoaudio.data.ranks import ALONE, Group, joined
 from egoaudio.errors import ConfigurationError, TrainingError
+from egoaudio.system import signals
 from egoaudio.system.launch import Launch, launched
 
 
@@ -105,6 +109,41 @@ def test_a_rank_that_fails_ends_the_others_whatever_they_wait_for_and_one_tells_
 def test_an_error_that_is_a_defect_keeps_its_type_where_it_is_raised(processes):
     found = processes.run(2, _fail, (1,), "numbers", KeyError("x"))
     assert found[1][0] == "KeyError" and found[0] == ("GroupError", "rank 1: KeyError: 'x'", True)
+
+
+def _stop(stopping, exchange, in_the_exchange=False):
+    """Get SIGTERM in some ranks; return what was raised, and how many exchanges were done before."""
+    done = 0
+    try:
+        with signals.listening(), joined("cpu") as group:
+            if group.rank in stopping and not in_the_exchange:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if in_the_exchange:
+                if group.rank in stopping:
+                    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                else:
+                    time.sleep(0.4)
+            for _ in range(2):
+                WAITING[exchange](group)
+                done += 1
+    except signals.Interrupted as stop:
+        return stop.number, done
+    finally:
+        if distributed.is_initialized():  # by rank 0, as if the process had ended
+            distributed.destroy_process_group()
+    return None, done
+
+
+@pytest.mark.parametrize("stopping", [(0,), (1, 2), (0, 1, 2)])
+def test_a_rank_that_gets_a_signal_stops_the_others_by_the_same_whatever_they_wait_for(processes, stopping):
+    for exchange in WAITING:
+        assert processes.run(3, _stop, stopping, exchange, alone=True) == [(signal.SIGTERM, 0)] * 3
+
+
+def test_a_signal_in_the_middle_of_an_exchange_waits_for_its_end(processes):
+    for exchange in ("objects", "first"):
+        (first, done), (second, _) = processes.run(2, _stop, (1,), exchange, True, alone=True)
+        assert first == second == signal.SIGTERM and done == 1
 
 
 def _die(group, how):

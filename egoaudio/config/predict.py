@@ -78,6 +78,13 @@ class OutputConfig(Checked):
     )
     top: int = option(0, "Show the N likeliest classes of each recording, with where they are likeliest.", minimum=0)
 
+    def __post_init__(self) -> None:
+        """Check that each format is there once."""
+        super().__post_init__()
+        for place, name in enumerate(self.formats):
+            if name in self.formats[:place]:
+                raise ConfigurationError(f"`formats={name!r}` was given twice")
+
 
 @dataclass(frozen=True)
 class PredictConfig(Checked):

@@ -156,6 +156,7 @@ def _check_output(path: Path, inputs: tuple[StrPath | None, ...]) -> None:
     """Refuse an output that cannot be written, or is read, before anything is computed."""
     try:
         files.check_output(path, inputs)
+        files.require_writable_folder(path)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror}") from error
 

@@ -4,6 +4,7 @@ In: a checkpoint's contents and ``evaluation.json``. Out: a ``CardScores``. An e
 refused where it was asked for, and not used where it only lies beside the checkpoint.
 """
 
+import errno
 import json
 import math
 import os
@@ -12,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from egoaudio.config.train import SPLITS
 from egoaudio.errors import ExportError
 from egoaudio.evaluation.results import TITLES
 
 StrPath = str | os.PathLike[str]
 NAME = "evaluation.json"
 RUN_NAME = "config.json"
+_LONGEST_BYTES = 1 << 24  # of either file
 _SAME = ("epoch", "plan_sha256")  # what tells a checkpoint from others of its run and of other runs
 
 
@@ -82,17 +85,18 @@ def read_scores(checkpoint: StrPath, contents: Mapping[str, Any], evaluation: St
 def _of_evaluation(path: Path, contents: Mapping[str, Any]) -> CardScores:
     """Return the scores in an ``evaluation.json``."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = _read_json(path)
     except OSError as error:
         raise ExportError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ExportError(f"{path}: is not the {NAME} of an evaluation: {error}") from error
     try:
         differing = [name for name in _SAME if found[name] != contents[name]]
         rows = [_row(name, score) for name, score in found["scores"].items() if name in TITLES]
-        smoothed = found["smooth_clips"]
-        about = f"{found['num_clips']:,} clips of {found['num_videos']:,} recordings"
-        split = str(found["split"])
+        smoothed, num_clips, num_videos = (_whole(found, key) for key in ("smooth_clips", "num_clips", "num_videos"))
+        about, split = f"{num_clips:,} clips of {num_videos:,} recordings", found["split"]
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ExportError(f"{path}: is not the {NAME} of an evaluation: {error!r}") from error
     if differing:
@@ -101,6 +105,22 @@ def _of_evaluation(path: Path, contents: Mapping[str, Any]) -> CardScores:
     if smoothed:
         about += f", each score averaged with those of {smoothed} neighbouring clips before and after it"
     return CardScores(tuple(row for row in rows if row is not None), split, about)
+
+
+def _read_json(path: Path) -> Any:
+    """Return what a JSON file holds."""
+    if path.exists() and not path.is_file():  # a FIFO would be waited for
+        raise OSError(errno.EINVAL, "it is no regular file")
+    with open(path, "rb") as file:
+        return json.loads(file.read(_LONGEST_BYTES))
+
+
+def _whole(found: Mapping[str, Any], name: str) -> int:
+    """Return a number of things; what stands there becomes part of the card."""
+    value = found[name]
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{name} {value!r}")
+    return value
 
 
 def _row(name: str, score: Mapping[str, Any]) -> CardScore | None:
@@ -133,9 +153,9 @@ def trained_on(checkpoint: StrPath, contents: Mapping[str, Any]) -> tuple[str, .
     Empty where the checkpoint is elsewhere.
     """
     try:
-        found = json.loads((Path(os.fspath(checkpoint)).parent / RUN_NAME).read_text(encoding="utf-8"))
+        found = _read_json(Path(os.fspath(checkpoint)).parent / RUN_NAME)
         paths = [found["file"]] if isinstance(found["file"], str) else list(found["file"])
         same = found["plan_sha256"] == contents["plan_sha256"]
         return tuple(os.path.basename(path) for path in paths) if same else ()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ()  # of no run, or of a folder that holds something else

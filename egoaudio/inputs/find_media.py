@@ -160,7 +160,7 @@ def list_media(root: str | os.PathLike[str], follow_links: bool = False) -> tupl
     for entry in _walk(root, inside, follow_links, folders):
         if os.path.splitext(entry.name)[1].lower() not in MEDIA_EXTENSIONS:
             continue
-        if entry.is_dir():
+        if os.path.isdir(entry.path):  # which a link that leads to itself is not; ``entry.is_dir`` raises
             continue
         leaves = not follow_links and entry.is_symlink() and not _is_inside(os.path.realpath(entry.path), inside)
         (links if leaves else paths).append(os.path.relpath(entry.path, root))

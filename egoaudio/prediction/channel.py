@@ -175,6 +175,8 @@ class Receiver:
     def close(self) -> None:
         """Listen no more; senders that are connected find it out."""
         self._stopping.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # the thread need not look for it: it wakes at once
         for connection in list(self._attempts):  # one of which the thread may be reading
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -188,6 +190,8 @@ class Receiver:
             selector.register(self._listener, selectors.EVENT_READ)
             while not self._stopping.is_set():
                 for key, _ in selector.select(_LOOK_SECONDS):
+                    if self._stopping.is_set():
+                        return
                     if isinstance(key.fileobj, socket.socket) and key.fileobj is not self._listener:
                         self._read(selector, key.fileobj)
                     else:

@@ -70,6 +70,10 @@ class Media:
                     "`annotations` and `videos` belong together: the CSV names the videos, the folder holds them"
                 )
             return find_annotated(self.annotations, self.videos, self.classes, self.follow_links)
+        if self.classes is not None:
+            raise ConfigurationError(
+                f"`classes={os.fspath(self.classes)!r}` has no effect without `annotations`: a model has its classes"
+            )
         if self.scored_files:
             with reader.open(self.scored_files) as file:
                 found = Recordings()
@@ -197,6 +201,8 @@ def predict_to_folder(
     given = Media(as_paths(media), as_paths(annotations), videos, classes, follow_links)
     require_available(config.output.formats)
     recordings = given.find()
+    if not os.fspath(output):  # which would be the working folder
+        raise PredictionError("`output=''`: its name is empty, as that of a variable that is not set: name a folder")
     folder = Path(output)
     _check_output(folder, given, (checkpoint, like), config.output.formats)
     predictor = load_predictor(checkpoint, config, scored_files=given.scored_files, like=like, device=device)
@@ -235,7 +241,8 @@ def _write(
     def predictions() -> Iterator[Prediction]:
         for number, name in enumerate(recordings.names):
             scored = store.read(recordings.key(number))
-            yield Prediction(replace(scored, video=scored.video | {"video_id": name}), labelling)
+            named = {"video_id": name, "file": recordings.files[number] or scored.video["file"]}
+            yield Prediction(replace(scored, video=scored.video | named), labelling)
 
     writing.write_scores(folder / "scores.h5", predictions, predictor, config, "\n".join(as_paths(given.scored_files)))
     labelled = writing.with_label_files(folder, config.output.formats, predictions())
@@ -257,7 +264,8 @@ def _score(
     """Yield recordings with their scores."""
     if predictor.scorer.device.type == "cpu":
         allocator.reuse_blocks()  # the next batch takes the same blocks again
-    hop_seconds = predictor.build.clips.step_seconds
+    clips = predictor.build.clips
+    hop_seconds = min(clips.step_seconds, clips.clip_seconds)  # what lies between clips is not heard
     if given.scored_files:
         with reader.open(given.scored_files) as file:
             sizes = {number: int(file.video_table["num_clips"][number]) for number in numbers}
@@ -296,6 +304,10 @@ def _check_output(folder: Path, given: Media, inputs: Iterable[StrPath | None], 
     read = [*given.paths, *given.annotations, given.classes, *inputs]
     for name in formats:
         writing.require_inside(folder, folder / name)
+        if (folder / name).exists() and not (folder / name).is_dir():
+            raise PredictionError(
+                f"{folder / name}: is no folder, and label files go there: move it away, or give another `output`"
+            )
     for name in (*_OURS, "scores.partial"):
         try:
             files.check_output(folder / name, read)

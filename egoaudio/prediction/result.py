@@ -103,7 +103,8 @@ class Prediction:
         table, labelling = self.segment_table, self.labelling
         return pandas.DataFrame(
             {
-                "file": [self.file] * len(table),
+                # A file's name need not be UTF-8, and pandas' own type for texts refuses what is not.
+                "file": pandas.Series([self.file] * len(table), dtype=object),
                 "start_seconds": table["start_seconds"],
                 "end_seconds": table["stop_seconds"],
                 "class_id": [labelling.class_ids[index] for index in table["class_index"]],

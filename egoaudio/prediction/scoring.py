@@ -17,7 +17,7 @@ from egoaudio.prediction.channel import Begun, Block, Ended, Receiver
 from egoaudio.prediction.windows import WindowPlan, Windows
 
 _LINGER_SECONDS = 2.0  # clips that fill no batch wait so long for others
-_LOOK_SECONDS = 0.1  # between two looks at whether to stop
+_LOOK_SECONDS = 0.02  # between two looks at whether to stop, and whether the clips that wait are the last ones
 
 
 class Scores:

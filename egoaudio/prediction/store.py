@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from egoaudio.errors import PredictionError, Status
-from egoaudio.hdf5.schema import CLIP_DTYPE
+from egoaudio.hdf5.schema import CLIP_DTYPE, encode
 from egoaudio.hdf5.scores_file import ScoresFile
 from egoaudio.prediction.journal import Journal
 from egoaudio.prediction.recording import COLUMNS, FAILED, Scored
@@ -23,12 +23,11 @@ class Store:
 
     def __init__(self, journal: Journal, finished: ScoresFile | None) -> None:
         self._journal, self._finished = journal, finished
-        self._videos: dict[str, int] = {}
+        self._videos: dict[bytes, int] = {}  # by the key as it is stored: a name that is not UTF-8 has "?" in it
         if finished is not None:
             column = "video_id" if finished.source else "file"
             for video, row in enumerate(finished.video_table):
-                key = row[column] or row["video_id"]
-                self._videos[key.decode(errors="surrogateescape")] = video
+                self._videos[row[column] or row["video_id"]] = video
 
     def add(self, scored: Scored) -> None:
         """Keep a recording."""
@@ -42,7 +41,7 @@ class Store:
         """Return a recording that is known."""
         if key in self._journal:
             return self._journal.read(key)
-        return read_scored(self._finished, self._videos[key], key)
+        return read_scored(self._finished, self._videos[encode(key)], key)
 
     def missing(self, keys: Sequence[str], prints: Iterable[bytes], retry_failed: bool) -> list[int]:
         """Return the numbers of the recordings that have no scores yet, or are other ones than were scored.
@@ -66,9 +65,9 @@ class Store:
         """Return the fingerprint of what was scored under a key, None where nothing was, and whether that failed."""
         if key in self._journal:
             return self._journal.state(key)
-        if self._finished is None or key not in self._videos:
+        video = self._videos.get(encode(key))
+        if self._finished is None or video is None:
             return None, False
-        video = self._videos[key]
         return self._finished.fingerprints[video].tobytes(), self._finished.video_table["status"][video] in FAILED
 
 

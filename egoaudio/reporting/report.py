@@ -13,7 +13,7 @@ import numpy as np
 
 from egoaudio.config.options import as_flags
 from egoaudio.config.report import ReportConfig
-from egoaudio.errors import ReportError
+from egoaudio.errors import ConfigurationError, ReportError
 from egoaudio.hdf5 import reader
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.scores_file import ScoresFile
@@ -84,6 +84,8 @@ def report(
     ------
     ReportError
         Nothing was given, or what is none of the above; the page cannot be written, or has no room even without clips.
+    ConfigurationError
+        For an option without effect.
     StoreError
         The file cannot be used.
     CheckpointError
@@ -98,6 +100,10 @@ def report(
     """
     config = ReportConfig() if config is None else config
     sources = find_sources(paths)
+    if not sources.checkpoints:
+        for name, value in (("split", config.split), ("device", device)):
+            if value is not None:
+                raise ConfigurationError(f"`{name}={value!r}` has no effect without a run: give one, or leave it out")
     _check_output(output, sources.every)
     with contextlib.ExitStack() as opened:
         clips_of = sources.clips_of
@@ -187,6 +193,7 @@ def _check_output(output: StrPath, inputs: Iterable[Path]) -> None:
     """Refuse an output that cannot be written, or is read, before anything is computed."""
     try:
         files.check_output(output, inputs)
+        files.require_writable_folder(output)
     except OSError as error:
         raise ReportError(f"`output={os.fspath(output)!r}`: {error.strerror}") from error
 

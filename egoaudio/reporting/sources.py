@@ -68,7 +68,7 @@ class Sources:
             with open(path, "rb") as file:
                 given = json.loads(file.read(_LONGEST_CONFIG_BYTES))["file"]
                 named = tuple(map(Path, [given] if isinstance(given, str) else given))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ReportError(
                 f"{path} does not say which file {self.checkpoints[0]} was trained on: give the egoaudio file too"
             ) from error

@@ -118,6 +118,8 @@ def check_output(path: StrPath, inputs: Iterable[StrPath | None] = ()) -> None:
     OSError
         ``path`` is a device, a pipe, a folder, one of the inputs, or has an impossible name.
     """
+    if not os.fspath(path):
+        raise OSError(errno.ENOENT, "its name is empty, as that of a variable that is not set: give a name")
     name = os.path.basename(os.fspath(path))
     if len(os.fsencode(name)) > LONGEST_NAME_BYTES:
         raise OSError(
@@ -136,6 +138,15 @@ def check_output(path: StrPath, inputs: Iterable[StrPath | None] = ()) -> None:
     for given in inputs:
         if given is not None and os.path.exists(given) and os.path.samestat(there, os.stat(given)):
             raise OSError(errno.EEXIST, f"it is an input of this command, {given}: give another name")
+
+
+def require_writable_folder(path: StrPath) -> None:
+    """Raise OSError where the folder of a path that is to be made, or the nearest one above it, is not writable."""
+    folder = os.path.dirname(os.path.realpath(path))
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, f"the folder {folder} cannot be written to: give a name in another one")
 
 
 def reserve(path: StrPath) -> None:

@@ -1,6 +1,7 @@
 """What leaves the house: graph, weights and card say and compute what the product does, where it is not installed."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -299,15 +300,17 @@ def test_an_earlier_checkpoint_needs_its_file(tmp_path, no_exporter):
         egoaudio.load_model(tmp_path / "best.pt", front_end=True)
 
 
-def test_scores_are_those_of_this_checkpoints_evaluation(small, no_exporter):
-    def evaluation(**changes):
-        scores = {
-            "map": {"value": 0.5, "low": 0.4, "high": 0.625, "prior": 0.1},
-            "mauc": dict.fromkeys(("value", "low", "high", "prior")),
-        }
-        found = {"epoch": 3, "plan_sha256": "ab" * 32, "split": "test", "num_clips": 1200, "num_videos": 30}
-        return json.dumps({**found, "smooth_clips": 2, "scores": scores, **changes})
+def evaluation(**changes):
+    """Return an evaluation.json of ``small``."""
+    scores = {
+        "map": {"value": 0.5, "low": 0.4, "high": 0.625, "prior": 0.1},
+        "mauc": dict.fromkeys(("value", "low", "high", "prior")),
+    }
+    found = {"epoch": 3, "plan_sha256": "ab" * 32, "split": "test", "num_clips": 1200, "num_videos": 30}
+    return json.dumps({**found, "smooth_clips": 2, "scores": scores, **changes})
 
+
+def test_scores_are_those_of_this_checkpoints_evaluation(small, no_exporter):
     beside, other = small.with_name("evaluation.json"), small.with_name("other.json")
     beside.write_text(evaluation())
     report = egoaudio.export(small, small.with_name("model.onnx"))
@@ -321,9 +324,38 @@ def test_scores_are_those_of_this_checkpoints_evaluation(small, no_exporter):
         other.write_text(written)
         with pytest.raises(egoaudio.ExportError, match=said):
             egoaudio.export(small, small.with_name("model.onnx"), evaluation=other)
-    other.write_text(evaluation(scores={"map": {"value": 50, "low": None, "high": None, "prior": None}}))
-    with pytest.raises(egoaudio.ExportError, match="is not the"):
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (evaluation(scores={"map": {"value": 50, "low": None, "high": None, "prior": None}}), r"map \[50.0"),
+        (evaluation(split="test\nlicense: mit"), "split 'test"),
+        (evaluation(smooth_clips="<b>"), "smooth_clips '<b>'"),
+        (evaluation(num_clips=1.5), "num_clips 1.5"),
+        (evaluation(num_videos=True), "num_videos True"),
+        ("[" * 100_000, "recursion"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_scores_of_a_stranger_put_nothing_into_the_card(small, no_exporter, text, said):
+    other, beside = small.with_name("other.json"), small.with_name("evaluation.json")
+    for path in (other, beside, small.with_name("config.json")):
+        path.write_text(text)
+    with pytest.raises(egoaudio.ExportError, match=f"is not the evaluation.json of an evaluation: .*{said}"):
         egoaudio.export(small, small.with_name("model.onnx"), evaluation=other)
+    beside.unlink()
+    os.mkfifo(beside)
+    egoaudio.export(small, small.with_name("model.onnx"))  # with those of the validation
+    with pytest.raises(egoaudio.ExportError, match="no regular file"):
+        egoaudio.export(small, small.with_name("model.onnx"), evaluation=beside)
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_computed(small, monkeypatch):
+    monkeypatch.setattr(graph, "make_graph", lambda *_: pytest.fail("it makes a graph"))
+    monkeypatch.setattr("egoaudio.system.files.os.access", lambda path, mode: str(path) != str(small.parent))
+    with pytest.raises(egoaudio.ExportError, match=f"the folder {small.parent} cannot be written to"):
+        egoaudio.export(small, small.parent / "new" / "model.onnx")
 
 
 def test_a_full_disk_leaves_the_earlier_export(small, no_exporter, monkeypatch):
@@ -340,18 +372,17 @@ def test_a_full_disk_leaves_the_earlier_export(small, no_exporter, monkeypatch):
     assert {path.name: path.read_bytes() for path in small.parent.iterdir()} == before
 
 
-def test_a_graph_that_is_not_the_model_is_not_written(small, monkeypatch):
-    make = graph.make_graph
+def test_a_graph_that_is_not_the_model_is_not_written(exported, tmp_path, monkeypatch):
+    folder, report, *_ = exported("cnn")
 
     def spoilt(classifier, facts, opset):
-        data = make(classifier, facts, opset)
         classifier.intercept += 0.5
-        return data
+        return report.graph.read_bytes()
 
     monkeypatch.setattr(graph, "make_graph", spoilt)
     with pytest.raises(egoaudio.ExportError, match="differ from the model's by 0.1"):
-        egoaudio.export(small, small.with_name("model.onnx"))
-    assert not small.with_name("model.onnx").exists()
+        egoaudio.export(folder / "best.pt", tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_packages_are_named(small, monkeypatch):

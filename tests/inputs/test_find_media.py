@@ -150,6 +150,14 @@ def test_loops_of_links_end(tmp_path, monkeypatch, follow_links):
     assert folders == [str(tmp_path), str(tmp_path / "a")]
 
 
+def test_a_link_that_leads_to_itself_is_a_file_that_cannot_be_opened(tmp_path):
+    (tmp_path / "self.wav").symlink_to("self.wav")
+    (tmp_path / "gone.wav").symlink_to("nowhere.wav")
+    (tmp_path / "a.wav").write_bytes(b"")
+    assert list_media(tmp_path) == (["a.wav", "gone.wav", "self.wav"], [])
+    assert find_files(["self", "a"], tmp_path) == {"a": tmp_path / "a.wav"}
+
+
 def test_what_only_has_the_name_of_a_video_is_given_when_there_is_no_file(tmp_path):
     (tmp_path / "A.mp4").mkdir()
     os.mkfifo(tmp_path / "B.mp4")

@@ -3,11 +3,10 @@
 import os
 import re
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import h5py
+import misbehaving
 import numpy as np
 import pandas
 import pytest
@@ -21,7 +20,7 @@ from egoaudio.config.options import from_flat
 from egoaudio.config.predict import FORMATS, PredictConfig
 from egoaudio.errors import PredictionError, Status
 from egoaudio.prediction import predict as predicting
-from egoaudio.prediction import score, worker
+from egoaudio.prediction import score
 from egoaudio.prediction.predict import predict, predict_to_folder
 from egoaudio.prediction.recording import to_bytes
 
@@ -149,6 +148,20 @@ def test_ids_that_cannot_be_names_of_files_are_heard_all_the_same(data, best, tm
     assert contents(tmp_path / "heard") == before
 
 
+def test_names_that_are_not_utf8_are_heard_once_and_written_in_every_format(best, sounds, tmp_path):
+    for name in (b"caf\xe9.wav", b"more/\xff.wav"):
+        shutil.copy(sounds / "s1.wav", os.fsencode(sounds) + b"/" + name)
+    first = predict_to_folder(best, sounds, tmp_path / "out", ALL)
+    assert (first.num_recordings, first.num_known, first.failures) == (7, 0, ())
+    before = contents(tmp_path / "out")
+    assert len(before) == 2 + 7 * len(FORMATS)
+    assert predict_to_folder(best, sounds, tmp_path / "out", ALL).num_known == 7
+    assert contents(tmp_path / "out") == before
+    path = os.fsdecode(os.fsencode(sounds) + b"/caf\xe9.wav")
+    (prediction,) = predict(best, path, ALL)
+    assert len(prediction.segments) and set(prediction.segments["file"]) == {path}
+
+
 def test_another_model_is_refused_unless_forced(best, data, sounds, tmp_path):
     out = tmp_path / "out"
     predict_to_folder(best, sounds, out)
@@ -166,28 +179,8 @@ def test_another_model_is_refused_unless_forced(best, data, sounds, tmp_path):
     assert contents(out)["scores.h5"] != before["scores.h5"]
 
 
-def _behave(address, config, job):
-    """Hear a recording, but do what its name says; runs in the worker."""
-    name = os.path.basename(job[1])
-    if name.startswith("late"):  # dies once, when all rows are sent
-        heard = worker.send_features(address, config, job)
-        with open(job[1] + ".died", "x") as file:
-            file.write("once")
-        os.kill(os.getpid(), signal.SIGKILL)
-        return heard
-    if name.startswith("hang"):
-        time.sleep(600)
-    return worker.send_features(address, config, job)
-
-
-def _behave_once(address, config, job):
-    if os.path.basename(job[1]).startswith("late") and os.path.exists(job[1] + ".died"):
-        return worker.send_features(address, config, job)
-    return _behave(address, config, job)
-
-
 def test_what_is_broken_silent_dies_or_hangs_costs_itself(monkeypatch, best, sounds, tmp_path):
-    monkeypatch.setattr(score, "send_features", _behave_once)
+    monkeypatch.setattr(score, "send_features", misbehaving.send_features)
     shutil.copy(sounds / "s4.wav", sounds / "late.wav")
     shutil.copy(sounds / "s0.wav", sounds / "hang.wav")
     (sounds / "broken.mp4").write_bytes(b"no media")
@@ -228,6 +221,11 @@ def test_links_in_the_folder_lead_nothing_out_of_it(best, sounds, tmp_path):
         predict_to_folder(best, sounds, tmp_path / "out", from_flat(PredictConfig, {"formats": ("srt",)}))
     assert not os.listdir(tmp_path / "elsewhere") and os.listdir(tmp_path / "out") == ["srt"]
     (tmp_path / "out" / "srt").unlink()
+    (tmp_path / "out" / "srt").write_text("mine")
+    with pytest.raises(PredictionError, match="out/srt: is no folder, and label files go there: move it away"):
+        predict_to_folder(best, sounds, tmp_path / "out", from_flat(PredictConfig, {"formats": ("srt",)}))
+    assert os.listdir(tmp_path / "out") == ["srt"]  # told before anything is heard
+    (tmp_path / "out" / "srt").unlink()
     (tmp_path / "out" / "srt").mkdir()
     (tmp_path / "out" / "srt" / "more").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(PredictionError, match="a symbolic link there leads out of"):
@@ -257,6 +255,9 @@ def test_the_command_says_what_it_heard_and_its_status_what_failed(best, sounds,
         (["--format", "mp3"], "--format mp3: expected one of audacity"),
         (["--hop-seconds", "0.00001"], "--hop-seconds 1e-05 is less than one sample"),
         (["--videos", str(sounds)], "media and --annotations were given"),
+        (["--format", "json,srt,json"], "--format json was given twice"),
+        (["--classes", str(sounds)], f"--classes {sounds} has no effect without --annotations"),
+        (["--output", ""], "its name is empty, as that of a variable that is not set: name a folder"),
     ):
         refused = CliRunner().invoke(cli.predict, [*command, *options])
         assert refused.exit_code == 2 and words in refused.stderr, refused.stderr

@@ -121,6 +121,9 @@ def _run(*words):
         (["ego.h5", "--videos", "nowhere"], "--videos nowhere: there is no such folder"),
         (["ego.h5", "--output", "ego.h5"], "--output ego.h5: it is an input of this command"),
         (["ego.h5", "--output", "folder"], "--output folder: it is a folder"),
+        (["ego.h5", "--output", ""], "its name is empty, as that of a variable that is not set"),
+        (["ego.h5", "--split", "test"], "--split test has no effect without a run: give one, or leave it out"),
+        (["ego.h5", "--device", "cpu"], "--device cpu has no effect without a run"),
     ],
 )
 def test_wrong_input_is_told_and_nothing_is_written(path, tmp_path, monkeypatch, words, message):
@@ -133,6 +136,13 @@ def test_wrong_input_is_told_and_nothing_is_written(path, tmp_path, monkeypatch,
     result = _run("--output", "page.html", *words)
     assert result.exit_code == 2 and message in result.output.replace("\n", " "), result.output
     assert (sorted(tmp_path.iterdir()), (tmp_path / "ego.h5").read_bytes()) == before
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_read(path, tmp_path, monkeypatch):
+    monkeypatch.setattr("egoaudio.reporting.report.reader.open", lambda paths: pytest.fail("it reads"))
+    monkeypatch.setattr("egoaudio.system.files.os.access", lambda path, mode: str(path) != str(tmp_path))
+    with pytest.raises(ReportError, match=f"the folder {tmp_path} cannot be written to: give a name in another one"):
+        egoaudio.report(path, output=tmp_path / "page.html")
 
 
 def test_a_recording_that_was_heard_is_not_replaced(tmp_path):

@@ -38,7 +38,7 @@ FAULTS = (
     Fault(
         "build: kill -9 of the whole group; resumed to the same bytes",
         partial(build_faults.kill_builds, "group"),
-        1,
+        0,
         42,
     ),
     Fault(
@@ -50,7 +50,7 @@ FAULTS = (
     Fault(
         "build: Ctrl-C; stops within 5 s, resumed to the same bytes",
         partial(build_faults.interrupt_builds, signal.SIGINT),
-        1,
+        0,
         24,
     ),
     Fault(
@@ -329,7 +329,7 @@ FAULTS = (
     Fault(
         "predict: kill -9 of a worker; ends by itself in the same bytes",
         partial(predict_faults.kill_predictions, "worker"),
-        1,
+        0,
         20,
     ),
     Fault(

@@ -92,6 +92,8 @@ def make_media(
         rate = 25 if video_seconds <= 10 or path.suffix == ".mpg" else 5
         picture = container.add_stream(VIDEO_CODECS.get(path.suffix, "libx264"), rate=rate)
         picture.width, picture.height, picture.pix_fmt = 64, 64, "yuv420p"
+        if path.suffix == ".webm":
+            picture.options = {"deadline": "realtime", "cpu-used": "8"}  # a third less time for the same timestamps
     streams = [container.add_stream(audio, rate=sample_rate) for _ in range(tracks if audio else 0)]
     for stream in streams:
         stream.layout = LAYOUTS[channels]

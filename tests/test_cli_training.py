@@ -295,7 +295,7 @@ def judge(rows, lines, keys):
 
 
 def test_the_submissions_judged_by_the_csv_give_the_reported_maps(tmp_path):
-    demo_data.make(tmp_path, num_videos=15, seed=4, shortest_seconds=6, longest_seconds=9)
+    demo_data.make(tmp_path, num_videos=15, seed=4, shortest_seconds=2.5, longest_seconds=4)
     build = run(
         f"egoaudio-build --annotations {tmp_path}/train.csv --test-annotations {tmp_path}/test.csv --classes "
         f"{tmp_path}/classes.txt --videos {tmp_path}/videos --output {tmp_path}/ego.h5 --features mfcc --workers 1 "

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import fault_table  # noqa: E402
 import faults  # noqa: E402
 import trials  # noqa: E402
 
@@ -21,6 +22,7 @@ def sample(tmp_path_factory):
 
 
 @pytest.mark.parametrize("fault", [fault for fault in faults.FAULTS if fault.fast], ids=lambda fault: fault.words)
+@pytest.mark.usefixtures("kept_workers")  # of the builds that are not killed
 def test_nothing_is_lost(sample, tmp_path, monkeypatch, fault):
     monkeypatch.setattr(trials, "STOP_SECONDS", trials.HANG_SECONDS)  # how soon is for an idle machine to say
     tally = fault.count(sample, tmp_path, fault.fast)
@@ -123,16 +125,23 @@ def test_the_pages_hold_the_table_of_the_run_beside_them(capsys):
 
 
 def test_runs_of_a_part_of_the_rows_make_one_table(tmp_path, capsys, monkeypatch):
+    def tally(*tried_lost_wrong):
+        return lambda sample, folder, num_faults: trials.Tally(num_faults, *tried_lost_wrong)
+
+    rows = (
+        ("media: one", tally(), 3), ("media: two", tally(("seed 1: it hangs",), ("seed 2: other bytes",)), 4),
+        ("not asked for", tally(), 5), ("media: only in a full run", tally(), 0),
+    )  # fmt: skip
+    monkeypatch.setattr(faults, "FAULTS", tuple(fault_table.Fault(*row) for row in rows))
     monkeypatch.setattr(faults, "Sample", lambda folder: None)  # these rows do without
     paths = [str(tmp_path / f"{number}.json") for number in range(2)]
-    only = ["media: chained", "media: muted"]
-    for path, words in zip(paths, only, strict=True):
-        assert faults.main(["--only", words, "--output", path]) == 0
-    capsys.readouterr()
-    assert faults.main(["--tables", *paths]) == 0
+    for path, words, status in zip(paths, ["media: o", "media: two"], [0, 1], strict=True):
+        assert faults.main(["--only", words, "--output", path]) == status
+    assert "seed 1: it hangs\nwrong: seed 2: other bytes" in capsys.readouterr().out
+    assert faults.main(["--tables", *paths]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[1:] for line in lines[2:]] == [
-        ["3", "3", "0", "0 |"], ["3", "3", "0", "0 |"], ["6", "6", "0", "0 |"]
+    assert [line.strip("| ").split(" | ") for line in lines[2:]] == [
+        ["media: one", "3", "3", "0", "0"], ["media: two", "4", "2", "2", "1"], ["all", "7", "5", "2", "1"]
     ]  # fmt: skip
 
 

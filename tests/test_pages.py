@@ -46,7 +46,7 @@ def _python(*pages):
 def tried(tmp_path_factory):
     """Return the folder in which the pages' examples have run, what they named and what they printed."""
     folder = tmp_path_factory.mktemp("examples")
-    demo_data.make(folder, 6, 1, 6.0, 7.0)
+    demo_data.make(folder, 6, 1, 3.0, 4.0)
     blocks = _python("README.md", "FORMAT.md")
     names, said = {}, io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):

@@ -110,7 +110,7 @@ def test_the_level_of_a_sound_does_not_matter(level):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("num_samples", [599_999, 600_000, 600_001, 630_000, 630_001, 1_200_000, 1_234_567])
+@pytest.mark.parametrize("num_samples", [599_999, 600_000, 600_001, 630_000, 630_001, 1_234_567])
 def test_recordings_equal_noisereduce_at_the_edges_of_its_chunks(mode, num_samples):
     recording = _sound(num_samples, seed=6)
     assert _error(_stream(recording, 65_536, OURS[mode]), _oracle(recording, 16000, mode)) < TOLERANCE

@@ -337,7 +337,7 @@ def test_two_folders_of_predictions_are_refused(heard):
     assert not (folder / "never.html").exists()
 
 
-def test_the_saved_file_is_segments_csv(visit, tmp_path):
+def test_the_saved_file_is_segments_csv(visit, tmp_path, kept_workers):
     """Made by the command, from a model, and from the same folder."""
     inputs = small_models.make_videos(tmp_path / "media")
     path = small_models.make_file(inputs, tmp_path / "ego.h5")

@@ -2,11 +2,12 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
+import limited_step
 import pytest
 import torch
 from small_steps import (
@@ -202,41 +203,13 @@ def test_scaler_survives_running_out_of_memory():
 
 # ----------------------------------------------------------------------------------------------- a real limit
 
-LIMITED = """
-    import json, resource, sys
-    import torch
-    from egoaudio.training.losses import Loss
-    from egoaudio.training.step import Stepper
-    from egoaudio.models import create_model
-
-    def train(batches, micro_batch_size):
-        torch.manual_seed(0)
-        model = create_model("cnn", 5, (32, 257))
-        optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
-        lines = []
-        options = {"micro_batch_size": micro_batch_size, "log": lines.append}
-        stepper = Stepper(model, optimizer, Loss("multi"), device="cpu", **options)
-        losses = [stepper.step(features, labels) for features, labels in batches]
-        steps = int(next(iter(optimizer.state.values()))["step"])
-        return {"losses": losses, "size": stepper.micro_batch_size, "steps": steps, "lines": lines}
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    batches = [(torch.randn(64, 32, 257), (torch.rand(64, 5) < 0.4).float()) for _ in range(2)]
-    limit_mb, micro_batch_size = json.loads(sys.argv[1])
-    train([(features[:2], labels[:2]) for features, labels in batches], 2)  # what torch makes once is there
-    if limit_mb:
-        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + limit_mb * 2**20,) * 2)
-    print(json.dumps(train(batches, micro_batch_size)))
-"""
-
 
 def _train_limited(limit_mb, micro_batch_size):
     """Return the result of a process that may take this many MB more."""
-    command = [sys.executable, "-c", textwrap.dedent(LIMITED), json.dumps([limit_mb, micro_batch_size])]
+    command = [sys.executable, limited_step.__file__, json.dumps([limit_mb, micro_batch_size])]
+    root = str(Path(__file__).parents[2])
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120, check=False
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
@@ -244,7 +217,8 @@ def _train_limited(limit_mb, micro_batch_size):
 
 def test_a_real_memory_limit_changes_the_micro_batch_and_nothing_else():
     """A child process may take 75 MB more, far less than the whole batch: one run tries it, one plans."""
-    free, tried, planned = (_train_limited(*arguments) for arguments in ((None, 64), (75, 64), (75, None)))
+    free = limited_step.train(limited_step.make_batches(), 64)  # no limit: no process of its own
+    tried, planned = _train_limited(75, 64), _train_limited(75, None)
     assert free["size"] == 64 and free["lines"] == []
     assert tried["size"] < 64 and "as memory ran out with 64 of 64" in tried["lines"][0]
     assert planned["size"] < 64 and "MB that are free" in planned["lines"][0]

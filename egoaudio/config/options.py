@@ -135,26 +135,18 @@ def _take(config_class: type[Config], values: dict[str, Any]) -> tuple[Config, d
 
 def to_flat(config: Checked) -> dict[str, Any]:
     """Return ``{field name: value}`` through nested configurations."""
-    return {setting.name: _find(config, setting.name) for setting, _ in flags(type(config))}
-
-
-def _find(config: Any, name: str) -> Any:
-    """Return the value of the field called ``name`` in ``config`` or one of its parts."""
+    flat: dict[str, Any] = {}
     for setting in dataclasses.fields(config):
         value = getattr(config, setting.name)
-        if dataclasses.is_dataclass(value):
-            if any(inner.name == name for inner, _ in flags(type(value))):
-                return _find(value, name)
-        elif setting.name == name:
-            return value
-    raise KeyError(name)
+        flat |= to_flat(value) if isinstance(value, Checked) else {setting.name: value}
+    return flat
 
 
 def to_arguments(config: Checked) -> list[str]:
     """Return the flags that give a command this configuration; those of values that are None are left out."""
-    arguments = []
+    arguments, values = [], to_flat(config)
     for setting, _ in flags(type(config)):
-        flag, value = flag_of(setting), _find(config, setting.name)
+        flag, value = flag_of(setting), values[setting.name]
         if isinstance(value, bool):
             arguments.append(flag if value else f"--no-{flag[2:]}")
         elif value is not None:

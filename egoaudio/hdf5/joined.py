@@ -99,11 +99,13 @@ def require_no_video_twice(parts: Sequence["EgoAudioFile"]) -> None:
 
 def _disagreement(one: "EgoAudioFile", other: "EgoAudioFile") -> str:
     """Return in words what differs between two files that are to be one; empty if nothing does."""
-    try:
-        configs = [from_json(BuildConfig, json.dumps(file.config)) for file in (one, other)]
-        found = [line.replace(", now ", " and ") for line in differences(*configs)]
-    except ConfigurationError:  # of a version that has other options
-        found = [] if one.config == other.config else ["their configurations differ"]
+    found = []
+    if one.config != other.config:  # one may be of an earlier version, which has fewer options
+        try:
+            configs = [from_json(BuildConfig, json.dumps(file.config)) for file in (one, other)]
+            found = [line.replace(", now ", " and ") for line in differences(*configs)]
+        except ConfigurationError:  # of a version that has other options
+            found = ["their configurations differ"]
     for column in ("class_id", "name"):
         mine, theirs = one.class_table[column].tolist(), other.class_table[column].tolist()
         if mine != theirs and not found:

@@ -15,7 +15,7 @@ from egoaudio.data import ranks
 from egoaudio.data.ranks import ALONE, Group, joined
 from egoaudio.errors import ConfigurationError, TrainingError
 from egoaudio.system import signals
-from egoaudio.system.launch import Launch, launched
+from egoaudio.system.launch import Launch, from_slurm, launched
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +199,46 @@ def test_the_environment_says_how_a_process_was_started(monkeypatch, environment
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert launched() == expected
+
+
+STEP = {  # what srun sets, of the second task on the third of three nodes
+    "SLURM_JOB_ID": "1234",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "4",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "2",
+    "SLURM_STEP_NUM_TASKS": "5",
+    "SLURM_STEP_TASKS_PER_NODE": "1,2(x2)",
+    "SLURM_STEP_NODELIST": "gpu[07-09]",
+}
+
+
+@pytest.mark.parametrize(
+    "nodes, address",
+    [
+        ("gpu[07-09]", "gpu07"),
+        ("gpu[3,7-9],big1", "gpu3"),
+        ("localhost", "localhost"),
+        ("node-a,node-b", "node-a"),
+        ("rack1n[01-02]-ib.lab", "rack1n01-ib.lab"),
+    ],
+)
+def test_a_task_of_srun_is_a_rank_and_finds_the_first_on_the_first_node(monkeypatch, nodes, address):
+    found = from_slurm(STEP | {"SLURM_STEP_NODELIST": nodes})
+    assert found["MASTER_ADDR"] == address and 20000 <= int(found["MASTER_PORT"]) < 30000
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    assert launched() == Launch(4, 5, 1, 2)
+
+
+def test_what_is_no_task_beside_others_or_a_rank_already_stays_as_it_is():
+    assert from_slurm({}) == {}
+    assert from_slurm({"SLURM_NTASKS": "5", "SLURM_PROCID": "0"}) == {}  # an sbatch script
+    assert from_slurm(STEP | {"SLURM_STEP_NUM_TASKS": "1"}) == {}  # srun --pty
+    assert from_slurm(STEP | {"RANK": "3"}) == {}  # torchrun under srun
+    found = from_slurm(STEP | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "99"})
+    assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("10.0.0.1", "99")
+    assert from_slurm(STEP | {"SLURM_STEP_ID": "1"})["MASTER_PORT"] != from_slurm(STEP)["MASTER_PORT"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from egoaudio.data.ranks import joined
 
 MOST = 4
-SECONDS = 120  # in which a job has to be done
+SECONDS = 240  # in which a job has to be done, beside whatever else runs
 
 
 class RankProcesses:

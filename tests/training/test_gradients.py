@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from rank_processes import RankProcesses
@@ -63,7 +64,7 @@ def alone(processes):
     return processes.run(1, all_steps)[0]
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, 3, 4])
 def together(request, processes):
     return processes.run(request.param, all_steps)
 
@@ -91,17 +92,40 @@ def test_all_ranks_halve_when_one_runs_out_of_memory_and_none_for_the_optimiser(
 
 
 def _batch_norm(group):
+    """Return what each layer's statistics are after each step, and the mean and variance of what this rank gave it."""
     stepper = make_stepper("cnn-small", group=group, micro_batch_size=64)
-    for seed, num_clips in ((0, 16), (1, 1)):
+    layers = [layer for layer in stepper.model.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
+    given, found = [], []
+    for layer in layers:
+        layer.register_forward_pre_hook(
+            lambda _, inputs: given[-1].append(moments(inputs[0].transpose(0, 1).flatten(1)))
+        )
+    for seed, num_clips in enumerate((9, 1)):
         features, labels = batch(num_clips, seed)
         own = group.share(num_clips)
+        given.append([])
         stepper.step(features[own.start : own.stop], labels[own.start : own.stop])
-    return {name: value.tolist() for name, value in stepper.model.state_dict().items() if "running" in name}
+        found.append([(layer.running_mean.tolist(), layer.running_var.tolist()) for layer in layers])
+    return given, found, layers[0].momentum
 
 
-def test_statistics_of_batch_norm_are_the_same_in_all_ranks(processes):
-    first, second = processes.run(2, _batch_norm)
-    assert first and first == second
+def moments(values):
+    return values.mean(dim=1).tolist(), values.var(dim=1).tolist()
+
+
+def test_statistics_of_batch_norm_are_the_mean_of_the_ranks_by_their_shares(processes):
+    ranks = processes.run(2, _batch_norm)
+    (first, found, momentum), (second, its, _) = ranks
+    assert found == its
+    layers = range(len(first[0]))
+    assert len(layers) > 1 and second[1] == []  # no share of one clip
+    for layer in layers:
+        for kind, before in enumerate((0.0, 1.0)):  # mean, variance
+            ours, theirs = np.array(first[0][layer][kind]), np.array(second[0][layer][kind])
+            expected = (1 - momentum) * before + momentum * (5 * ours + 4 * theirs) / 9
+            assert found[0][layer][kind] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+            expected = (1 - momentum) * expected + momentum * np.array(first[1][layer][kind])
+            assert found[1][layer][kind] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def _never_fits(group):

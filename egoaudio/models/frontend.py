@@ -189,7 +189,7 @@ def front_end_of_file(
     try:
         return create_front_end(feature, attributes, file.sample_rate, num_samples, context_clips, transform), made
     except ConfigurationError as error:
-        raise ConfigurationError(f"{file.path}: {error}") from error
+        raise ConfigurationError(f"{file.path}: {error}, or leave `on_the_fly` out") from error
 
 
 def front_end_of_checkpoint(contents: Mapping[str, Any], transform: str = "fft") -> FrontEnd:
@@ -208,10 +208,14 @@ def front_end_of_checkpoint(contents: Mapping[str, Any], transform: str = "fft")
         )
     build = from_json(BuildConfig, contents["build"])
     num_samples = require_whole_sound(build, contents["sample_rate"], feature)
-    context_clips = from_json(TrainConfig, contents["config"]).data.context_clips or 0
-    return create_front_end(
-        feature, contents["feature_attributes"], contents["sample_rate"], num_samples, context_clips, transform
-    )
+    data = from_json(TrainConfig, contents["config"]).data
+    described = contents["feature_attributes"], contents["sample_rate"], num_samples, data.context_clips or 0
+    try:
+        return create_front_end(feature, *described, transform)
+    except ConfigurationError as error:
+        if data.on_the_fly:  # its predictions need no option
+            raise
+        raise ConfigurationError(f"{error}, or leave `on_the_fly` out") from error
 
 
 def describe(build: BuildConfig, feature: str, sample_rate: int, num_samples: int) -> dict[str, Any]:
@@ -264,6 +268,6 @@ def _require_equal(feature: str, given: Mapping[str, Any], made: Mapping[str, An
     ]
     if differing:
         raise ConfigurationError(
-            f"{feature} cannot be computed from waveforms as it is described: {', '.join(differing)}: leave "
-            "`on_the_fly` out, or build again"
+            f"{feature} cannot be computed from waveforms as it is described: {', '.join(differing)}: build again with "
+            "this version, and train on that file"
         )

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import wave
@@ -14,6 +15,7 @@ import onnxruntime
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from click.testing import CliRunner
 from conftest import make_media
 from exported_models import MODELS, NAMES, make_checkpoint, make_sound
@@ -85,6 +87,26 @@ def test_load_model_gives_the_products_probabilities(exported, key):
         found = model(torch.from_numpy(sound)).numpy()
     assert np.abs(found - own_probabilities(folder / "best.pt", build, sound)).max() < 1e-4
     assert model.input_shape == (report.num_samples,) and model.class_names == tuple(NAMES)
+
+
+def test_a_model_that_began_with_published_weights_needs_them_no_more(tmp_path):
+    """A small AST as transformers saves AudioSet's: 1,024 frames, 527 classes, stride 10; the clip has 98 frames."""
+    torch.manual_seed(5)
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    published = transformers.ASTForAudioClassification(transformers.ASTConfig(**small, num_labels=527))
+    for parameter in published.parameters():
+        parameter.data.normal_(std=0.1)
+    published.save_pretrained(tmp_path / "published")
+    options = {"pretrained": str(tmp_path / "published"), "normalize": "paper"}
+    _, build = make_checkpoint(tmp_path / "best.pt", "ast", "logmel", **options)
+    shutil.rmtree(tmp_path / "published")
+    report = egoaudio.export(tmp_path / "best.pt", tmp_path / "model.onnx")
+    sound = make_sound(7, report.num_samples)
+    expected = own_probabilities(tmp_path / "best.pt", build, sound)
+    assert np.ptp(expected, axis=0).max() > 0.05 and report.difference < 1e-4
+    for clips in (slice(0, 1), slice(0, 7)):
+        (found,) = onnxruntime.InferenceSession(report.graph).run(None, {"sound": sound[clips]})
+        assert np.abs(found - expected[clips]).max() < 1e-4
 
 
 def test_the_input_of_a_model_with_context_is_the_sound_around_the_clip(exported):
@@ -241,6 +263,15 @@ def test_the_command_says_what_to_type(tmp_path):
     assert "give --denoised-input if" in result.stderr and "built with --denoise none" in result.stderr
     result = CliRunner().invoke(cli.export, [str(tmp_path / "best.pt"), "model.onnx", "--opset", "17"])
     assert result.exit_code == 2 and "--opset 17: expected at least 18" in result.stderr
+
+
+def test_features_that_this_version_does_not_make_are_told_without_an_option_that_export_lacks(tmp_path):
+    contents, _ = make_checkpoint(tmp_path / "best.pt", "cnn", "mfcc")
+    described = json.dumps(json.loads(contents["feature_attributes"]) | {"mel_scale": "htk"})
+    checkpoints.save(tmp_path / "best.pt", {**contents, "feature_attributes": described})
+    result = CliRunner().invoke(cli.export, [str(tmp_path / "best.pt"), str(tmp_path / "model.onnx")])
+    assert result.exit_code == 2 and "mel_scale htk (here slaney): build again with this version" in result.stderr
+    assert "fly" not in result.stderr
 
 
 def test_what_torch_cannot_express_is_told_with_what_to_try(small, monkeypatch):

@@ -37,7 +37,7 @@ _TRAIN_GROUPS = {
     "Most used": "--output --model --pretrained --preset --epochs --device",
     "Data": "--feature --on-the-fly --context-clips --validation-fraction --split-unit --normalize --label-mode "
     "--class-weights --balanced-sampling --shuffle --loader-workers",
-    "Augmentation": "--gain-db --time-shift --mixup --spec-augment",
+    "Augmentation": "--gain-db --time-shift --mix-snr-db --filter-db --mixup --spec-augment",
     "Model": "--freeze --dropout --patchout --hidden-size --num-layers --num-heads --patch-size --stride",
     "Optimisation": "--batch-size --learning-rate --optimizer --weight-decay --schedule --warmup-fraction --ema "
     "--clip-gradient --loss --label-smoothing --patience --smooth-clips --teacher --teacher-weight "

@@ -33,13 +33,17 @@ _TERM_COLUMNS = 30  # of help for an option and its type; longer ones have their
 
 
 class CommaSeparated(click.ParamType):
-    """Names with commas between them."""
+    """Names, or numbers, with commas between them."""
 
-    name = "names"
+    def __init__(self, kind: click.ParamType = click.STRING) -> None:
+        self.kind = kind
+        self.name = "names" if kind is click.STRING else "numbers"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Return a tuple of names."""
-        return value if isinstance(value, tuple) else tuple(name.strip() for name in value.split(",") if name.strip())
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """Return a tuple of names or numbers."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(self.kind.convert(part.strip(), param, ctx) for part in value.split(",") if part.strip())
 
 
 class SizeOrAuto(click.ParamType):
@@ -100,7 +104,7 @@ def _kind(option: dataclasses.Field[Any], hint: Any) -> click.ParamType:
         else hint
     )
     if typing.get_origin(hint) is tuple:
-        return CommaSeparated()
+        return CommaSeparated(click.FLOAT if hint == tuple[float, ...] else click.STRING)
     if option.name == "micro_batch_size":
         return SizeOrAuto()
     if option.metadata["choices"]:

@@ -76,6 +76,10 @@ class Checked:
 def _check(setting: dataclasses.Field[Any], hint: Any, value: Any) -> None:
     """Raise ConfigurationError unless ``value`` fits the field."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if hint == tuple[float, ...] and isinstance(value, tuple):
+        for one in value:
+            _check(setting, float, one)
+        return
     kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     fits = isinstance(value, kinds) or (float in kinds and number)

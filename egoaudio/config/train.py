@@ -138,6 +138,22 @@ class DataConfig(Checked):
         minimum=0,
         before=0.0,
     )
+    mix_snr_db: tuple[float, ...] = option(
+        (),
+        "Add the sound of a random other clip, so many dB below a clip's own, or between two numbers: 5,25. The labels "
+        "stay the clip's. Needs `on_the_fly`.",
+        minimum=-100,
+        most=100,
+        before=(),
+    )
+    filter_db: float = option(
+        0.0,
+        "Change the level of bands of frequency at random by up to this many dB, smoothly; 0 is off. Needs "
+        "`on_the_fly`.",
+        minimum=0,
+        most=100,
+        before=0.0,
+    )
 
     def __post_init__(self) -> None:
         """Check that something is left to train on."""
@@ -146,6 +162,10 @@ class DataConfig(Checked):
             raise ConfigurationError(
                 f"`validation_fraction={self.validation_fraction:g}`: expected less than 1, "
                 "or nothing is left to train on"
+            )
+        if len(self.mix_snr_db) > 2 or tuple(sorted(self.mix_snr_db)) != self.mix_snr_db:
+            raise ConfigurationError(
+                f"`mix_snr_db={self.mix_snr_db!r}`: expected one number of dB, or the least and the largest"
             )
         if self.context_clips and self.split_unit == "clip":
             raise ConfigurationError(
@@ -316,6 +336,13 @@ class TrainConfig(Checked):
                 "`on_the_fly=True` has no effect with `feature='waveform'`, which nothing is computed from: leave one "
                 "of them out"
             )
+        for name in ("mix_snr_db", "filter_db"):
+            value = getattr(self.data, name)
+            if value and not self.data.on_the_fly and self.model.feature != "waveform":
+                raise ConfigurationError(
+                    f"`{name}={value!r}` changes sound, and the features are read from the file: give "
+                    f"`on_the_fly=True`, which computes them from its waveforms, or leave `{name}` out"
+                )
         if self.optimization.loss == "asymmetric" and self.data.label_mode == "single":
             raise ConfigurationError(
                 "`loss='asymmetric'` weighs the classes of a clip one by one: "

@@ -1,12 +1,14 @@
-"""Random changes to a training batch: position in time, level, masks, mixing.
+"""Random changes to a training batch: position in time, level, other sound, a filter, masks, mixing.
 
-In: a whole normalised batch, features (b, T, F) and labels (b, C), before it is cut into micro-batches, or the part of
-it that a rank needs (``Part``). Out: the same shapes. Every number is drawn on the CPU from the generator that is
-passed in, for the whole batch, so the batch is the same on every device, for any number of ranks, and when it is made
-again. Each change is an option of ``DataConfig``: ``time_shift_seconds``, ``gain_db``,
-``spec_augment``, ``mixup``.
+In: a whole batch, before it is cut into micro-batches, or the part of it that a rank needs (``Part``): normalised
+features (b, T, F), or waveforms (b, num_samples), and labels (b, C). Out: the same shapes. Time, level, other sound and
+filter change what the file holds, which is sound where features are computed on the fly; masks and mixing change what
+the network is given. Every number is drawn on the CPU from the generator that is passed in, for the whole batch, so
+the batch is the same on every device, for any number of ranks, and when it is made again. Each change is an option of
+``DataConfig``: ``time_shift_seconds``, ``mix_snr_db``, ``filter_db``, ``gain_db``, ``spec_augment``, ``mixup``, in that
+order.
 
-Sources: SpecAugment (Park et al. 2019), mixup (Zhang et al. 2018).
+Sources: SpecAugment (Park et al. 2019), mixup (Zhang et al. 2018); of changes to sound, see ``sound_changes``.
 """
 
 import math
@@ -19,6 +21,9 @@ import torch
 from egoaudio.audio.yamnet_features import LOG_OFFSET
 from egoaudio.config.build import FEATURES
 from egoaudio.config.train import DataConfig
+from egoaudio.data import sound_changes
+from egoaudio.data.context import row_seconds
+from egoaudio.data.dataset import ClipDataset
 from egoaudio.errors import ConfigurationError
 
 # SpecAugment: this many masks per axis, each covering up to this share of it.
@@ -30,68 +35,152 @@ LevelChange = Callable[[torch.Tensor, np.ndarray], None]
 
 
 @dataclass(frozen=True, eq=False)
+class Partners:
+    """The clip of a batch that each of its clips is mixed with, int64 (num_clips,); None where nothing is mixed."""
+
+    mixup: np.ndarray | None = None
+    noise: np.ndarray | None = None
+    """Whose sound is added to the clip's; another clip, if there is one."""
+
+    @staticmethod
+    def draw(num_clips: int, rng: np.random.Generator, config: DataConfig) -> "Partners":
+        """Return the partners that the configuration asks for: the first that is drawn for a batch."""
+        mixup = rng.permutation(num_clips) if config.mixup else None
+        noise = None
+        if config.mix_snr_db:
+            circle = rng.permutation(num_clips)
+            noise = np.empty_like(circle)
+            noise[circle] = np.roll(circle, 1)
+        return Partners(mixup, noise)
+
+
+@dataclass(frozen=True, eq=False)
 class Part:
-    """The clips of a batch that are here: those of a rank, then those that mixup mixes with them."""
+    """The clips of a batch that are here: those of a rank, and others that are mixed with them."""
 
     num_clips: int
     """Of the whole batch."""
     places: np.ndarray
-    """int64 (m,): the clips' places in the batch."""
+    """int64 (m,): the clips' places in the batch: the rank's, then mixup's, then those that are mixed in as noise."""
     num_own: int
     """How many of them are the rank's."""
+    num_heard: int
+    """How many of them are the rank's or mixup's."""
 
     @staticmethod
     def whole(num_clips: int) -> "Part":
         """Return all clips of a batch."""
-        return Part(num_clips, np.arange(num_clips), num_clips)
+        return Part(num_clips, np.arange(num_clips), num_clips, num_clips)
 
     @staticmethod
-    def of(own: range, num_clips: int, rng: np.random.Generator | None) -> "Part":
-        """Return the part of a rank with its ``own`` clips; ``rng`` is that of ``augment`` if there is mixup."""
+    def of(own: range, num_clips: int, partners: Partners) -> "Part":
+        """Return the part of a rank with its ``own`` clips."""
         here = np.arange(own.start, own.stop)
-        if rng is None:
-            return Part(num_clips, here, len(here))
-        return Part(num_clips, np.concatenate((here, np.setdiff1d(_partners(num_clips, rng)[here], here))), len(here))
+        counts = [len(here)]
+        for of_each in (partners.mixup, partners.noise):
+            if of_each is not None:
+                here = np.concatenate((here, np.setdiff1d(of_each[here], here)))
+            counts.append(len(here))
+        return Part(num_clips, here, *counts[:2])
 
 
-def augment(
-    features: torch.Tensor,
-    labels: torch.Tensor,
-    rng: np.random.Generator,
-    config: DataConfig,
-    change: LevelChange | None = None,
-    max_shift_frames: int = 0,
-    part: Part | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the batch with the random changes that the configuration asks for.
+class Augmentation:
+    """The random changes that a configuration asks for, to batches of one dataset.
 
     Parameters
     ----------
-    features : torch.Tensor, float (b, T, F), or (b, num_samples) of waveforms
-        Changed in place.
-    labels : torch.Tensor, float (b, C)
-    rng : numpy.random.Generator
     config : DataConfig
-    change : callable or None
-        From ``level_change``; required for ``gain_db``.
+    change : LevelChange or None
+        Of what is read, from ``level_change``; required for ``gain_db``.
     max_shift_frames : int
-        From ``shift_frames``; 0 without a shift in time.
-    part : Part or None
-        Which clips of the batch these are; all of them if not given. Only its own are returned.
-
+        From ``shift_frames``; 0 without a shift in time. Of waveforms, samples.
+    sample_rate : int
+        Hz, of waveforms; required for ``filter_db``.
     """
-    part = Part.whole(len(features)) if part is None else part
-    # The first that is drawn: ``Part.of`` draws it, too, to know which clips have to be read.
-    partners = _partners(part.num_clips, rng) if config.mixup else None
-    if max_shift_frames:
-        shift_time(features, rng, max_shift_frames, part)
-    if config.gain_db and change is not None:
-        change_gain(features, rng, config.gain_db, change, part)
-    if config.spec_augment:
-        mask(features, rng, part)
-    if partners is not None and config.mixup:
-        return mix(features, labels, partners, rng.beta(config.mixup, config.mixup, part.num_clips), part)
-    return features, labels
+
+    def __init__(
+        self,
+        config: DataConfig,
+        change: LevelChange | None = None,
+        max_shift_frames: int = 0,
+        sample_rate: int = 0,
+    ) -> None:
+        self.config, self._change = config, change
+        self._max_shift_frames, self._sample_rate = max_shift_frames, sample_rate
+
+    @classmethod
+    def of_dataset(cls, dataset: ClipDataset, config: DataConfig) -> "Augmentation | None":
+        """Return the changes to batches of a dataset; None if there are none.
+
+        Raises
+        ------
+        ConfigurationError
+            When what the dataset reads cannot be changed so.
+        """
+        wanted = (config.time_shift_seconds, config.mix_snr_db, config.filter_db, config.gain_db)
+        if not any((*wanted, config.spec_augment, config.mixup)):
+            return None
+        if config.spec_augment and len(dataset.feature_shape) == 1:
+            raise ConfigurationError(
+                f"`spec_augment` masks bands of frequency, and {dataset.feature} has none: leave one of them out"
+            )
+        change, max_shift_frames = None, 0
+        if config.gain_db:
+            change = level_change(dataset.stored, dataset.file.config["n_mels"], dataset.normalization[1])
+        if config.time_shift_seconds:
+            sound_seconds = (2 * dataset.context_clips + 1) * row_seconds(dataset.file, dataset.stored)
+            max_shift_frames = shift_frames(config.time_shift_seconds, dataset.item_shape, sound_seconds)
+        return cls(config, change, max_shift_frames, dataset.file.sample_rate)
+
+    def __call__(
+        self,
+        values: torch.Tensor,
+        labels: torch.Tensor,
+        rng: np.random.Generator,
+        part: Part | None = None,
+        compute: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features of a batch and its labels with the random changes.
+
+        Parameters
+        ----------
+        values : torch.Tensor, float (m, T, F), or (m, num_samples) of waveforms
+            Changed in place.
+        labels : torch.Tensor, float (m, C)
+        rng : numpy.random.Generator
+        part : Part or None
+            Which clips of the batch these are; all of them if not given. Only its own are returned.
+        compute : callable or None
+            Makes features of changed waveforms; where there is nothing to make, they are returned.
+        """
+        config, part = self.config, Part.whole(len(values)) if part is None else part
+        partners = Partners.draw(part.num_clips, rng, config)
+        values = self._change_input(values, rng, partners.noise, part)
+        features = values if compute is None else compute(values)
+        if config.spec_augment:
+            mask(features, rng, part)
+        if partners.mixup is not None and config.mixup:
+            shares = rng.beta(config.mixup, config.mixup, part.num_clips)
+            return mix(features, labels, partners.mixup, shares, part)
+        return features, labels[: part.num_own]
+
+    def _change_input(
+        self, values: torch.Tensor, rng: np.random.Generator, sources: np.ndarray | None, part: Part
+    ) -> torch.Tensor:
+        """Return what the file holds of the clips that are heard, changed; ``sources`` are ``Partners.noise``."""
+        config, heard = self.config, part.places[: part.num_heard]
+        if self._max_shift_frames:
+            shift_time(values, rng, self._max_shift_frames, part)
+        if sources is not None:
+            snr_db = rng.uniform(config.mix_snr_db[0], config.mix_snr_db[-1], part.num_clips)[heard]
+            values = sound_changes.mix_in(values, _find(sources[heard], part), snr_db)
+        if config.filter_db:
+            shape = part.num_clips, sound_changes.NUM_BANDS
+            gains_db = rng.uniform(-config.filter_db, config.filter_db, shape)[heard]
+            sound_changes.filter_sound(values, gains_db, self._sample_rate)
+        if config.gain_db and self._change is not None:
+            change_gain(values, rng, config.gain_db, self._change, part)
+        return values
 
 
 def level_change(feature: str, num_mel_bands: int, deviation: float) -> LevelChange:
@@ -162,8 +251,9 @@ def shift_time(features: torch.Tensor, rng: np.random.Generator, max_frames: int
     Repeating the last frame instead would add a steady sound that the recording does not hold.
     """
     num_clips, num_frames = features.shape[:2]
-    shifts = rng.integers(-max_frames, max_frames + 1, part.num_clips)[part.places]
-    frames = torch.from_numpy((np.arange(num_frames) - shifts[:, None]) % num_frames).to(features.device)  # (b, T)
+    drawn = rng.integers(-max_frames, max_frames + 1, part.num_clips)[part.places]
+    shifts = torch.from_numpy(drawn).to(features.device)
+    frames = (torch.arange(num_frames, device=features.device) - shifts[:, None]) % num_frames  # (b, T)
     clips = torch.arange(num_clips, device=features.device)[:, None]
     features.copy_(features[clips, frames])
 
@@ -205,7 +295,7 @@ def change_gain(
     features: torch.Tensor, rng: np.random.Generator, gain_db: float, change: LevelChange, part: Part
 ) -> None:
     """Change the level of each clip by up to ``gain_db`` either way, uniformly; ``change`` is from ``level_change``."""
-    change(features, rng.uniform(-gain_db, gain_db, part.num_clips)[part.places])
+    change(features, rng.uniform(-gain_db, gain_db, part.num_clips)[part.places[: part.num_heard]])
 
 
 def mask(features: torch.Tensor, rng: np.random.Generator, part: Part) -> None:
@@ -214,7 +304,8 @@ def mask(features: torch.Tensor, rng: np.random.Generator, part: Part) -> None:
     With one mean for all bins the masks themselves become sounds, clicks and hum, which the model learns: 22.7 % mAP on
     its own training clips after 8 epochs, 28.0 % with each bin's mean, 30.0 % without masks.
     """
-    frames, bins = (_spans(part.num_clips, length, rng)[part.places] for length in features.shape[1:])
+    heard = part.places[: part.num_heard]
+    frames, bins = (_spans(part.num_clips, length, rng)[heard] for length in features.shape[1:])
     hidden = frames[:, :, None] | bins[:, None, :]  # (b, T, F)
     mean = features.mean(dim=1, keepdim=True)
     torch.where(hidden.to(features.device), mean, features, out=features)
@@ -228,9 +319,11 @@ def _spans(num_clips: int, length: int, rng: np.random.Generator) -> torch.Tenso
     return torch.from_numpy(((at >= starts) & (at < starts + widths)).any(axis=1))
 
 
-def _partners(num_clips: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the clip of a batch that each of its clips is mixed with, int64 (num_clips,)."""
-    return rng.permutation(num_clips)
+def _find(places: np.ndarray, part: Part) -> np.ndarray:
+    """Return where places of the batch are in the part."""
+    here = np.zeros(part.num_clips, dtype=np.int64)
+    here[part.places] = np.arange(len(part.places))
+    return here[places]
 
 
 def mix(
@@ -241,7 +334,7 @@ def mix(
     Parameters
     ----------
     features, labels : torch.Tensor, (m, ...)
-        Of the part.
+        Of the part; of features, at least those that are heard.
     partners : int64 array (num_clips,)
         Of each clip of the batch.
     shares : float64 array (num_clips,)
@@ -250,9 +343,7 @@ def mix(
 
     """
     own = part.places[: part.num_own]
-    here = np.zeros(part.num_clips, dtype=np.int64)
-    here[part.places] = np.arange(len(part.places))  # where each place of the batch is in the part
-    partner = torch.from_numpy(here[partners[own]]).to(features.device)
+    partner = torch.from_numpy(_find(partners[own], part)).to(features.device)
     return (
         torch.lerp(features[partner], features[: part.num_own], _for_clips(shares[own], features)),
         torch.lerp(labels[partner], labels[: part.num_own], _for_clips(shares[own], labels)),

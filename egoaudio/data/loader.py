@@ -2,8 +2,8 @@
 
 In: a ``ClipDataset`` (which defines what an item is), a batch size, a ``DataConfig``, a seed. Out: ``Batch``, tensors
 on the device, normalised and, in training, augmented; where the dataset has a front end, it computes the features here,
-beside the consumer's work. The order of the items follows from seed and epoch alone. Batches
-are read ahead in a thread, or in worker processes, which copy every batch once more and pay off only where
+of sound that is augmented, beside the consumer's work. The order of the items follows from seed and epoch alone.
+Batches are read ahead in a thread, or in worker processes, which copy every batch once more and pay off only where
 decompressing a repacked file is the limit.
 
 A batch of 256 rows of 131 KB takes 1.8 ms of processor time, 0.77 of the speed of ``numpy.take`` from memory
@@ -25,14 +25,14 @@ import numpy as np
 import torch
 
 from egoaudio.config.train import DataConfig
-from egoaudio.data.augment import Part, augment, level_change, shift_frames
+from egoaudio.data.augment import Augmentation, Part, Partners
 from egoaudio.data.balance import balanced_probabilities
-from egoaudio.data.context import row_seconds
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.gpu_idle import GpuIdle
 from egoaudio.data.ranks import ALONE, Group
 from egoaudio.data.seeds import AUGMENTATION, ORDER, generator
-from egoaudio.errors import ConfigurationError, TrainingError
+from egoaudio.data.sound_changes import together
+from egoaudio.errors import TrainingError
 from egoaudio.system import surroundings
 
 # Batches that are ready or being made while the consumer works on one. Two cover one slow batch; more only cost memory.
@@ -40,11 +40,6 @@ READ_AHEAD = 2
 # Batches that each worker process keeps ready or in work, and how long the next one may take: workers whose batch does
 # not fit into shared memory say nothing, and torch would wait for ever.
 _WORKER_BATCHES, _WORKER_SECONDS = 2, 600
-
-# Samples from which a front end computes features at once. A core's cache holds 8 clips of 1 s: 0.26 ms a clip, 0.67
-# with all of a batch at once; a GPU computes with more at a time, in 150 MB.
-_SAMPLES_AT_ONCE = {"cpu": 1 << 17}
-_SAMPLES_AT_ONCE_ON_A_GPU = 1 << 21
 
 # --shuffle block: neighbouring items that stay together. 16 rows of 131 KB are 2 MB, which a spinning disk reads at 60
 # % of its full speed; a batch of 64 still comes from four places.
@@ -107,22 +102,9 @@ class Loader:
         self.device, self.teacher, self.group = torch.device(device), teacher, group
         self.wait_seconds = 0.0
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        # Making a generator that is not used would take 1 % of a batch's time.
-        self._augments = training and bool(
-            config.time_shift_seconds or config.gain_db or config.spec_augment or config.mixup
-        )
         self._front_end = None if dataset.front_end is None else dataset.front_end.to(self.device).eval()
-        self._max_shift_frames = 0
-        if training and config.time_shift_seconds:
-            sound_seconds = (2 * dataset.context_clips + 1) * row_seconds(dataset.file, dataset.feature)
-            self._max_shift_frames = shift_frames(config.time_shift_seconds, dataset.feature_shape, sound_seconds)
-        self._change = None
-        if training and config.gain_db:
-            self._change = level_change(dataset.feature, dataset.file.config["n_mels"], dataset.normalization[1])
-        if training and config.spec_augment and len(dataset.feature_shape) == 1:
-            raise ConfigurationError(
-                f"`spec_augment` masks bands of frequency, and {dataset.feature} has none: leave one of them out"
-            )
+        # None without changes: making a generator that is not used would take 1 % of a batch's time.
+        self._augmentation = Augmentation.of_dataset(dataset, config) if training else None
         self._cumulative = None
         if training and config.balanced_sampling:
             self._cumulative = np.cumsum(balanced_probabilities(dataset.file.labels, dataset.rows, dataset.classes))
@@ -220,8 +202,10 @@ class Loader:
             items = order[number * self.batch_size : (number + 1) * self.batch_size]
             part = Part.whole(len(items))
             if self.training and self.group.size > 1:
-                rng = generator(self.seed, AUGMENTATION, epoch, number) if self.config.mixup else None
-                part = Part.of(self.group.share(len(items)), len(items), rng)
+                partners = Partners()
+                if self._augmentation is not None:
+                    partners = Partners.draw(len(items), generator(self.seed, AUGMENTATION, epoch, number), self.config)
+                part = Part.of(self.group.share(len(items)), len(items), partners)
             plans.append(_Plan(number, items[part.places], part))
         return plans
 
@@ -268,15 +252,15 @@ class Loader:
             features, labels = (
                 tensor.to(self.device, non_blocking=self._copies is not None) for tensor in (features, labels)
             )
-            if self._front_end is not None:
-                features = self._compute(self._front_end, features)
-            elif self._copies is not None and self._workers is None:  # else they were normalised when they were read
+            # Else rows were normalised when they were read.
+            if self._front_end is None and self._copies is not None and self._workers is None:
                 mean, std = self.dataset.normalization
                 features.sub_(mean).mul_(1.0 / std)
-            if self._augments:
+            if self._augmentation is not None:
                 rng = generator(self.seed, AUGMENTATION, epoch, plan.number)
-                changes = self.config, self._change, self._max_shift_frames, plan.part
-                features, labels = augment(features, labels, rng, *changes)
+                features, labels = self._augmentation(features, labels, rng, plan.part, self._compute)
+            else:
+                features = self._compute(features)
         if self._copies is not None:
             # Only this thread waits. Until the copy is done the pinned buffer must not be filled again.
             done = torch.cuda.Event(blocking=True)
@@ -285,14 +269,18 @@ class Loader:
         return Batch(features, labels, rows[: plan.part.num_own], plan.part.num_clips)
 
     @torch.no_grad()
-    def _compute(self, front_end: torch.nn.Module, waveforms: torch.Tensor) -> torch.Tensor:
-        """Return normalised features (b, T, F) of waveforms (b, num_samples), some clips at a time."""
+    def _compute(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Return normalised features (b, T, F) of waveforms (b, num_samples), some clips at a time.
+
+        Without a front end, what was read are the features.
+        """
+        if self._front_end is None:
+            return waveforms
         mean, std = self.dataset.normalization
         features = torch.empty((len(waveforms), *self.dataset.feature_shape), device=self.device)
-        most = _SAMPLES_AT_ONCE.get(self.device.type, _SAMPLES_AT_ONCE_ON_A_GPU)
-        at_once = max(1, most // waveforms.shape[1])
-        for some, out in zip(waveforms.split(at_once), features.split(at_once), strict=True):
-            out.copy_(front_end(some))
+        for rows in together(waveforms):
+            out = features[rows]
+            out.copy_(self._front_end(waveforms[rows]))
             if (mean, std) != (0.0, 1.0):
                 out.sub_(mean).mul_(1.0 / std)
         return features

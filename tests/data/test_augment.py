@@ -12,6 +12,10 @@ from egoaudio.data.ranks import Group
 from egoaudio.errors import ConfigurationError
 
 
+def augmented(values, labels, rng, config, change=None, max_shift_frames=0, part=None):
+    return augment.Augmentation(config, change, max_shift_frames, 16000)(values, labels, rng, part)
+
+
 def batch(num_clips=16, num_frames=32, num_bins=40):
     generator = torch.Generator().manual_seed(0)
     return torch.randn(num_clips, num_frames, num_bins, generator=generator), torch.eye(num_clips)
@@ -69,7 +73,7 @@ def test_a_change_of_level_of_yamnets_log_mel_is_exact_down_to_its_offset(decibe
 
 def test_waveforms_are_scaled_and_mixed():
     values, labels = torch.randn(16, 400), torch.eye(16)
-    changed, targets = augment.augment(
+    changed, targets = augmented(
         values.clone(),
         labels,
         np.random.default_rng(0),
@@ -78,7 +82,7 @@ def test_waveforms_are_scaled_and_mixed():
     )
     torch.testing.assert_close(changed / values, (changed[:, :1] / values[:, :1]).expand_as(values), rtol=1e-4, atol=0)
     assert 0.5 < float((changed / values).min()) < float((changed / values).max()) < 2
-    mixed, targets = augment.augment(values.clone(), labels, np.random.default_rng(0), DataConfig(mixup=0.3))
+    mixed, targets = augmented(values.clone(), labels, np.random.default_rng(0), DataConfig(mixup=0.3))
     torch.testing.assert_close(mixed, targets @ values)
 
 
@@ -104,7 +108,7 @@ def test_masks_fit_small_features(shape):
 
 def test_mixup_blends_clips_and_labels_by_the_same_share():
     values, labels = batch()
-    mixed, targets = augment.augment(values, labels, np.random.default_rng(0), DataConfig(mixup=0.4))
+    mixed, targets = augmented(values, labels, np.random.default_rng(0), DataConfig(mixup=0.4))
     # Labels are rows of the identity, so that the targets are the shares.
     torch.testing.assert_close(mixed, torch.einsum("ij,jtf->itf", targets, values))
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(len(targets)))
@@ -117,15 +121,17 @@ CONFIGS = [
     DataConfig(mixup=0.3),
     DataConfig(gain_db=6, spec_augment=True, mixup=0.3),
 ]
+SOUND_CONFIGS = [DataConfig(mix_snr_db=(5.0,)), DataConfig(filter_db=3.0)]
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", CONFIGS + SOUND_CONFIGS)
 def test_the_generator_alone_decides(config):
     results = []
     for seed in (0, 0, 1):
         values, labels = batch()
+        values = values.flatten(1) if config in SOUND_CONFIGS else values
         results.append(
-            augment.augment(
+            augmented(
                 values, labels, np.random.default_rng(seed), config, augment.level_change("spectrogram", 128, 1.0)
             )
         )
@@ -134,25 +140,48 @@ def test_the_generator_alone_decides(config):
     assert results[0][0].dtype == torch.float32
 
 
+SOUND = {"mix_snr_db": (0.0, 20.0), "filter_db": 6.0, "gain_db": 6.0}
+
+
 @pytest.mark.parametrize("num_ranks", [2, 3, 20])
-@pytest.mark.parametrize("config", [DataConfig(gain_db=6, spec_augment=True), DataConfig(gain_db=6, mixup=0.3)])
-def test_the_parts_of_ranks_are_the_whole_batch(config, num_ranks):
+@pytest.mark.parametrize(
+    "feature, config",
+    [
+        ("spectrogram", DataConfig(gain_db=6, spec_augment=True)),
+        ("spectrogram", DataConfig(gain_db=6, mixup=0.3)),
+        ("waveform", DataConfig(**SOUND)),
+        ("waveform", DataConfig(**SOUND, mixup=0.3)),
+    ],
+)
+def test_the_parts_of_ranks_are_the_whole_batch(feature, config, num_ranks):
     values, labels = batch()
-    change = augment.level_change("spectrogram", 128, 1.0)
+    values = values.flatten(1) if feature == "waveform" else values
+    change = augment.level_change(feature, 128, 1.0)
     rng = np.random.default_rng
-    whole = augment.augment(values.clone(), labels, rng(0), config, change, 5)
+    whole = augmented(values.clone(), labels, rng(0), config, change, 5)
     parts = []
     for rank in range(num_ranks):
         own = Group(rank, num_ranks).share(len(values))
-        part = augment.Part.of(own, len(values), rng(0) if config.mixup else None)
-        assert part.num_own == len(own) and len(set(part.places)) == len(part.places) <= 2 * len(own)
+        part = augment.Part.of(own, len(values), augment.Partners.draw(len(values), rng(0), config))
+        times = (2 if config.mixup else 1) * (2 if config.mix_snr_db else 1)
+        assert part.num_own == len(own) and len(set(part.places)) == len(part.places) <= times * len(own)
         here = torch.from_numpy(part.places)
-        parts.append(augment.augment(values[here].clone(), labels[here], rng(0), config, change, 5, part))
+        parts.append(augmented(values[here].clone(), labels[here], rng(0), config, change, 5, part))
+        assert len(parts[-1][0]) == len(parts[-1][1]) == len(own)
     for all_parts, expected in zip(zip(*parts, strict=True), whole, strict=True):
-        assert torch.equal(torch.cat(all_parts), expected)
+        torch.testing.assert_close(torch.cat(all_parts), expected, rtol=0, atol=1e-6 if config.filter_db else 0)
+
+
+@pytest.mark.parametrize("num_clips", [1, 2, 3, 64])
+def test_the_sound_that_is_added_is_another_clips(num_clips):
+    """And each clip's is added to one other: batches of one clip have no other."""
+    for seed in range(20):
+        sources = augment.Partners.draw(num_clips, np.random.default_rng(seed), DataConfig(mix_snr_db=(5.0,))).noise
+        assert sorted(sources) == list(range(num_clips))
+        assert num_clips == 1 or (sources != np.arange(num_clips)).all()
 
 
 def test_nothing_changes_by_default():
     values, labels = batch()
-    same, targets = augment.augment(values.clone(), labels.clone(), np.random.default_rng(0), DataConfig(), None)
+    same, targets = augmented(values.clone(), labels.clone(), np.random.default_rng(0), DataConfig(), None)
     assert torch.equal(same, values) and torch.equal(targets, labels)

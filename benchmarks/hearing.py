@@ -13,6 +13,8 @@ Columns, in per cent: mean average precision over the clips of the classes that 
 test; of test also its 95 % interval over videos, mAP over all classes, top-1, video mAP, segment-based F1 of one second
 over the audible classes (thresholds from validation); then seconds of training and clips/s. Means over the seeds.
 
+With ``--only`` those rows alone are trained, in the table of a run that was written, if ``--output`` is one.
+
     python benchmarks/hearing.py FOLDER [--quick] [--only NAME ...] [--output benchmarks/results/hearing.json]
     python benchmarks/hearing.py --tables benchmarks/results/hearing.json
 """
@@ -40,16 +42,19 @@ from egoaudio.evaluation.ground_truth import read_ground_truth
 from egoaudio.evaluation.scores import evaluate_scores
 from egoaudio.evaluation.smoothing import smooth
 from egoaudio.models import checkpoints
+from egoaudio.models.frontend import front_end_of_file
 from egoaudio.models.scorer import Scorer, score
 
 SPLIT = {"split_unit": "subject", "validation_fraction": 0.2}
 NUM_RESAMPLES = 200
 DEFAULT = "cnn-small, every default"
-# Each file of the set: what the build is told, and the features that its rows train on.
+# Each file of the set: what the build is told, and the features that its rows train on; ``sound`` is for those that
+# compute theirs on the fly, denoised as ``clip``, 32 kB a clip.
 DENOISING = {
     "clip": (["--denoise-scope", "clip"], "spectrogram,logmel,yamnet"),
     "none": (["--denoise", "none"], "logmel,yamnet"),
     "recording": (["--denoise-scope", "recording"], "logmel"),
+    "sound": (["--denoise-scope", "clip", "--waveform-dtype", "int16"], "waveform"),
 }
 COLUMNS = ("validation", "test", "low", "high", "all", "top1", "video_map", "segment_f1", "seconds", "clips_per_second")
 
@@ -98,7 +103,17 @@ def candidates(weights):
         "label smoothing 0.05": {"label_smoothing": 0.05},
         "10 epochs": {"epochs": 10},
     }
-    return rows + [Candidate(f"cnn-small, {name}", changed, num_seeds=1) for name, changed in options.items()]
+    rows += [Candidate(f"cnn-small, {name}", changed, num_seeds=1) for name, changed in options.items()]
+    sound = {  # each with the default's random level, here of the sound itself
+        "on the fly": {},
+        "on the fly, time shift 0.25 s": {"time_shift_seconds": 0.25},
+        "on the fly, another clip's sound 5 to 25 dB below": {"mix_snr_db": (5.0, 25.0)},
+        "on the fly, filter 6 dB": {"filter_db": 6.0},
+    }
+    return rows + [
+        Candidate(f"cnn-small, {name}", {"on_the_fly": True, **changed}, denoising="sound", num_seeds=1)
+        for name, changed in sound.items()
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ the set
@@ -267,9 +282,9 @@ def train(candidate, folder, runs, seed):
         for rows in (split.validation, split.test):
             truth = read_ground_truth(file, rows)
             moments = contents["normalization"]["mean"], contents["normalization"]["std"]
-            dataset = ClipDataset(
-                path, contents["feature"], rows, normalization=moments, context_clips=stored.data.context_clips
-            )
+            feature, context_clips = contents["feature"], stored.data.context_clips
+            front_end = front_end_of_file(file, feature, context_clips)[0] if stored.data.on_the_fly else None
+            dataset = ClipDataset(path, feature, rows, "multi", moments, context_clips, front_end)
             scored = score(Scorer(model, device="cpu"), Loader(dataset, 64, stored.data), "multi")
             scores = smooth(scored.scores, rows, truth.clip_video, contents["smooth_clips"])
             found.append(judge(scores, truth, audible, np.asarray(contents["thresholds"])))
@@ -310,7 +325,12 @@ def main(arguments=None):
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--tables", type=Path, metavar="FILE", help="only print the table of a run that was written")
     parser.add_argument("--quick", action="store_true", help="one seed and the main rows: ten minutes")
-    parser.add_argument("--only", nargs="*", default=[], help="rows whose name contains one of these")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=[],
+        help="models whose name contains one of these; other rows that --output has already are kept",
+    )
     parser.add_argument("--seeds", type=int, help="as many for every row; three, one for options, if not given")
     parser.add_argument("--yamnet", type=Path, help="a file of YAMNet's weights; its rows are left out without")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "hearing.json")
@@ -323,6 +343,8 @@ def main(arguments=None):
     seeds = 1 if given.quick else given.seeds
     prepare(given.folder)
     table, found = {}, {}
+    if given.only and given.output.exists():
+        table = json.loads(given.output.read_text())["rows"]
 
     def keep(name, result):
         found.setdefault(name, []).append(result)
@@ -334,7 +356,7 @@ def main(arguments=None):
             file=sys.stderr,
         )
 
-    for seed in range(seeds or Candidate.num_seeds):
+    for seed in range(0 if given.only else seeds or Candidate.num_seeds):
         for name, result in baselines(given.folder, seed):
             keep(name, result)
     for candidate in candidates(given.yamnet):

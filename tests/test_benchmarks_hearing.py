@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import hearing
 import hearing_set
 import hearing_sounds
+import sound_files
 import synthetic
 from hearing_sounds import Sound
 
@@ -177,6 +178,28 @@ def test_the_benchmark_judges_every_row_and_keeps_its_figures(tmp_path, monkeypa
         assert 0 <= row["low"] <= row["test"] <= row["high"] <= 1
     # Each class has a band of its own: linear models hear that at once, and the prior does not.
     assert rows["logistic regression on log-mel statistics"]["test"] > 0.9 > 0.6 > rows["prior"]["test"]
+
+
+def test_rows_on_the_fly_are_trained_alone_and_join_a_table_that_is_there(tmp_path, monkeypatch):
+    """The options of the benchmark's own rows, on a file of waveforms alone, with one epoch."""
+    path = sound_files.make_sound_file(tmp_path / "sound.h5", ("waveform",), 10, 6, clip_seconds=0.3)
+    with egoaudio.open(path) as file:
+        ids = file.classes.class_id.tolist()
+    (tmp_path / "truth.json").write_text(json.dumps({"audible_classes": dict.fromkeys(ids[:3], "a class")}))
+    own = [one for one in hearing.candidates(None) if "on the fly" in one.name]
+    assert {one.denoising for one in own} == {"sound"} and "waveform" in hearing.DENOISING["sound"][1]
+    together = {name: value for one in own for name, value in one.options.items()} | {"epochs": 1}
+    rows = [hearing.Candidate("small, on the fly", together, denoising="sound"), hearing.Candidate("other")]
+    monkeypatch.setattr(hearing, "DENOISING", {"sound": ([], "waveform")})
+    monkeypatch.setattr(hearing, "SPLIT", {"validation_fraction": 0.3})
+    monkeypatch.setattr(hearing, "candidates", lambda weights: rows)
+    output = tmp_path / "out.json"
+    earlier = {"validation_by_seed": [0.5], "test_by_seed": [0.5], **dict.fromkeys(hearing.COLUMNS, 0.5)}
+    output.write_text(json.dumps({"machine": {}, "rows": {"earlier": earlier}}))
+    hearing.main([str(tmp_path), "--seeds", "1", "--only", "on the fly", "--output", str(output)])
+    found = json.loads(output.read_text())["rows"]
+    assert list(found) == ["earlier", "small, on the fly"] and found["earlier"] == earlier
+    assert 0 <= found["small, on the fly"]["test"] <= 1
 
 
 def test_the_benchmarks_page_holds_the_table_of_the_run_beside_it(capsys):

@@ -17,8 +17,10 @@ from torch import nn
 from egoaudio.config.train import DataConfig, ModelConfig, OptimizationConfig, TrainConfig
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
+from egoaudio.hdf5 import reader
 from egoaudio.models import create_model
 from egoaudio.models.device import mixed_precision
+from egoaudio.models.frontend import front_end_of_file
 from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.models.small_cnn import SmallCNN
 from egoaudio.system import allocator
@@ -39,19 +41,27 @@ class Data:
     path : str or os.PathLike
     batch_size, num_batches : int
     model : str
-        ``cnn`` on spectrograms, or ``cnn-small`` on log-mels, each clip between its neighbours as by default.
+        ``cnn`` on spectrograms; ``ast`` or ``cnn-small`` on log-mels, this one's clips between their neighbours as by
+        default.
+    on_the_fly : bool
+        Compute the features from the file's waveforms.
     """
 
-    def __init__(self, path, batch_size, num_batches, model="cnn"):
+    def __init__(self, path, batch_size, num_batches, model="cnn", on_the_fly=False):
         config = TrainConfig(model=ModelConfig(model=model)).resolved()
-        feature = "logmel" if model == "cnn-small" else "spectrogram"
+        feature = "spectrogram" if model == "cnn" else "logmel"
         self.model, self.context_clips = model, config.data.context_clips
+        front_end = None
+        if on_the_fly:
+            with reader.open(path) as file:
+                front_end, _ = front_end_of_file(file, feature, self.context_clips)
         self.clips = ClipDataset(
             path,
             feature,
             np.arange(batch_size * num_batches),
             normalization=(0.5, 2.0),
             context_clips=self.context_clips,
+            front_end=front_end,
         )
         self.batch_size, self.num_clips = batch_size, len(self.clips)
         self.feature_shape, self.num_classes = self.clips.feature_shape, self.clips.num_classes
@@ -237,10 +247,13 @@ def ours_in_memory(data, amp):
     return run
 
 
-def ours(data, amp):
-    """What ``egoaudio-train`` does: random batches from the file, read and normalised while the step computes."""
+def ours(data, amp, config=None):
+    """What ``egoaudio-train`` does: random batches from the file, read and normalised while the step computes.
+
+    ``config`` is a ``DataConfig`` with augmentations; none if not given.
+    """
     stepper = make_stepper(data, amp)
-    loader = Loader(data.clips, data.batch_size, DataConfig(), training=True)
+    loader = Loader(data.clips, data.batch_size, config or DataConfig(), training=True)
     epochs = iter(range(10**9))
 
     def run():

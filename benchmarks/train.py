@@ -8,13 +8,17 @@ All cores, wall time, medians; for choice with nothing else running (the load of
 - ``cnn-small``: the same loops on the default network, log-mels of 98 x 128, each clip between its neighbours;
 - ``ast``: transformers' own with eager attention, for the 1,024 frames that it assumes and for the 98 of a second, and
   ours;
-- ``ast-paper``: the first step on one clip, with and without activation checkpointing.
+- ``ast-paper``: the first step on one clip, with and without activation checkpointing;
+- ``on-the-fly``: ``cnn``, ``cnn-small`` and ``ast`` (one second, the default sizes) in float32 from stored features,
+  with features computed from waveforms, and with the sound changed before (level, time shift, another clip's sound, a
+  filter), which shares the cores with the step.
 
 Each measurement of memory has a fresh process; it is the resident memory at its peak, the libraries and the data
 included (a process that has imported PyTorch and egoaudio has 0.7 to 0.9 GB; the JSON says what each had before it
 trained).
 
-    python benchmarks/train.py [--parts cnn cnn-small ast ast-paper] [--repeats 5] [--tiny] [--output train.json]
+    python benchmarks/train.py [--parts cnn cnn-small ast ast-paper on-the-fly] [--repeats 5] [--tiny]
+        [--output train.json]
 """
 
 import argparse
@@ -33,12 +37,13 @@ import loops
 import measuring
 import torch
 
-from egoaudio.config.train import ModelConfig
+from egoaudio.config.train import DataConfig, ModelConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import sound_files  # noqa: E402
 import synthetic  # noqa: E402
 
-PARTS = ("cnn", "cnn-small", "ast", "ast-paper")
+PARTS = ("cnn", "cnn-small", "ast", "ast-paper", "on-the-fly")
 OUR_RUNS = 3  # of each of our loops, where the others have one
 PLAIN = "plain loop, float32"
 FILE, MEMORY = "egoaudio, from the file", "egoaudio, step on data in memory"
@@ -185,6 +190,33 @@ def measure_paper(shape, num_classes, repeats, apart):
     return rows, bars, {str(checkpointing): found for checkpointing, found in runs.items()}
 
 
+# -------------------------------------------------------------------------------------------------------- on the fly
+
+CHANGED = DataConfig(on_the_fly=True, gain_db=10.0, time_shift_seconds=0.2, mix_snr_db=(5.0, 25.0), filter_db=6.0)
+STORED = "from stored features"
+WAYS = {STORED: None, "on the fly": DataConfig(on_the_fly=True), "on the fly, the sound changed": CHANGED}
+
+
+def measure_on_the_fly(folder, models, num_batches, repeats, clip_seconds=1.0):
+    """Return the table's rows and the raw runs; ``models`` are ``{model: clips in a batch}``."""
+    rows, runs = [], {}
+    for model, batch_size in models.items():
+        features = ("spectrogram" if model == "cnn" else "logmel", "waveform")
+        sizes = {"num_videos": num_batches, "clips_per_video": batch_size, "clip_seconds": clip_seconds}
+        path = sound_files.make_sound_file(Path(folder) / f"{model}-sound.h5", features, **sizes)
+        steps = {}
+        for way, config in WAYS.items():
+            data = loops.Data(path, batch_size, num_batches, model, on_the_fly=config is not None)
+            steps[way] = loops.ours(data, False, config)
+        runs[model] = measuring.interleave(steps, repeats)
+        stored = measuring.median(runs[model][STORED])
+        for way, found in runs[model].items():
+            seconds = measuring.median(found)
+            speed = f"{num_batches * batch_size / seconds:,.0f}"
+            rows.append([model, way, str(batch_size), speed, f"{stored / seconds:.2f}"])
+    return rows, runs
+
+
 # -------------------------------------------------------------------------------------------------------------- main
 
 
@@ -202,6 +234,7 @@ def main(argv=None):
     shape, small_shape = (32, 1025), (98, 128)
     config = ModelConfig(model="ast", hidden_size=384, num_layers=6, num_heads=6, dropout=0.0, patchout=0.0)
     cases, paper_shape = (((98, 128), 16), ((1024, 128), 2)), shape
+    fly, fly_batches, fly_seconds = {"cnn": 64, "cnn-small": 64, "ast": 16}, 8, 1.0
     memory_of, apart, new_pool = (*loops.PEERS, *loops.OURS), in_fresh_process, new_process
     if arguments.tiny:
         repeats, batch_size, peer_batches, our_batches, num_classes = (
@@ -213,6 +246,7 @@ def main(argv=None):
         )
         shape, small_shape = (8, 20), (24, 16)
         cases, config, paper_shape = (((16, 32), 2), ((64, 32), 2)), SMALL, (16, 20)
+        fly, fly_batches, fly_seconds = dict.fromkeys(fly, 2), 2, 0.25
         memory_of, apart, new_pool = (PLAIN,), lambda work, *about: work(*about), lambda: ThreadPoolExecutor(1)
     facts, bars, load, num_threads = {"rows": []}, [], os.getloadavg(), torch.get_num_threads()
     if arguments.tiny:
@@ -258,6 +292,11 @@ def main(argv=None):
             rows,
         )
         bars += paper_bars
+        facts["rows"] += rows
+    if "on-the-fly" in arguments.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            rows, facts["on_the_fly_runs"] = measure_on_the_fly(folder, fly, fly_batches, repeats, fly_seconds)
+        measuring.table(["network", "features", "clips in a batch", "clips/s", "times the speed from stored"], rows)
         facts["rows"] += rows
     torch.set_num_threads(num_threads)
     if bars:

@@ -26,6 +26,9 @@ def test_a_tiny_run_prints_its_tables_and_writes_machine_and_raw_runs(tmp_path, 
         assert measured["runs"].keys() | measured["not_measured"].keys() == loops.PEERS.keys() | loops.OURS.keys()
         assert all(run["wall"] > 0 for found in measured["runs"].values() for run in found)
         assert all(memory["peak_mb"] > 100 for memory in measured["memory"].values())
+    assert list(facts["on_the_fly_runs"]) == ["cnn", "cnn-small", "ast"]
+    ways = {"from stored features", "on the fly", "on the fly, the sound changed"}
+    assert all(ways == runs.keys() for runs in facts["on_the_fly_runs"].values())
 
 
 @pytest.mark.parametrize("module", ["lightning", "accelerate"])

@@ -52,7 +52,8 @@ def main(argv=None):
         nfs_hosts.require_all()
         with tempfile.TemporaryDirectory() as folder:
             command = nfs_hosts.apart([sys.executable, __file__, "--inside", folder])
-            subprocess.run(command, check=True, timeout=ALL_SECONDS, stdin=subprocess.DEVNULL)
+            environment = {**os.environ, "TMPDIR": folder}
+            subprocess.run(command, check=True, timeout=ALL_SECONDS, stdin=subprocess.DEVNULL, env=environment)
             seen = json.loads(Path(folder, "seen.json").read_text(encoding="utf-8"))
         measuring.write_json(arguments.output, seen=seen)
     measuring.table(["what", "seen"], [[what, in_words(value)] for what, value in seen.items()])

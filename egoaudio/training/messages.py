@@ -59,7 +59,10 @@ def describe_resume(folder: Path, state: State, num_batches: int, begun_by: str)
 
 def describe_wait(share: float, file: EgoAudioFile, feature: str, config: DataConfig) -> str:
     """Return what to change when the loop waits for data."""
-    if config.on_the_fly:
+    if config.mix_snr_db or config.filter_db:
+        changes = " and ".join(f"`{name}`" for name in ("mix_snr_db", "filter_db") if getattr(config, name))
+        fix = f"the sound is changed ({changes}) while the model trains: without that, or on a GPU, it takes less time"
+    elif config.on_the_fly:
         fix = f"{feature} is computed on the fly; to read it takes less time: build with `features={(feature,)!r}`"
     elif not file.is_mapped(feature):
         fix = f"the array is compressed: unpack it with `h5repack -f {feature}:NONE`, or give `loader_workers=2`"

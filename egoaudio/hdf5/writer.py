@@ -116,11 +116,10 @@ class RowWriter:
             raise ValueError(
                 f"/{name} has {extent.shape[0]} rows, and {first_row} to {first_row + num_rows} are not all among them"
             )
-        num_bytes = num_rows * extent.row_bytes
+        target, num_bytes = extent.offset + first_row * extent.row_bytes, num_rows * extent.row_bytes
         try:
-            files.copy_bytes(
-                descriptor, offset, self._descriptor, extent.offset + first_row * extent.row_bytes, num_bytes
-            )
+            files.copy_bytes(descriptor, offset, self._descriptor, target, num_bytes)
+            files.begin_writing(self._descriptor, target, num_bytes)
         except OSError as error:
             raise StoreError(files.explain(self._path, error, num_bytes)) from error
 

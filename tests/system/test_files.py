@@ -276,3 +276,26 @@ def test_a_range_is_copied_by_whatever_the_file_systems_have(tmp_path, monkeypat
             files.copy_bytes(source.fileno(), 19_999, target.fileno(), 29_000, 2)
     expected = bytes(4099) + raw[101:17_104] + bytes(30_000 - 4099 - 17_003)
     assert (tmp_path / "b").read_bytes()[:29_000] == expected[:29_000]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_range_whose_writing_begins_early_keeps_its_bytes_whatever_the_system_makes_of_the_advice(
+    tmp_path, monkeypatch, refused
+):
+    advised = []
+
+    def advise(*arguments):
+        advised.append(arguments[1:])
+        if refused:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        return posix_fadvise(*arguments)
+
+    posix_fadvise = os.posix_fadvise
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    raw = random.Random(0).randbytes(200_000)
+    with open(tmp_path / "a", "w+b", buffering=0) as file:
+        file.write(raw)
+        files.begin_writing(file.fileno(), 5000, 100_000)
+        files.begin_writing(file.fileno(), 5000, 0)  # all up to the end, for the system
+    assert advised == [(5000, 100_000, os.POSIX_FADV_DONTNEED)]
+    assert (tmp_path / "a").read_bytes() == raw

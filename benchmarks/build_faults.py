@@ -37,6 +37,7 @@ from trials import (
 
 from egoaudio.builder.build import build
 from egoaudio.builder.extract import extract
+from egoaudio.config.build import BuildConfig, ClipConfig
 from egoaudio.errors import BuildError, Status
 from egoaudio.hdf5 import integrity, reader
 from egoaudio.hdf5.writer import RowWriter
@@ -102,7 +103,7 @@ def interrupt_builds(number, sample, folder, num_faults, seed=0):
 def kill_replacements(sample, folder, num_faults, seed=0):
     """``kill -9`` a build with ``--force`` while the file it is to replace is read: that stays until the rename."""
     old = folder / "old.h5"
-    require(run(sample.command(old, "--clip-seconds", "0.5"))[0] == 0, "the build of the old file fails")
+    build(sample.inputs, old, BuildConfig(clips=ClipConfig(clip_seconds=0.5)))
 
     def trial(place, seed):
         shutil.copy(old, place / "ego.h5")

@@ -25,6 +25,17 @@ def pytest_configure(config):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unsynced():
+    """Wait for no disk: whether bytes reached it no test can see, and thousands of small files take 4 ms each.
+
+    That syncs happen, and when, is tested by counting the calls; processes that tests start wait as always.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def kept_workers():
     """Keep the worker processes from one test to the next: starting them takes longer than most builds here."""

@@ -174,7 +174,7 @@ def test_announced_rows_come_into_memory_without_being_read(tmp_path, monkeypatc
         np.concatenate([np.arange(start // 4096, -(-(start + source.row_bytes) // 4096)) for start in starts])
     )
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
-        os.fsync(file.fileno())
+        os.fdatasync(file.fileno())  # pages that are not on disk cannot be given away
         deadline = time.monotonic() + 5
         while (warm := resident(mapped)[pages].any()) and time.monotonic() < deadline:  # pages just written may be busy
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -259,10 +259,11 @@ def _run(stepping, *arguments):
 
 
 def test_killed_at_ten_random_moments_it_ends_in_the_same_weights(tmp_path, data):
-    # A server that has imported torch but never computed: its children start in a tenth of a second.
+    # A server that has imported torch but never computed: its children start in a tenth of a second. The first
+    # optimiser imports torch's compiler, which takes a second.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["egoaudio.training.train"])
-    config = make_config(epochs=20, checkpoint_minutes=0.0005, **HARD)
+    context.set_forkserver_preload(["egoaudio.training.train", "torch._dynamo"])
+    config = make_config(epochs=10, checkpoint_minutes=0.0005, **HARD)
 
     def start(name):
         stepping = context.Event()

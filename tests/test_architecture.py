@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import re
 import subprocess
@@ -96,6 +97,7 @@ HOMES = {
 }
 
 
+@functools.cache
 def _modules():
     """Return ``{module: path}``; a package is the module of its ``__init__``."""
     modules = {}
@@ -106,10 +108,17 @@ def _modules():
     return modules
 
 
+@functools.cache
+def _tree(path):
+    """Return a file's syntax tree, for all tests."""
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def _imports(path):
     """Return the modules that a file imports, inside functions too; not what only a type checker imports."""
     found = set()
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text())  # of its own: it is changed
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             node.body = []
@@ -177,7 +186,7 @@ def test_no_module_or_function_is_long_and_no_name_is_the_standard_librarys(modu
     assert len(lines) <= 400 and max(map(len, lines), default=0) <= 120
     long = [
         f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
-        for node in ast.walk(ast.parse(_modules()[module].read_text()))
+        for node in ast.walk(_tree(_modules()[module]))
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno >= 80
     ]
     assert not long
@@ -253,7 +262,7 @@ def test_no_function_has_a_default_that_can_change(module):
     """One list or dict would be shared by all calls: memory that nobody sees."""
     wrong = [
         node.name
-        for node in ast.walk(ast.parse(_modules()[module].read_text()))
+        for node in ast.walk(_tree(_modules()[module]))
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         for default in [*node.args.defaults, *node.args.kw_defaults]
         if isinstance(default, (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp))
@@ -263,7 +272,7 @@ def test_no_function_has_a_default_that_can_change(module):
 
 @pytest.mark.parametrize("module", sorted(_modules()))
 def test_every_public_name_has_hints_and_a_docstring(module):
-    tree = ast.parse(_modules()[module].read_text())
+    tree = _tree(_modules()[module])
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
     functions = [node for owner in (tree, *classes) for node in owner.body if isinstance(node, ast.FunctionDef)]
     public = [function for function in functions if not function.name.startswith("_")]
@@ -283,7 +292,7 @@ COMMANDS = re.compile(r"\b(egoaudio-[a-z]+|pip|docker|h5repack)\b[^;:]*$")
 @pytest.mark.parametrize("module", sorted(set(_modules()) - {"cli", "command"}))
 def test_messages_name_parameters_and_flags_only_in_a_command_to_type(module):
     """``command`` makes flags of parameters; who calls the library from Python types none."""
-    tree = ast.parse(_modules()[module].read_text())
+    tree = _tree(_modules()[module])
     bodies = [node.body for node in ast.walk(tree) if isinstance(getattr(node, "body", None), list)]
     docstrings = {id(node.value) for body in bodies for node in body if isinstance(node, ast.Expr)}
     wrong = []

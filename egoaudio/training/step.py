@@ -203,7 +203,7 @@ class Stepper(MicroBatches):
                 started = time.perf_counter()
                 _, failure = self.attempt(self._accumulate, features[rows], labels[rows], normaliser, seed)
                 times.append(math.inf if failure else time.perf_counter() - started)
-                self._undo(saved)
+                self._undo(saved, release=failure is not None)
             seconds[dtype] = float(self.group.numbers(min(times[1:])).max())
         self.amp_dtype = min(seconds, key=lambda dtype: seconds[dtype])
         (wanted, its_seconds), (_, plain) = seconds.items()
@@ -355,15 +355,23 @@ class Stepper(MicroBatches):
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return torch.get_rng_state(), cuda, [(buffer, buffer.clone()) for buffer in self.model.buffers()]
 
-    def _undo(self, saved: tuple[torch.Tensor, torch.Tensor | None, list[tuple[torch.Tensor, torch.Tensor]]]) -> None:
-        """Undo a failed attempt: restore gradients, scaler, random states and buffers."""
+    def _undo(
+        self,
+        saved: tuple[torch.Tensor, torch.Tensor | None, list[tuple[torch.Tensor, torch.Tensor]]],
+        release: bool = True,
+    ) -> None:
+        """Undo an attempt: restore gradients, scaler, random states and buffers; ``release`` after one that failed.
+
+        To release memory costs speed from then on: freed blocks are not kept.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         if self.scaler is not None:
             # The old one may have unscaled already, and refuses to do so again; its update() would change the scale.
             fresh = torch.amp.GradScaler(self.device.type)
             fresh.load_state_dict(self.scaler.state_dict())
             self.scaler = fresh
-        self.release()
+        if release:
+            self.release()
         self._prepare_optimizer()
         random_state, cuda, buffers = saved
         torch.set_rng_state(random_state)

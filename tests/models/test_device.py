@@ -76,6 +76,15 @@ def test_the_first_step_takes_the_faster_precision_says_so_and_is_otherwise_the_
     assert len([line for line in said if line.startswith("`amp`")]) == 1
 
 
+def test_to_time_the_precisions_costs_no_speed_afterwards(monkeypatch):
+    released = []  # after which the heap keeps no freed block, and every step makes its memory anew
+    monkeypatch.setattr("egoaudio.system.allocator.release_blocks", lambda: released.append(True))
+    stepper = make_stepper("cnn-small", amp_dtype=torch.bfloat16, micro_batch_size=8)
+    stepper.times_precisions = True
+    stepper.step(*batch(8))
+    assert not stepper.times_precisions and not released
+
+
 def test_a_resumed_run_keeps_what_was_found():
     stepper = make_stepper("cnn", amp_dtype=None)
     again = make_stepper("cnn", amp_dtype=torch.bfloat16)

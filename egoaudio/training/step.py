@@ -203,7 +203,7 @@ class Stepper(MicroBatches):
                 started = time.perf_counter()
                 _, failure = self.attempt(self._accumulate, features[rows], labels[rows], normaliser, seed)
                 times.append(math.inf if failure else time.perf_counter() - started)
-                self._undo(saved, release=failure is not None)
+                self._undo(saved)
             seconds[dtype] = float(self.group.numbers(min(times[1:])).max())
         self.amp_dtype = min(seconds, key=lambda dtype: seconds[dtype])
         (wanted, its_seconds), (_, plain) = seconds.items()
@@ -279,6 +279,7 @@ class Stepper(MicroBatches):
                 if self.group.size > 1 or bool(self._updates_done() != updates):
                     raise TrainingError(describe_half_way(failure, self.micro_batch_size))
             self._undo(saved)
+            self.release()
             failures = self.group.objects(failure)
             self._shrink(features, most_clips, next(filter(None, failures)))
         self._fresh = False
@@ -355,23 +356,14 @@ class Stepper(MicroBatches):
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return torch.get_rng_state(), cuda, [(buffer, buffer.clone()) for buffer in self.model.buffers()]
 
-    def _undo(
-        self,
-        saved: tuple[torch.Tensor, torch.Tensor | None, list[tuple[torch.Tensor, torch.Tensor]]],
-        release: bool = True,
-    ) -> None:
-        """Undo an attempt: restore gradients, scaler, random states and buffers; ``release`` after one that failed.
-
-        To release memory costs speed from then on: freed blocks are not kept.
-        """
+    def _undo(self, saved: tuple[torch.Tensor, torch.Tensor | None, list[tuple[torch.Tensor, torch.Tensor]]]) -> None:
+        """Undo an attempt: restore gradients, scaler, random states and buffers; the heap stays as it is."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.scaler is not None:
             # The old one may have unscaled already, and refuses to do so again; its update() would change the scale.
             fresh = torch.amp.GradScaler(self.device.type)
             fresh.load_state_dict(self.scaler.state_dict())
             self.scaler = fresh
-        if release:
-            self.release()
         self._prepare_optimizer()
         random_state, cuda, buffers = saved
         torch.set_rng_state(random_state)

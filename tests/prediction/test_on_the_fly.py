@@ -29,6 +29,7 @@ from egoaudio.training.train import train
 
 FEATURES = ("spectrogram", "mfcc", "logmel", "yamnet")
 OPTIONS = {"epochs": 2, "batch_size": 32, "validation_fraction": 0.3, "context_clips": 1, "gain_db": 0.0}
+SMALL_STEPS = {"learning_rate": 3e-4}  # Adam's first steps go by the sign of gradients near 0, which rounding decides
 SOUND = {"gain_db": 6.0, "time_shift_seconds": 0.2, "mix_snr_db": (0.0, 20.0), "filter_db": 6.0}
 BUILD = {"n_fft": 512, "hop_length": 200}
 
@@ -73,7 +74,8 @@ def _train(path, folder, **options):
 def runs(stored, waveforms, tmp_path_factory):
     """The same training from stored features, and from the waveforms of a file that has nothing else."""
     folder = tmp_path_factory.mktemp("runs")
-    return _train(stored, folder / "stored"), _train(waveforms, folder / "computed", on_the_fly=True)
+    from_file = _train(stored, folder / "stored", **SMALL_STEPS)
+    return from_file, _train(waveforms, folder / "computed", on_the_fly=True, **SMALL_STEPS)
 
 
 def _assert_same_losses(one, other):
@@ -190,7 +192,7 @@ def test_training_learns_as_from_stored_features(runs):
 
 @pytest.mark.parametrize("model, feature", [("cnn", "mfcc"), ("cnn-small", "spectrogram")])
 def test_other_features_and_models_learn_so_too(stored, tmp_path, model, feature):
-    options = {"model": model, "feature": feature, "epochs": 1, "context_clips": 0, "gain_db": 0.0}
+    options = {"model": model, "feature": feature, "epochs": 1, "context_clips": 0, "gain_db": 0.0, **SMALL_STEPS}
     one = _train(stored, tmp_path / "stored", **options)
     other = _train(stored, tmp_path / "computed", on_the_fly=True, **options)
     _assert_same_losses(one, other)
@@ -298,7 +300,7 @@ def test_predictions_of_new_sound_are_the_same(runs, media, kept_workers):
     trained_so, asked = _scores(runs[1].best, media), _scores(runs[1].best, media, on_the_fly=True)
     assert computed.keys() == stored.keys() and len(stored) == 2
     for name in stored:
-        assert stored[name].shape == computed[name].shape and np.ptp(stored[name], axis=0).max() > 0.01
+        assert stored[name].shape == computed[name].shape and np.ptp(stored[name], axis=0).max() > 5e-3
         np.testing.assert_allclose(computed[name], stored[name], atol=1e-4)
         np.testing.assert_allclose(trained_so[name], stored[name], atol=1e-2)  # another run, with its own rounding
         np.testing.assert_array_equal(asked[name], trained_so[name])

@@ -80,13 +80,13 @@ def candidates(weights):
         Candidate("cnn-small, denoised per recording", denoising="recording"),
         Candidate("cnn-small, no context", {"context_clips": 0}, quick=True),
         Candidate("cnn (the paper's), 10 epochs", {"model": "cnn", "epochs": 10}, num_seeds=1),
-        Candidate("ast, from nothing", {"model": "ast"}, num_seeds=2),
+        Candidate("ast, from nothing", {"model": "ast"}, num_seeds=1),
     ]
     if weights is not None:
         yamnet = {"model": "yamnet", "pretrained": str(weights)}
         taught = {"teacher": "yamnet, fine-tuned, without denoising"}
         rows += [
-            Candidate("yamnet, fine-tuned", yamnet),
+            Candidate("yamnet, fine-tuned", yamnet, num_seeds=1),
             Candidate("yamnet, fine-tuned, without denoising", yamnet, denoising="none", quick=True),
             Candidate("yamnet, frozen, without denoising", yamnet | {"freeze": True}, denoising="none"),
             Candidate("cnn-small, without denoising, taught by yamnet", taught, denoising="none", quick=True),
@@ -331,7 +331,7 @@ def main(arguments=None):
         default=[],
         help="models whose name contains one of these; other rows that --output has already are kept",
     )
-    parser.add_argument("--seeds", type=int, help="as many for every row; three, one for options, if not given")
+    parser.add_argument("--seeds", type=int, help="as many for every row; three, or one for some, if not given")
     parser.add_argument("--yamnet", type=Path, help="a file of YAMNet's weights; its rows are left out without")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "hearing.json")
     given = parser.parse_args(arguments)

@@ -87,7 +87,7 @@ def right(device, tiny):
     if importlib.util.find_spec("pytest") is None:
         return {"result": "not run: pytest is not installed"}
     command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "--noconftest", "-p", "no:cacheprovider"]
-    command += ["-o", "addopts=-ra", "--tb=short", "tests/test_cuda.py"]
+    command += ["-o", "addopts=-ra", "--tb=short", "--durations=8", "tests/test_cuda.py"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     print(found.stdout[-6000:], flush=True)
     return {"result": found.stdout.strip().splitlines()[-1], "output": found.stdout[-20000:]}
@@ -201,7 +201,7 @@ def build(device, tiny):
 
     cores = len(os.sched_getaffinity(0))
     counts = [1] if tiny else [count for count in (1, 2, 4, 8, 16) if count <= cores]
-    seconds, videos = (2.0, 2) if tiny else (30.0, 96)
+    seconds, videos = (2.0, 2) if tiny else (30.0, 256)
     facts, rows = {}, []
     with tempfile.TemporaryDirectory() as folder:
         inputs, path = build_benchmark.make_videos(Path(folder), videos, seconds, tiny), Path(folder) / "out.h5"
@@ -249,35 +249,60 @@ def frontend(device, tiny):
 
 
 def train_on_the_fly(device, tiny):
-    """Measure ours on features that the loader computes from waveforms, against the same features from the file."""
+    """Measure ours on features that the loader computes from waveforms, against the same features from the file.
+
+    Beside each its parts: batches that nobody computes with, and steps on a batch that is on the device.
+    """
     facts, rows = {}, []
     for case in cases(tiny):
         if case.config.model == "yamnet" or case.config.model == "ast-paper" or "1,024" in case.name:
             continue
-        case = replace(case, num_classes=5, num_batches=3 if tiny else 32, feature_shape=(98, 128))
+        case = replace(case, num_classes=5, num_batches=3 if tiny else 48, feature_shape=(98, 128))
         if case.feature == "spectrogram":
             case = replace(case, feature_shape=(32, 1025))
         with tempfile.TemporaryDirectory() as folder:
-            path = sound_files.make_sound_file(
-                Path(folder) / "sound.h5",
-                (case.feature, "waveform"),
-                case.num_batches,
-                case.batch_size,
-                clip_seconds=1.0,
-            )
+            paths = {dtype: make_sound_file(case, folder, dtype) for dtype in ("float32", "int16")}
             for amp in (False, True):
-                speeds = []
-                for name, on_the_fly in (("from the file", False), ("on the fly", True)):
-                    make = functools.partial(
-                        gpu_loops.ours, case, gpu_loops.data_of(case, path, on_the_fly), device, amp
-                    )
-                    found = measure(make, case, device, 1 if tiny else 3)
-                    label = f"{case.name}, {'bfloat16' if amp else 'TF32'}, {name}"
-                    facts[label] = found
-                    speeds.append(statistics.median(found["clips_per_second"]) if "error" not in found else 0.0)
-                    rows.append([label, *row_of(found)[:4], f"{speeds[-1] / speeds[0]:.2f}" if speeds[0] else ""])
-    measuring.table(["features", "clips/s", "spread", "peak, MB", "waiting", "of that from the file"], rows)
+                from_file = None
+                for way, (dtype, on_the_fly) in SOURCES.items():
+                    label = f"{case.name}, {'bfloat16' if amp else 'TF32'}, {way}"
+                    dataset = gpu_loops.data_of(case, paths[dtype], on_the_fly)
+                    found = facts[label] = measure_parts(case, dataset, device, amp, 1 if tiny else 3)
+                    speeds = [statistics.median(part["clips_per_second"]) for part in found.values()]
+                    from_file = from_file or speeds[-1]
+                    ms = [f"{1000 * case.batch_size / speed:.2f}" for speed in speeds]
+                    rows.append([label, *ms, *row_of(found["training"])[1:4], f"{speeds[-1] / from_file:.2f}"])
+    header = ["ms a batch of 64", *gpu_loops.PARTS, "spread", "peak, MB", "waiting", "of that from the file"]
+    measuring.table(header, rows)
     return facts
+
+
+def measure_parts(case, dataset, device, amp, repeats):
+    """Measure training and its parts."""
+    return {
+        part: measure(functools.partial(loop, case, dataset, device, amp), case, device, repeats)
+        for part, loop in gpu_loops.PARTS.items()
+    }
+
+
+# Where features come from: the dtype of the waveforms, and whether features are computed from them.
+SOURCES = {
+    "from the file": ("float32", False),
+    "on the fly, float32": ("float32", True),
+    "on the fly, int16": ("int16", True),
+}
+
+
+def make_sound_file(case, folder, dtype):
+    """Write the clips of a case with their waveforms; return the path."""
+    return sound_files.make_sound_file(
+        Path(folder) / f"{dtype}.h5",
+        (case.feature, "waveform"),
+        case.num_batches,
+        case.batch_size,
+        clip_seconds=1.0,
+        waveform_dtype=dtype,
+    )
 
 
 def seconds_of(work, device):

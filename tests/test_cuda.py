@@ -3,6 +3,9 @@
 Skipped where there is none; ``benchmarks/gpu.py`` runs them, too.
 """
 
+import contextlib
+import os
+import socket
 import sys
 from pathlib import Path
 
@@ -14,11 +17,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 import synthetic
 
 import egoaudio
+from egoaudio.audio.features import FeatureExtractor
+from egoaudio.config.build import FeatureConfig
 from egoaudio.config.train import DataConfig, ModelConfig, OptimizationConfig, TrainConfig
+from egoaudio.data import augment
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
 from egoaudio.models import create_model
 from egoaudio.models.dropout import ELEMENTS_PER_DRAW, ClipDropout, place_micro_batch
+from egoaudio.models.frontend import create_front_end
 from egoaudio.models.scorer import Scorer
 from egoaudio.training.losses import Loss
 from egoaudio.training.step import Stepper
@@ -170,13 +177,15 @@ def test_dropout_masks_belong_to_clips(shape):
     assert ELEMENTS_PER_DRAW["cuda"] > 1
 
 
-def test_buffers_are_not_overwritten_while_their_copies_are_in_flight(tmp_path):
+@pytest.mark.parametrize("behind", ["the training", "the copies"])
+def test_buffers_are_not_overwritten_while_their_copies_are_in_flight(tmp_path, behind):
     path = synthetic.make_file(tmp_path / "clips.h5", 8, 64, {"logmel": (98, 128)}, unlabelled=0.0)
     dataset = ClipDataset(path, "logmel", normalization=(0.3, 1.7))
     loader = Loader(dataset, 32, DataConfig(), device=CUDA, training=True)
     order, found = loader.order(0), []
     for batch_read in loader.epoch(0):
-        torch.cuda._sleep(20_000_000)  # the GPU falls behind by 10 ms a batch
+        with contextlib.nullcontext() if behind == "the training" else torch.cuda.stream(loader._copies):
+            torch.cuda._sleep(20_000_000)  # the GPU falls behind by 10 ms a batch
         found.append((batch_read.features * 1.0, batch_read.rows))
     for number, (features, rows) in enumerate(found):
         items = order[number * 32 : (number + 1) * 32]
@@ -266,3 +275,70 @@ def test_a_pass_that_cannot_be_captured_is_launched_kernel_by_kernel():
     found = [stepper.step(*batch(0)) for _ in range(8)]
     assert sorted(found, reverse=True) == found and len(set(found)) == 8
     assert len(said) == 1 and "no CUDA graph" in said[0]
+
+
+@pytest.mark.parametrize("feature", ["spectrogram", "mfcc", "logmel", "yamnet"])
+@pytest.mark.parametrize("transform", ["fft", "matrix"])
+def test_features_are_computed_in_float32_whatever_else_is_not(feature, transform):
+    extractor = FeatureExtractor(FeatureConfig(features=(feature,)), 16000, 16000)
+    levels = np.geomspace(0.3, 1e-3, 5)[:, None]
+    clips = (np.random.default_rng(0).standard_normal((5, 16000)) * levels).astype(np.float32)
+    front_end = create_front_end(feature, extractor.attributes(feature), 16000, 16000, transform=transform)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cuda", torch.bfloat16):
+            ours = front_end.to(CUDA)(torch.from_numpy(clips).to(CUDA)).cpu().numpy()
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    expected = extractor(clips)[feature]
+    assert np.linalg.norm(ours - expected) / np.linalg.norm(expected) < 1e-4
+
+
+def test_a_gpu_changes_sound_as_a_cpu_does():
+    levels = torch.logspace(-0.5, -3, 8)[:, None]
+    sound = torch.randn(8, 4000, generator=torch.Generator().manual_seed(0)) * levels
+    sound[2] = 0
+    config = DataConfig(mix_snr_db=(0.0, 20.0), filter_db=6.0, gain_db=6.0)
+    change = augment.level_change("waveform", 128, 1.0)
+    results = []
+    for device in ("cpu", "cuda"):
+        augmentation = augment.Augmentation(config, change, 500, 16000)
+        with torch.autocast(device, torch.bfloat16):
+            changed, _ = augmentation(sound.to(device, copy=True), torch.eye(8).to(device), np.random.default_rng(0))
+        results.append(changed.cpu())
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------------- ranks, on one GPU
+
+
+def train_small(path, folder, name):
+    """Train for two epochs on the first GPU; return the loss of each."""
+    model = ModelConfig(model=name)
+    if name == "ast":
+        model = ModelConfig(model=name, hidden_size=48, num_layers=2, num_heads=2, dropout=0.2, patchout=0.0)
+    optimization = OptimizationConfig(epochs=2, batch_size=50)
+    config = TrainConfig(data=DataConfig(validation_fraction=0.2, gain_db=3.0), model=model, optimization=optimization)
+    return egoaudio.train(path, folder, config, device="cuda:0").history["train_loss"].to_numpy()
+
+
+def train_as_rank(rank, port, path, folder, name):
+    """Train as one of two ranks that have one GPU, which NCCL refuses: gloo sums their tensors."""
+    numbers = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": port}
+    os.environ |= {key: str(value) for key, value in numbers.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    torch.distributed.init_process_group("gloo")
+    losses = train_small(path, folder / "ranks", name)
+    if rank == 0:
+        np.save(folder / "losses.npy", losses)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["ast", "cnn"])
+def test_two_ranks_train_as_one(tmp_path, name):
+    shapes = {"logmel": (98, 128), "spectrogram": (32, 129)}
+    path = synthetic.make_file(tmp_path / "clips.h5", 16, 20, shapes, unlabelled=0.0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    torch.multiprocessing.start_processes(train_as_rank, (port, path, tmp_path, name), 2, start_method="spawn")
+    np.testing.assert_allclose(np.load(tmp_path / "losses.npy"), train_small(path, tmp_path / "alone", name), rtol=1e-4)

@@ -58,6 +58,8 @@ class Batch:
     """int64 (b,): rows of the file."""
     num_clips: int
     """Of the whole batch, over all ranks."""
+    ready: torch.cuda.Event | None = None
+    """Reached by the GPU when it has made the tensors; ``Loader.epoch`` has its stream wait for it."""
 
 
 class Loader:
@@ -102,6 +104,7 @@ class Loader:
         self.device, self.teacher, self.group = torch.device(device), teacher, group
         self.wait_seconds = 0.0
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._in_flight: deque[tuple[torch.cuda.Event, tuple[torch.Tensor, ...]]] = deque()
         self._front_end = None if dataset.front_end is None else dataset.front_end.to(self.device).eval()
         # None without changes: making a generator that is not used would take 1 % of a batch's time.
         self._augmentation = Augmentation.of_dataset(dataset, config) if training else None
@@ -178,6 +181,8 @@ class Loader:
                     asked = time.perf_counter()
                     with contextlib.nullcontext() if idle is None else idle.waiting():
                         batch = pending.popleft().result()
+                        if batch.ready is not None:
+                            torch.cuda.current_stream(self.device).wait_event(batch.ready)
                     waited = time.perf_counter() - asked
                     self.wait_seconds = self.wait_seconds + waited if idle is None else idle.seconds
                     pending.extend(thread.submit(read, number) for number in itertools.islice(numbers, 1))
@@ -248,10 +253,9 @@ class Loader:
         rows = self.dataset.rows[plan.items]
         if self.teacher is not None:
             labels = torch.cat((labels, torch.from_numpy(self.teacher(rows))), dim=1)  # mixup then mixes both equally
+        in_memory = features, labels
         with contextlib.nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
-            features, labels = (
-                tensor.to(self.device, non_blocking=self._copies is not None) for tensor in (features, labels)
-            )
+            features, labels = (tensor.to(self.device, non_blocking=self._copies is not None) for tensor in in_memory)
             # Else rows were normalised when they were read.
             if self._front_end is None and self._copies is not None and self._workers is None:
                 mean, std = self.dataset.normalization
@@ -261,12 +265,21 @@ class Loader:
                 features, labels = self._augmentation(features, labels, rng, plan.part, self._compute)
             else:
                 features = self._compute(features)
-        if self._copies is not None:
-            # Only this thread waits. Until the copy is done the pinned buffer must not be filled again.
-            done = torch.cuda.Event(blocking=True)
-            done.record(self._copies)
-            done.synchronize()
-        return Batch(features, labels, rows[: plan.part.num_own], plan.part.num_clips)
+        ready = None if self._copies is None else self._send(in_memory)
+        return Batch(features, labels, rows[: plan.part.num_own], plan.part.num_clips, ready)
+
+    def _send(self, in_memory: tuple[torch.Tensor, ...]) -> torch.cuda.Event:
+        """Return the event after what was just launched; the next batch is read while the GPU works on this one.
+
+        Until then what is copied from memory is kept, as a buffer that nobody refers to is filled again. Only the
+        reading thread waits, for the batch before.
+        """
+        ready = torch.cuda.Event(blocking=True)
+        ready.record(self._copies)
+        self._in_flight.append((ready, in_memory))
+        if len(self._in_flight) > 1:
+            self._in_flight.popleft()[0].synchronize()
+        return ready
 
     @torch.no_grad()
     def _compute(self, waveforms: torch.Tensor) -> torch.Tensor:

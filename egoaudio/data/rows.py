@@ -4,10 +4,10 @@ In: the path of an egoaudio file, or of several that are one, the name of an arr
 normalised if asked. A ``RowSource`` belongs to one process, which maps the array once; it detects changes of the file.
 With context (``data.context``) each row comes joined in time with its neighbours.
 
-Rows in the page cache are gathered by one ``numpy.take`` from the map into a reused buffer, at 0.92 of the speed of
-``numpy.take`` in memory (``mode="clip"`` matters: the default copies through a second buffer, 0.21). That call holds
-the interpreter's lock, so rows that may have to come from disk are read by ``os.preadv`` instead, and are announced to
-the kernel first (``WILLNEED``): 8,500 clips/s instead of 910. All figures are in ``benchmarks/README.md``.
+Rows in the page cache are gathered by one ``torch.index_select`` from the map into a reused buffer: on one thread as
+fast as ``numpy.take``, on two twice as fast, and without the interpreter's lock, which a loop that launches kernels on
+a GPU needs meanwhile. Rows that may have to come from disk are read by ``os.preadv`` instead, and are announced to the
+kernel first (``WILLNEED``): 8,500 clips/s instead of 910. All figures are in ``benchmarks/README.md``.
 """
 
 import itertools
@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import torch
 
 from egoaudio.data.context import Context, joined_shape
 from egoaudio.errors import TrainingError
@@ -51,6 +52,7 @@ class _Part:
         self.is_mapped = file.is_mapped(feature)
         # A plain ndarray: numpy.memmap's own indexing costs 5 us a call.
         self.array: Any = np.asarray(file[feature]) if self.is_mapped else file[feature]
+        self.tensor = _as_tensor(self.array)
         self.offset = file.extents[feature].offset if self.is_mapped else 0
 
     def __del__(self) -> None:
@@ -253,22 +255,26 @@ class RowSource:
         if self._context is not None:
             silent = windows < 0
             rows = np.where(silent, windows[:, windows.shape[1] // 2, None], windows)  # a row that is read anyway
-        if self.is_mapped and self.dtype == out.dtype:
-            if self._cold_batches == 0:
-                self._gather(rows.ravel(), out.reshape(-1, *self.shape[1:]))
-            else:
-                self._read(windows, out)
-        else:  # float16, int16, or repacked
+        if self.is_mapped and self.dtype == out.dtype and self._cold_batches:
+            self._read(windows, out)
+        elif self.is_mapped:
+            self._gather(rows.ravel(), out.reshape(-1, *self.shape[1:]))
+        else:
             out[...] = self._array[rows]
-            if self._unit != 1:
-                out *= self._unit
+        if self._unit != 1:
+            out *= self._unit
         if self._context is not None:
             out[silent] = self._context.silence
 
     def _gather(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Copy rows (b,) from the maps into ``out`` (b, T, F)."""
-        if len(self._parts) == 1:
-            np.take(self._parts[0].array, rows, axis=0, out=out, mode="clip")
+        """Copy rows (b,) from the maps into ``out`` (b, T, F), whatever they are stored as."""
+        stored = self._parts[0].tensor
+        if stored is not None and len(self._parts) == 1:
+            found, target = torch.from_numpy(rows), torch.from_numpy(out)
+            if stored.dtype == target.dtype:
+                torch.index_select(stored, 0, found, out=target)
+            else:
+                target.copy_(torch.index_select(stored, 0, found))
             return
         maps = [part.array for part in self._parts]
         for target, part, row in zip(out, *(found.tolist() for found in self._array.locate(rows)), strict=True):
@@ -319,6 +325,15 @@ class RowSource:
             return all(os.preadv(descriptor, [self._byte], offset, os.RWF_NOWAIT) for descriptor, offset, _ in places)
         except OSError:  # EAGAIN: it would wait. EOPNOTSUPP: this file system cannot tell.
             return False
+
+
+def _as_tensor(array: Any) -> torch.Tensor | None:
+    """Return a map as a tensor, which is only read; None of an array that is not mapped."""
+    if not isinstance(array, np.ndarray):
+        return None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 def _stretches(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -128,22 +128,6 @@ def test_autocast_changes_nothing(feature, transform):
         torch.testing.assert_close(front_end(waveforms), expected, rtol=0, atol=0)
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("feature", COMPUTED)
-@pytest.mark.parametrize("transform", ["fft", "matrix"])
-def test_a_gpu_computes_in_float32_too(feature, transform):
-    front_end, clips = _front_end(_extractor(feature), transform=transform), _sounds(5, 16000)
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        with torch.autocast("cuda", torch.bfloat16):
-            ours = front_end.to("cuda")(torch.from_numpy(clips).to("cuda")).cpu()
-    finally:
-        torch.set_float32_matmul_precision(precision)
-    assert _error(ours.numpy(), _extractor(feature)(clips)[feature]) < 1e-4
-
-
 @pytest.mark.parametrize("feature, transform", [*((feature, "matrix") for feature in COMPUTED), ("logmel", "fft")])
 def test_onnx_runtime_computes_the_same_of_any_batch(feature, transform, tmp_path):
     front_end = _front_end(_extractor(feature, num_samples=4000), 1, transform).eval()

@@ -11,7 +11,8 @@ process of its own, prints its tables, and is kept in the JSON if a later one fa
 - ``build``: 1 to 16 workers, if PyAV is there;
 - ``compiled``: ours with ``--compile``, last, as compiling takes minutes.
 
-    python benchmarks/gpu.py [--sections right fast ...] [--device cuda] [--tiny] [--output gpu.json]
+    python benchmarks/gpu.py [--sections right fast ...] [--networks cnn ast ...] [--device cuda] [--tiny]
+        [--output gpu.json]
 """
 
 import argparse
@@ -82,7 +83,7 @@ def make_file(case, folder):
 # ------------------------------------------------------------------------------------------------------------- right
 
 
-def right(device, tiny):
+def right(device, tiny, networks):
     """Run the tests that need a GPU; return how they ended."""
     if importlib.util.find_spec("pytest") is None:
         return {"result": "not run: pytest is not installed"}
@@ -96,11 +97,11 @@ def right(device, tiny):
 # -------------------------------------------------------------------------------------------------------------- fast
 
 
-def fast(device, tiny, rivals=None, repeats=2):
+def fast(device, tiny, networks, rivals=None, repeats=2):
     """Measure each loop on each network; return clips/s of every run, peaks, waiting, and how busy the GPU was."""
     facts, end = {}, time.perf_counter() + FAST_SECONDS
     with tempfile.TemporaryDirectory() as folder:
-        for case in cases(tiny):
+        for case in networks:
             dataset, rows = gpu_loops.data_of(case, make_file(case, folder)), []
             for amp in (False, True):
                 if case.name == "ast-paper" and not amp:
@@ -182,17 +183,17 @@ def busy(run, case, device, found):
 # ------------------------------------------------------------------------------------------------ compiled, and others
 
 
-def compiled(device, tiny):
+def compiled(device, tiny, networks):
     """Measure ours with ``--compile``."""
-    return fast(device, tiny, gpu_loops.COMPILED, repeats=1)
+    return fast(device, tiny, networks, gpu_loops.COMPILED, repeats=1)
 
 
-def memory(device, tiny):
+def memory(device, tiny, networks):
     """Measure largest batches, and batches of 512 under limits."""
     return gpu_memory.measure(device, tiny)
 
 
-def build(device, tiny):
+def build(device, tiny, networks):
     """Measure whole builds with 1 to 16 workers."""
     if importlib.util.find_spec("av") is None:
         return {"result": "not run: PyAV is not installed"}
@@ -217,7 +218,7 @@ def build(device, tiny):
     return {"builds": facts, "clips": videos * seconds, "cores": cores}
 
 
-def frontend(device, tiny):
+def frontend(device, tiny, networks):
     """Measure the front ends on the device: seconds for a batch, and the error against what a build writes."""
     from egoaudio.audio.features import FeatureExtractor
     from egoaudio.config.build import FeatureConfig
@@ -245,16 +246,16 @@ def frontend(device, tiny):
             ]
         )
     measuring.table([f"front end, {num_clips} clips", "ms", "clips/s", "relative error"], rows)
-    return {"alone": facts, "training": train_on_the_fly(device, tiny)}
+    return {"alone": facts, "training": train_on_the_fly(device, tiny, networks)}
 
 
-def train_on_the_fly(device, tiny):
+def train_on_the_fly(device, tiny, networks):
     """Measure ours on features that the loader computes from waveforms, against the same features from the file.
 
     Beside each its parts: batches that nobody computes with, and steps on a batch that is on the device.
     """
     facts, rows = {}, []
-    for case in cases(tiny):
+    for case in networks:
         if case.config.model == "yamnet" or case.config.model == "ast-paper" or "1,024" in case.name:
             continue
         case = replace(case, num_classes=5, num_batches=3 if tiny else 48, feature_shape=(98, 128))
@@ -324,15 +325,18 @@ SECTIONS = {
 }
 
 
-def run_section(name, device_name, tiny):
+def run_section(name, device_name, tiny, names):
     """Return what one section found, with its seconds; an error becomes its text."""
     started, device = time.perf_counter(), torch.device(device_name, *([0] if device_name == "cuda" else []))
     warnings.simplefilter("ignore")
+    networks = [case for case in cases(tiny) if not names or case.name in names]
+    if not tiny:
+        multiprocessing.set_start_method("fork", force=True)  # for DataLoaders, as in a script
     if device.type == "cuda":
         torch.cuda.init()  # before its peak of memory is reset
         torch.set_float32_matmul_precision("high")  # for everybody
     try:
-        facts = SECTIONS[name](device, tiny)
+        facts = SECTIONS[name](device, tiny, networks)
     except Exception:
         facts = {"error": traceback.format_exc()}
         print(facts["error"], flush=True)
@@ -351,6 +355,7 @@ def main(argv=None):
     """Run the sections, each in a process of its own; write the JSON after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("--networks", nargs="+", choices=[case.name for case in cases(False)])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small networks, once, in this process")
     parser.add_argument("--output", help="JSON to write")
@@ -364,7 +369,9 @@ def main(argv=None):
                 pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
             stack.enter_context(pool)
             try:
-                facts[name] = pool.submit(run_section, name, arguments.device, arguments.tiny).result()
+                facts[name] = pool.submit(
+                    run_section, name, arguments.device, arguments.tiny, arguments.networks
+                ).result()
             except Exception as error:  # its process died
                 facts[name] = {"error": repr(error)}
         print(f"({facts[name].get('seconds_of_section', 0):.0f} s)", flush=True)

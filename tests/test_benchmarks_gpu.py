@@ -30,7 +30,7 @@ def test_a_tiny_run_prints_its_tables_and_keeps_what_it_measured(tmp_path, capsy
 def test_a_section_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch):
     gpu = importlib.import_module("gpu")
 
-    def broken(device, tiny):
+    def broken(device, tiny, networks):
         raise RuntimeError("no such kernel")
 
     monkeypatch.setitem(gpu.SECTIONS, "fast", broken)

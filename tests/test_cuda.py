@@ -14,6 +14,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+import sound_files
 import synthetic
 
 import egoaudio
@@ -23,9 +24,10 @@ from egoaudio.config.train import DataConfig, ModelConfig, OptimizationConfig, T
 from egoaudio.data import augment
 from egoaudio.data.dataset import ClipDataset
 from egoaudio.data.loader import Loader
+from egoaudio.hdf5 import reader
 from egoaudio.models import create_model
 from egoaudio.models.dropout import ELEMENTS_PER_DRAW, ClipDropout, place_micro_batch
-from egoaudio.models.frontend import create_front_end
+from egoaudio.models.frontend import create_front_end, front_end_of_file
 from egoaudio.models.scorer import Scorer
 from egoaudio.training.losses import Loss
 from egoaudio.training.step import Stepper
@@ -193,6 +195,25 @@ def test_buffers_are_not_overwritten_while_their_copies_are_in_flight(tmp_path, 
         np.testing.assert_allclose(features.cpu().numpy(), dataset.fetch(items)[0], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("on_the_fly", [False, True])
+@pytest.mark.parametrize("context_clips", [0, 1])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rows_are_converted_and_normalised_on_the_gpu_as_on_a_cpu(tmp_path, dtype, context_clips, on_the_fly):
+    how = {"dtype": dtype, "waveform_dtype": "int16" if dtype == "float16" else "float32", "f_min_hz": 20.0}
+    path = sound_files.make_sound_file(tmp_path / "sound.h5", ("logmel", "waveform"), 4, 6, sample_rate=16000, **how)
+    front_end = None
+    if on_the_fly:
+        with reader.open(path) as file:
+            front_end, _ = front_end_of_file(file, "logmel", context_clips)
+    found = []
+    for device in ("cpu", "cuda"):
+        dataset = ClipDataset(
+            path, "logmel", normalization=(0.3, 1.7), context_clips=context_clips, front_end=front_end
+        )
+        found.append([batch.features.cpu() for batch in Loader(dataset, 7, DataConfig(), device=device).epoch(0)])
+    torch.testing.assert_close(*(torch.cat(features) for features in found), rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["cnn-small", "ast"])
 @pytest.mark.parametrize("amp", [False, True])
 def test_a_run_trains_resumes_and_is_evaluated(tmp_path, monkeypatch, name, amp):
@@ -231,7 +252,7 @@ def without_graphs(stepper):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["ast", "cnn", "cnn-small"])
-def test_a_captured_pass_trains_as_launched_kernels_do(name, precision):
+def test_a_captured_step_trains_as_launched_kernels_do(name, precision):
     found, sizes = {}, [64, 64, 64, 64, 64, 40, 64, 64]
     for way in ("captured", "launched"):
         stepper = make_stepper(name, precision, patchout=0.5)
@@ -257,7 +278,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone_on_the_gpu():
     assert not torch.equal(next(stepper.model.parameters()), before[0])
 
 
-def test_a_pass_that_cannot_be_captured_is_launched_kernel_by_kernel():
+def test_a_step_that_cannot_be_captured_is_launched_kernel_by_kernel():
     class Waits(torch.nn.Module):
         activation_checkpointing = False
 

@@ -137,6 +137,16 @@ class ClipDataset(torch.utils.data.Dataset):
         """Ask the kernel to start reading these items from disk."""
         self.source.announce(self.rows[items])
 
+    @property
+    def dtype(self) -> np.dtype:
+        """In which rows are stored."""
+        return np.dtype(self.source.dtype)
+
+    @property
+    def unit(self) -> float:
+        """What stored values are multiplied by."""
+        return float(self.source.unit)
+
     def fetch(
         self, items: np.ndarray, out: np.ndarray | None = None, normalize: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -146,8 +156,9 @@ class ClipDataset(torch.utils.data.Dataset):
         ----------
         items : array of int, (b,)
             Numbers from 0 to ``len(self) - 1``, in any order.
-        out : float32 array, (b, T, F), optional
-            Receives the features; a new array if not given, which takes twice as long.
+        out : array, (b, T, F), optional
+            Receives the features; a new float32 array if not given, which takes twice as long. One of ``dtype``
+            receives what is stored, to be multiplied by ``unit``.
         normalize : bool
             False returns the features as they are in the file.
 

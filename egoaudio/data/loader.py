@@ -111,7 +111,10 @@ class Loader:
         self._cumulative = None
         if training and config.balanced_sampling:
             self._cumulative = np.cumsum(balanced_probabilities(dataset.file.labels, dataset.rows, dataset.classes))
-        self._buffers = _Buffers((min(batch_size, len(dataset)), *dataset.item_shape), pinned=self._copies is not None)
+        # A GPU is sent what is stored, which may be smaller, and converts and normalises it.
+        dtype = np.dtype(np.float32) if self._copies is None else dataset.dtype
+        shape = min(batch_size, len(dataset)), *dataset.item_shape
+        self._buffers = _Buffers(shape, dtype, pinned=self._copies is not None)
         self._batches: list[np.ndarray] = []
         self._workers = None
         if config.loader_workers:
@@ -256,10 +259,8 @@ class Loader:
         in_memory = features, labels
         with contextlib.nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
             features, labels = (tensor.to(self.device, non_blocking=self._copies is not None) for tensor in in_memory)
-            # Else rows were normalised when they were read.
-            if self._front_end is None and self._copies is not None and self._workers is None:
-                mean, std = self.dataset.normalization
-                features.sub_(mean).mul_(1.0 / std)
+            if self._copies is not None and self._workers is None:
+                features = self._convert(features)
             if self._augmentation is not None:
                 rng = generator(self.seed, AUGMENTATION, epoch, plan.number)
                 features, labels = self._augmentation(features, labels, rng, plan.part, self._compute)
@@ -267,6 +268,16 @@ class Loader:
                 features = self._compute(features)
         ready = None if self._copies is None else self._send(in_memory)
         return Batch(features, labels, rows[: plan.part.num_own], plan.part.num_clips, ready)
+
+    def _convert(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return float32 of what is stored, on a GPU, normalised if it is features; may be the same memory."""
+        features = stored.float()
+        if self.dataset.unit != 1:
+            features.mul_(self.dataset.unit)
+        if self._front_end is None:
+            mean, std = self.dataset.normalization
+            features.sub_(mean).mul_(1.0 / std)
+        return features
 
     def _send(self, in_memory: tuple[torch.Tensor, ...]) -> torch.cuda.Event:
         """Return the event after what was just launched; the next batch is read while the GPU works on this one.
@@ -317,19 +328,20 @@ class _Buffers:
     An array is free again when the last tensor or array made of it is gone, however long the consumer keeps it.
     """
 
-    def __init__(self, shape: tuple[int, ...], pinned: bool) -> None:
-        self._shape, self._pinned = shape, pinned
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, pinned: bool) -> None:
+        self._shape, self._dtype, self._pinned = shape, dtype, pinned
         self._free: deque[np.ndarray] = deque(maxlen=READ_AHEAD + 2)
 
     def take(self, num_clips: int) -> np.ndarray:
-        """Return a float32 array (num_clips, ...) that is not in use."""
+        """Return an array (num_clips, ...) that is not in use."""
         if self._free:
             whole = self._free.pop()
         elif self._pinned:
-            whole = torch.empty(self._shape, pin_memory=True).numpy()
+            dtype = torch.from_numpy(np.empty(0, self._dtype)).dtype
+            whole = torch.empty(self._shape, dtype=dtype, pin_memory=True).numpy()
         else:
             # NumPy asks for huge pages, torch does not: 20 % faster to fill.
-            whole = np.empty(self._shape, dtype=np.float32)
+            whole = np.empty(self._shape, self._dtype)
         part = whole[:num_clips]
         weakref.finalize(part, self._free.append, whole).atexit = False
         return part

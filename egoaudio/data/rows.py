@@ -1,8 +1,8 @@
 """Random rows of one feature array, read from the file into a buffer as fast as memory allows.
 
 In: the path of an egoaudio file, or of several that are one, the name of an array, row numbers. Out: float32 rows,
-normalised if asked. A ``RowSource`` belongs to one process, which maps the array once; it detects changes of the file.
-With context (``data.context``) each row comes joined in time with its neighbours.
+normalised if asked, or rows as they are stored. A ``RowSource`` belongs to one process, which maps the array once; it
+detects changes of the file. With context (``data.context``) each row comes joined in time with its neighbours.
 
 Rows in the page cache are gathered by one ``torch.index_select`` from the map into a reused buffer: on one thread as
 fast as ``numpy.take``, on two twice as fast, and without the interpreter's lock, which a loop that launches kernels on
@@ -139,6 +139,10 @@ class RowSource:
         Of each file device, inode, size and time of change.
     joined_shape : tuple
         ((2 * K + 1) * T, F), the shape of a row with its neighbours.
+    dtype : numpy.dtype
+        In which rows are stored.
+    unit : numpy.float32
+        What stored values are multiplied by: 1 but for int16.
 
     Raises
     ------
@@ -172,7 +176,7 @@ class RowSource:
         self.is_mapped = self.file.is_mapped(feature)
         self._array: Any = JoinedArray([part.array for part in self._parts])
         self.shape, self.dtype = self._array.shape, self._array.dtype
-        self._unit = np.float32(self.file.scale(feature))
+        self.unit = np.float32(self.file.scale(feature))
         self.row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:]))
         self._cold_batches = _COLD_BATCHES  # a file that was just opened is assumed to be on disk
         self._byte = bytearray(1)
@@ -180,6 +184,10 @@ class RowSource:
             raise ValueError(f"context_clips {context_clips}: expected at least 0")
         self.joined_shape = joined_shape(self.shape[1:], context_clips)
         self._context = Context(self.file, feature, context_clips) if context_clips else None
+        self._silence = {}
+        if self._context is not None:
+            stored = (self._context.silence / self.unit).astype(self.dtype)
+            self._silence = {self.dtype: stored, np.dtype(np.float32): self._context.silence}
 
     def __del__(self) -> None:
         """Close the files; maps that were taken stay valid."""
@@ -212,10 +220,10 @@ class RowSource:
         ----------
         rows : array of int, (b,)
             Within the array; in any order, repeated or not. Their neighbours are read with them.
-        out : float32 array, (b, ...)
-            C-contiguous; a clip has the shape ``joined_shape``.
+        out : array, (b, ...)
+            C-contiguous; a clip has the shape ``joined_shape``. float32, or ``dtype``, which receives what is stored.
         mean, std : float
-            (0, 1) leaves the values unchanged, bit for bit.
+            (0, 1) leaves the values unchanged, bit for bit; of float32 alone.
 
         Raises
         ------
@@ -255,19 +263,20 @@ class RowSource:
         if self._context is not None:
             silent = windows < 0
             rows = np.where(silent, windows[:, windows.shape[1] // 2, None], windows)  # a row that is read anyway
-        if self.is_mapped and self.dtype == out.dtype and self._cold_batches:
+        as_stored = out.dtype == self.dtype
+        if self.is_mapped and as_stored and self._cold_batches:
             self._read(windows, out)
         elif self.is_mapped:
             self._gather(rows.ravel(), out.reshape(-1, *self.shape[1:]))
         else:
             out[...] = self._array[rows]
-        if self._unit != 1:
-            out *= self._unit
+        if not as_stored and self.unit != 1:
+            out *= self.unit
         if self._context is not None:
-            out[silent] = self._context.silence
+            out[silent] = self._silence[out.dtype]
 
     def _gather(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Copy rows (b,) from the maps into ``out`` (b, T, F), whatever they are stored as."""
+        """Copy rows (b,) from the maps into ``out`` (b, T, F), converted if need be."""
         stored = self._parts[0].tensor
         if stored is not None and len(self._parts) == 1:
             found, target = torch.from_numpy(rows), torch.from_numpy(out)

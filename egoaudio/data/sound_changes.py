@@ -16,9 +16,9 @@ from egoaudio.audio.features import MIN_POWER
 
 NUM_BANDS = 6  # of the filter, from 0 Hz to half the sample rate, evenly spaced in mel
 # Samples that are worked on together. A core's cache holds 8 clips of 1 s: a front end takes 0.26 ms a clip then, and
-# 0.67 with all of a batch at once; a GPU computes with more at a time, in 150 MB.
+# 0.67 with all of a batch at once; a GPU computes with more at a time, in 300 MB.
 _SAMPLES_AT_ONCE = {"cpu": 1 << 17}
-_SAMPLES_AT_ONCE_ON_A_GPU = 1 << 21
+_SAMPLES_AT_ONCE_ON_A_GPU = 1 << 22
 
 
 def together(waveforms: torch.Tensor) -> list[slice]:

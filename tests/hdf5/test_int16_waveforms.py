@@ -110,6 +110,19 @@ def test_models_are_given_the_sound(files, context_clips):
     np.testing.assert_allclose(moments[1], moments[0], atol=STEP / 2)
 
 
+@pytest.mark.parametrize("context_clips", [0, 1])
+def test_rows_are_read_as_they_are_stored_where_that_is_asked(files, context_clips):
+    dataset = ClipDataset(files[1], "waveform", context_clips=context_clips)
+    assert dataset.dtype == np.int16 and dataset.unit == pytest.approx(STEP)
+    rows = np.random.default_rng(0).permutation(len(dataset))
+    stored = np.empty((len(rows), *dataset.item_shape), np.int16)
+    for just_opened in (True, False):
+        stored[:] = 7
+        dataset.source._cold_batches *= just_opened
+        dataset.fetch(rows, stored, normalize=False)
+        np.testing.assert_array_equal(stored * np.float32(dataset.unit), dataset.fetch(rows)[0])
+
+
 def test_denoised_sound_may_rise_above_one_but_not_beyond_what_int16_holds(tmp_path):
     extractor = FeatureExtractor(_config("int16").features, 16000, 16000)
     clips = np.full((1, 16000), 1.9, np.float32)

@@ -45,7 +45,7 @@ MODULES = """
     evaluation/smoothing evaluation/calibration evaluation/calibration_fit evaluation/segments evaluation/audible
     evaluation/reliability evaluation/segment_scores evaluation/scores evaluation/comparison evaluation/evaluate
     training/losses training/distillation training/ema training/optimizer training/gradients
-    training/captured_pass training/memory_messages training/step training/run_folder
+    training/captured_step training/memory_messages training/step training/run_folder
     training/validation training/messages training/run training/prepare training/train
     prediction/channel prediction/worker prediction/windows prediction/scoring
     prediction/find prediction/messages prediction/recording prediction/journal prediction/predictor prediction/score

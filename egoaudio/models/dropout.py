@@ -38,8 +38,10 @@ class ClipDropout(nn.Module):
         Seed of the step, set by ``place_micro_batch``.
     first_clip : int
         Place of the micro-batch's first clip in the optimiser's batch.
-    held : torch.Tensor or None
-        The mask to use instead of a new one, while a pass is captured (``training.captured_pass``).
+    num_draws : int
+        Of the last pass.
+    generators : list of torch.Generator
+        Those of the draws of a pass, which another one seeds, while a step is captured (``training.captured_step``).
     """
 
     def __init__(self, p: float, layer: int) -> None:
@@ -48,8 +50,8 @@ class ClipDropout(nn.Module):
         self.layer = layer
         self.seed = 0
         self.first_clip = 0
-        self.held: torch.Tensor | None = None
-        self._shape = torch.Size()
+        self.num_draws = 0
+        self.generators: list[torch.Generator] = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x`` (batch, ...), with dropout in training."""
@@ -58,26 +60,22 @@ class ClipDropout(nn.Module):
         return x * self._mask(x) * (1.0 / (1.0 - self.p))
 
     def _mask(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the mask of ``x``."""
-        self._shape = x.shape
-        return self.draw(x.device) if self.held is None else self.held
-
-    def draw(self, device: torch.device, like: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the bool mask for clips of the shape of the last pass, or of another mask ``like``.
-
-        One byte per element, a quarter of what ``torch.nn.Dropout`` keeps.
-        """
-        num_clips, *shape = self._shape if like is None else like.shape
-        group = max(ELEMENTS_PER_DRAW.get(device.type, 1) // math.prod(shape), 1)
-        first, last = self.first_clip // group, (self.first_clip + num_clips - 1) // group
-        masks = torch.empty(((last - first + 1) * group, *shape), dtype=torch.bool, device=device)
-        generator = torch.Generator(device=device)
+        """Return the mask of ``x``, bool: one byte per element, a quarter of what ``torch.nn.Dropout`` keeps."""
+        group = max(ELEMENTS_PER_DRAW.get(x.device.type, 1) // math.prod(x.shape[1:]), 1)
+        first, last = self.first_clip // group, (self.first_clip + len(x) - 1) // group
+        self.num_draws = last - first + 1
+        masks = torch.empty((self.num_draws * group, *x.shape[1:]), dtype=torch.bool, device=x.device)
+        own = None if self.generators else torch.Generator(device=x.device)
         for number, mask in enumerate(masks.split(group), first):
-            digest = hashlib.blake2b(f"{self.seed}/{self.layer}/{number}".encode(), digest_size=8).digest()
-            generator.manual_seed(int.from_bytes(digest, "little") >> 1)  # manual_seed takes 63 bits
-            mask.bernoulli_(1.0 - self.p, generator=generator)
+            seeded = self.generators[number - first] if own is None else own.manual_seed(self.seed_of(number))
+            mask.bernoulli_(1.0 - self.p, generator=seeded)
         start = self.first_clip - first * group
-        return masks[start : start + num_clips]
+        return masks[start : start + len(x)]
+
+    def seed_of(self, number: int) -> int:
+        """Return the seed of a draw of this step, counted from that of the batch's first clip."""
+        digest = hashlib.blake2b(f"{self.seed}/{self.layer}/{number}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1  # manual_seed takes 63 bits
 
     def extra_repr(self) -> str:
         """Return the parameters for ``repr``."""
@@ -102,7 +100,7 @@ class Patchout(nn.Module):
     seed : int
         Seed of the step, set by ``place_micro_batch``.
     held : torch.Tensor or None
-        The numbers to use instead of new ones, while a pass is captured (``training.captured_pass``).
+        The numbers to use instead of new ones, while a step is captured (``training.captured_step``).
     """
 
     def __init__(self, share: float, grid: Sequence[int]) -> None:
@@ -120,14 +118,10 @@ class Patchout(nn.Module):
 
     def _numbers(self, device: torch.device) -> torch.Tensor:
         """Return the numbers of the patches that stay, on the device."""
-        return self.draw(device) if self.held is None else self.held
-
-    def draw(self, device: torch.device, like: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the numbers of the patches that stay in this step, on the device; there are always as many."""
-        return self.kept().to(device)
+        return self.kept().to(device) if self.held is None else self.held
 
     def kept(self) -> torch.Tensor:
-        """Return the numbers of the patches that stay in this step, int64 (num_kept,), ascending."""
+        """Return the numbers of the patches that stay in this step, int64 (num_kept,), ascending; always as many."""
         digest = hashlib.blake2b(f"{self.seed}/patchout".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
         rows, columns = (

@@ -1,16 +1,18 @@
-"""Forward and backward pass of one batch as a CUDA graph: recorded once, replayed in one call.
+"""A whole step on one batch as a CUDA graph: recorded once, replayed in one call.
 
 A GPU finishes the kernels of a small network sooner than Python can launch them: of 12.9 ms of a step of ``ast`` on 64
-clips of a second, an H200 computed for 2.7. A recorded pass is launched as a whole, with the same kernels in the same
-order. It reads and writes the same memory each time, so batch, normaliser and the masks of dropout are copied there
-first. Recording needs as much memory again as a pass, so it is only for batches that take a small part of the GPU's.
+clips of a second, an H200 computed for 2.7. A recorded step (forward and backward pass, masks of dropout, the
+optimiser's update) is launched as a whole, with the same kernels in the same order. It reads and writes the same memory
+each time, so batch, normaliser and learning rates are copied there first. Recording needs as much memory again as a
+pass, so it is only for batches that take a small part of the GPU's.
 
-In: features (b, T, F) and labels (b, C) on the GPU, always of one shape. Out: the loss, on the GPU, and gradients in
-``parameter.grad``. Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
+In: features (b, T, F) and labels (b, C) on the GPU, always of one shape. Out: the loss, on the GPU; the weights are
+changed, unless it is not finite. Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 """
 
+import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,14 +22,14 @@ from egoaudio.models.dropout import ClipDropout, Patchout, place_micro_batch
 from egoaudio.models.memory import free_memory
 from egoaudio.models.scorer import ClipLoss
 
-# Steps on batches of one shape before their pass is captured: cuDNN chooses its algorithms in the first.
+# Steps on batches of one shape before one is captured: cuDNN chooses its algorithms in the first.
 STEPS_BEFORE = 3
-# A pass is captured where a step takes up to this share of the GPU's memory, as its graph takes as much again.
+# A step is captured where one takes up to this share of the GPU's memory, as its graph takes as much again.
 MEMORY_SHARE = 0.25
 
 
-class CapturedPass:
-    """The pass of one shape of batch; ``replay`` does it.
+class CapturedStep:
+    """The step on batches of one shape; ``replay`` does it.
 
     Parameters
     ----------
@@ -39,18 +41,17 @@ class CapturedPass:
         Returns the context in which the model computes.
     layers : sequence of ClipDropout or Patchout
         Of the model; with new masks in each replay.
+    optimizer : torch.optim.Adam or torch.optim.AdamW
+        Fused, with its state.
+    update : callable
+        Changes the weights by the gradients in the model; returns the message of an out-of-memory error, or None.
     features, labels : torch.Tensor
         A batch of the shape; it is not changed.
-
-    Attributes
-    ----------
-    not_finite : torch.Tensor
-        float32 scalar on the GPU: 1 if the last loss was not finite, else 0.
 
     Raises
     ------
     RuntimeError
-        When the pass cannot be recorded: memory ran out, or the model does something that cannot be.
+        When the step cannot be recorded: memory ran out, or the model does something that cannot be.
     """
 
     def __init__(
@@ -59,39 +60,63 @@ class CapturedPass:
         loss: ClipLoss,
         autocast: Callable[[], AbstractContextManager[Any]],
         layers: Sequence[ClipDropout | Patchout],
+        optimizer: torch.optim.Optimizer,
+        update: Callable[[], str | None],
         features: torch.Tensor,
         labels: torch.Tensor,
     ) -> None:
+        device = features.device
+        self._optimizer, self._layers = optimizer, layers
         self._features, self._labels = features.clone(), labels.clone()
-        self._normaliser = torch.ones((), device=features.device)
-        self._drawn = [(layer, layer.draw(features.device)) for layer in layers]
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        for parameter in parameters:
-            parameter.grad = None  # the recorded backward pass makes gradients of its own, and overwrites them later
-        for layer, drawn in self._drawn:
-            layer.held = drawn
+        self._normaliser = torch.ones((), device=device)
+        self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self._graph = torch.cuda.CUDAGraph()
-        try:
-            # The loader's thread copies batches meanwhile, which must not end the recording.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                with autocast():
-                    logits = model(self._features)
-                value = loss.sum(logits, self._labels) / self._normaliser
-                value.backward()
-                self._loss = value.detach()
-                self.not_finite = (~torch.isfinite(self._loss)).float()
-        finally:
-            for layer, _ in self._drawn:
-                layer.held = None
-        self._gradients = [(parameter, parameter.grad) for parameter in parameters]
+        self._dropouts = [layer for layer in layers if isinstance(layer, ClipDropout)]
+        self._generators = [[torch.Generator(device) for _ in range(layer.num_draws)] for layer in self._dropouts]
+        for generator in (one for several in self._generators for one in several):
+            self._graph.register_generator_state(generator)  # its seed is then read in each replay
+        self._patchouts = [(layer, layer.kept().to(device)) for layer in layers if isinstance(layer, Patchout)]
+        optimizer.zero_grad(set_to_none=True)  # the recorded backward pass makes gradients of its own
+        # The loader's thread copies batches meanwhile, which must not end the recording.
+        with self._fixed(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with autocast():
+                logits = model(self._features)
+            value = loss.sum(logits, self._labels) / self._normaliser
+            value.backward()
+            self._loss = value.detach()
+            with skipping_if_not_finite(optimizer, self._loss):
+                if failure := update():
+                    raise RuntimeError(failure)
+        optimizer.zero_grad(set_to_none=True)
 
     @property
     def shape(self) -> torch.Size:
         """The shape of the features that were recorded."""
         return self._features.shape
 
+    @contextlib.contextmanager
+    def _fixed(self) -> Iterator[None]:
+        """Let what differs from step to step be read from fixed places."""
+        groups = self._optimizer.param_groups
+        options = [(group["lr"], group["capturable"]) for group in groups]
+        try:
+            for group, rate in zip(groups, self._rates, strict=True):
+                group["lr"], group["capturable"] = rate, True
+            for layer, generators in zip(self._dropouts, self._generators, strict=True):
+                layer.generators = generators
+            for patchout, numbers in self._patchouts:
+                patchout.held = numbers
+            yield
+        finally:
+            for group, (rate, capturable) in zip(groups, options, strict=True):
+                group["lr"], group["capturable"] = rate, capturable
+            for layer in self._dropouts:
+                layer.generators = []
+            for patchout, _ in self._patchouts:
+                patchout.held = None
+
     def replay(self, features: torch.Tensor, labels: torch.Tensor, normaliser: float, seed: int) -> torch.Tensor:
-        """Launch the pass of one batch; return its loss, a scalar on the GPU, and leave its gradients in the model.
+        """Launch the step on one batch; return its loss, a scalar on the GPU.
 
         Parameters
         ----------
@@ -107,41 +132,55 @@ class CapturedPass:
         self._features.copy_(features)
         self._labels.copy_(labels)
         self._normaliser.fill_(normaliser)
-        place_micro_batch([layer for layer, _ in self._drawn], seed, 0)
-        for layer, drawn in self._drawn:
-            drawn.copy_(layer.draw(features.device, like=drawn))
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            rate.fill_(group["lr"])
+        place_micro_batch(self._layers, seed, 0)
+        for layer, generators in zip(self._dropouts, self._generators, strict=True):
+            for number, generator in enumerate(generators):
+                generator.manual_seed(layer.seed_of(number))
+        for patchout, numbers in self._patchouts:
+            numbers.copy_(patchout.kept())
         self._graph.replay()
-        for parameter, gradient in self._gradients:
-            parameter.grad = gradient
         return self._loss.clone()
 
 
+@contextlib.contextmanager
+def skipping_if_not_finite(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> Iterator[None]:
+    """Let the optimiser skip, where it computes, steps whose loss is not finite: as torch's GradScaler tells it to."""
+    told: Any = optimizer
+    told.grad_scale, told.found_inf = None, (~torch.isfinite(loss)).float()
+    try:
+        yield
+    finally:
+        del told.grad_scale, told.found_inf
+
+
 class Captures:
-    """When a pass is captured: on a GPU, for the first shape that comes several times, if memory is plenty.
+    """When a step is captured: on a GPU, for the first shape that comes several times, if memory is plenty.
 
     Parameters
     ----------
     device : torch.device
         Where the model is.
     log : callable
-        Called with a line of text if a pass cannot be captured.
+        Called with a line of text if a step cannot be captured.
     """
 
     def __init__(self, device: torch.device, log: Callable[[str], object]) -> None:
         self._device, self._log = device, log
-        self._captured: CapturedPass | None = None
+        self._captured: CapturedStep | None = None
         self._shapes: deque[torch.Size] = deque(maxlen=STEPS_BEFORE)  # of the last batches
         self._off = device.type != "cuda"
 
-    def find(self, features: torch.Tensor, capture: Callable[[], CapturedPass]) -> CapturedPass | None:
-        """Return the captured pass for a batch; None if its kernels must be launched one by one.
+    def find(self, features: torch.Tensor, capture: Callable[[], CapturedStep]) -> CapturedStep | None:
+        """Return the captured step for a batch; None if its kernels must be launched one by one.
 
         Parameters
         ----------
         features : torch.Tensor
             (b, T, F).
         capture : callable
-            Captures the pass of this batch.
+            Captures the step on this batch.
         """
         if self._off:
             return None
@@ -156,7 +195,7 @@ class Captures:
         total = torch.cuda.get_device_properties(self._device).total_memory
         return torch.cuda.max_memory_allocated(self._device) < MEMORY_SHARE * min(total, free_memory(self._device))
 
-    def _try(self, capture: Callable[[], CapturedPass]) -> CapturedPass | None:
+    def _try(self, capture: Callable[[], CapturedStep]) -> CapturedStep | None:
         """Capture, or say why it cannot be done, and leave it."""
         try:
             return capture()

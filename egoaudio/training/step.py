@@ -30,7 +30,7 @@ from egoaudio.models.dropout import place_micro_batch, random_layers
 from egoaudio.models.micro_batch import MicroBatches
 from egoaudio.models.scorer import ClipLoss
 from egoaudio.system import allocator
-from egoaudio.training.captured_pass import CapturedPass, Captures
+from egoaudio.training.captured_step import CapturedStep, Captures
 from egoaudio.training.gradients import SharedGradients
 from egoaudio.training.memory_messages import describe_half_way, describe_no_fit, describe_size
 from egoaudio.training.optimizer import make_state, trained
@@ -154,9 +154,8 @@ class Stepper(MicroBatches):
         if self.times_precisions:
             self._choose_precision(features, labels, seed)
         if (captured := self._find_captured(features, labels)) is not None:
-            loss = self._replay(captured, features, labels, seed)
-        else:
-            loss = torch.tensor(self._step_until_it_fits(features, labels, seed), dtype=torch.float64)
+            return captured.replay(features, labels, self.loss.normaliser(labels) or 1.0, seed)
+        loss = torch.tensor(self._step_until_it_fits(features, labels, seed), dtype=torch.float64)
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
@@ -231,30 +230,17 @@ class Stepper(MicroBatches):
                 self.optimizer.state.clear()
                 self.release()
 
-    # ----------------------------------------------------------------------------- a captured pass, on a GPU
+    # ----------------------------------------------------------------------------- a captured step, on a GPU
 
-    def _find_captured(self, features: torch.Tensor, labels: torch.Tensor) -> CapturedPass | None:
-        """Return the captured pass of batches like this one, if there is one, or if it is time to capture it."""
+    def _find_captured(self, features: torch.Tensor, labels: torch.Tensor) -> CapturedStep | None:
+        """Return the captured step on batches like this one, if there is one, or if it is time to capture it."""
         assert self.micro_batch_size is not None
         is_whole = self.micro_batch_size >= len(features) and not self.model.activation_checkpointing
         is_compiled = hasattr(self.model, "_orig_mod")  # and was never captured: torch launches it
         if self.scaler is not None or not is_whole or is_compiled or self.group.size > 1:
             return None
-        parts = self.model, self.loss, self.autocast, self._random_layers
-        return self._captures.find(features, lambda: CapturedPass(*parts, features, labels))
-
-    def _replay(self, captured: CapturedPass, features: torch.Tensor, labels: torch.Tensor, seed: int) -> torch.Tensor:
-        """Do a step by a captured pass; the optimiser skips it on the GPU if the loss is not finite."""
-        loss = captured.replay(features, labels, self.loss.normaliser(labels) or 1.0, seed)
-        optimizer: Any = self.optimizer
-        optimizer.grad_scale, optimizer.found_inf = None, captured.not_finite  # as torch's GradScaler tells it
-        try:
-            failure = self._update()
-        finally:
-            del optimizer.grad_scale, optimizer.found_inf
-        if failure:
-            raise TrainingError(describe_half_way(failure, len(features)))
-        return loss
+        parts = self.model, self.loss, self.autocast, self._random_layers, self.optimizer, self._update
+        return self._captures.find(features, lambda: CapturedStep(*parts, features, labels))
 
     # ------------------------------------------------------------------------------------------- the step itself
 

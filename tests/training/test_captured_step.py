@@ -1,4 +1,4 @@
-"""A step by a captured pass, as the stepper does it; a real CUDA graph is captured in ``test_cuda``."""
+"""A captured step, as the stepper does it; a real CUDA graph is captured in ``test_cuda``."""
 
 import math
 
@@ -7,27 +7,28 @@ import torch
 from small_steps import batch, make_stepper, weights
 from torch import nn
 
-from egoaudio.training.captured_pass import Captures
+from egoaudio.training.captured_step import Captures, skipping_if_not_finite
 from egoaudio.training.losses import Loss
 
 
-class Pass:
-    """What ``CapturedPass`` is to a stepper, on a CPU: kernels are launched one by one."""
+class Step:
+    """What ``CapturedStep`` is to a stepper, on a CPU: kernels are launched one by one."""
 
     def __init__(self, stepper):
-        self.stepper, self.not_finite = stepper, torch.zeros(())
-        self.normalisers = []
+        self.stepper, self.normalisers = stepper, []
 
     def replay(self, features, labels, normaliser, seed):
         self.normalisers.append(normaliser)
         loss = self.stepper.loss.sum(self.stepper.model(features), labels) / normaliser
         loss.backward()
-        self.not_finite.copy_((~torch.isfinite(loss.detach())).float())
+        with skipping_if_not_finite(self.stepper.optimizer, loss.detach()):
+            self.stepper._update()
+        self.stepper.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
 
 class Always:
-    """Captures that have a pass for every batch."""
+    """Captures that have a step for every batch."""
 
     def __init__(self, one):
         self.one = one
@@ -38,7 +39,7 @@ class Always:
 
 def captured_stepper(**options):
     stepper = make_stepper(micro_batch_size=64, **options)
-    stepper._captures = Always(Pass(stepper))
+    stepper._captures = Always(Step(stepper))
     return stepper
 
 

@@ -211,7 +211,7 @@ def test_rows_are_converted_and_normalised_on_the_gpu_as_on_a_cpu(tmp_path, dtyp
             path, "logmel", normalization=(0.3, 1.7), context_clips=context_clips, front_end=front_end
         )
         found.append([batch.features.cpu() for batch in Loader(dataset, 7, DataConfig(), device=device).epoch(0)])
-    torch.testing.assert_close(*(torch.cat(features) for features in found), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(*(torch.cat(features) for features in found), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["cnn-small", "ast"])

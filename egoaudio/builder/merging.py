@@ -246,15 +246,20 @@ def _fill(partial_path: Path, parts: Sequence[_Part]) -> None:
         repeat_torn(file, writer)
         for part in parts:
             writer.write("video_labels", part.first, part.file.video_labels[part.videos])
-            moves = [Move(number, part.first + k) for k, number in enumerate(part.videos.tolist())]
-            moves = [move for move in moves if file.video_table["status"][move.target] == Status.PLANNED]
-            progress.advance(len(part.videos) - len(moves))
-            for move, problem in take_over(part.file, str(partial_path), extents, moves, with_labels=True):
-                if problem:
-                    video_id = part.file.video_table["video_id"][move.source].decode(errors="replace")
-                    raise BuildError(
-                        f"{part.file.path}: {video_id} cannot be taken over: {problem}. Build that file again, or have "
-                        "egoaudio-build take over its shards: it decodes such videos again"
-                    )
-                progress.advance(1)
+        planned = file.video_table["status"] == Status.PLANNED
+        progress.advance(total - int(planned.sum()))
+        moves = (
+            Move(part.file, number, part.first + k)
+            for part in parts
+            for k, number in enumerate(part.videos.tolist())
+            if planned[part.first + k]
+        )
+        for move, problem in take_over(moves, str(partial_path), extents, with_labels=True):
+            if problem:
+                video_id = move.file.video_table["video_id"][move.source].decode(errors="replace")
+                raise BuildError(
+                    f"{move.file.path}: {video_id} cannot be taken over: {problem}. Build that file again, or have "
+                    "egoaudio-build take over its shards: it decodes such videos again"
+                )
+            progress.advance(1)
         count_classes(file, writer)

@@ -109,10 +109,10 @@ def _known(file: EgoAudioFile, failed: np.ndarray) -> Recordings:
 
 def _take_over(file: EgoAudioFile, draft: str) -> None:
     """Copy the rows of every video that is done into the draft."""
-    moves = [Move(number, number) for number in np.flatnonzero(file.video_table["status"] == Status.OK).tolist()]
+    moves = [Move(file, number, number) for number in np.flatnonzero(file.video_table["status"] == Status.OK).tolist()]
     extents = offsets(draft)
     with Progress(len(moves), "copy", unit="videos") as progress, RowWriter(draft, extents) as writer:
-        for move, problem in take_over(file, draft, extents, moves):
+        for move, problem in take_over(moves, draft, extents):
             if problem:
                 video_id = file.video_table["video_id"][move.source].decode(errors="replace")
                 progress.write(f"warning: {file.path}: {video_id} is decoded again: {problem}")

@@ -281,9 +281,9 @@ def _take_in(shard: FoundShard, file: EgoAudioFile, extents: Extents, progress: 
         wanted = file.video_table["status"][shard.videos] == Status.PLANNED
         if only_done:
             wanted = wanted & ~np.isin(source.video_table["status"], FAILED)
-        moves = [Move(number, first + number) for number in np.flatnonzero(wanted).tolist()]
+        moves = [Move(source, number, first + number) for number in np.flatnonzero(wanted).tolist()]
         progress.advance(source.num_videos - len(moves))
-        for move, problem in take_over(source, file.path, extents, moves):
+        for move, problem in take_over(moves, file.path, extents):
             if problem:
                 whole = False
                 video_id = source.video_table["video_id"][move.source].decode(errors="replace")

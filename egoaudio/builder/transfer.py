@@ -1,6 +1,6 @@
-"""Take over the rows of finished videos from one egoaudio file into another that was laid out for them.
+"""Take over the rows of finished videos from egoaudio files into another that was laid out for them.
 
-In: an opened file, and the places of its videos in the new one. Out: the new file's rows, byte for byte; and what could
+In: opened files, and the places of their videos in the new one. Out: the new file's rows, byte for byte; and what could
 not be taken over, in words. Every row with a checksum is read and checked against it; the kernel makes the copy, from
 memory.
 
@@ -8,9 +8,10 @@ A video's row in ``/videos``, which says that it is done, is written last: after
 over is done and the rest is planned.
 """
 
+import itertools
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -29,10 +30,12 @@ _SUBMITTED = 1024  # at once: a million futures would be a gigabyte
 _OF_THE_PLAN = ("first_clip", "num_clips")  # columns of /videos that the new file has its own of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Move:
     """A video to take over."""
 
+    file: EgoAudioFile
+    """The old file."""
     source: int
     """Its row in the old file's /videos."""
     target: int
@@ -40,18 +43,16 @@ class Move:
 
 
 def take_over(
-    file: EgoAudioFile, path: str, extents: Extents, moves: Sequence[Move], with_labels: bool = False
+    moves: Iterable[Move], path: str, extents: Extents, with_labels: bool = False
 ) -> Iterator[tuple[Move, str]]:
-    """Copy videos that are done from ``file`` into the file at ``path``; nothing is synced.
+    """Copy videos that are done into the file at ``path``; nothing is synced.
 
     Parameters
     ----------
-    file : EgoAudioFile
-        The old file.
-    path, extents
-        The new one, whose rows are planned, and where they lie.
-    moves : sequence of Move
+    moves : iterable of Move
         Videos of any status except planned.
+    path, extents
+        The new file, whose rows are planned, and where they lie.
     with_labels : bool
         Copy the labels, too, instead of keeping those of the plan.
 
@@ -65,11 +66,10 @@ def take_over(
     StoreError
         The new file cannot be written.
     """
-    call = partial(_take_video, file, path, extents, with_labels)
+    call, left = partial(_take_video, path, extents, with_labels), iter(moves)
     threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="egoaudio-copy")
     try:
-        for start in range(0, len(moves), _SUBMITTED):
-            some = moves[start : start + _SUBMITTED]
+        while some := list(itertools.islice(left, _SUBMITTED)):
             for move, problem in zip(some, threads.map(call, some), strict=True):
                 signals.check()
                 yield move, problem
@@ -77,8 +77,9 @@ def take_over(
         threads.shutdown(cancel_futures=True)
 
 
-def _take_video(file: EgoAudioFile, path: str, extents: Extents, with_labels: bool, move: Move) -> str:
+def _take_video(path: str, extents: Extents, with_labels: bool, move: Move) -> str:
     """Take over one video; return why not, or nothing. Opens its own files, so that threads share no position."""
+    file = move.file
     old = file.video_table[move.source]
     with RowWriter(path, extents) as writer:
         new = writer.read("videos", move.target, 1)
@@ -88,7 +89,7 @@ def _take_video(file: EgoAudioFile, path: str, extents: Extents, with_labels: bo
         first = int(new["first_clip"][0])
         rows = slice(int(old["first_clip"]), int(old["first_clip"]) + int(old["num_clips"]))
         if old["status"] == Status.OK:
-            damaged = _copy_features(file, move, rows, writer, first)
+            damaged = _copy_features(move, rows, writer, first)
             if damaged:
                 return damaged
         else:
@@ -120,8 +121,9 @@ def _why_not(file: EgoAudioFile, number: int, old: np.void, new: np.void) -> str
     return "; ".join(integrity.verify_clips(file, number))
 
 
-def _copy_features(file: EgoAudioFile, move: Move, rows: slice, writer: RowWriter, first: int) -> str:
+def _copy_features(move: Move, rows: slice, writer: RowWriter, first: int) -> str:
     """Copy the rows of every feature array after checking all of them; return what is damaged."""
+    file = move.file
     mapped = [name for name in file.features if file.is_mapped(name)]
     descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -46,12 +46,14 @@ class MappedFile:
         self._arrays: dict[str, Any] = {}
         self._datasets: dict[str, Any] = {}
         self._extents: dict[str, Extent] = {}
+        self._attributes: dict[str, dict[str, Any]] = {}
         self._raw = open_regular(self.path)
         try:
             info = os.fstat(self._raw.fileno())
             self.num_bytes, self.identity = info.st_size, (info.st_dev, info.st_ino)
             self._h5 = open_hdf5(self.path, self._raw)
             try:
+                self._has_user_block = self._h5.userblock_size > 0  # before which nothing can be mapped
                 with reading(self.path, "its structure"):
                     self._read_root()
                     self._read_structure()
@@ -108,7 +110,7 @@ class MappedFile:
         """Add a dataset, once its type, shape and place have been checked; return its shape."""
         dataset = take_dataset(self._h5, self.path, name, types, shape)
         self._datasets[name] = dataset
-        extent = find_extent(dataset, self.path, self.num_bytes)
+        extent = None if self._has_user_block else find_extent(dataset, self.path, self.num_bytes)
         if extent is not None:
             self._extents[name] = extent
         return dataset.shape
@@ -183,6 +185,9 @@ class MappedFile:
 
     def attributes(self, name: str) -> dict[str, Any]:
         """Return a feature array's attributes: units, axes, and the parameters that made it."""
-        with reading(self.path, f"the attributes of /{name}"):
-            attributes = self._datasets[name].attrs
-            return {key: plain_value(attributes[key]) for key in attributes if key not in _SCALE_ATTRIBUTES}
+        if name not in self._attributes:
+            with reading(self.path, f"the attributes of /{name}"):
+                stored = self._datasets[name].attrs
+                found = {key: plain_value(stored[key]) for key in stored if key not in _SCALE_ATTRIBUTES}
+            self._attributes[name] = found
+        return dict(self._attributes[name])

@@ -196,7 +196,7 @@ def _fits(dtype: np.dtype, types: "tuple[np.dtype, ...] | Mapping[str, str]") ->
 
 
 def find_extent(dataset: h5py.Dataset, path: StrPath, num_bytes: int) -> Extent | None:
-    """Return where a dataset lies in a file of ``num_bytes``, or None if its rows are not back to back."""
+    """Return where a dataset lies in a file of ``num_bytes`` without a user block; None if not back to back."""
     extent = _extent(dataset)
     if extent is not None and extent.stop > num_bytes:
         raise StoreError(
@@ -211,7 +211,7 @@ def _extent(dataset: h5py.Dataset) -> Extent | None:
     plain = _plain_dtype(dataset.dtype)
     if 0 in dataset.shape:
         return Extent(0, dataset.shape, plain)
-    if plan.get_nfilters() or dataset.file.userblock_size:
+    if plan.get_nfilters():
         return None
     if plan.get_layout() == h5py.h5d.CONTIGUOUS:
         offset = dataset.id.get_offset()

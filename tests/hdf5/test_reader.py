@@ -211,6 +211,19 @@ def test_repacked_tables_read_the_same(whole):
         np.testing.assert_array_equal(file.labels, labels)
 
 
+def test_a_file_behind_a_user_block_reads_the_same(whole, tmp_path):
+    moved = tmp_path / "moved.h5"
+    with h5py.File(whole) as source, h5py.File(moved, "w", userblock_size=1024) as target:
+        target.attrs.update(source.attrs)
+        for name in source:
+            source.copy(name, target)
+    with egoaudio.open(whole) as file, egoaudio.open(moved) as other:
+        assert not other.is_mapped("mfcc")
+        with pytest.warns(UserWarning, match="repacked"):
+            np.testing.assert_array_equal(other["mfcc"][:], file["mfcc"])
+        np.testing.assert_array_equal(other.labels, file.labels)
+
+
 def test_repacked_array_warns_of_the_cost(whole):
     replace(whole, "mfcc", compression="gzip")
     with (

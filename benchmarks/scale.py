@@ -4,7 +4,7 @@
 
 - ``merge``: shards into one file against ``cp``, both down to the disk (fsync). Rivals run in turn, and the median of
   each is quoted.
-- ``batches``: random batches from several files against one.
+- ``batches``: random batches from several files against one, normalised (for a CPU) and as they are stored (for a GPU).
 - ``planning``: what a video costs the parent, without media: a CSV of ``--videos`` videos of 30 s with five instances
   each, whose recordings are known, to the laid-out file with all its rows planned, sparse; times of the processor.
 - ``shards``: what a shard costs besides its videos: the commands of all shards and the one that takes them in, against
@@ -136,7 +136,9 @@ def measure_merge(parts, folder, repeats):
 
 def measure_batches(whole, parts, repeats):
     """Return clips/s of random batches from several files and from one; all of it is in memory."""
-    runs = {f"batches of {len(parts)} files, clips/s": [], f"batches of one file beside {len(parts)}, clips/s": []}
+    ways = {"": (0.5, 2.0), ", as stored": (0.0, 1.0)}
+    names = [(f"batches of {len(parts)} files{way}", f"batches of one file beside {len(parts)}{way}") for way in ways]
+    runs = {f"{name}, clips/s": [] for pair in names for name in pair}
     sources = [RowSource(paths, "spectrogram") for paths in (parts, whole)]
     rows = np.random.default_rng(0).integers(0, sources[0].shape[0], (20, 256))
     out = np.empty((256, *SHAPE), np.float32)
@@ -144,11 +146,12 @@ def measure_batches(whole, parts, repeats):
         source._cold_batches = 0
         source.take(rows[0], out)
     for _ in range(repeats):
-        for name, source in zip(runs, sources, strict=True):
-            began = time.perf_counter()
-            for some in rows:
-                source.take(some, out)
-            runs[name].append(rows.size / (time.perf_counter() - began))
+        for normalization, pair in zip(ways.values(), names, strict=True):
+            for name, source in zip(pair, sources, strict=True):
+                began = time.perf_counter()
+                for some in rows:
+                    source.take(some, out, *normalization)
+                runs[f"{name}, clips/s"].append(rows.size / (time.perf_counter() - began))
     return runs
 
 

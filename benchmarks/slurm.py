@@ -1,4 +1,4 @@
-"""Slurm: the README's two ``sbatch`` lines for real, on one machine; a task is requeued, and another is killed.
+"""Slurm: the README's lines for real, on one machine: a task is requeued, another killed; two ranks train by ``srun``.
 
     python benchmarks/slurm.py [--output slurm.json]
 
@@ -6,7 +6,8 @@ Needs root and Debian's ``slurm-wlm`` and ``munge``. The daemons (munged, slurmc
 ports of their own, and end with the script. An array of four tasks builds the shards of a few short videos. While it
 runs, one task is killed with ``kill -9``, so that its shard is never finished, and another is requeued (``scontrol
 requeue``); the job that depends on the array then takes the finished shards over and decodes the others' videos. The
-file must be that of a build without Slurm, byte for byte but ``created_utc``.
+file must be that of a build without Slurm, byte for byte but ``created_utc``. Then ``srun`` trains on it with two
+tasks, which must be two ranks of one run, with the losses of a run on one.
 """
 
 import argparse
@@ -23,12 +24,14 @@ import time
 from pathlib import Path
 
 import measuring
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bin"))
 import demo_data  # noqa: E402
 from trials import content  # noqa: E402
 
 NUM_TASKS = 4
+NUM_RANKS, BATCH = 2, 32
 CONFIGURATION = """
 ClusterName=egoaudio
 SlurmctldHost={host}
@@ -67,10 +70,12 @@ def main(argv=None):
         subprocess.run([*command, "--output", folder / "alone.h5"], check=True, stdout=subprocess.DEVNULL)
         with running_slurm(folder):
             seen = build_with_slurm(folder, shlex.join(map(str, [*command, "--output", folder / "ego.h5"])))
-        seen["equal to a build without Slurm"] = content(folder / "ego.h5") == content(folder / "alone.h5")
+            seen["equal to a build without Slurm"] = content(folder / "ego.h5") == content(folder / "alone.h5")
+            seen |= train_with_slurm(folder)
     measuring.table(["what", "seen"], [[what, str(value)] for what, value in seen.items()])
     measuring.write_json(arguments.output, seen=seen)
-    return 0 if seen["equal to a build without Slurm"] else 1
+    is_divided = f"rank's share of a batch ({BATCH // NUM_RANKS} of {BATCH} clips)" in str(seen)
+    return 0 if seen["equal to a build without Slurm"] and is_divided else 1
 
 
 def build_command(videos):
@@ -103,6 +108,25 @@ def build_with_slurm(folder, command):
         "what the dependent job said of the others": next(
             (line for line in said.splitlines() if "missing, or not finished" in line), ""
         ),
+    }
+
+
+def train_with_slurm(folder):
+    """Train on one rank without Slurm, and on two that ``srun`` starts; return what was seen."""
+    command = [sys.executable, "-m", "egoaudio.training", folder / "ego.h5", "--device", "cpu"]
+    command += ["--epochs", "3", "--batch-size", str(BATCH), "--validation-fraction", "0"]
+    plain = ["--model", "cnn", "--output"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    how = {"check": True, "capture_output": True, "text": True, "env": environment}
+    subprocess.run([*command, *plain, folder / "one"], **how)
+    ranks = ["srun", f"--ntasks={NUM_RANKS}", "--cpus-per-task=1", "--time=5"]
+    subprocess.run([*ranks, *command, *plain, folder / "two"], **how)
+    said = subprocess.run([*ranks, *command, "--model", "cnn-small", "--output", folder / "batch norm"], **how).stderr
+    one, two = (pd.read_csv(folder / name / "metrics.csv")["train_loss"] for name in ("one", "two"))
+    return {
+        "srun: training losses": two.round(6).tolist(),
+        "srun: largest difference from one rank": float((one - two).abs().max()),
+        "srun: what rank 0 says of batch norm": next((line for line in said.splitlines() if "batch norm" in line), ""),
     }
 
 

@@ -164,7 +164,7 @@ def test_the_benchmark_judges_every_row_and_keeps_its_figures(tmp_path, monkeypa
     monkeypatch.setattr(
         hearing, "candidates", lambda weights: [hearing.Candidate("small", {"epochs": 3, "context_clips": 0})]
     )
-    hearing.main([str(tmp_path), "--seeds", "2", "--output", str(tmp_path / "out.json")])
+    hearing.main([str(tmp_path), "--processes", "1", "--seeds", "2", "--output", str(tmp_path / "out.json")])
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert list(rows) == [
         "prior",
@@ -196,7 +196,7 @@ def test_rows_on_the_fly_are_trained_alone_and_join_a_table_that_is_there(tmp_pa
     output = tmp_path / "out.json"
     earlier = {"validation_by_seed": [0.5], "test_by_seed": [0.5], **dict.fromkeys(hearing.COLUMNS, 0.5)}
     output.write_text(json.dumps({"machine": {}, "rows": {"earlier": earlier}}))
-    hearing.main([str(tmp_path), "--seeds", "1", "--only", "on the fly", "--output", str(output)])
+    hearing.main([str(tmp_path), "--processes", "1", "--seeds", "1", "--only", "on the fly", "--output", str(output)])
     found = json.loads(output.read_text())["rows"]
     assert list(found) == ["earlier", "small, on the fly"] and found["earlier"] == earlier
     assert 0 <= found["small, on the fly"]["test"] <= 1

@@ -309,13 +309,14 @@ def train_all(jobs, folder, num_processes):
     runs.mkdir(exist_ok=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, context, initializer=work_alone, initargs=(runs / "said.txt",)) as pool:
-        results = [
-            None if "teacher" in candidate.options else pool.submit(train, candidate, folder, runs, seed)
-            for candidate, seed in jobs
-        ]
-        for (candidate, seed), result in zip(jobs, results, strict=True):
-            result = result or pool.submit(train, candidate, folder, runs, seed)  # its teacher is done: it came before
-            yield candidate.name, result.result()
+        results, waiting = {}, list(jobs)
+        for name, seed in [(candidate.name, seed) for candidate, seed in jobs]:
+            for job in list(waiting):
+                teacher = results.get((job[0].options.get("teacher"), job[1]))
+                if "teacher" not in job[0].options or teacher is None or teacher.done():
+                    results[job[0].name, job[1]] = pool.submit(train, job[0], folder, runs, job[1])
+                    waiting.remove(job)
+            yield name, results[name, seed].result()
 
 
 def work_alone(path):

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import time
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -208,3 +210,27 @@ def test_the_benchmarks_page_holds_the_table_of_the_run_beside_it(capsys):
     table = capsys.readouterr().out
     assert "| cnn-small, every default | 3 |" in table
     assert table in (benchmarks / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_models_that_train_at_once_come_in_order_and_a_pupil_after_its_teacher(tmp_path, monkeypatch, num_processes):
+    ended = []
+
+    def train(candidate, folder, runs, seed):
+        taught_by = candidate.options.get("teacher")
+        assert taught_by is None or (taught_by, seed) in ended
+        time.sleep(0.05 if candidate.name == "teacher" else 0.01)
+        ended.append((candidate.name, seed))
+        return candidate.name, seed
+
+    monkeypatch.setattr(hearing, "train", train)
+    monkeypatch.setattr(hearing, "ProcessPoolExecutor", lambda number, *_, **__: ThreadPoolExecutor(number))
+    rows = [
+        hearing.Candidate("teacher"),
+        hearing.Candidate("pupil", {"teacher": "teacher"}),
+        hearing.Candidate("other"),
+    ]
+    jobs = [(row, seed) for row in rows for seed in range(2)]
+    found = list(hearing.train_all(jobs, tmp_path, num_processes))
+    assert found == [(row.name, (row.name, seed)) for row, seed in jobs]
+    assert ended.index(("other", 0)) < ended.index(("pupil", 1)) or num_processes == 1

@@ -12,14 +12,12 @@ lock, which the loop that launches kernels needs meanwhile. Rows that may have t
 are in ``benchmarks/README.md``.
 """
 
-import functools
 import itertools
 import os
 import sys
 import time
 import warnings
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -42,8 +40,6 @@ _PROBED_ROWS = 16
 # After a row that was not in memory, and at the beginning of a file, this many batches are announced unchecked and read
 # rather than mapped. The check does not see holes of a sparse file, whose page faults take 20 times as long.
 _COLD_BATCHES = 64
-# Threads that copy a batch out of several files.
-_THREADS = 4
 
 
 class _Part:
@@ -294,21 +290,9 @@ class RowSource:
             else:
                 target.copy_(torch.index_select(stored, 0, found))
             return
-        jobs = list(zip(out, *(found.tolist() for found in self._array.locate(rows)), strict=True))
-        if out.nbytes <= _CACHED_BYTES:
-            self._copy(jobs)
-        else:  # a copy releases the interpreter's lock
-            list(self._threads.map(self._copy, (jobs[start::_THREADS] for start in range(_THREADS))))
-
-    def _copy(self, jobs: Iterable[tuple[np.ndarray, int, int]]) -> None:
-        """Copy rows of several files: of each job (target, number of the file, row)."""
-        for target, part, row in jobs:
-            target[...] = self._parts[part].array[row]
-
-    @functools.cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        """Those that copy a batch out of several files."""
-        return ThreadPoolExecutor(_THREADS, thread_name_prefix="egoaudio-rows")
+        maps = [part.array for part in self._parts]
+        for target, part, row in zip(out, *(found.tolist() for found in self._array.locate(rows)), strict=True):
+            target[...] = maps[part][row]
 
     def _read(self, windows: np.ndarray, out: np.ndarray) -> None:
         """Read rows that may have to come from disk.

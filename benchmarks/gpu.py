@@ -47,6 +47,12 @@ import synthetic  # noqa: E402
 from gpu_loops import Case  # noqa: E402
 
 FAST_SECONDS = 180  # after which no loop is begun
+# Where features come from: the dtype of the waveforms, and whether features are computed from them.
+SOURCES = {
+    "from the file": ("float32", False),
+    "on the fly, float32": ("float32", True),
+    "on the fly, int16": ("int16", True),
+}
 SMALL_AST = {"hidden_size": 24, "num_layers": 2, "num_heads": 2, "dropout": 0.0}
 
 
@@ -269,7 +275,10 @@ def train_on_the_fly(device, tiny, networks):
                     label = f"{case.name}, {'bfloat16' if amp else 'TF32'}, {way}"
                     dataset = gpu_loops.data_of(case, paths[dtype], on_the_fly)
                     found = facts[label] = measure_parts(case, dataset, device, amp, 1 if tiny else 3)
-                    speeds = [statistics.median(part["clips_per_second"]) for part in found.values()]
+                    speeds = [
+                        float("nan") if "error" in part else statistics.median(part["clips_per_second"])
+                        for part in found.values()
+                    ]
                     from_file = from_file or speeds[-1]
                     ms = [f"{1000 * case.batch_size / speed:.2f}" for speed in speeds]
                     rows.append([label, *ms, *row_of(found["training"])[1:4], f"{speeds[-1] / from_file:.2f}"])
@@ -284,14 +293,6 @@ def measure_parts(case, dataset, device, amp, repeats):
         part: measure(functools.partial(loop, case, dataset, device, amp), case, device, repeats)
         for part, loop in gpu_loops.PARTS.items()
     }
-
-
-# Where features come from: the dtype of the waveforms, and whether features are computed from them.
-SOURCES = {
-    "from the file": ("float32", False),
-    "on the fly, float32": ("float32", True),
-    "on the fly, int16": ("int16", True),
-}
 
 
 def make_sound_file(case, folder, dtype):

@@ -1,10 +1,10 @@
 """Loops that train a network on a GPU: as people write it, Lightning, Hugging Face's Trainer, and ours.
 
 In: ``Case``, a network and clips of one egoaudio file. Out: functions that train on all its batches and return ``Run``.
-All take Adam with a learning rate of 0.001 and binary cross-entropy, read the loss of each batch (ours one batch
-later, as our trainer does), compute matrix products in TF32, and are otherwise left with their defaults. The clips of the others are in memory, behind a DataLoader
-with workers and pinned memory; ours come from the file. The first batches do not count: they start workers and choose
-kernels.
+All take Adam with a learning rate of 0.001 and binary cross-entropy, read the loss of each batch (ours one batch later,
+as our trainer does), compute matrix products in TF32, and are otherwise left with their defaults. The clips of the
+others are in memory, behind a DataLoader with workers and pinned memory; ours come from the file. The first batches do
+not count: they start workers and choose kernels.
 """
 
 import functools

@@ -27,6 +27,7 @@ import h5py
 from egoaudio.builder.plan import Inputs
 from egoaudio.errors import Status
 from egoaudio.hdf5 import integrity, reader
+from egoaudio.system import allocator
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "bin"), str(ROOT / "tests")]
@@ -320,6 +321,7 @@ def in_children(trial, seeds, seconds=10, megabytes=100):
     context, lost, wrong, left = multiprocessing.get_context("fork"), [], [], list(seeds)
 
     def work(sender):
+        allocator.return_freed_memory()  # in free blocks of its parent's heap, growth would stay unseen
         with contextlib.suppress(OSError):  # where it is not allowed, growth below the parent's size stays unseen
             Path("/proc/self/clear_refs").write_text("5")  # a forked process begins with its parent's peak
         peak = _peak_megabytes()

@@ -15,6 +15,8 @@ import fault_table  # noqa: E402
 import faults  # noqa: E402
 import trials  # noqa: E402
 
+from egoaudio.system import allocator  # noqa: E402
+
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory):
@@ -76,16 +78,28 @@ def _swell(seed):
         (_raise, "ValueError: a defect", False),
         (_be_wrong, "Wrong: another value", True),
         (_crash, "exit status -11", False),
-        (_hang, "no answer in 1 s", False),
+        (_hang, "no answer in 3 s", False),
         (_swell, "took [456][0-9] MB", False),
     ],
 )
 def test_a_trial_in_a_child_that_raises_is_wrong_crashes_hangs_or_swells_is_lost_with_its_seed(trial, words, is_wrong):
-    tally = trials.in_children(trial, range(6), seconds=1, megabytes=40)
+    tally = trials.in_children(trial, range(6), seconds=3, megabytes=40)
     assert (tally.tried, tally.survived, len(tally.reasons), len(tally.wrong)) == (6, 5, 1, is_wrong)
     assert tally.reasons[0].startswith("seed 3: ")
     assert re.search(words, tally.reasons[0])
     assert trials.in_children(_survive, range(6)) == trials.Tally(6)
+
+
+def test_growth_is_seen_in_a_child_whose_parent_keeps_freed_memory():
+    allocator.keep_freed_memory()
+    blocks = [bytearray(1 << 20) for _ in range(120)]
+    del blocks
+    try:
+        tally = trials.in_children(_swell, range(6), seconds=5, megabytes=40)
+    finally:
+        allocator.return_freed_memory()
+    assert (tally.tried, tally.survived) == (6, 5)
+    assert re.search("took [456][0-9] MB", tally.reasons[0])
 
 
 def test_a_trial_in_a_folder_is_not_tried_lost_or_wrong(tmp_path):

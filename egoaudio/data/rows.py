@@ -6,13 +6,14 @@ detects changes of the file. With context (``data.context``) each row comes join
 
 Rows in the page cache are gathered from the map into a reused buffer: those that are normalised here, for a CPU, a few
 at a time by ``numpy.take``, at 0.92 of its speed in memory (``mode="clip"`` matters: the default copies through a
-second buffer, 0.21); a whole batch for a GPU by ``torch.index_select``, on several cores and without the interpreter's
-lock, which the loop that launches kernels needs meanwhile. Rows that may have to come from disk are read by
-``os.preadv`` instead, and are announced to the kernel first (``WILLNEED``): 8,500 clips/s instead of 910. All figures
-are in ``benchmarks/README.md``.
+second buffer, 0.21); a whole batch for a GPU by ``torch.index_select``, on several cores, from any number of files at
+once, and without the interpreter's lock, which the loop that launches kernels needs meanwhile. Rows that may have to
+come from disk are read by ``os.preadv`` instead, and are announced to the kernel first (``WILLNEED``): 8,500 clips/s
+instead of 910. All figures are in ``benchmarks/README.md``.
 """
 
 import itertools
+import math
 import os
 import sys
 import time
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import as_strided
 
 from egoaudio.data.context import Context, joined_shape
 from egoaudio.errors import TrainingError
@@ -54,7 +56,6 @@ class _Part:
         self.is_mapped = file.is_mapped(feature)
         # A plain ndarray: numpy.memmap's own indexing costs 5 us a call.
         self.array: Any = np.asarray(file[feature]) if self.is_mapped else file[feature]
-        self.tensor = _as_tensor(self.array)
         self.offset = file.extents[feature].offset if self.is_mapped else 0
 
     def __del__(self) -> None:
@@ -121,6 +122,45 @@ class _Part:
             done += count
 
 
+class _Stored:
+    """The maps of one or several files as one tensor, so that one call gathers rows of all.
+
+    Its rows overlap and fill all memory from the lowest map to the highest: one begins at every step of a size that
+    leads from map to map and from row to row. Only those are read whose numbers ``take`` computes, the rows of files.
+    """
+
+    def __init__(self, maps: list[np.ndarray], distances: dict[int, int], step: int) -> None:
+        self._maps = maps  # which keeps them mapped
+        base = maps[min(distances, key=distances.__getitem__)]
+        self._steps = base[0].nbytes // step
+        self._firsts = np.array([distances.get(number, 0) // step for number in range(len(maps))], dtype=np.int64)
+        last = max(int(self._firsts[number]) + (len(maps[number]) - 1) * self._steps for number in distances)
+        rows = as_strided(base, (last + 1, *base.shape[1:]), (step, *base.strides[1:]), writeable=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            self._tensor = torch.from_numpy(rows)
+
+    @classmethod
+    def of(cls, maps: list[np.ndarray]) -> "_Stored | None":
+        """Return the maps as one, or None if there is no step of whole values from map to map, or no row."""
+        addresses = {number: array.ctypes.data for number, array in enumerate(maps) if len(array)}
+        if not addresses:
+            return None
+        lowest = min(addresses.values())
+        distances = {number: address - lowest for number, address in addresses.items()}
+        item_bytes = maps[0].itemsize
+        step = math.gcd(item_bytes * math.prod(maps[0].shape[1:]), *distances.values())
+        return None if step % item_bytes else cls(maps, distances, step)
+
+    def take(self, part: np.ndarray, row: np.ndarray, out: torch.Tensor) -> None:
+        """Copy the row (b,) of the part (b,) into ``out`` (b, T, F), converted if need be."""
+        numbers = torch.from_numpy(self._firsts[part] + row * self._steps)
+        if out.dtype == self._tensor.dtype:
+            torch.index_select(self._tensor, 0, numbers, out=out)
+        else:
+            out.copy_(torch.index_select(self._tensor, 0, numbers))
+
+
 class RowSource:
     """One feature array of one file, or of several as one, for one process.
 
@@ -177,6 +217,7 @@ class RowSource:
         self.check_unchanged()
         self.is_mapped = self.file.is_mapped(feature)
         self._array: Any = JoinedArray([part.array for part in self._parts])
+        self._stored = _Stored.of([part.array for part in self._parts]) if self.is_mapped else None
         self.shape, self.dtype = self._array.shape, self._array.dtype
         self.unit = np.float32(self.file.scale(feature))
         self.row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:]))
@@ -279,20 +320,14 @@ class RowSource:
 
     def _gather(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Copy rows (b,) from the maps into ``out`` (b, T, F), converted if need be."""
-        stored = self._parts[0].tensor
-        if stored is not None and len(self._parts) == 1:
-            if out.dtype == self.dtype and out.nbytes <= _CACHED_BYTES:  # two threads took twice the processor time
-                np.take(self._parts[0].array, rows, axis=0, out=out, mode="clip")
-                return
-            found, target = torch.from_numpy(rows), torch.from_numpy(out)
-            if stored.dtype == target.dtype:
-                torch.index_select(stored, 0, found, out=target)
-            else:
-                target.copy_(torch.index_select(stored, 0, found))
-            return
-        maps = [part.array for part in self._parts]
-        for target, part, row in zip(out, *(found.tolist() for found in self._array.locate(rows)), strict=True):
-            target[...] = maps[part][row]
+        part, row = self._array.locate(rows)
+        if self._stored is not None and (out.dtype != self.dtype or out.nbytes > _CACHED_BYTES):
+            self._stored.take(part, row, torch.from_numpy(out))
+        elif len(self._parts) == 1:  # of a few rows, two threads took twice the processor time
+            np.take(self._parts[0].array, rows, axis=0, out=out, mode="clip")
+        else:
+            for target, number, inside in zip(out, part.tolist(), row.tolist(), strict=True):
+                target[...] = self._parts[number].array[inside]
 
     def _read(self, windows: np.ndarray, out: np.ndarray) -> None:
         """Read rows that may have to come from disk.
@@ -339,15 +374,6 @@ class RowSource:
             return all(os.preadv(descriptor, [self._byte], offset, os.RWF_NOWAIT) for descriptor, offset, _ in places)
         except OSError:  # EAGAIN: it would wait. EOPNOTSUPP: this file system cannot tell.
             return False
-
-
-def _as_tensor(array: Any) -> torch.Tensor | None:
-    """Return a map as a tensor, which is only read; None of an array that is not mapped."""
-    if not isinstance(array, np.ndarray):
-        return None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(array)
 
 
 def _stretches(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -44,8 +44,8 @@ class MappedFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.path.abspath(os.fspath(path))
         self._arrays: dict[str, Any] = {}
-        self._datasets: dict[str, Any] = {}
         self._extents: dict[str, Extent] = {}
+        self._unmapped: dict[str, Any] = {}  # open ones make closing a file ten times as long
         self._attributes: dict[str, dict[str, Any]] = {}
         self._raw = open_regular(self.path)
         try:
@@ -90,7 +90,8 @@ class MappedFile:
 
     def _root(self, file_format: str, version: int, kinds: dict[str, Any], what: str) -> None:
         """Check that the root is that of such a file, and keep its attributes."""
-        root = {name: plain_value(value) for name, value in self._h5.attrs.items()}
+        stored = self._h5.attrs
+        root = {name: plain_value(stored[name]) for name in stored}
         if root.get("format") != file_format:
             raise StoreError(f"{self.path} is HDF5, but not {what}: its root has no attribute format={file_format!r}")
         if root.get("format_version") != version:
@@ -109,11 +110,16 @@ class MappedFile:
     def _add(self, name: str, types: Any, shape: tuple[int | None, ...]) -> tuple[int, ...]:
         """Add a dataset, once its type, shape and place have been checked; return its shape."""
         dataset = take_dataset(self._h5, self.path, name, types, shape)
-        self._datasets[name] = dataset
-        extent = None if self._has_user_block else find_extent(dataset, self.path, self.num_bytes)
+        extent = None if self._has_user_block else find_extent(dataset, self.path, name, self.num_bytes)
         if extent is not None:
             self._extents[name] = extent
+        else:
+            self._unmapped[name] = self._h5[name]
         return dataset.shape
+
+    def _has(self, name: str) -> bool:
+        """Return whether there is such a dataset."""
+        return name in self._extents or name in self._unmapped
 
     @property
     def extents(self) -> dict[str, Extent]:
@@ -143,7 +149,7 @@ class MappedFile:
 
     def _read(self, name: str) -> np.ndarray:
         """Read what cannot be mapped, unless its size is impossible: a few bytes of HDF5 can claim to be terabytes."""
-        dataset = self._datasets[name]
+        dataset = self._unmapped[name]
         with reading(self.path, f"/{name}"):
             stored = dataset.id.get_storage_size()
             if dataset.nbytes > max(_LARGEST_READ_BYTES, _LARGEST_RATIO * stored):
@@ -187,7 +193,7 @@ class MappedFile:
         """Return a feature array's attributes: units, axes, and the parameters that made it."""
         if name not in self._attributes:
             with reading(self.path, f"the attributes of /{name}"):
-                stored = self._datasets[name].attrs
+                stored = self._h5[name].attrs
                 found = {key: plain_value(stored[key]) for key in stored if key not in _SCALE_ATTRIBUTES}
             self._attributes[name] = found
         return dict(self._attributes[name])

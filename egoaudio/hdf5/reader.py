@@ -211,7 +211,7 @@ class EgoAudioFile(MappedFile):
                     "or more. For full speed: h5repack -f NONE -l CHUNK=... or build the file again",
                     stacklevel=2,
                 )
-                self._arrays[name] = RepackedArray(self._datasets[name])
+                self._arrays[name] = RepackedArray(self._unmapped[name])
         return self._arrays[name]
 
     def scale(self, name: str) -> float:
@@ -243,18 +243,18 @@ class EgoAudioFile(MappedFile):
     @property
     def instances(self) -> np.ndarray:
         """The annotated actions (``video``, ``class_index``, ``start_seconds``, ``stop_seconds``), structured (I,)."""
-        return self._whole("instances") if "instances" in self._datasets else np.zeros(0, INSTANCE_DTYPE)
+        return self._whole("instances") if self._has("instances") else np.zeros(0, INSTANCE_DTYPE)
 
     @property
     def synced(self) -> np.ndarray:
         """uint8 (V,): 1 where a video's rows were known to be on disk when the build last wrote."""
-        return self._whole("synced") if "synced" in self._datasets else np.ones(self.num_videos, "u1")
+        return self._whole("synced") if self._has("synced") else np.ones(self.num_videos, "u1")
 
     @property
     def fingerprints(self) -> np.ndarray:
         """uint8 (V, 32): which media file each video was made from; zeros in files of earlier versions."""
         unknown = np.zeros((self.num_videos, FINGERPRINT_BYTES), "u1")
-        return self._whole("fingerprints") if "fingerprints" in self._datasets else unknown
+        return self._whole("fingerprints") if self._has("fingerprints") else unknown
 
     @property
     def axes(self) -> dict[str, np.ndarray]:

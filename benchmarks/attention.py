@@ -9,8 +9,8 @@ from torch import nn
 
 from egoaudio.config.train import OptimizationConfig
 from egoaudio.models import create_model
-from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.system import allocator
+from egoaudio.system.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.training.losses import Loss
 from egoaudio.training.optimizer import make_optimizer
 from egoaudio.training.step import Stepper

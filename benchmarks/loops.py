@@ -21,9 +21,9 @@ from egoaudio.hdf5 import reader
 from egoaudio.models import create_model
 from egoaudio.models.device import mixed_precision
 from egoaudio.models.frontend import front_end_of_file
-from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.models.small_cnn import SmallCNN
 from egoaudio.system import allocator
+from egoaudio.system.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.training.losses import Loss
 from egoaudio.training.optimizer import make_optimizer
 from egoaudio.training.step import Stepper

@@ -20,7 +20,7 @@ ROOT = Path(egoaudio.__file__).parent
 MODULES = """
     _version errors
     system/launch system/signals system/files system/allocator system/surroundings system/terminal
-    system/progress system/lock figures
+    system/progress system/lock system/memory figures
     config/options config/build config/train config/predict config/report config/export
     inputs/csv_rows inputs/videos inputs/annotations inputs/fingerprint inputs/timestamps inputs/containers
     inputs/tracks inputs/silence inputs/ogg
@@ -38,14 +38,14 @@ MODULES = """
     models/crc32c models/published_files models/tensorflow_bundle models/onnx_graph
     models/dropout models/sound_features models/frontend models/yamnet models/yamnet_conversion models/yamnet_weights
     models/cnn models/small_cnn models/transformer models
-    models/seal models/checkpoints models/sound models/device models/memory models/micro_batch models/scorer
+    models/seal models/checkpoints models/sound models/device models/micro_batch models/scorer
     models/steady_scorer models/classifier
     evaluation/metrics evaluation/charades evaluation/bootstrap evaluation/segment_metrics
     evaluation/ground_truth evaluation/results
     evaluation/smoothing evaluation/calibration evaluation/calibration_fit evaluation/segments evaluation/audible
     evaluation/reliability evaluation/segment_scores evaluation/scores evaluation/comparison evaluation/evaluate
     training/losses training/distillation training/ema training/optimizer training/gradients
-    training/captured_step training/memory_messages training/step training/run_folder
+    training/pending_loss training/captured_step training/memory_messages training/step training/run_folder
     training/validation training/messages training/run training/prepare training/train
     prediction/channel prediction/worker prediction/windows prediction/scoring
     prediction/find prediction/messages prediction/recording prediction/journal prediction/predictor prediction/score

@@ -30,6 +30,7 @@ from egoaudio.models.dropout import ELEMENTS_PER_DRAW, ClipDropout, place_micro_
 from egoaudio.models.frontend import create_front_end, front_end_of_file
 from egoaudio.models.scorer import Scorer
 from egoaudio.training.losses import Loss
+from egoaudio.training.pending_loss import PendingLoss
 from egoaudio.training.step import Stepper
 
 pytestmark = [
@@ -276,6 +277,39 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone_on_the_gpu():
     assert all(torch.equal(now, then) for now, then in zip(stepper.model.parameters(), before, strict=True))
     assert np.isfinite(stepper.step(*batch(7)))
     assert not torch.equal(next(stepper.model.parameters()), before[0])
+
+
+def test_a_loss_is_known_before_what_was_launched_after_it_is_done():
+    later, after = PendingLoss(torch.full((), 3.5, device=CUDA)), torch.cuda.Event()
+    torch.cuda._sleep(10**9)  # cycles: about half a second
+    after.record()
+    assert float(later) == 3.5
+    assert not after.query()
+
+
+def test_a_loss_stays_as_it_was_when_its_memory_is_written_again():
+    loss = torch.full((), 3.5, device=CUDA)
+    later = PendingLoss(loss)
+    loss.fill_(4.5)
+    assert float(later) == 3.5 and not later.is_known
+
+
+@pytest.mark.parametrize("label_mode", ["multi", "single"])
+def test_a_run_on_a_gpu_that_is_too_small_is_that_of_a_large_one(tmp_path, label_mode):
+    path = synthetic.make_file(tmp_path / "clips.h5", 16, 40, {"logmel": (98, 128)}, unlabelled=0.0)
+    config = TrainConfig(
+        data=DataConfig(label_mode=label_mode, validation_fraction=0.2),
+        model=ModelConfig(model="ast", hidden_size=48, num_layers=4, num_heads=2),
+        optimization=OptimizationConfig(epochs=2, batch_size=256),
+    )
+    torch.cuda.reset_peak_memory_stats()
+    expected = egoaudio.train(path, tmp_path / "large", config).history["train_loss"]
+    needed = torch.cuda.max_memory_allocated()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + needed / 3) / total)
+    found = egoaudio.train(path, tmp_path / "small", config).history["train_loss"]
+    np.testing.assert_allclose(found, expected, rtol=1e-2)
 
 
 def test_a_step_that_cannot_be_captured_is_launched_kernel_by_kernel():

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from egoaudio.models.memory import free_memory, is_out_of_memory
 from egoaudio.system import allocator
+from egoaudio.system.memory import free_memory, is_out_of_memory
 
 Result = TypeVar("Result")
 

@@ -15,8 +15,8 @@ import torch
 
 from egoaudio.data.loader import Batch, Loader
 from egoaudio.errors import TrainingError
-from egoaudio.models.memory import free_memory
 from egoaudio.models.micro_batch import Activations, MicroBatches
+from egoaudio.system.memory import free_memory
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,10 @@ class ClipLoss(Protocol):
         """Return the loss summed over the clips, a scalar tensor."""
 
     def normaliser(self, labels: torch.Tensor) -> float:
-        """Return the divisor of the sum."""
+        """Return the divisor of the sum, 0 if no label weighs."""
+
+    def divisor(self, labels: torch.Tensor) -> torch.Tensor | float:
+        """Return the divisor of the sum where the labels are, not yet read; 1 if no label weighs."""
 
 
 def _require_finite(batch: Batch) -> None:

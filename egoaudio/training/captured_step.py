@@ -3,8 +3,8 @@
 A GPU finishes the kernels of a small network sooner than Python can launch them: of 12.9 ms of a step of ``ast`` on 64
 clips of a second, an H200 computed for 2.7. A recorded step (forward and backward pass, masks of dropout, the
 optimiser's update) is launched as a whole, with the same kernels in the same order. It reads and writes the same memory
-each time, so batch, normaliser and learning rates are copied there first. Recording needs as much memory again as a
-pass, so it is only for batches that take a small part of the GPU's.
+each time, so the batch and the learning rates are copied there first, without waiting for the step before. Recording
+needs as much memory again as a pass, so it is only for batches that take a small part of the GPU's.
 
 In: features (b, T, F) and labels (b, C) on the GPU, always of one shape. Out: the loss, on the GPU; the weights are
 changed, unless it is not finite. Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from egoaudio.models.dropout import ClipDropout, Patchout, place_micro_batch
-from egoaudio.models.memory import free_memory
 from egoaudio.models.scorer import ClipLoss
+from egoaudio.system.memory import free_memory
+from egoaudio.training.pending_loss import PendingLoss
 
 # Steps on batches of one shape before one is captured: cuDNN chooses its algorithms in the first.
 STEPS_BEFORE = 3
@@ -68,7 +69,6 @@ class CapturedStep:
         device = features.device
         self._optimizer, self._layers = optimizer, layers
         self._features, self._labels = features.clone(), labels.clone()
-        self._normaliser = torch.ones((), device=device)
         self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self._graph = torch.cuda.CUDAGraph()
         self._dropouts = [layer for layer in layers if isinstance(layer, ClipDropout)]
@@ -81,7 +81,7 @@ class CapturedStep:
         with self._fixed(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             with autocast():
                 logits = model(self._features)
-            value = loss.sum(logits, self._labels) / self._normaliser
+            value = loss.sum(logits, self._labels) / loss.divisor(self._labels)
             value.backward()
             self._loss = value.detach()
             with skipping_if_not_finite(optimizer, self._loss):
@@ -115,8 +115,8 @@ class CapturedStep:
             for patchout, _ in self._patchouts:
                 patchout.held = None
 
-    def replay(self, features: torch.Tensor, labels: torch.Tensor, normaliser: float, seed: int) -> torch.Tensor:
-        """Launch the step on one batch; return its loss, a scalar on the GPU.
+    def replay(self, features: torch.Tensor, labels: torch.Tensor, seed: int) -> PendingLoss:
+        """Launch the step on one batch; return its loss.
 
         Parameters
         ----------
@@ -124,14 +124,11 @@ class CapturedStep:
             (b, T, F).
         labels : torch.Tensor
             (b, C).
-        normaliser : float
-            Divisor of the loss, not 0.
         seed : int
             Of the step's dropout.
         """
         self._features.copy_(features)
         self._labels.copy_(labels)
-        self._normaliser.fill_(normaliser)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             rate.fill_(group["lr"])
         place_micro_batch(self._layers, seed, 0)
@@ -139,9 +136,9 @@ class CapturedStep:
             for number, generator in enumerate(generators):
                 generator.manual_seed(layer.seed_of(number))
         for patchout, numbers in self._patchouts:
-            numbers.copy_(patchout.kept())
+            numbers.copy_(patchout.kept().pin_memory(), non_blocking=True)
         self._graph.replay()
-        return self._loss.clone()
+        return PendingLoss(self._loss)
 
 
 @contextlib.contextmanager

@@ -77,9 +77,13 @@ class DistillationLoss:
         """Return the divisor of the sum over the whole batch, of labels followed by teachers' scores (b, 2 C)."""
         return self.loss.normaliser(labels.chunk(2, dim=1)[0])
 
+    def divisor(self, labels: torch.Tensor) -> torch.Tensor | float:
+        """Return the divisor of the sum of one batch where the labels are, not yet read; 1 if no label weighs."""
+        return self.loss.divisor(labels.chunk(2, dim=1)[0])
+
     def mean(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of a whole batch, a scalar tensor."""
-        return self.sum(logits, labels) / (self.normaliser(labels) or 1.0)
+        return self.sum(logits, labels) / self.divisor(labels)
 
     def _distance(self, logits: torch.Tensor, labels: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return the distance of the student from the teachers, summed over the clips."""

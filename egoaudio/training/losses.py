@@ -85,9 +85,16 @@ class Loss:
             return float(labels.numel())
         return float(self._weighted(labels).sum())
 
+    def divisor(self, labels: torch.Tensor) -> torch.Tensor | float:
+        """Return the divisor of the sum of one batch where the labels are, not yet read; 1 if no label weighs."""
+        if self.label_mode == "multi":
+            return float(labels.numel()) or 1.0
+        weight = self._weighted(labels).sum()
+        return weight.masked_fill(weight == 0, 1.0)
+
     def mean(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of a whole batch, a scalar tensor; 0 for one in which no label weighs."""
-        return self.sum(logits, labels) / (self.normaliser(labels) or 1.0)
+        return self.sum(logits, labels) / self.divisor(labels)
 
     def _smoothed(self, labels: torch.Tensor) -> torch.Tensor:
         """Return the labels after label smoothing."""

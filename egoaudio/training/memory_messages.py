@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from egoaudio.models.memory import free_memory
+from egoaudio.system.memory import free_memory
 
 
 def describe_size(micro_batch_size: int, num_clips: int, with_checkpointing: bool) -> str:

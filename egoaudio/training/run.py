@@ -19,6 +19,7 @@ from egoaudio.training.distillation import TeacherScores
 from egoaudio.training.ema import WeightAverage
 from egoaudio.training.messages import RunProgress, describe_bad_weights
 from egoaudio.training.optimizer import learning_rate
+from egoaudio.training.pending_loss import PendingLoss
 from egoaudio.training.step import Stepper
 from egoaudio.training.validation import Validator
 
@@ -50,7 +51,7 @@ class Run:
     """The fields that are the same in every checkpoint of the run, ``last.pt`` and ``best.pt``."""
     group: Group = ALONE
     """The ranks, of which the first alone writes and speaks."""
-    unread: tuple[torch.Tensor, Batch, int] | None = None
+    unread: tuple[PendingLoss, Batch, int] | None = None
     """The loss of the last batch, which a GPU may still be computing; the batch, and its number in the epoch from 1."""
     board: Any = None
     """TensorBoard's writer, if asked for."""

@@ -34,6 +34,7 @@ from egoaudio.training.captured_step import CapturedStep, Captures
 from egoaudio.training.gradients import SharedGradients
 from egoaudio.training.memory_messages import describe_half_way, describe_no_fit, describe_size
 from egoaudio.training.optimizer import make_state, trained
+from egoaudio.training.pending_loss import PendingLoss
 
 logger = logging.getLogger(__name__)
 TIMED_PASSES = 3  # of each precision; the first does not count: it makes allocations that the later ones reuse
@@ -126,7 +127,7 @@ class Stepper(MicroBatches):
         """Do one step of the optimiser on one batch, and wait for its loss."""
         return float(self.launch(features, labels))
 
-    def launch(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def launch(self, features: torch.Tensor, labels: torch.Tensor) -> PendingLoss:
         """Do one step of the optimiser on one batch; a GPU may still be computing when this returns.
 
         Of several ranks each gives its share of the batch, and all do the same step. The seed of its dropout is drawn
@@ -141,8 +142,8 @@ class Stepper(MicroBatches):
 
         Returns
         -------
-        torch.Tensor
-            Loss of the whole batch before the step, a scalar. If it is not finite, the weights are unchanged.
+        PendingLoss
+            Of the whole batch, before the step. If it is not finite, the weights are unchanged.
 
         Raises
         ------
@@ -154,10 +155,10 @@ class Stepper(MicroBatches):
         if self.times_precisions:
             self._choose_precision(features, labels, seed)
         if (captured := self._find_captured(features, labels)) is not None:
-            return captured.replay(features, labels, self.loss.normaliser(labels) or 1.0, seed)
+            return captured.replay(features, labels, seed)
         loss = torch.tensor(self._step_until_it_fits(features, labels, seed), dtype=torch.float64)
         self.optimizer.zero_grad(set_to_none=True)
-        return loss
+        return PendingLoss(loss)
 
     # -------------------------------------------------------------------------------------- before the first step
 

@@ -37,9 +37,9 @@ from egoaudio.hdf5 import reader
 from egoaudio.models import check_feature, check_pretrained, check_sizes, checkpoints
 from egoaudio.models.device import choose_device
 from egoaudio.models.frontend import computable_features
-from egoaudio.models.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.system import lock, signals
 from egoaudio.system.files import StrPaths
+from egoaudio.system.memory import peak_memory_mb, reset_peak_memory
 from egoaudio.training import run_folder
 from egoaudio.training.messages import (
     describe_bad_loss,
@@ -262,7 +262,7 @@ def _train_batch(run: Run, batch: Batch) -> None:
     state.batch += 1
     _read_loss(run)
     run.unread = loss, batch, state.batch
-    if loss.device.type == "cpu":
+    if loss.is_known:
         _read_loss(run)
 
 

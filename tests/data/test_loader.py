@@ -174,6 +174,34 @@ def test_memory_of_batches_that_are_gone_is_used_again(path):
     assert len(places) <= READ_AHEAD + 2 < len(batches)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_for_which_memory_ran_out_is_made_again(path, monkeypatch, workers):
+    options = {**AUGMENTED, "loader_workers": workers}
+    expected = list(loader(path, **options).epoch(0))
+    batches, calls, finish = loader(path, **options), [], Loader._finish
+
+    def sometimes(self, *batch):
+        calls.append(batch)
+        if len(calls) in (1, 4):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return finish(self, *batch)
+
+    monkeypatch.setattr(Loader, "_finish", sometimes)
+    found = list(batches.epoch(0))
+    assert len(calls) == len(found) + 2 == len(expected) + 2
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.features, other.features) and torch.equal(one.labels, other.labels)
+
+
+def test_memory_that_suffices_for_no_batch_is_told_with_the_size_to_give(path, monkeypatch):
+    def never(self, *batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(Loader, "_finish", never)
+    with pytest.raises(TrainingError, match="a batch of 16 clips is copied .*2 GiB.*batch_size=8"):
+        list(loader(path).epoch(0))
+
+
 def test_leaving_the_loop_ends_the_thread(path):
     before = threading.active_count()
     batches = loader(path)

@@ -43,7 +43,7 @@ def test_a_model_of_one_class_a_clip_gives_shares_of_one():
 def test_the_size_follows_from_the_model_alone(monkeypatch):
     scorer = make_scorer("cnn-small")
     assert scorer.batch_size == 32
-    monkeypatch.setattr("egoaudio.models.memory.free_memory", lambda device: 0)
+    monkeypatch.setattr("egoaudio.system.memory.free_memory", lambda device: 0)
     assert make_scorer("cnn-small").batch_size == 32
     monkeypatch.setattr("egoaudio.models.steady_scorer.BATCH_BYTES", BATCH_BYTES // 1000)
     assert 1 <= make_scorer("cnn-small").batch_size < 16

@@ -5,7 +5,7 @@ import resource
 import pytest
 import torch
 
-from egoaudio.models.memory import free_memory, is_out_of_memory, peak_memory_mb, reset_peak_memory
+from egoaudio.system.memory import free_memory, is_out_of_memory, peak_memory_mb, reset_peak_memory
 
 CPU = torch.device("cpu")
 GIB = 2**30

@@ -32,6 +32,10 @@ def test_a_class_needs_3_videos_and_10_clips():
         ((MANY, MANY, MANY, FEW_VIDEOS, FEW_CLIPS, NONE), [1, 1, 1, 0, 0, 0]),
         ((MANY, MANY, FEW_VIDEOS, FEW_CLIPS, ONE_VIDEO, NONE), [1, 1, 1, 1, 0, 0]),  # too few: 2 videos, 5 clips
         ((MANY, ONE_VIDEO, ONE_VIDEO, {2: 1}, NONE), [1, 1, 1, 1, 0]),  # any clip at all
+        ((*[MANY] * 3, *[FEW_VIDEOS] * 5, *[ONE_VIDEO] * 3), [1] * 8 + [0] * 3),  # 3 of 11 would leave most out
+        ((*[MANY] * 3, *[FEW_VIDEOS] * 2, *[ONE_VIDEO] * 6), [1] * 11),
+        ((*[MANY] * 10, *[FEW_VIDEOS] * 75), [1] * 10 + [0] * 75),  # plenty: the others would add noise
+        ((*[MANY] * 9, *[FEW_VIDEOS] * 76), [1] * 85),
         ((MANY, NONE, NONE), [1, 0, 0]),  # there are no others
         ((MANY, MANY, NONE), [1, 1, 0]),
         ((NONE, NONE), [0, 0]),

@@ -62,7 +62,8 @@ def test_what_comes_next_can_be_pasted(trained):
     folder, result = trained
     assert result.exit_code == 0, result.output
     assert re.search(
-        r"^2 epochs; the best is \d: validation mAP \d+\.\d \(prior \d+\.\d\), top-1 \d+\.\d per cent$",
+        r"^2 epochs; the best is \d \(by the mAP of \d+ of \d+ classes(, the mean over two epochs)?\): "
+        r"validation mAP \d+\.\d \(prior \d+\.\d\), top-1 \d+\.\d per cent$",
         result.stdout,
         re.MULTILINE,
     )

@@ -76,7 +76,10 @@ class DataConfig(Checked):
     """Which rows are trained on, in what order, and what is done to them."""
 
     validation_fraction: float = option(
-        0.2, "Share of the file's train split that is held out for validation.", minimum=0
+        0.2,
+        "Share of the file's train split that is held out for validation. The best epoch is chosen by the mAP of the "
+        "classes with enough clips there (at least half of them, or ten), the mean over two epochs.",
+        minimum=0,
     )
     split_unit: str = option(
         "video",

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 
 from egoaudio._version import __version__
-from egoaudio.config.train import DataConfig
+from egoaudio.config.options import differences
+from egoaudio.config.train import DataConfig, TrainConfig
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.system.files import StrPaths, as_paths
 from egoaudio.system.progress import Progress, rate
 from egoaudio.training.run_folder import State, TrainingRun
+
+FEW_VIDEOS = 10  # held out: fewer show only what is heard well
 
 
 class RunProgress(Progress):
@@ -130,6 +133,7 @@ def _list(rows: np.ndarray) -> str:
 def summarize(
     folder: Path,
     state: State,
+    config: TrainConfig,
     file: EgoAudioFile,
     path: StrPaths,
     already_finished: bool = False,
@@ -139,23 +143,67 @@ def summarize(
     split = "test" if (file.video_table["split"] == b"test").any() else "validation" if validated else "train"
     command = shlex.join(["egoaudio-evaluate", str(folder / "best.pt"), *as_paths(path), "--split", split])
     return TrainingRun(
-        folder, state.epoch, state.best_epoch, tuple(state.history), already_finished, command, _warn(state)
+        folder,
+        state.epoch,
+        state.best_epoch,
+        tuple(state.history),
+        already_finished,
+        command,
+        _warn(state, config, file),
+        _criterion(state),
     )
 
 
-def _warn(state: State) -> str:
+def _criterion(state: State) -> str:
+    """Return what the best epoch was chosen by; empty without a validation split."""
+    if state.basis is None:
+        return ""
+    if state.basis["classes"] == 0:
+        return "by the training loss"
+    classes = f"by the mAP of {state.basis['classes']} of {state.basis['active']} classes"
+    return f"{classes}, the mean over two epochs" if state.best_epoch > 1 else classes
+
+
+def _warn(state: State, config: TrainConfig, file: EgoAudioFile) -> str:
     """Return what to try if nothing was learnt; empty if something was, or there is no validation split."""
-    if state.history[state.best_epoch - 1]["top1"] == 0:
+    best, basis = state.history[state.best_epoch - 1], state.basis
+    if best["top1"] == 0:
         return (
             "no clip of the validation split was classified correctly: do the annotations belong to these videos "
             "(egoaudio-inspect), is the learning rate too high, or are there too few epochs?"
         )
-    if state.best_bar is None or state.best_score > state.best_bar:
+    if basis is None or state.best_bar is None:
         return ""
-    return (
-        f"this model does not beat the prior: its validation mAP over the classes with enough clips is "
-        f"{100 * state.best_score:.1f} per cent, and scores unrelated to the clips reach "
-        f"{100 * state.best_bar:.1f}. Try more `epochs`, `model='cnn-small'` with its defaults, published weights "
-        "(`model='yamnet'` with `pretrained`), or features built without denoising (`denoise.mode='none'`); perhaps "
-        "these classes make no sound of their own"
-    )
+    held_out = f"{basis['clips']:,} clips of {basis['videos']:,} video{'s' * (basis['videos'] > 1)}"
+    if basis["classes"] == 0:
+        return (
+            f"validation cannot say whether this model hears anything: of {held_out}, none lacks a class that another "
+            "has. Annotate when a class is not heard, too, or add videos without it"
+        )
+    if state.best_score > state.best_bar:
+        return ""
+    if best["map"] <= best["map_prior"]:
+        found = (
+            f"this model does not beat the prior: its validation mAP is {100 * best['map']:.1f} per cent, the prior's "
+            f"{100 * best['map_prior']:.1f}"
+        )
+    else:
+        found = (
+            f"this model cannot be told from chance on {held_out}: its validation mAP over {basis['classes']} of "
+            f"{basis['active']} classes is {100 * state.best_score:.1f} per cent, and scores unrelated to the clips "
+            f"reach {100 * state.best_bar:.1f}"
+        )
+    return f"{found}. {_advise(config, file, basis['videos'])}; perhaps these classes make no sound of their own"
+
+
+def _advise(config: TrainConfig, file: EgoAudioFile, num_held_out: int) -> str:
+    """Return what may help a model that has learnt nothing, or cannot be seen to have, and is not done already."""
+    start = "Hold out more videos (`validation_fraction`), and try" if num_held_out < FEW_VIDEOS else "Try"
+    ways = ["more `epochs`"]
+    if config.model.pretrained is None:
+        if differences(TrainConfig().resolved(), config):
+            ways.append("`model='cnn-small'` with its defaults")
+        ways.append("published weights (`model='yamnet'` with `pretrained`)")
+    if file.config.get("mode") != "none":
+        ways.append("features built without denoising (`denoise.mode='none'`)")
+    return f"{start} {', '.join(ways[:-1])} or {ways[-1]}" if len(ways) > 1 else f"{start} {ways[0]}"

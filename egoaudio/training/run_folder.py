@@ -84,9 +84,11 @@ class State:
     best_epoch: int = 0
     """Counted from 1, as in the table; 0 before the first epoch is done."""
     best_score: float = -math.inf
-    """The table's ``selection``, or minus the training loss where there is no validation split."""
+    """The table's ``selection``, or minus the training loss where there is none."""
     best_bar: float | None = None
     """What ``best_score`` exceeds if the model hears anything; None without a validation split."""
+    basis: dict[str, int] | None = None
+    """What the validation is computed from: ``Validation.basis``."""
     thresholds: list[float] | None = None
     """Of the newest epoch: a score per class."""
     calibration: dict[str, Any] | None = None
@@ -101,8 +103,9 @@ class State:
 
     def close_epoch(self, row: dict[str, Any], bar: float | None = None) -> bool:
         """Add the finished epoch's row to the table and begin the next epoch; return whether it was the best so far."""
-        score = -row["train_loss"] if row["selection"] is None else row["selection"]
-        score = -math.inf if math.isnan(score) else score  # no class has a positive clip in the validation split
+        score = row["selection"]
+        if score is None or math.isnan(score):  # no validation split, or all its clips have the same classes
+            score = -row["train_loss"]
         better = self.best_epoch == 0 or score > self.best_score
         self.history.append(row)
         self.epoch, self.batch = self.epoch + 1, 0
@@ -129,7 +132,9 @@ class TrainingRun:
     next_command: str
     """The command that evaluates it."""
     warning: str = ""
-    """What to try if the model does not beat the prior on the validation split; else empty."""
+    """What to try if the validation split does not show that the model hears anything; else empty."""
+    criterion: str = ""
+    """What the best epoch was chosen by on the validation split; empty without one."""
 
     @property
     def history(self) -> "pandas.DataFrame":
@@ -167,7 +172,8 @@ class TrainingRun:
             prior = f" (prior {per_cent['map_prior']})" if "map_prior" in per_cent else ""
             score = f"validation mAP {per_cent['map']}{prior}, top-1 {per_cent['top1']} per cent"
         epochs = f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
-        return f"{done}{epochs}; the best is {self.best_epoch}: {score}\nnext: {self.next_command}" + (
+        criterion = f" ({self.criterion})" if self.criterion else ""
+        return f"{done}{epochs}; the best is {self.best_epoch}{criterion}: {score}\nnext: {self.next_command}" + (
             f"\nwarning: {self.warning}" if self.warning else ""
         )
 

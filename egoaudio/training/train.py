@@ -126,7 +126,7 @@ def train(
         earlier = group.from_first(lambda: _find_earlier(stack, folder, path, config, file, force))
         state = run_folder.State() if earlier is None else run_folder.State(**earlier["resume"]["state"])
         if state.finished:
-            return summarize(folder, state, file, path, already_finished=True)
+            return summarize(folder, state, config, file, path, already_finished=True)
 
         restore_at_exit(stack, chosen)
         run = prepare_run(stack, file, path, feature, folder, config, chosen, state, group, earlier)
@@ -138,7 +138,7 @@ def train(
             started = time.monotonic()
             validation = _validate(run)
             _close_epoch(run, validation, time.monotonic() - started)
-        return summarize(folder, state, file, path)
+        return summarize(folder, state, config, file, path)
 
 
 # ------------------------------------------------------------------------------------------------------- the ranks
@@ -304,6 +304,7 @@ def _close_epoch(run: Run, validation: Validation, validation_seconds: float) ->
     """Write the epoch's row, the checkpoints and the picture; decide whether the run has finished."""
     state, options = run.state, run.config.optimization
     state.thresholds, state.smooth_clips = validation.thresholds, validation.smooth_clips
+    state.basis = validation.basis
     state.selection_maps.append(validation.selection_map)
     row = {
         "epoch": state.epoch + 1,

@@ -45,13 +45,16 @@ class Validation:
     map_prior: float | None = None
     """The mean average precision of the classes' frequencies."""
     selection_map: float | None = None
-    """Mean average precision of the classes that are active in enough videos; NaN if no class is active."""
+    """Mean average precision of the classes that are active in enough videos; NaN if all clips have the same."""
     bar: float | None = None
-    """What ``selection_map`` exceeds if the model hears anything: its prior, and the precision of unrelated scores."""
+    """What ``selection_map`` exceeds if the model hears anything: its prior, and the precision of unrelated scores; NaN
+    where that is."""
     smooth_clips: int = 0
     """Over how many neighbouring clips on each side the scores are averaged."""
     thresholds: list[float] | None = None
     """A score per class."""
+    basis: dict[str, int] | None = None
+    """What this is computed from: ``clips`` and ``videos``, ``active`` classes, and those of ``selection_map``."""
 
     def columns(self) -> dict[str, float | None]:
         """Return the columns of the table that come from here."""
@@ -108,7 +111,14 @@ class Validator:
         self.loader = Loader(dataset, config.optimization.batch_size, config.data, device=scorer.device, group=group)
         self.label_mode, self.loss, self.scorer = config.data.label_mode, loss, scorer
         self.smooth_clips = config.optimization.smooth_clips
-        self.classes = selection_classes(self._labelled(self.truth.labels), self._labelled(self.truth.clip_video))
+        labels, video = self._labelled(self.truth.labels), self._labelled(self.truth.clip_video)
+        self.classes = selection_classes(labels, video)
+        self.basis = {
+            "clips": len(labels),
+            "videos": len(np.unique(video)),
+            "active": int(labels.any(axis=0).sum()),
+            "classes": int(self.classes.sum()),
+        }
 
     def __call__(self) -> Validation:
         """Return the ``Validation`` of the model's present weights."""
@@ -119,13 +129,12 @@ class Validator:
         """Return the ``Validation`` of scores of all clips."""
         num_neighbours = self.smooth_clips
         if num_neighbours is None:
-            num_neighbours = choose_neighbours(scored.scores, self.truth, self.classes)
+            num_neighbours = choose_neighbours(scored.scores, self.truth, self.classes) if self.classes.any() else 0
         scores = self._smoothed = smooth(scored.scores, self.truth.rows, self.truth.clip_video, num_neighbours)
         labels, video = self._labelled(self.truth.labels), self._labelled(self.truth.clip_video)
         prior = labels.mean(axis=0)  # the precision of any scores that are the same for all clips
         found = evaluate_scores(scores, self.truth, prior=prior)
         precision = np.array(found.per_class["average_precision"])[self.classes]
-        unrelated = unrelated_precision(self._labelled(scores)[:, self.classes], labels[:, self.classes], video)
         top1, top5, mean_precision = (float(found.scores[name].value) for name in ("top1", "top5", "map"))
         return Validation(
             val_loss=scored.loss,
@@ -134,9 +143,10 @@ class Validator:
             map=mean_precision,
             map_prior=float(found.scores["map"].prior),
             selection_map=metrics.mean_over_classes(precision),
-            bar=_bar(prior[self.classes], unrelated.mean(axis=1)),
+            bar=_bar(self._labelled(scores)[:, self.classes], labels[:, self.classes], video),
             smooth_clips=num_neighbours,
             thresholds=[float(value) for value in choose_thresholds(scores, self.truth)],
+            basis=self.basis,
         )
 
     def calibrate(self) -> dict[str, Any]:
@@ -152,9 +162,15 @@ class Validator:
         return values[self.truth.labelled]
 
 
-def _bar(prior: np.ndarray, unrelated: np.ndarray) -> float:
-    """Return what a score has to exceed, from the prior of each class and the mean precisions of unrelated scores."""
-    bar = metrics.mean_over_classes(prior)
+def _bar(scores: np.ndarray, labels: np.ndarray, video: np.ndarray) -> float:
+    """Return what the mean average precision has to exceed; parameters as in ``unrelated_precision``.
+
+    NaN where there is no class.
+    """
+    if scores.shape[1] == 0:
+        return math.nan
+    unrelated = unrelated_precision(scores, labels, video).mean(axis=1)
+    bar = float(labels.mean())  # the mean over classes
     return max(bar, float(unrelated.mean() + _DEVIATIONS * unrelated.std())) if len(unrelated) else bar
 
 

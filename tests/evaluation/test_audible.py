@@ -16,6 +16,7 @@ def labels_of(*classes, num_videos=6, num_clips=20):
     return labels.reshape(-1, len(classes)), np.repeat(np.arange(num_videos), num_clips)
 
 
+EVERYWHERE = dict.fromkeys(range(6), 20)
 MANY, FEW_VIDEOS, FEW_CLIPS, ONE_VIDEO, NONE = {0: 4, 1: 4, 5: 2}, {0: 20, 1: 20}, {0: 3, 1: 3, 2: 3}, {3: 20}, {}
 
 
@@ -39,6 +40,8 @@ def test_a_class_needs_3_videos_and_10_clips():
         ((MANY, NONE, NONE), [1, 0, 0]),  # there are no others
         ((MANY, MANY, NONE), [1, 1, 0]),
         ((NONE, NONE), [0, 0]),
+        ((EVERYWHERE, MANY, ONE_VIDEO), [0, 1, 1]),  # any scores have a precision of 1
+        ((EVERYWHERE, NONE), [0, 0]),
     ],
 )
 def test_the_epoch_is_chosen_by_classes_with_enough_positives_where_there_are_such(classes, chosen):

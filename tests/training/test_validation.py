@@ -1,11 +1,14 @@
 """The choice of the best epoch, and the warning about a run that has learnt nothing."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 from small_runs import make_config, make_file, table
 
+from egoaudio.config.options import from_flat
+from egoaudio.config.train import TrainConfig
 from egoaudio.data.splits import split_rows
 from egoaudio.evaluation import evaluate, metrics
 from egoaudio.evaluation.ground_truth import read_ground_truth
@@ -13,7 +16,7 @@ from egoaudio.evaluation.scores import choose_thresholds, evaluate_scores
 from egoaudio.hdf5 import reader, writer
 from egoaudio.models import checkpoints
 from egoaudio.training import run_folder, train, validation
-from egoaudio.training.messages import describe_epoch
+from egoaudio.training.messages import _warn, describe_epoch
 from egoaudio.training.validation import _bar, selection_score
 
 NAN = float("nan")
@@ -42,15 +45,22 @@ def test_an_epoch_is_scored_with_the_one_before(selection_maps, expected):
 
 
 @pytest.mark.parametrize(
-    ("prior", "unrelated", "bar"),
+    ("unrelated", "bar"),
     [
-        ([0.1, 0.3], [0.1] * 8, 0.2),  # the prior
-        ([0.1, 0.1], [0.2, 0.4] * 4, 0.3 + 3 * 0.1),  # three deviations above the mean of unrelated scores
-        ([0.1, 0.3], [], 0.2),
+        ([[0.1, 0.1]] * 8, 0.2),  # the prior
+        ([[0.1, 0.3], [0.3, 0.5]] * 4, 0.3 + 3 * 0.1),  # three deviations above the mean of unrelated scores
+        (np.empty((0, 2)), 0.2),
     ],
 )
-def test_the_bar_is_the_prior_or_the_precision_of_unrelated_scores(prior, unrelated, bar):
-    assert _bar(np.array(prior), np.array(unrelated)) == pytest.approx(bar)
+def test_the_bar_is_the_prior_or_the_precision_of_unrelated_scores(monkeypatch, unrelated, bar):
+    monkeypatch.setattr(validation, "unrelated_precision", lambda *_: np.array(unrelated))
+    labels = np.repeat([[1, 0], [0, 1], [0, 1], [0, 0], [0, 0]], 2, axis=0)  # of 20 and 40 per cent of the clips
+    labels[4:6, 1] = 0
+    assert _bar(np.zeros(labels.shape), labels, np.repeat([0, 1], 5)) == pytest.approx(bar)
+
+
+def test_without_a_class_there_is_no_bar():
+    assert math.isnan(_bar(np.zeros((4, 0)), np.zeros((4, 0)), np.zeros(4, int)))
 
 
 def row(selection, train_loss=1.0):
@@ -59,7 +69,7 @@ def row(selection, train_loss=1.0):
 
 @pytest.mark.parametrize(
     ("selections", "best_epoch"),
-    [([0.2, 0.3, 0.3, 0.1], 2), ([NAN, 0.1, NAN], 2), ([NAN, NAN], 1), ([None, None, None], 3)],
+    [([0.2, 0.3, 0.3, 0.1], 2), ([NAN, NAN], 2), ([None, None, None], 3)],
 )
 def test_the_best_epoch_is_the_first_with_the_best_selection_and_its_bar_is_kept(selections, best_epoch):
     state = run_folder.State()
@@ -92,10 +102,70 @@ def test_a_run_that_learnt_nothing_says_so_in_its_last_line_and_one_that_did_doe
     assert true.warning == "" and str(true).splitlines()[-1].startswith("next: egoaudio-evaluate ")
     last = str(shuffled).splitlines()[-1]
     assert last == f"warning: {shuffled.warning}"
-    assert last.startswith(
-        "warning: this model does not beat the prior: its validation mAP over the classes with enough clips is "
+    assert re.match(
+        r"warning: this model cannot be told from chance on 100 clips of 10 videos: its validation mAP over 5 of 5 "
+        r"classes is \d\d\.\d per cent, and scores unrelated to the clips reach \d\d\.\d\. Try more `epochs`, ",
+        last,
     )
     assert "`model='cnn-small'`" in last and "`denoise.mode='none'`" in last
+
+
+def few(**changes):
+    """Return the state of a run of three epochs that has learnt nothing, on few clips of few videos."""
+    state = run_folder.State(basis={"clips": 95, "videos": 4, "active": 13, "classes": 7} | changes)
+    state.close_epoch({"train_loss": 1.0, "selection": 0.225, "map": 0.187, "map_prior": 0.114, "top1": 0.2}, bar=0.292)
+    return state
+
+
+class File:
+    def __init__(self, mode="nonstationary"):
+        self.config = {"mode": mode}
+
+
+def test_a_model_above_the_prior_is_not_said_to_be_below_it_and_few_videos_are_named():
+    warning = _warn(few(), make_config(), File())
+    assert warning.startswith(
+        "this model cannot be told from chance on 95 clips of 4 videos: its validation mAP over 7 of 13 classes is "
+        "22.5 per cent, and scores unrelated to the clips reach 29.2. Hold out more videos (`validation_fraction`), "
+        "and try more `epochs`, `model='cnn-small'`"
+    )
+    state = few(videos=10)
+    state.history[0]["map"] = 0.113
+    assert _warn(state, make_config(), File()).startswith(
+        "this model does not beat the prior: its validation mAP is 11.3 per cent, the prior's 11.4. Try more `epochs`, "
+    )
+
+
+def test_nothing_is_advised_that_the_run_does_already():
+    yamnet = from_flat(TrainConfig, {"model": "yamnet", "pretrained": "weights"})
+    assert _warn(few(), yamnet, File("none")).endswith(
+        "Hold out more videos (`validation_fraction`), and try more `epochs`; perhaps these classes make no sound of "
+        "their own"
+    )
+    assert "cnn-small" not in _warn(few(), TrainConfig().resolved(), File())
+    for words in ("`pretrained`", "`denoise.mode='none'`"):
+        assert words in _warn(few(), TrainConfig().resolved(), File())
+
+
+def test_where_no_clip_lacks_the_class_a_run_says_that_validation_shows_nothing(tmp_path):
+    path = make_file(tmp_path / "ego.h5", num_classes=2)
+    with reader.open(path) as file:
+        labels = np.tile(np.array([[1, 0]], "u1"), (file.num_clips, 1))
+    with writer.RowWriter(path, writer.offsets(path)) as rows:
+        rows.write("labels", 0, labels)
+    run = train.train(path, tmp_path / "run", make_config())
+    assert run.warning == (
+        "validation cannot say whether this model hears anything: of 20 clips of 2 videos, none lacks a class that "
+        "another has. Annotate when a class is not heard, too, or add videos without it"
+    )
+    losses = [row["train_loss"] for row in run.rows]
+    assert run.best_epoch == losses.index(min(losses)) + 1 and run.criterion == "by the training loss"
+
+
+def test_the_summary_says_by_what_the_best_epoch_was_chosen(runs):
+    *_, true = runs["true"]
+    assert true.best_epoch > 1
+    assert f"; the best is {true.best_epoch} (by the mAP of 5 of 5 classes, the mean over two epochs): " in str(true)
 
 
 def test_a_finished_run_says_it_again(runs):

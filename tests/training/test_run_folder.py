@@ -81,7 +81,7 @@ def test_the_training_loss_of_an_epoch_is_the_mean_over_its_clips(tmp_path, data
 
     monkeypatch.setattr(Stepper, "launch", noted)
     train.train(data, tmp_path / "run", make_config())
-    expected = np.reshape(losses, (3, 60)).mean(axis=1)
+    expected = np.reshape([float(loss) for loss in losses], (3, 60)).mean(axis=1)
     assert [float(row["train_loss"]) for row in table(tmp_path / "run")] == pytest.approx(expected, rel=1e-5)
 
 

@@ -102,11 +102,15 @@ class State:
     finished: bool = False
 
     def close_epoch(self, row: dict[str, Any], bar: float | None = None) -> bool:
-        """Add the finished epoch's row to the table and begin the next epoch; return whether it was the best so far."""
-        score = row["selection"]
+        """Add the finished epoch's row to the table and begin the next epoch; return whether it was the best so far.
+
+        The second epoch always replaces the first one: its score is a mean over two epochs as all later ones are, while
+        the first epoch's stands alone, so that it won 12 % of 20-epoch runs of noise.
+        """
+        score, validated = row["selection"], True
         if score is None or math.isnan(score):  # no validation split, or all its clips have the same classes
-            score = -row["train_loss"]
-        better = self.best_epoch == 0 or score > self.best_score
+            score, validated = -row["train_loss"], False
+        better = self.best_epoch == 0 or score > self.best_score or (validated and self.epoch == 1)
         self.history.append(row)
         self.epoch, self.batch = self.epoch + 1, 0
         self.loss_sum, self.num_clips, self.peak_memory_mb = 0.0, 0, 0.0

@@ -1,10 +1,10 @@
 """The validation split of a run: scored after each epoch, for the table and for the choice of ``best.pt``.
 
 A mean over all classes of a few videos is mostly chance, and more so its maximum over the epochs. The best epoch is
-therefore chosen by the classes that are active in enough videos, as a mean over two epochs (``selection_score``). A run
-has learnt something if its score is above what the same scores reach when they are compared with the labels of other
-clips (``Validation.bar``): of 16 runs this bar separated all 8 with shuffled labels from the others, while all 16 were
-above the prior.
+therefore chosen by the classes that are active in enough videos, as a mean over two epochs (``selection_score``); the
+first epoch, which has none before it, is the best only of a run of one. A run has learnt something if its score is
+above what the same scores reach when they are compared with the labels of other clips (``Validation.bar``): of 16 runs
+this bar separated all 8 with shuffled labels from the others, while all 16 were above the prior.
 """
 
 import math

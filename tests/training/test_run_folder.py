@@ -130,6 +130,25 @@ def test_the_scores_in_the_table_are_those_of_the_command(finished, data, tmp_pa
 # ------------------------------------------------------------------------------------------------ stop and resume
 
 
+def test_the_second_epoch_replaces_the_first_in_a_run_that_was_stopped_between_them_too(tmp_path, data, monkeypatch):
+    score = Validator.__call__
+    maps = iter([0.9, 0.2, 0.3] * 2)  # with the epoch before: 0.9 alone, 0.55, 0.25
+    monkeypatch.setattr(Validator, "__call__", lambda self: dataclasses.replace(score(self), selection_map=next(maps)))
+    train.train(data, tmp_path / "whole", make_config())
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        on_step(patch, {5: stop})  # in the second epoch
+        with pytest.raises(KeyboardInterrupt):
+            train.train(data, tmp_path / "stopped", make_config())
+    assert checkpoints.load(tmp_path / "stopped/best.pt")["epoch"] == 1
+    train.train(data, tmp_path / "stopped", make_config())
+    assert checkpoints.load(tmp_path / "stopped/best.pt")["epoch"] == 2
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("changes", "stops"),
     [

@@ -8,6 +8,7 @@ import torch
 from egoaudio.config.options import from_flat
 from egoaudio.config.train import TrainConfig
 from egoaudio.models import checkpoints
+from egoaudio.training.pending_loss import PendingLoss
 from egoaudio.training.step import Stepper
 
 SHAPE = (8, 16)
@@ -80,7 +81,7 @@ def on_step(monkeypatch, actions, result=None):
         if done[-1] in actions:
             actions[done[-1]]()
         value = step(self, features, labels)
-        return value if result is None else torch.as_tensor(result(done[-1], float(value)))
+        return value if result is None else PendingLoss(torch.as_tensor(result(done[-1], float(value))))
 
     monkeypatch.setattr(Stepper, "launch", patched)
     return done

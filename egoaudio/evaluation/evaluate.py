@@ -26,7 +26,7 @@ from egoaudio.evaluation.scores import NUM_RESAMPLES, evaluate_scores
 from egoaudio.evaluation.segments import SegmentRules, rules_of
 from egoaudio.evaluation.smoothing import smooth
 from egoaudio.hdf5 import reader
-from egoaudio.models import checkpoints
+from egoaudio.models import checkpoints, seal
 from egoaudio.models.device import choose_device, inference_dtype
 from egoaudio.models.frontend import front_end_of_file
 from egoaudio.models.scorer import Scored, Scorer, score
@@ -189,6 +189,7 @@ class _Loaded:
             self._rows, self._truth, self._prior = _read_split(file, self._contents, self._config, split)
         self._about = {"checkpoint": str(checkpoint), "file": ", ".join(as_paths(path)), "split": split}
         self._about |= {name: self._contents[name] for name in ("epoch", "plan_sha256")}
+        self._about["checkpoint_sha256"] = seal.digest(checkpoint)
 
     def require_same(self, group: Group) -> None:
         """Raise ConfigurationError unless all ranks have the same checkpoint and split."""

@@ -119,13 +119,12 @@ def export(
     network, contents = checkpoints.load_model(checkpoint)
     sound = sound_input(checkpoint, contents, like)
     sound.require_plain(checkpoint, config.denoised_input)
-    scores = read_scores(checkpoint, contents, evaluation)
-    facts = facts_of(contents, sound, seal.digest(checkpoint))
+    digest = seal.digest(checkpoint)
+    scores = read_scores(checkpoint, contents, digest, evaluation)
+    facts = facts_of(contents, sound, digest)
     classifier = Classifier.of_sound(network, contents, sound, config.transform or graph.choose_transform(sound))
     data = graph.make_graph(classifier, facts, config.opset)
     difference, notes = _checked(data, classifier)
-    if not scores.is_test:
-        notes.append("the card has no scores of a test: run egoaudio-evaluate first, and this command again")
     names = trained_on(checkpoint, contents)
     text = card.make_card(contents, sound, facts, scores, names, outputs[0].name, outputs[1].name)
     _write(outputs[1], _weights(contents, facts))
@@ -139,7 +138,7 @@ def export(
         sample_rate=sound.sample_rate,
         denoising=sound.denoising,
         difference=difference,
-        notes=tuple(notes),
+        notes=(*notes, *scores.notes),
     )
 
 

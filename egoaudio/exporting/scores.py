@@ -1,7 +1,7 @@
 """The scores that a model card shows: those of an evaluation, or, without one, of the run's own validation.
 
 In: a checkpoint's contents and ``evaluation.json``. Out: a ``CardScores``. An evaluation of another checkpoint is
-refused where it was asked for, and not used where it only lies beside the checkpoint.
+refused where it was asked for, and not used, with a note, where it only lies beside the checkpoint.
 """
 
 import errno
@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ StrPath = str | os.PathLike[str]
 NAME = "evaluation.json"
 RUN_NAME = "config.json"
 _LONGEST_BYTES = 1 << 24  # of either file
-_SAME = ("epoch", "plan_sha256")  # what tells a checkpoint from others of its run and of other runs
+_DIGEST = "checkpoint_sha256"  # tells a checkpoint from all others; evaluations of earlier versions lack it
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,26 @@ class CardScores:
     """``test``, ``validation``, ``train``; empty where there are no scores."""
     about: str
     """What was scored, in words."""
+    unused: str = ""
+    """Why the evaluation beside the checkpoint is not used; empty where it is, or where there is none."""
 
     @property
     def is_test(self) -> bool:
         """Whether they are of recordings that took no part in training."""
         return self.split == "test"
 
+    @property
+    def notes(self) -> list[str]:
+        """What is missing, in sentences."""
+        notes = [self.unused] if self.unused else []
+        if not self.is_test:
+            notes.append("the card has no scores of a test: run egoaudio-evaluate first, and this command again")
+        return notes
 
-def read_scores(checkpoint: StrPath, contents: Mapping[str, Any], evaluation: StrPath | None = None) -> CardScores:
+
+def read_scores(
+    checkpoint: StrPath, contents: Mapping[str, Any], checkpoint_sha256: str, evaluation: StrPath | None = None
+) -> CardScores:
     """Return the scores of a checkpoint.
 
     Parameters
@@ -65,6 +77,8 @@ def read_scores(checkpoint: StrPath, contents: Mapping[str, Any], evaluation: St
     checkpoint : path
     contents : mapping
         Of the checkpoint.
+    checkpoint_sha256 : str
+        As ``models.seal.digest`` returns it.
     evaluation : path, optional
         An ``evaluation.json``; if not given, the one beside the checkpoint, if it is of this checkpoint.
 
@@ -74,15 +88,17 @@ def read_scores(checkpoint: StrPath, contents: Mapping[str, Any], evaluation: St
         If ``evaluation`` is no such file, or of another checkpoint.
     """
     path = Path(os.fspath(checkpoint)).parent / NAME if evaluation is None else Path(evaluation)
+    if evaluation is None and not os.path.lexists(path):
+        return _of_validation(contents)
     try:
-        return _of_evaluation(path, contents)
-    except ExportError:
+        return _of_evaluation(path, contents, checkpoint_sha256)
+    except ExportError as error:
         if evaluation is not None:
             raise
-        return _of_validation(contents)
+        return replace(_of_validation(contents), unused=f"not used: {error}")
 
 
-def _of_evaluation(path: Path, contents: Mapping[str, Any]) -> CardScores:
+def _of_evaluation(path: Path, contents: Mapping[str, Any], checkpoint_sha256: str) -> CardScores:
     """Return the scores in an ``evaluation.json``."""
     try:
         found = _read_json(path)
@@ -91,7 +107,7 @@ def _of_evaluation(path: Path, contents: Mapping[str, Any]) -> CardScores:
     except (ValueError, RecursionError) as error:
         raise ExportError(f"{path}: is not the {NAME} of an evaluation: {error}") from error
     try:
-        differing = [name for name in _SAME if found[name] != contents[name]]
+        epoch, digest = found["epoch"], found.get(_DIGEST)
         rows = [_row(name, score) for name, score in found["scores"].items() if name in TITLES]
         smoothed, num_clips, num_videos = (_whole(found, key) for key in ("smooth_clips", "num_clips", "num_videos"))
         about, split = f"{num_clips:,} clips of {num_videos:,} recordings", found["split"]
@@ -99,9 +115,15 @@ def _of_evaluation(path: Path, contents: Mapping[str, Any]) -> CardScores:
             raise ValueError(f"split {split!r}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ExportError(f"{path}: is not the {NAME} of an evaluation: {error!r}") from error
-    if differing:
-        values = "; ".join(f"{name} {found[name]} there, {contents[name]} in the checkpoint" for name in differing)
-        raise ExportError(f"{path}: is the evaluation of another checkpoint ({values}): evaluate this one")
+    if digest is None:
+        raise ExportError(
+            f"{path}: an earlier version wrote it, and it does not say of which checkpoint it is: evaluate again"
+        )
+    if digest != checkpoint_sha256:
+        raise ExportError(
+            f"{path}: is the evaluation of another checkpoint ({_DIGEST} {str(digest)[:12]}... of epoch {epoch} there, "
+            f"{checkpoint_sha256[:12]}... of epoch {contents['epoch']} here): evaluate this one"
+        )
     if smoothed:
         about += f", each score averaged with those of {smoothed} neighbouring clips before and after it"
     return CardScores(tuple(row for row in rows if row is not None), split, about)

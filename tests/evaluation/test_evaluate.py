@@ -14,7 +14,7 @@ from egoaudio.data.splits import split_rows
 from egoaudio.errors import CheckpointError, ConfigurationError, TrainingError
 from egoaudio.evaluation import evaluate
 from egoaudio.hdf5 import reader
-from egoaudio.models import checkpoints, create_model
+from egoaudio.models import checkpoints, create_model, seal
 
 
 @pytest.fixture
@@ -73,6 +73,7 @@ def test_the_command_writes_everything_beside_the_checkpoint(file, path, tmp_pat
     ]
     contents = json.loads((run / "evaluation.json").read_text())
     assert contents["split"] == "test" and contents["epoch"] == 3 and contents["num_videos"] == 6
+    assert contents["checkpoint_sha256"] == seal.digest(run / "best.pt")  # an export tells other runs' by it
     assert contents["scores"]["map"]["value"] == found.scores["map"].value
     heard = contents["scores"].pop("audible_map")
     assert contents["audible_classes"] == [] and heard["value"] is None

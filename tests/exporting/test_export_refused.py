@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import onnx
 import pytest
@@ -12,7 +13,7 @@ from exported_models import make_checkpoint
 import egoaudio
 from egoaudio import cli
 from egoaudio.exporting import card, graph
-from egoaudio.models import checkpoints
+from egoaudio.models import checkpoints, seal
 from egoaudio.models.sound import SoundInput
 
 
@@ -120,30 +121,48 @@ def test_an_earlier_checkpoint_needs_its_file(tmp_path, no_exporter):
         egoaudio.load_model(tmp_path / "best.pt", front_end=True)
 
 
-def evaluation(**changes):
-    """Return an evaluation.json of ``small``."""
+def evaluation(checkpoint=None, **changes):
+    """Return an evaluation.json of a checkpoint, or of one that is not there."""
     scores = {
         "map": {"value": 0.5, "low": 0.4, "high": 0.625, "prior": 0.1},
         "mauc": dict.fromkeys(("value", "low", "high", "prior")),
     }
-    found = {"epoch": 3, "plan_sha256": "ab" * 32, "split": "test", "num_clips": 1200, "num_videos": 30}
-    return json.dumps({**found, "smooth_clips": 2, "scores": scores, **changes})
+    digest = seal.digest(checkpoint) if checkpoint else "cd" * 32
+    found = {"epoch": 3, "plan_sha256": "ab" * 32, "checkpoint_sha256": digest, "smooth_clips": 2}
+    found |= {"split": "test", "num_clips": 1200, "num_videos": 30}
+    return json.dumps({**found, "scores": scores, **changes})
 
 
 def test_scores_are_those_of_this_checkpoints_evaluation(small, no_exporter):
     beside, other = small.with_name("evaluation.json"), small.with_name("other.json")
-    beside.write_text(evaluation())
+    beside.write_text(evaluation(small))
     report = egoaudio.export(small, small.with_name("model.onnx"))
     text = report.card.read_text()
     assert "| mAP | 50.0 | 40.0 to 62.5 | 10.0 |" in text and "mAUC" not in text and "The test split: 1,200" in text
-    assert not any("egoaudio-evaluate" in note for note in report.notes)
-    beside.write_text(evaluation(epoch=2))  # of last.pt, say
-    report = egoaudio.export(small, small.with_name("model.onnx"))
-    assert "| mAP | 25.0 | - | 12.5 |" in report.card.read_text() and "egoaudio-evaluate" in str(report)
-    for written, said in ((evaluation(epoch=2), "epoch 2 there, 3 in"), ("{}", "is not the"), ("no", "is not the")):
+    assert not report.notes[1:]  # but that there is no onnxruntime
+    for written, said in (
+        (evaluation(epoch=2), f"{'cd' * 6}... of epoch 2 there, {seal.digest(small)[:12]}... of epoch 3 here"),
+        (evaluation(small, checkpoint_sha256=None), "an earlier version wrote it, .* evaluate again"),
+        ("{}", "is not the"),
+        ("no", "is not the"),
+    ):
         other.write_text(written)
         with pytest.raises(egoaudio.ExportError, match=said):
             egoaudio.export(small, small.with_name("model.onnx"), evaluation=other)
+        beside.write_text(written)
+        report = egoaudio.export(small, small.with_name("model.onnx"))
+        assert "| mAP | 25.0 | - | 12.5 |" in report.card.read_text() and "run egoaudio-evaluate first" in str(report)
+        assert re.search(f"note: not used: {beside}: .*{said}", str(report))
+
+
+def test_the_scores_of_a_run_that_differs_in_its_weights_alone_are_not_used(small, no_exporter):
+    """Two runs on one file, their best epochs the same, in one folder: the evaluation is of one of them."""
+    contents = checkpoints.load(small)
+    contents["weights"] = {name: tensor * 2 for name, tensor in contents["weights"].items()}
+    checkpoints.save(small.with_name("other.pt"), contents)
+    small.with_name("evaluation.json").write_text(evaluation(small.with_name("other.pt")))
+    report = egoaudio.export(small, small.with_name("model.onnx"))
+    assert "| mAP | 25.0 |" in report.card.read_text() and "is the evaluation of another checkpoint" in str(report)
 
 
 @pytest.mark.parametrize(

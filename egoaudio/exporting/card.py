@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from egoaudio.config.options import from_json, to_flat
+from egoaudio.config.options import to_flat
 from egoaudio.config.train import TrainConfig
-from egoaudio.exporting.facts import MEANINGS
+from egoaudio.exporting.facts import MEANINGS, published_config
 from egoaudio.exporting.graph import INPUT, OUTPUT
 from egoaudio.exporting.scores import CardScore, CardScores
 from egoaudio.models.sound import SoundInput
@@ -61,7 +61,7 @@ def make_card(
         Names of the two files beside the card.
     """
     name = os.path.splitext(graph_name)[0]
-    config = from_json(TrainConfig, contents["config"])
+    config = published_config(contents)
     parts = [
         _front_matter(name, config, scores),
         f"# {_text(name)}\n\n{MARK}\n\n{_about(contents, sound, facts)}",
@@ -95,7 +95,7 @@ def _front_matter(name: str, config: TrainConfig, scores: CardScores) -> str:
     lines = ["---", "library_name: onnx", "pipeline_tag: audio-classification", "tags:"]
     lines += [f"- {tag}" for tag in ("egoaudio", "onnx", "audio-classification", "sound-event-detection")]
     base = config.model.pretrained
-    if base is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not os.path.exists(base):
+    if base is not None and "/" in base:
         lines.append(f"base_model: {_yaml(base)}")  # a name on the hub
     shown = [score for score in scores.rows if score.name in _METRICS]
     if shown:
@@ -153,7 +153,7 @@ def _trained_on(
 ) -> str:
     """Return how the model was trained: the sound, and the options that are not the defaults."""
     defaults = to_flat(TrainConfig())
-    options = {name: _option(name, value) for name, value in to_flat(config).items() if value != defaults[name]}
+    options = {name: _option(value) for name, value in to_flat(config).items() if value != defaults[name]}
     counted = {0: "", 1: ", with the clip before and after it"}
     neighbours = counted.get(sound.context_clips, f", with {sound.context_clips} clips before and after it")
     names = ", ".join(map(_code, file_names)) or "an egoaudio file"
@@ -161,7 +161,7 @@ def _trained_on(
         f"- the training split of {names} (`plan_sha256` {facts['plan_sha256'][:12]}), {facts['epoch']} times",
         f"- clips of {facts['clip_seconds']} s every {facts['hop_seconds']} s{neighbours}, at {sound.sample_rate} Hz",
         f"- denoised before: {sound.denoising}" if sound.denoising else "- sound as it is, not denoised",
-        f"- starting from {_option('pretrained', config.model.pretrained)}"
+        f"- starting from {_option(config.model.pretrained)}"
         if config.model.pretrained
         else "- starting from random weights",
         f"- options: {', '.join(f'{name} {value}' for name, value in options.items())}" if options else "",
@@ -170,11 +170,9 @@ def _trained_on(
     return "\n".join(line for line in lines if line)
 
 
-def _option(name: str, value: Any) -> str:
-    """Return the value of an option; of a path, only the last part."""
+def _option(value: Any) -> str:
+    """Return the value of an option."""
     values = value if isinstance(value, (tuple, list)) else (value,)
-    if name in ("pretrained", "teacher"):
-        values = [os.path.basename(str(one).rstrip("/")) if os.path.isabs(str(one)) else one for one in values]
     return _text(" ".join(str(one) for one in values))
 
 

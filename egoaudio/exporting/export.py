@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from egoaudio.config.export import ExportConfig
+from egoaudio.config.options import to_json
 from egoaudio.errors import ExportError
 from egoaudio.exporting import card, graph
 from egoaudio.exporting.facts import facts as facts_of
+from egoaudio.exporting.facts import published_config
 from egoaudio.exporting.scores import read_scores, trained_on
 from egoaudio.models import checkpoints, seal
 from egoaudio.models.classifier import Classifier
@@ -191,7 +193,8 @@ def _weights(contents: dict[str, Any], facts: dict[str, str]) -> bytes:
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in contents["weights"].items()}
-    return save(tensors, {"format": "pt", **facts, "config": contents["config"], "network": contents["network"]})
+    config = to_json(published_config(contents))
+    return save(tensors, {"format": "pt", **facts, "config": config, "network": contents["network"]})
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -5,7 +5,10 @@ probabilities, as the graph's output is; null stands for a class that no score c
 """
 
 import json
+import os
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +76,25 @@ def facts(contents: Mapping[str, Any], sound: SoundInput, checkpoint_sha256: str
         "trained_with": contents["egoaudio_version"],
         "torch_version": str(torch.__version__),
     }
+
+
+def published_config(contents: Mapping[str, Any]) -> TrainConfig:
+    """Return the options of a checkpoint's run, of paths the last part only: folders of this machine are nobody's."""
+    config = from_json(TrainConfig, contents["config"])
+    pretrained = config.model.pretrained
+    if pretrained is not None and (os.path.exists(pretrained) or not re.fullmatch(r"[\w.-]+/[\w.-]+", pretrained)):
+        pretrained = _last_part(pretrained)  # otherwise it is a name on the hub
+    teacher = tuple(map(_last_part, config.distillation.teacher))
+    return replace(
+        config,
+        model=replace(config.model, pretrained=pretrained),
+        distillation=replace(config.distillation, teacher=teacher),
+    )
+
+
+def _last_part(path: str) -> str:
+    """Return the last part of a path."""
+    return os.path.basename(path.rstrip("/"))
 
 
 def thresholds(contents: Mapping[str, Any]) -> list[float | None]:

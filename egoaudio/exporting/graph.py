@@ -87,11 +87,23 @@ def make_graph(classifier: Classifier, facts: Mapping[str, str], opset: int) -> 
         raise ExportError(f"torch {torch.__version__} made a graph for batches of 2 only: use another version of torch")
     program.model.metadata_props.update(facts)
     program.model.producer_name, program.model.producer_version = "egoaudio", facts["egoaudio_version"]
+    proto = program.model_proto
+    _forget_the_source(proto)
     try:
-        data: bytes = program.model_proto.SerializeToString()
+        data: bytes = proto.SerializeToString()
     except ValueError as error:
         raise ExportError(f"the graph is larger than 2 GB, the most that an ONNX file holds: {error}") from error
     return data
+
+
+def _forget_the_source(proto: Any) -> None:
+    """Remove what the exporter notes of every node and value, such as lines of source in folders of this machine."""
+    graph = proto.graph
+    for noted in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del noted.metadata_props[:]
+    for function in proto.functions:
+        for noted in (function, *function.node, *function.value_info):
+            del noted.metadata_props[:]
 
 
 @contextlib.contextmanager

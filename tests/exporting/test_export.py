@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import wave
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -85,6 +87,20 @@ def test_load_model_gives_the_products_probabilities(exported, key):
     assert model.input_shape == (report.num_samples,) and model.class_names == tuple(NAMES)
 
 
+def folders_of_this_machine(report, tmp_path):
+    """Return which of this machine's folders the files of an export name."""
+    package, libraries = Path(egoaudio.__file__).parents[1], Path(torch.__file__).parents[1]
+    folders = {str(folder) for folder in (tmp_path, package, libraries, Path.home(), tempfile.gettempdir())} - {"/"}
+    written = b"".join(path.read_bytes() for path in (report.graph, report.weights, report.card))
+    return [folder for folder in folders if f"{folder}/".encode() in written]
+
+
+@pytest.mark.parametrize("key", MODELS)
+def test_published_files_name_no_folder_of_this_machine(exported, key):
+    folder, report, *_ = exported(key)
+    assert not folders_of_this_machine(report, folder)
+
+
 def test_a_model_that_began_with_published_weights_needs_them_no_more(tmp_path):
     """A small AST as transformers saves AudioSet's: 1,024 frames, 527 classes, stride 10; the clip has 98 frames."""
     torch.manual_seed(5)
@@ -94,9 +110,17 @@ def test_a_model_that_began_with_published_weights_needs_them_no_more(tmp_path):
         parameter.data.normal_(std=0.1)
     published.save_pretrained(tmp_path / "published")
     options = {"pretrained": str(tmp_path / "published"), "normalize": "paper"}
+    options["teacher"] = (str(tmp_path / "teacher" / "best.pt"), "runs/other.pt")
     _, build = make_checkpoint(tmp_path / "best.pt", "ast", "logmel", **options)
     shutil.rmtree(tmp_path / "published")
     report = egoaudio.export(tmp_path / "best.pt", tmp_path / "model.onnx")
+    assert (
+        "starting from published\n" in report.card.read_text() and "teacher best.pt other.pt" in report.card.read_text()
+    )
+    with safetensors.safe_open(report.weights, "pt") as file:
+        config = json.loads(file.metadata()["config"])
+    assert config["pretrained"] == "published" and config["teacher"] == ["best.pt", "other.pt"]
+    assert not folders_of_this_machine(report, tmp_path)
     sound = make_sound(7, report.num_samples)
     expected = own_probabilities(tmp_path / "best.pt", build, sound)
     assert np.ptp(expected, axis=0).max() > 0.05 and report.difference < 1e-4

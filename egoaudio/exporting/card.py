@@ -205,11 +205,9 @@ def _limits(sound: SoundInput, facts: Mapping[str, str], scores: CardScores) -> 
         way = "noisereduce.reduce_noise(y=sound, sr={}, stationary={})".format(
             sound.sample_rate, sound.build.denoise.mode == "stationary"
         )
-        row = f"each {sound.row_samples / sound.sample_rate:g} s by itself"
-        piece = row if sound.build.denoise.scope == "clip" else "the whole recording"
         limits.append(
             f"**The sound has to be denoised before, as in training ({sound.denoising}): the graph does not do it.** "
-            f"`{way}` (noisereduce 3), {piece}, is the same; without it the scores above do not hold."
+            f"`{way}` (noisereduce 3), {_denoised_piece(sound)}, is the same; without it the scores above do not hold."
         )
     if facts["smooth_clips"] != "0":
         limits.append(
@@ -231,6 +229,17 @@ def _limits(sound: SoundInput, facts: Mapping[str, str], scores: CardScores) -> 
         "The licence is that of whoever trained it, and of the data.",
     ]
     return limits
+
+
+def _denoised_piece(sound: SoundInput) -> str:
+    """Return what is denoised at once."""
+    together = sound.denoised_samples
+    if together is None:
+        return "the whole recording"
+    row, whole = (f"{samples / sound.sample_rate:g} s" for samples in (sound.row_samples, together))
+    if together == sound.row_samples:
+        return f"each {row} by itself"
+    return f"of each {row} the {whole} around it, zeros beyond the recording, by themselves, then cut to the {row}"
 
 
 def _files(graph_name: str, weights_name: str) -> str:

@@ -20,7 +20,6 @@ from egoaudio.hdf5 import reader
 from egoaudio.models import checkpoints
 
 StrPath = str | os.PathLike[str]
-_SCOPES = {"clip": "each clip by itself", "recording": "over the whole recording"}
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,25 @@ class SoundInput:
         return self.num_rows * self.row_samples
 
     @property
+    def denoised_samples(self) -> int | None:
+        """Samples denoised together, a row in their middle, which may be all of them; None: the whole recording."""
+        if self.build.denoise.scope == "recording":
+            return None
+        return clips.count_samples(self.build.clips, self.sample_rate)[1]
+
+    @property
     def denoising(self) -> str:
         """How the sound was denoised before features were taken, in words; empty if it was not."""
-        denoise = self.build.denoise
-        return "" if denoise.mode == "none" else f"{denoise.mode}, {_SCOPES[denoise.scope]}"
+        if self.build.denoise.mode == "none":
+            return ""
+        together = self.denoised_samples
+        if together is None:
+            scope = "over the whole recording"
+        elif together == self.row_samples:
+            scope = "each clip by itself"
+        else:
+            scope = f"each clip with the sound around it, {together / self.sample_rate:g} s by themselves"
+        return f"{self.build.denoise.mode}, {scope}"
 
     def require_plain(self, checkpoint: StrPath, denoised_input: bool) -> None:
         """Refuse a front end that would be given other sound than the model was trained on.

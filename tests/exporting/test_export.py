@@ -10,6 +10,7 @@ import wave
 from pathlib import Path
 
 import huggingface_hub
+import noisereduce
 import numpy as np
 import onnx
 import onnxruntime
@@ -22,7 +23,7 @@ from exported_models import MODELS, NAMES, make_checkpoint, make_sound
 
 import egoaudio
 from egoaudio.audio.features import FeatureExtractor
-from egoaudio.config.options import from_json
+from egoaudio.config.options import from_json, to_json
 from egoaudio.evaluation.calibration import Calibration
 from egoaudio.exporting import card, graph
 from egoaudio.models import checkpoints
@@ -284,3 +285,31 @@ def test_a_trained_model_gives_what_evaluation_and_prediction_give(tmp_path, kep
     for prediction, clips in zip(egoaudio.predict(run.best, tmp_path / "ego.h5"), windows, strict=True):
         (found,) = session.run(None, {"sound": clips})
         assert np.abs(found - calibration.apply(prediction.scored.scores)).max() < 1e-4
+
+
+def test_what_the_card_says_of_denoising_makes_the_files_sound(tmp_path, kept_workers):
+    """A row of waveforms is denoised with the sound around it, then cut."""
+    sound = make_sound(4, 4 * 16000)[3]
+    make_media(tmp_path / "v.wav", 4.0, "pcm_s16le", sample_rate=16000, channels=1, sound=sound)
+    (tmp_path / "train.csv").write_text("video,start,end,label,split\nv,0,2,a,train\n")
+    options = {"denoise": egoaudio.DenoiseConfig(mode="stationary"), "features": egoaudio.FeatureConfig(("waveform",))}
+    build = egoaudio.BuildConfig(clips=egoaudio.ClipConfig(context_seconds=2.0), **options)
+    inputs = egoaudio.Inputs(annotations=tmp_path / "train.csv", videos=tmp_path)
+    egoaudio.build(inputs, tmp_path / "ego.h5", build, num_workers=1)
+    contents, _ = make_checkpoint(tmp_path / "best.pt", "yamnet", "waveform", normalize="none")
+    checkpoints.save(tmp_path / "best.pt", {**contents, "build": to_json(build)})
+    report = egoaudio.export(tmp_path / "best.pt", tmp_path / "m.onnx", egoaudio.ExportConfig(denoised_input=True))
+    text = report.card.read_text(encoding="utf-8")
+    assert metadata(report.graph)["denoise"] == "stationary, each clip with the sound around it, 2 s by themselves"
+    assert "of each 1 s the 2 s around it, zeros beyond the recording, by themselves, then cut to the 1 s" in text
+    (way,) = re.findall(r"`(noisereduce.*)` \(noisereduce 3\)", text)
+    with egoaudio.open(tmp_path / "ego.h5") as file:
+        stored = np.array(file["waveform"])
+    with wave.open(str(tmp_path / "v.wav"), "rb") as file:
+        padded = np.pad(np.frombuffer(file.readframes(4 * 16000), "<i2") / np.float32(32768), 8000)
+    for clip, found in enumerate(stored):
+        sound = padded[16000 * clip : 16000 * clip + 32000]
+        denoised = eval(way, {"noisereduce": noisereduce, "sound": sound})  # the card's own line
+        assert np.abs(denoised[8000:24000] - found).max() < 1e-3
+    alone = noisereduce.reduce_noise(y=padded[24000:40000], sr=16000, stationary=True)
+    assert np.abs(alone - stored[1]).max() > 0.01

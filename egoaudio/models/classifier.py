@@ -101,8 +101,13 @@ class Classifier(nn.Module):
         Raises
         ------
         ValueError
-            For an input of another shape.
+            For an input of another shape, or of integers.
         """
+        if not x.is_floating_point():
+            raise ValueError(
+                f"an input of {x.dtype}: expected floats; sound that is stored as int16 is the number times the "
+                "attribute scale of the file's /waveform, other 16-bit sound the number / 32768"
+            )
         if tuple(x.shape[1:]) != self.input_shape:
             wanted = ", ".join(str(size) for size in self.input_shape)
             raise ValueError(f"an input of shape {tuple(x.shape)}: expected (batch, {wanted})")

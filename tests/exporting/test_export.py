@@ -146,6 +146,14 @@ def test_load_model_takes_the_files_features(exported):
     assert np.abs(found - own_probabilities(folder / "best.pt", build, sound)).max() < 1e-5
 
 
+def test_integers_are_refused_with_the_scale_that_makes_sound_of_them(exported):
+    model = egoaudio.load_model(exported("cnn")[0] / "best.pt", front_end=True, device="cpu")
+    stored = torch.from_numpy(np.round(32767 * make_sound(2, 16000)).astype(np.int16))
+    with pytest.raises(ValueError, match="an input of torch.int16: expected floats; .* attribute scale of"):
+        model(stored)
+    assert model(stored * (1 / 32767)).shape == (2, len(NAMES))
+
+
 def test_logits_have_gradients(exported):
     model = egoaudio.load_model(exported("cnn")[0] / "best.pt", front_end=True, device="cpu")
     model.logits(torch.from_numpy(make_sound(2, 16000))).sum().backward()

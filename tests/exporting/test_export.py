@@ -86,6 +86,7 @@ def test_load_model_gives_the_products_probabilities(exported, key):
         found = model(torch.from_numpy(sound)).numpy()
     assert np.abs(found - own_probabilities(folder / "best.pt", build, sound)).max() < 1e-4
     assert model.input_shape == (report.num_samples,) and model.class_names == tuple(NAMES)
+    assert model(torch.zeros(0, *model.input_shape)).shape == (0, len(NAMES))
 
 
 def folders_of_this_machine(report, tmp_path):

@@ -23,14 +23,14 @@ MARK = "<!-- egoaudio-export wrote this card -->"
 """In every card: a README.md without it is somebody's own, and is not replaced."""
 _METRICS = {"top1": "accuracy", "map": "mean_average_precision"}  # as the hub calls them
 _USE = """\
-import json, wave
-import numpy as np, onnxruntime
+import json, wave, numpy as np, onnxruntime
 session = onnxruntime.InferenceSession({graph})
 facts = session.get_modelmeta().custom_metadata_map
-names, thresholds = json.loads(facts["class_names"]), json.loads(facts["thresholds"])
-with wave.open("sound.wav") as file:  # {sample_rate} Hz, mono, 16 bits{denoised}
+names, thresholds = (json.loads(facts[key]) for key in ("class_names", "thresholds"))
+with wave.open("sound.wav") as file:  # zeros follow a sound of less than {num_samples} samples{denoised}
+    assert file.getparams()[:3] == (1, 2, {sample_rate}), "expected mono, 2 bytes a sample, {sample_rate} Hz"
     sound = np.frombuffer(file.readframes({num_samples}), "<i2") / np.float32(32768)  # from -1 to 1
-(probabilities,) = session.run(None, {{"sound": sound[np.newaxis]}})  # (clips, {num_samples}) in
+(probabilities,) = session.run(None, {{"sound": np.pad(sound, (0, {num_samples} - len(sound)))[np.newaxis]}})
 for name, probability, threshold in zip(names, probabilities[0], thresholds):
     print(f"{{name}} {{probability:.3f}}", "heard" if threshold is not None and probability >= threshold else "")
 """
@@ -125,7 +125,7 @@ def _use(sound: SoundInput, graph_name: str) -> str:
         graph=json.dumps(graph_name),  # Python writes strings as JSON does
         sample_rate=sound.sample_rate,
         num_samples=sound.num_samples,
-        denoised=", denoised as below" if sound.denoising else "",
+        denoised="; denoised as below" if sound.denoising else "",
     )
 
 

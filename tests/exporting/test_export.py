@@ -191,16 +191,43 @@ def run_without(folder, code):
     return done.stdout
 
 
+def write_wav(path, samples, channels=1, sample_rate=16000):
+    """Write 16-bit samples, of all channels in turn."""
+    with wave.open(str(path), "wb") as file:
+        file.setparams((channels, 2, sample_rate, 0, "NONE", ""))
+        file.writeframes(samples.tobytes())
+
+
+def example(report):
+    """Return the code on a card."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", report.card.read_text(encoding="utf-8"), re.DOTALL | re.M)
+    return "import sys; sys.stdout.reconfigure(encoding='utf-8')\n" + code
+
+
+def test_the_lines_of_the_card_take_a_shorter_sound_and_refuse_another_kind(exported):
+    folder, report, _, build = exported("cnn-small")
+    code = example(report)
+    sound = make_sound(3, report.num_samples)[2:]
+    sound[:, 20_000:] = 0
+    samples = np.round(32767 * sound[0, :20_000]).astype("<i2")
+    write_wav(folder / "sound.wav", samples)
+    (expected,) = own_probabilities(folder / "best.pt", build, sound)
+    for line, name, probability in zip(run_without(folder, code).splitlines(), NAMES, expected, strict=True):
+        assert abs(float(line.removeprefix(name).split()[0]) - probability) < 2e-3  # the samples were rounded
+    for channels, sample_rate in ((2, 16000), (1, 44100)):
+        write_wav(folder / "sound.wav", samples, channels, sample_rate)
+        with pytest.raises(AssertionError, match="expected mono, 2 bytes a sample, 16000 Hz"):
+            run_without(folder, code)
+
+
 def test_the_ten_lines_of_the_card_run_without_torch(exported):
     folder, report, _, build = exported("cnn-small")
-    (code,) = re.findall(r"^```python\n(.*?)^```", report.card.read_text(encoding="utf-8"), re.DOTALL | re.M)
-    assert len(code.splitlines()) == 10 and "torch" not in code and "egoaudio" not in code
+    code = example(report)
+    assert len(code.splitlines()) == 1 + 10 and "torch" not in code and "egoaudio" not in code
     samples = np.round(32767 * make_sound(3, report.num_samples)[2]).astype("<i2")
-    with wave.open(str(folder / "sound.wav"), "wb") as file:
-        file.setparams((1, 2, 16000, 0, "NONE", ""))
-        file.writeframes(samples.tobytes())
+    write_wav(folder / "sound.wav", samples)
     (expected,) = own_probabilities(folder / "best.pt", build, samples[None] / np.float32(32768))
-    lines = run_without(folder, "sys.stdout.reconfigure(encoding='utf-8')\n" + code).splitlines()
+    lines = run_without(folder, code).splitlines()
     thresholds = json.loads(metadata(report.graph)["thresholds"])
     assert thresholds[2] is None and None not in thresholds[:2]
     for line, name, probability, threshold in zip(lines, NAMES, expected, thresholds, strict=True):

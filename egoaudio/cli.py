@@ -374,7 +374,7 @@ def report(config: ReportConfig, paths: tuple[str, ...], output: str, videos: st
     help="The evaluation.json whose scores the card shows; the one beside CHECKPOINT if not given.",
 )
 @_LIKE
-@click.option("--force", is_flag=True, help="Replace a README.md that is not a model card.")
+@click.option("--force", is_flag=True, help="Replace a README.md that is not this graph's card.")
 @configured(ExportConfig)
 def export(
     config: ExportConfig, checkpoint: str, graph: str, evaluation: str | None, like: str | None, force: bool

@@ -75,6 +75,11 @@ def make_card(
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
+def is_of(text: str, graph_name: str) -> bool:
+    """Return whether a card is of the graph of this name."""
+    return _graph_line(graph_name) in text
+
+
 def _text(text: str) -> str:
     """Return a text of somebody else's in one line, nothing in it being Markdown or HTML."""
     return re.sub(r"([\\`*_{}\[\]<>()#+|~&!$])", r"\\\1", one_line(text))
@@ -245,7 +250,12 @@ def _denoised_piece(sound: SoundInput) -> str:
 def _files(graph_name: str, weights_name: str) -> str:
     """Return what the files are."""
     return (
-        f"- {_code(graph_name)}: the graph, from sound to probabilities, with the metadata above\n"
+        f"{_graph_line(graph_name)}, from sound to probabilities, with the metadata above\n"
         f"- {_code(weights_name)}: the network's weights alone, under PyTorch's names, with the same metadata and, as "
         f"{_code('config')}, the run's options"
     )
+
+
+def _graph_line(graph_name: str) -> str:
+    """Return the beginning of the line that says which file is the graph."""
+    return f"- {_code(graph_name)}: the graph"

@@ -88,7 +88,7 @@ def export(
     like : path, optional
         The egoaudio file that a checkpoint of an earlier version was trained on.
     force : bool
-        Replace a ``README.md`` that is not such a card.
+        Replace a ``README.md`` that is not a card, or that of another graph.
 
     Returns
     -------
@@ -116,7 +116,7 @@ def export(
     outputs = _outputs(output)
     for path in outputs:
         _check_output(path, (checkpoint, evaluation, like))
-    _check_card(outputs[2], force)
+    _check_card(outputs[2], outputs[0].name, force)
     graph.require_exporter()
     network, contents = checkpoints.load_model(checkpoint)
     sound = sound_input(checkpoint, contents, like)
@@ -162,19 +162,19 @@ def _check_output(path: Path, inputs: tuple[StrPath | None, ...]) -> None:
         raise ExportError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _check_card(path: Path, force: bool) -> None:
-    """Refuse to replace a README.md that is not a card of ours."""
+def _check_card(path: Path, graph_name: str, force: bool) -> None:
+    """Refuse to replace a README.md that is not the card of this graph."""
     if force or not path.exists():
         return
     try:
-        is_ours = card.MARK in path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise ExportError(f"{path}: cannot be read: {error.strerror}") from error
-    if not is_ours:
-        raise ExportError(
-            f"{path}: is not a model card of egoaudio's, and the card would replace it: give a name in another folder, "
-            "or `force=True`"
-        )
+    fix = "give a name in another folder, or `force=True`"
+    if card.MARK not in text:
+        raise ExportError(f"{path}: is not a model card of egoaudio's, and the card would replace it: {fix}")
+    if not card.is_of(text, graph_name):
+        raise ExportError(f"{path}: is the card of another graph, and that of {graph_name} would replace it: {fix}")
 
 
 def _checked(data: bytes, classifier: Classifier) -> tuple[float | None, list[str]]:

@@ -112,6 +112,15 @@ def test_somebodys_readme_is_kept(small, no_exporter):
     assert card.MARK in readme.read_text()
 
 
+def test_the_card_of_another_graph_is_kept(small, no_exporter):
+    first = egoaudio.export(small, small.with_name("a.onnx")).card.read_text()
+    with pytest.raises(egoaudio.ExportError, match=r"README.md: is the card of another graph, .* of b.onnx would"):
+        egoaudio.export(small, small.with_name("b.onnx"))
+    assert small.with_name("README.md").read_text() == first and not small.with_name("b.safetensors").exists()
+    second = egoaudio.export(small, small.with_name("b.onnx"), force=True)
+    assert 'InferenceSession("b.onnx")' in second.card.read_text()
+
+
 def test_an_earlier_checkpoint_needs_its_file(tmp_path, no_exporter):
     contents, _ = make_checkpoint(tmp_path / "best.pt", "cnn", "mfcc")
     checkpoints.save(tmp_path / "best.pt", {**contents, "build": None, "calibration": None, "thresholds": None})

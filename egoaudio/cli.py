@@ -121,7 +121,7 @@ _SECONDS = click.FloatRange(min=0.01, max=1e6)
 )
 @click.option("--force", is_flag=True, help=_FORCE)
 @click.option("--shard", metavar="K/N", help=_SHARD)
-@click.option("--remove-shards", is_flag=True, help="Remove each shard once its rows are safe in OUTPUT.")
+@click.option("--remove-shards", is_flag=True, help="Remove each shard once all it holds is safe in OUTPUT.")
 @click.option("--cluster", metavar="ADDRESS", help=_CLUSTER)
 @click.option(
     "--shards", type=click.IntRange(min=1), metavar="N", help="With --cluster: how many shards, a few a worker."

@@ -11,6 +11,7 @@ checksums and made again if its rows are damaged.
 
 import os
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def build(
         Try the videos again that failed in a complete or unfinished file, and keep the others.
     shard : str or None
         ``K/N``: build only the K-th (from 0) of N shares; a build without it takes over the shards beside ``output``,
-        and with ``remove_shards`` removes each once its rows are on disk there.
+        and with ``remove_shards`` removes each once all that it holds is on disk there.
     cluster, shards : str and int, or None
         Address of a Dask scheduler whose workers build so many shards, in folders that all machines share.
 
@@ -226,8 +227,8 @@ def _existing(output: Path, gathered: Gathered, config: BuildConfig, remove_shar
                 f"{output} exists and is another build:\n{found}\nGive another `output`, `retry_failed=True` if only "
                 "files of failed videos have changed, or `force=True` to replace it"
             )
-    if remove_shards:
-        find_shards(output, gathered, config).remove()
+        for kept in find_shards(output, gathered, config).remove(file) if remove_shards else ():
+            warnings.warn(kept, stacklevel=3)
     return Tally().report(output, gathered.annotations.irregularities, already_complete=True)
 
 

@@ -21,7 +21,7 @@ from egoaudio.builder.plan import Gathered, place, take_part
 from egoaudio.builder.prepare import changed_videos, changes, require_same
 from egoaudio.builder.recordings import Recordings
 from egoaudio.builder.summary import FAILED
-from egoaudio.builder.synced import repeat_torn, sync
+from egoaudio.builder.synced import plan_again, repeat_torn, sync
 from egoaudio.builder.transfer import Move, take_over
 from egoaudio.config.build import BuildConfig
 from egoaudio.errors import BuildError, ConfigurationError, Status, StoreError
@@ -102,10 +102,9 @@ class FoundShards:
             recordings.put(shard.videos.start, shard.recordings)
         return recordings
 
-    def remove(self) -> None:
-        """Remove the shards."""
-        for shard in self.shards:
-            shard.path.unlink()
+    def remove(self, whole: EgoAudioFile) -> list[str]:
+        """Remove the shards, except those that hold videos which the whole lacks; return why, a line about each."""
+        return [why for shard in self.shards if (why := _remove(shard, whole))]
 
 
 def divide(sizes: Sequence[int] | np.ndarray, count: int) -> list[slice]:
@@ -231,7 +230,7 @@ def find_shards(output: Path, gathered: Gathered, config: BuildConfig) -> FoundS
 
 
 def take_in(found: FoundShards, partial_path: Path, only_done: bool, remove: bool) -> None:
-    """Take over from the shards every video that is still planned in the unfinished whole.
+    """Take over from the shards every video that is still planned in the unfinished whole, or failed there alone.
 
     Parameters
     ----------
@@ -241,7 +240,7 @@ def take_in(found: FoundShards, partial_path: Path, only_done: bool, remove: boo
     only_done : bool
         Leave out videos that failed: they will be tried again.
     remove : bool
-        Remove each shard once all of its rows are on disk.
+        Remove each shard once all that it holds is on disk.
     """
     if not (found.shards or found.notes or found.missing):
         return
@@ -256,11 +255,24 @@ def take_in(found: FoundShards, partial_path: Path, only_done: bool, remove: boo
         for note in (*found.notes, *_describe_missing(found, file)):
             progress.write(f"warning: {note}")
         for shard in found.shards:
-            taken = _take_in(shard, file, extents, progress, only_done)
+            _take_in(shard, file, extents, progress, only_done)
             if remove:
                 sync(file, writer)  # on a disk it takes as long as the copy, so only where it must be
-                if taken:
-                    shard.path.unlink()
+                if why := _remove(shard, file):
+                    progress.write(f"warning: {why}")
+
+
+def _remove(shard: FoundShard, whole: EgoAudioFile) -> str:
+    """Remove a shard unless it holds videos that the whole lacks; return why not, or nothing."""
+    statuses = whole.video_table["status"][shard.videos]
+    with EgoAudioFile(shard.path) as source:
+        lacking = (source.video_table["status"] == Status.OK) & (statuses != Status.OK)
+    if not lacking.any():
+        shard.path.unlink()
+        return ""
+    planned = int((statuses[lacking] == Status.PLANNED).sum())
+    remedy = "`retry_failed=True` takes them from it" if planned < lacking.sum() else "they are decoded again"
+    return f"{shard.path} is kept: {int(lacking.sum()):,} of its videos are not in {whole.path}; {remedy}"
 
 
 def _describe_missing(found: FoundShards, file: EgoAudioFile) -> list[str]:
@@ -274,22 +286,25 @@ def _describe_missing(found: FoundShards, file: EgoAudioFile) -> list[str]:
     return [f"missing, or not finished: shard {shown}; {sum(counts.values()):,} videos are decoded here"]
 
 
-def _take_in(shard: FoundShard, file: EgoAudioFile, extents: Extents, progress: Progress, only_done: bool) -> bool:
-    """Take over from one shard; return whether all of it was taken over."""
-    whole, first = True, shard.videos.start
-    with EgoAudioFile(shard.path) as source:
-        wanted = file.video_table["status"][shard.videos] == Status.PLANNED
+def _take_in(shard: FoundShard, file: EgoAudioFile, extents: Extents, progress: Progress, only_done: bool) -> None:
+    """Take over from one shard what is planned, and what failed here and not there."""
+    first = shard.videos.start
+    with EgoAudioFile(shard.path) as source, RowWriter(file.path, extents) as writer:
+        here, there = file.video_table[shard.videos], source.video_table
+        planned = here["status"] == Status.PLANNED
         if only_done:
-            wanted = wanted & ~np.isin(source.video_table["status"], FAILED)
-        moves = [Move(source, number, first + number) for number in np.flatnonzero(wanted).tolist()]
+            planned &= ~np.isin(there["status"], FAILED)
+        better = np.isin(here["status"], FAILED) & ~np.isin(there["status"], FAILED)
+        better &= here["num_clips"] == there["num_clips"]  # a file that could not be probed has no rows here
+        for number in np.flatnonzero(better).tolist():
+            plan_again(file, writer, first + number)
+        moves = [Move(source, number, first + number) for number in np.flatnonzero(planned | better).tolist()]
         progress.advance(source.num_videos - len(moves))
         for move, problem in take_over(moves, file.path, extents):
             if problem:
-                whole = False
                 video_id = source.video_table["video_id"][move.source].decode(errors="replace")
                 progress.write(f"warning: {shard.path}: {video_id} is decoded again: {problem}")
             progress.advance(1)
-    return whole
 
 
 def _check(path: Path, gathered: Gathered, config: BuildConfig, shard: Shard) -> FoundShard:

@@ -24,6 +24,12 @@ def repeat_torn(file: EgoAudioFile, writer: RowWriter) -> None:
     # Failed ones, too: the zeros over what their workers wrote may be lost.
     for number in np.flatnonzero((file.video_table["status"] != Status.PLANNED) & (file.synced == 0)):
         if integrity.verify_video(file, int(number)):
-            row = file.video_table[number : number + 1].copy()
-            row["status"] = Status.PLANNED
-            writer.write("videos", int(number), row)
+            plan_again(file, writer, int(number))
+
+
+def plan_again(file: EgoAudioFile, writer: RowWriter, number: int) -> None:
+    """Plan a video again: its rows have not been synced, and it is not done."""
+    writer.write("synced", number, np.zeros(1, np.uint8))
+    row = file.video_table[number : number + 1].copy()
+    row["status"] = Status.PLANNED
+    writer.write("videos", number, row)

@@ -203,6 +203,51 @@ def test_shards_are_removed_when_their_rows_are_safe(inputs, whole, shards, tmp_
     assert content(tmp_path / "ego.h5") == content(whole)
 
 
+@pytest.fixture
+def failing(monkeypatch):
+    """Return a function after which every video that is decoded runs out of time, until it is called with False."""
+    map_unordered, fails = build.pool.Workers.map_unordered, [False]
+
+    def given(workers, function, items, **options):
+        if fails[0] and getattr(function, "func", None) is build.extract:
+            return ((item, build.pool.Death("timed out")) for item in items)
+        return map_unordered(workers, function, items, **options)
+
+    monkeypatch.setattr(build.pool.Workers, "map_unordered", given)
+    return lambda whether=True: fails.__setitem__(0, whether)
+
+
+def test_a_shard_whose_videos_the_output_lacks_is_kept_and_retrying_takes_them(inputs, whole, tmp_path, failing):
+    output, paths = tmp_path / "ego.h5", [Shard(number, 2).path(tmp_path / "ego.h5") for number in range(2)]
+    failing()
+    build.build(inputs, output, CONFIG, shard="0/2")
+    failing(False)
+    build.build(inputs, output, CONFIG, shard="1/2")
+    failed = len(build.build(inputs, output, CONFIG).failures)
+    build.build(inputs, output, CONFIG, shard="0/2", retry_failed=True)
+    count, words = len(_with_sound(paths[0])), "of its videos are not in .*ego.h5; `retry_failed=True` takes them from"
+    assert count > 1 and failed > count
+    with pytest.warns(UserWarning, match=f"00000-of-00002 is kept: {count} {words}"):
+        build.build(inputs, output, CONFIG, remove_shards=True)
+    assert [path.exists() for path in paths] == [True, False]
+    failing()  # nothing needs to be decoded
+    build.build(inputs, output, CONFIG, retry_failed=True, remove_shards=True)
+    assert content(output) == content(whole) and not any(path.exists() for path in paths)
+
+
+def test_what_failed_in_an_unfinished_output_is_taken_from_the_shards(
+    inputs, whole, shards, tmp_path, failing, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        failing()
+        with pytest.raises(KeyboardInterrupt):
+            build.build(inputs, tmp_path / "ego.h5", CONFIG)
+    paths = shards(2, tmp_path)
+    build.build(inputs, tmp_path / "ego.h5", CONFIG, remove_shards=True)
+    assert content(tmp_path / "ego.h5") == content(whole) and not any(path.exists() for path in paths)
+
+
 def test_a_merge_that_is_killed_again_and_again_is_finished_to_the_same_bytes(inputs, whole, shards, tmp_path):
     """With --remove-shards, so that a shard that went too early would be decoded, or missed."""
     paths = shards(7, tmp_path)

@@ -189,6 +189,7 @@ def command(
             try:
                 with terminal.streams(), allocator.owned(), signals.listening(), surroundings.lacking(), _warnings():
                     surroundings.require_working_folder()
+                    surroundings.raise_open_files()
                     sys.exit(function(*args, **kwargs) or 0)
             except EgoAudioError as error:
                 if not error.told:

@@ -8,13 +8,14 @@ catch). Errors are a ``StoreError`` that names the file and the part.
 
 import os
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from egoaudio.errors import StoreError
 from egoaudio.hdf5.safe_access import Extent, find_extent, open_hdf5, open_regular, plain_value, reading, take_dataset
 from egoaudio.hdf5.tables import to_data_frame
+from egoaudio.system import surroundings
 
 if TYPE_CHECKING:
     import pandas
@@ -47,22 +48,21 @@ class MappedFile:
         self._extents: dict[str, Extent] = {}
         self._unmapped: dict[str, Any] = {}  # open ones make closing a file ten times as long
         self._attributes: dict[str, dict[str, Any]] = {}
-        self._raw = open_regular(self.path)
-        try:
-            info = os.fstat(self._raw.fileno())
+        self._bytes: np.ndarray | None = None
+        with open_regular(self.path) as raw:
+            info = os.fstat(raw.fileno())
             self.num_bytes, self.identity = info.st_size, (info.st_dev, info.st_ino)
-            self._h5 = open_hdf5(self.path, self._raw)
+            self._h5 = open_hdf5(self.path, raw)
             try:
                 self._has_user_block = self._h5.userblock_size > 0  # before which nothing can be mapped
                 with reading(self.path, "its structure"):
                     self._read_root()
                     self._read_structure()
+                if self._extents:
+                    self._bytes = self._map_file(raw)
             except BaseException:
                 self._h5.close()
                 raise
-        except BaseException:
-            self._raw.close()
-            raise
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path; the other process opens the file itself."""
@@ -77,8 +77,16 @@ class MappedFile:
     def close(self) -> None:
         """Close the file; arrays already taken from it stay valid."""
         self._arrays.clear()
+        self._bytes = None
         self._h5.close()
-        self._raw.close()
+
+    def _map_file(self, raw: BinaryIO) -> np.ndarray:
+        """Map the whole file: each map takes an open file, of which a process may have few, so all arrays share one."""
+        try:
+            with surroundings.lacking():
+                return np.memmap(raw, np.uint8, "r", shape=(self.num_bytes,))
+        except (OSError, ValueError) as error:  # the latter where it was cut short meanwhile
+            raise StoreError(f"{self.path} cannot be mapped into memory: {error}") from error
 
     def _read_root(self) -> None:
         """Check the root's attributes and keep them."""
@@ -136,7 +144,9 @@ class MappedFile:
             empty = np.empty(extent.shape, extent.dtype)
             empty.flags.writeable = False
             return empty
-        return np.memmap(self._raw, dtype=extent.dtype, mode="r", offset=extent.offset, shape=extent.shape)
+        if self._bytes is None:
+            raise StoreError(f"{self.path} was closed: open it again, or take its arrays before")
+        return self._bytes[extent.offset : extent.stop].view(extent.dtype).reshape(extent.shape)
 
     def _whole(self, name: str) -> Any:
         """Return a table or a small array: mapped if possible, else read."""

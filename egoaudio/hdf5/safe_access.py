@@ -110,7 +110,9 @@ def open_hdf5(path: StrPath, raw: BinaryIO) -> h5py.File:
     try:
         file = h5py.File(path, "r")
     except _HDF5_ERRORS as error:
-        if not h5py.is_hdf5(path):
+        with surroundings.lacking():  # too many open files
+            known = h5py.is_hdf5(path)
+        if not known:
             raise StoreError(f"{path} is not an HDF5 file") from error
         raise StoreError(
             f"{path} cannot be opened as HDF5: damaged, or cut short. Build or copy it again ({error})"

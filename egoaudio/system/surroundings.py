@@ -15,6 +15,7 @@ from egoaudio.errors import ResourceError
 
 _UNLOADED = ("failed to map segment", "cannot allocate memory", "Too many open files")  # in the linker's words
 SHARED_MEMORY = "/dev/shm"
+_OPEN_FILES = 1 << 16  # of a command; some programs that it starts go through all that are allowed
 
 
 def require_working_folder() -> None:
@@ -52,7 +53,10 @@ def lacking() -> Iterator[None]:
 def _words(error: OSError) -> str | None:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return f"too many open files: at most {limit} are allowed, and more are needed. Raise the limit: ulimit -n 1024"
+        return (
+            f"too many open files: at most {limit} are allowed, and more are needed. Give fewer files at once, or "
+            f"{_raise_limit(4 * limit)}"
+        )
     if error.errno == errno.ENAMETOOLONG:
         return f"{error.filename}: the name is too long: give a shorter one"
     if error.errno == errno.EAGAIN and isinstance(error, BlockingIOError):  # of fork
@@ -105,6 +109,22 @@ def require_open_files(num_files: int) -> None:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit != resource.RLIM_INFINITY and limit < num_files:
         raise ResourceError(
-            f"at most {limit} open files are allowed, and up to {num_files} are needed. "
-            f"Raise the limit: ulimit -n {max(1024, num_files)}"
+            f"at most {limit} open files are allowed, and up to {num_files} are needed: "
+            f"{_raise_limit(max(1024, num_files))}"
         )
+
+
+def _raise_limit(num_files: int) -> str:
+    """Return how to allow so many open files."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    alone = f", which takes an administrator above {hard}" if resource.RLIM_INFINITY != hard < num_files else ""
+    return f"raise the limit: ulimit -n {num_files}{alone}"
+
+
+def raise_open_files() -> None:
+    """Allow this process as many open files as it may have; the usual 1024 are too few for hundreds of shards."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # it is one that macOS does not grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,7 +1,9 @@
 """Several files as one: everything is what one file of all their videos would say."""
 
+import os
 import pickle
 import re
+import resource
 import shutil
 
 import numpy as np
@@ -9,8 +11,9 @@ import pytest
 import synthetic
 
 import egoaudio
-from egoaudio.errors import StoreError
-from egoaudio.hdf5 import integrity, summary
+from egoaudio.data.rows import RowSource
+from egoaudio.errors import ResourceError, StoreError
+from egoaudio.hdf5 import integrity, joined, reader, summary
 from egoaudio.hdf5.joined import JoinedArray
 
 FEATURES = {"spectrogram": (8, 17), "mfcc": (8, 4)}
@@ -110,6 +113,44 @@ def test_several_files_are_pickled_as_their_paths(parts):
     with egoaudio.open(parts) as several, pickle.loads(pickle.dumps(several)) as again:
         assert again.paths == several.paths
         np.testing.assert_array_equal(again["mfcc"][11:13], several["mfcc"][11:13])
+
+
+def _num_open():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_file_takes_two_open_files_however_many_of_its_arrays_are_used(whole, tmp_path):
+    paths = [shutil.copy(whole, tmp_path / f"{number}.h5") for number in range(20)]
+    before = _num_open()
+    files = [reader.EgoAudioFile(path) for path in paths]
+    arrays = [file[name] for file in files for name in file.features]
+    for file in files:
+        arrays += [file.labels, file.clip_table, file.video_table, file.instances, file.checksums("mfcc")]
+    assert _num_open() - before == 2 * len(paths)
+    sources = [RowSource(path, "mfcc") for path in paths]
+    assert _num_open() - before == 4 * len(paths)
+    for file in files:
+        file.close()
+    del sources
+    assert all(array[:1].tobytes() is not None for array in arrays)  # they stay mapped
+    del arrays
+    assert _num_open() <= before
+
+
+def test_too_many_files_for_the_limit_are_told_and_leave_none_open(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(joined, "require_no_video_twice", lambda parts: None)
+    paths = [shutil.copy(whole, tmp_path / f"{number}.h5") for number in range(30)]
+    before, limits = _num_open(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    for allowed in range(before + 30, before + 34):  # it is reached at any point of opening one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, limits[1]))
+        try:
+            with pytest.raises(ResourceError, match=f"too many open files: at most {allowed} are .* ulimit -n"):
+                egoaudio.open(paths)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert _num_open() <= before
+    with egoaudio.open(paths) as several:
+        assert several.num_clips == 30 * 35
 
 
 def test_a_list_of_one_is_that_file(whole):

@@ -24,7 +24,7 @@ def test_a_working_folder_that_is_gone_is_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("raised", "words"),
     [
-        (OSError(errno.EMFILE, "Too many open files"), "too many open files: at most .* Raise the limit: ulimit -n"),
+        (OSError(errno.EMFILE, "Too many open files"), "too many open files: at most .* raise the limit: ulimit -n"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "xxx"), "xxx: the name is too long"),
         (
             BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
@@ -79,7 +79,29 @@ def test_a_low_limit_on_open_files_is_told(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (20, 20))
     with pytest.raises(
         ResourceError,
-        match=r"at most 20 open files are allowed, and up to 40 are needed\. Raise the limit: ulimit -n 1024",
+        match="at most 20 open files are allowed, and up to 40 are needed: raise the limit: ulimit -n 1024, which "
+        "takes an administrator above 20",
     ):
         surroundings.require_open_files(40)
     surroundings.require_open_files(20)
+
+
+@pytest.mark.parametrize("soft, hard, number", [(1024, 4096, "4096$"), (4096, 4096, "16384, which takes an admin")])
+def test_the_limit_that_is_advised_is_above_the_present_one(monkeypatch, soft, hard, number):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    with pytest.raises(ResourceError, match=f"at most {soft} are .*, or raise the limit: ulimit -n {number}"):
+        with surroundings.lacking():
+            raise OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.parametrize(
+    "limits, raised",
+    [((1024, 4096), 4096), ((1024, 1 << 20), 1 << 16), ((1024, -1), 1 << 16), ((1 << 17, 1 << 20), None)],
+)
+def test_a_command_may_have_as_many_open_files_as_is_allowed(monkeypatch, limits, raised):
+    assert resource.RLIM_INFINITY == -1
+    given = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: given.append(both))
+    surroundings.raise_open_files()
+    assert given == ([] if raised is None else [(raised, limits[1])])

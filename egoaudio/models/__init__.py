@@ -237,5 +237,8 @@ def _advice(wanted: Sequence[str], available: Sequence[str]) -> str:
     if wanted[0] in here:
         return f"give `feature={wanted[0]!r}`"
     ways = ["give `on_the_fly=True`"] if "waveform" in available and "waveform" not in wanted else []
-    ways += [f"rebuild with `features={(wanted[0],)!r}`", *(f"give `feature={one!r}`" for one in here)]
+    rebuild = f"rebuild with `features={(*available, wanted[0])!r}`"
+    if wanted[0] == "yamnet":
+        rebuild += " and `denoise.mode='none'` (denoising costs it 4 to 6 points of mAP)"
+    ways += [rebuild, *(f"give `feature={one!r}`" for one in here)]
     return " or ".join(ways)

@@ -298,7 +298,7 @@ def require_match(
         raise CheckpointError(
             f"{file.path} has no {feature}, which the checkpoint was trained on; it has {has}: "
             + ("give `on_the_fly=True`, or " if "waveform" in file.features else "")
-            + f"rebuild with `features={(feature,)!r}`"
+            + f"rebuild with `features={(*file.features, feature)!r}`"
         )
     ours, theirs = contents, describe_data(file, feature, on_the_fly)
     problems = []

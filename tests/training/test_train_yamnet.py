@@ -157,7 +157,7 @@ def test_normalising_with_the_papers_numbers_is_refused(published):
             {"logmel": (8, 16)},
             {},
             {},
-            "yamnet wants yamnet or waveform; this file has logmel: rebuild with `features=.'yamnet',.`",
+            "yamnet wants yamnet or waveform; this file has logmel: rebuild with `features=.'logmel', 'yamnet'.`",
         ),
         ({"yamnet": (8, 60)}, {}, {}, "yamnet on features of 60 bands: expected YAMNet's own 64"),
         (

@@ -132,7 +132,11 @@ class DataConfig(Checked):
         minimum=0,
     )
     gain_db: float | None = option(
-        None, "Change the level of a clip at random by up to this many dB; 0 is off.", minimum=0, most=100
+        None,
+        "Change the level of a clip at random by up to this many dB; 0 is off. With `on_the_fly` the sound's, before "
+        "the floor of the feature, not after it.",
+        minimum=0,
+        most=100,
     )
     time_shift_seconds: float | None = option(
         None,

@@ -2,8 +2,8 @@
 
 In: waveforms float (batch, num_samples), [-1, 1], with context the samples of a clip and its neighbours in time. Out:
 float32 (batch, num_frames, num_values), not normalised: ``spectrogram``, ``mfcc``, ``logmel`` (Kaldi's, as the AST
-extractor) or ``yamnet``, equal to what ``audio.features`` writes. Every clip is framed by itself, as in the file.
-``sound_features`` does the computing.
+extractor) or ``yamnet``, equal to what ``audio.features`` writes, to the rounding of float32. Every clip is framed by
+itself, as in the file. ``sound_features`` does the computing, and says where rounding is seen.
 """
 
 import json

@@ -77,6 +77,14 @@ def test_the_graph_gives_the_products_probabilities(exported, key):
     onnx.checker.check_model(folder / "model.onnx")
 
 
+def test_what_is_not_the_same_of_pure_tones_is_told(exported):
+    """Far below a tone, a spectrogram is the rounding of float32, which a network may weigh as much as all else."""
+    (note,) = [note for note in exported("cnn")[1].notes if "tones" in note]
+    assert float(re.search(r"differs from the model by ([\d.e-]+):", note)[1]) > graph.TOLERANCE
+    assert "; of noise onnxruntime differs" in str(exported("cnn")[1])
+    assert not any("tones" in note for note in exported("cnn on mfcc")[1].notes)  # which stops 80 dB below the loudest
+
+
 @pytest.mark.parametrize("key", MODELS)
 def test_load_model_gives_the_products_probabilities(exported, key):
     folder, report, contents, build = exported(key)

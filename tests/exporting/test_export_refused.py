@@ -28,7 +28,7 @@ def small(tmp_path):
 def no_exporter(monkeypatch):
     """Have everything up to the graph happen, and make no graph."""
     monkeypatch.setattr(graph, "make_graph", lambda classifier, facts, opset: b"a graph")
-    monkeypatch.setattr(graph, "largest_difference", lambda data, classifier: None)
+    monkeypatch.setattr(graph, "largest_differences", lambda data, classifier: None)
 
 
 def test_a_model_of_denoised_sound_needs_the_users_word(tmp_path, no_exporter):

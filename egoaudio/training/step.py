@@ -207,11 +207,16 @@ class Stepper(MicroBatches):
             seconds[dtype] = float(self.group.numbers(min(times[1:])).max())
         self.amp_dtype = min(seconds, key=lambda dtype: seconds[dtype])
         (wanted, its_seconds), (_, plain) = seconds.items()
-        taken = name_of(self.amp_dtype) or "float32"
-        factor = max(plain, its_seconds) / min(plain, its_seconds)
-        other = "float32" if self.amp_dtype == wanted else name_of(wanted)
-        self.log(f"`amp`: computing in {taken}, which is {factor:.1f} times as fast as {other} here")
+        fastest, slowest = sorted((plain, its_seconds))
+        if math.isinf(fastest):  # no memory for either: the step finds a smaller size, and the next one times that
+            return
         self.times_precisions = False
+        taken = name_of(self.amp_dtype) or "float32"
+        other = "float32" if self.amp_dtype == wanted else name_of(wanted)
+        why = f"which is {slowest / fastest:.1f} times as fast as {other} here"
+        if math.isinf(slowest):
+            why = f"as there is no memory for {other} here"
+        self.log(f"`amp`: computing in {taken}, {why}")
 
     def expect_one_clip(self, needed: float, free: int) -> None:
         """Turn on activation checkpointing if one clip seems not to fit: on a CPU the first attempt could be killed."""

@@ -76,6 +76,32 @@ def test_the_first_step_takes_the_faster_precision_says_so_and_is_otherwise_the_
     assert len([line for line in said if line.startswith("`amp`")]) == 1
 
 
+@pytest.mark.parametrize("fitting", [None, torch.bfloat16])
+def test_precisions_without_memory_are_not_compared(fitting):
+    """No factor is made of passes that failed: where neither has memory, the step after finds out which is faster."""
+    said = []
+    stepper = make_stepper("cnn-small", amp_dtype=torch.bfloat16, micro_batch_size=8, log=said.append)
+    stepper.times_precisions = True
+    forward = stepper.model.forward
+
+    def limited(x):
+        current = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        if len(x) > 4 and (fitting is None or current != fitting):
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return forward(x)
+
+    stepper.model.forward = limited
+    stepper.step(*batch(8))
+    told = [line for line in said if line.startswith("`amp`")]
+    if fitting is not None:
+        assert told == ["`amp`: computing in bfloat16, as there is no memory for float32 here"]
+        return
+    assert not told and stepper.times_precisions and stepper.micro_batch_size == 4
+    stepper.step(*batch(8))
+    (line,) = (line for line in said if line.startswith("`amp`"))
+    assert "times as fast" in line and "nan" not in line and not stepper.times_precisions
+
+
 def test_to_time_the_precisions_costs_no_speed_afterwards(monkeypatch):
     released = []  # after which the heap keeps no freed block, and every step makes its memory anew
     monkeypatch.setattr("egoaudio.system.allocator.release_blocks", lambda: released.append(True))

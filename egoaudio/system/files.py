@@ -14,6 +14,7 @@ import errno
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -147,6 +148,11 @@ def require_writable_folder(path: StrPath) -> None:
         folder = os.path.dirname(folder)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OSError(errno.EACCES, f"the folder {folder} cannot be written to: give a name in another one")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()  # /proc and /sys say to root that they can be written to
+    except OSError as error:
+        said = f"the folder {folder} takes no new file ({error.strerror}): give a name in another one"
+        raise OSError(error.errno, said) from error
 
 
 def reserve(path: StrPath) -> None:

@@ -206,6 +206,15 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_computed(
         egoaudio.export(small, small.parent / "new" / "model.onnx")
 
 
+@pytest.mark.parametrize("output", ["/proc/x/m.onnx", "/sys/kernel/m.onnx"])
+def test_a_folder_that_takes_no_file_is_told_before_anything_is_computed(small, monkeypatch, output):
+    monkeypatch.setattr(graph, "make_graph", lambda *_: pytest.fail("it makes a graph"))
+    with pytest.raises(
+        egoaudio.ExportError, match=r"the folder /\w+(/kernel)? (takes no new file|cannot be written to)"
+    ):
+        egoaudio.export(small, output)
+
+
 def test_a_full_disk_leaves_the_earlier_export(small, no_exporter, monkeypatch):
     target = small.with_name("model.onnx")
     egoaudio.export(small, target)

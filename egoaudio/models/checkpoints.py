@@ -27,7 +27,7 @@ from egoaudio.config.build import BuildConfig
 from egoaudio.config.options import from_json, to_flat, to_json
 from egoaudio.config.train import TrainConfig
 from egoaudio.data.context import joined_shape
-from egoaudio.errors import CheckpointError, EgoAudioError
+from egoaudio.errors import CheckpointError, ConfigurationError, EgoAudioError
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.models import create_model, seal
 from egoaudio.models.frontend import front_end_of_file
@@ -297,7 +297,7 @@ def require_match(
         has = ", ".join(file.features) or "no features"
         raise CheckpointError(
             f"{file.path} has no {feature}, which the checkpoint was trained on; it has {has}: "
-            + ("give `on_the_fly=True`, or " if "waveform" in file.features else "")
+            + ("give `on_the_fly=True`, or " if _is_computable(file, feature) else "")
             + f"rebuild with `features={(*file.features, feature)!r}`"
         )
     ours, theirs = contents, describe_data(file, feature, on_the_fly)
@@ -329,6 +329,15 @@ def require_match(
     if problems:
         raise CheckpointError(f"the checkpoint does not fit {file.path}: " + "; ".join(problems))
     return on_the_fly
+
+
+def _is_computable(file: EgoAudioFile, feature: str) -> bool:
+    """Return whether a feature can be computed from the file's waveforms."""
+    try:
+        front_end_of_file(file, feature)
+    except ConfigurationError:
+        return False
+    return True
 
 
 def _class_difference(ours: Sequence[str], theirs: Sequence[str]) -> str:

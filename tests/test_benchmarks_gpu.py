@@ -21,6 +21,9 @@ def test_a_tiny_run_prints_its_tables_and_keeps_what_it_measured(tmp_path, capsy
     for words in ("egoaudio, TF32", "egoaudio, activation checkpointing", "8 GB", "logmel", "times one worker"):
         assert words in printed
     assert min(facts["fast"]["cnn: egoaudio, TF32"]["clips_per_second"]) > 0
+    by_default = [name for name in facts["fast"] if "egoaudio, patchout 0.5 as by default" in name]
+    assert [name.partition(":")[0] for name in by_default] == 2 * ["ast, 32 frames"]  # in both precisions
+    assert all(min(facts["fast"][name]["clips_per_second"]) > 0 for name in by_default)
     assert (
         max(found["error"] for name, found in facts["frontend"]["alone"].items() if name in ("mfcc", "logmel")) < 1e-5
     )

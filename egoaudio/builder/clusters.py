@@ -28,8 +28,11 @@ from egoaudio.system.files import StrPath
 from egoaudio.system.progress import Progress
 
 _CONNECT_SECONDS = 15.0
+# Text, so that a worker without egoaudio says so: one that cannot unpickle a function of ours, Dask 2026.8 kills.
+_RUN = "__import__('egoaudio.builder.shard_process', fromlist=['run']).run(*given)"
 _LOOK_SECONDS = 0.2  # between two looks at what is done
-_NO_WORKERS_SECONDS = 30.0  # after which it is said that there are none
+_COUNT_SECONDS = 2.0  # between two questions to the scheduler for its workers
+_NO_WORKERS_SECONDS = 30.0  # after which it is said that there are none, or are no more
 _TRIES = 3  # of a shard whose process is killed
 _SHOWN = 5  # shards that a message tells of
 
@@ -65,23 +68,21 @@ def build_shards(address: str, shards: Mapping[Shard, int], arguments: Sequence[
     ConfigurationError
         Dask is not installed here.
     BuildError
-        No scheduler answers, a worker has no egoaudio or another version, or a shard cannot be built; finished shards
-        are kept.
+        No scheduler answers, a worker has no egoaudio or another version, all workers are gone, or a shard cannot be
+        built; finished shards are kept.
     """
     if not shards:
         return
     client = _connect(address)
     topic = f"egoaudio-{uuid.uuid4().hex}"
-    futures = {
-        shard: client.submit(
-            shard_process.run, [*arguments, "--shard", str(shard)], __version__, topic, str(shard),
-            key=f"{topic}-{str(shard).replace('/', '-of-')}", retries=_TRIES - 1, pure=False,
-        )
-        for shard in shards
-    }  # fmt: skip
+    futures: dict[Shard, Any] = {}
     try:
         with Progress(sum(shards.values()), "shards", unit="videos") as progress:
             followed = _Followed(client, topic, shards, progress)
+            for shard in shards:
+                given = {"given": ([*arguments, "--shard", str(shard)], __version__, topic, str(shard))}
+                key = f"{topic}-{str(shard).replace('/', '-of-')}"
+                futures[shard] = client.submit(eval, _RUN, given, key=key, retries=_TRIES - 1, pure=False)
             lost = _collect(futures, address, followed)
     finally:
         client.cancel(list(futures.values()), force=True)
@@ -119,7 +120,9 @@ class _Followed:
     def __init__(self, client: Any, topic: str, shards: Mapping[Shard, int], progress: Progress) -> None:
         self.client, self.progress, self._shards = client, progress, shards
         self._shares = {str(shard): 0 for shard in shards}  # per cent
-        self._shown, self._begun, self._waits = 0, time.monotonic(), False
+        self._shown, self._waits = 0, False
+        self._had_workers = bool(client.scheduler_info()["workers"])  # asked before one can die of a shard
+        self._asked = self._last_seen = time.monotonic()
         client.subscribe_topic(topic, self._note)
 
     def _note(self, event: tuple[float, dict[str, Any]]) -> None:
@@ -132,15 +135,35 @@ class _Followed:
         self._shares[str(shard)] = 100
 
     def show(self) -> None:
-        """Advance the bar by what has been done since; say it if nobody works."""
+        """Advance the bar by what has been done since."""
         done = sum(count * self._shares[str(shard)] // 100 for shard, count in self._shards.items())
         if done > self._shown:
             self.progress.advance(done - self._shown)
             self._shown = done
-        late = time.monotonic() - self._begun > _NO_WORKERS_SECONDS
-        if late and not self._shown and not self._waits and not self.client.scheduler_info()["workers"]:
-            self._waits = True
-            self.progress.write("the cluster has no workers yet: waiting for some (`dask worker`, or a job queue)")
+
+    def require_workers(self, address: str) -> None:
+        """Say it if there are no workers yet, and raise if all are gone, for ``_NO_WORKERS_SECONDS``.
+
+        Raises
+        ------
+        BuildError
+        """
+        now = time.monotonic()
+        if now - self._asked < _COUNT_SECONDS:
+            return
+        self._asked = now
+        if self.client.scheduler_info()["workers"]:
+            self._had_workers, self._last_seen = True, now
+        elif now - self._last_seen > _NO_WORKERS_SECONDS:
+            if self._had_workers:
+                raise BuildError(
+                    f"`cluster={address!r}`: all its workers are gone, and none has come back for "
+                    f"{_NO_WORKERS_SECONDS:.0f} s: their own messages say why (often memory, or the end of their job). "
+                    "Finished shards are kept, and the same command resumes"
+                )
+            if not self._waits:
+                self._waits = True
+                self.progress.write("the cluster has no workers yet: waiting for some (`dask worker`, or a job queue)")
 
 
 def _collect(futures: dict[Shard, Any], address: str, followed: _Followed) -> dict[Shard, str]:
@@ -149,7 +172,7 @@ def _collect(futures: dict[Shard, Any], address: str, followed: _Followed) -> di
     Raises
     ------
     BuildError
-        What ends one shard would end all, or the scheduler is gone.
+        What ends one shard would end all, or the scheduler or all workers are gone.
     """
     lost: dict[Shard, str] = {}
     waiting = dict(futures)
@@ -166,6 +189,8 @@ def _collect(futures: dict[Shard, Any], address: str, followed: _Followed) -> di
                 followed.finish(shard)
             future.release()
         followed.show()
+        if waiting:
+            followed.require_workers(address)
     return lost
 
 

@@ -1,6 +1,7 @@
 """Shards built by a Dask cluster of real processes: workers that die, a shard that kills its worker, Ctrl-C."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -14,12 +15,13 @@ import distributed
 import pytest
 from click.testing import CliRunner
 
+import egoaudio
 from egoaudio import cli
 from egoaudio.builder import build, clusters
 from egoaudio.builder.plan import Inputs
 from egoaudio.config.build import BuildConfig, ClipConfig, DenoiseConfig, FeatureConfig, SoundConfig
 from egoaudio.config.options import to_arguments
-from egoaudio.errors import BuildError, ConfigurationError
+from egoaudio.errors import BuildError, ConfigurationError, Status
 
 sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("bin", "benchmarks")]
 import demo_data  # noqa: E402
@@ -44,11 +46,17 @@ def inputs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(inputs, tmp_path_factory):
-    """Return what one build makes."""
+def built(inputs, tmp_path_factory):
+    """Return the file of one build."""
     path = tmp_path_factory.mktemp("whole") / "ego.h5"
     build.build(inputs, path, CONFIG)
-    return content(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(built):
+    """Return what one build makes."""
+    return content(built)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +180,83 @@ def _is_alive(process):
         os.kill(process, 0)
         return Path(f"/proc/{process}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
     return False
+
+
+@contextlib.contextmanager
+def processes(folder, sitecustomize, num_workers=1):
+    """Start a scheduler and workers, each a process of its own as on a cluster; return the address and the processes.
+
+    The workers, and what they start, run ``sitecustomize`` first.
+    """
+    (folder / "sitecustomize.py").write_text(sitecustomize)
+    address_file, started = folder / "scheduler.json", []
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(Path(egoaudio.__file__).parents[1])])}
+
+    def start(name, *words, env=None):
+        command = [sys.executable, "-m", f"distributed.cli.dask_{name}", "--scheduler-file", address_file, *words]
+        log = open(folder / f"{name}_{len(started)}.log", "w")
+        started.append(subprocess.Popen([str(word) for word in command], stderr=log, cwd=folder, env=env))
+        log.close()
+
+    start("scheduler", "--port", "0", "--no-dashboard", "--host", "127.0.0.1")
+    try:
+        _wait_for(address_file.exists)
+        for number in range(num_workers):
+            start("worker", "--no-nanny", "--no-dashboard", "--nthreads", "1", "--name", f"w{number}", env=environment)
+        address = json.loads(address_file.read_text())["address"]
+        with distributed.Client(address, set_as_default=False) as client:
+            client.wait_for_workers(num_workers, timeout=60)
+        yield address, started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+CRASHES = """
+import os, signal, sys
+def crash(event, given):
+    if event == "open" and {victim!r} in str(given[0]):
+        os.kill(os.getpid(), signal.SIGSEGV)
+if any("loky" in word for word in sys.orig_argv):  # the processes that decode
+    sys.addaudithook(crash)
+"""
+
+
+def test_a_video_that_kills_its_decoder_each_time_fails_alone(inputs, built, whole, tmp_path):
+    with egoaudio.open(built) as file:
+        victim = file.video_table["video_id"][file.video_table["status"] == Status.OK][0].decode()
+    (tmp_path / "cluster").mkdir()
+    with processes(tmp_path / "cluster", CRASHES.format(victim=victim), num_workers=2) as (address, (_, *workers)):
+        report = build.build(inputs, tmp_path / "ego.h5", CONFIG, cluster=address, shards=2)
+        assert all(worker.poll() is None for worker in workers)
+    assert "SIGSEGV" in dict(report.failures)[victim]
+    with egoaudio.open(tmp_path / "ego.h5") as file, egoaudio.open(built) as one:
+        statuses = file.video_table["status"].tolist()
+        others = [number for number, status in enumerate(statuses) if status != Status.CRASHED]
+        assert len(others) == file.num_videos - 1
+        assert [statuses[number] for number in others] == one.video_table["status"][others].tolist()
+    build.build(inputs, tmp_path / "ego.h5", CONFIG, retry_failed=True)
+    assert content(tmp_path / "ego.h5") == whole
+
+
+def test_workers_without_egoaudio_are_told(inputs, tmp_path):
+    code = "import sys\nsys.modules['egoaudio'] = None\n"
+    with processes(tmp_path, code) as (address, (_, worker)):
+        with pytest.raises(BuildError, match="a worker of the cluster cannot load egoaudio .*: install egoaudio 0"):
+            build.build(inputs, tmp_path / "ego.h5", CONFIG, cluster=address, shards=2)
+        assert worker.poll() is None
+
+
+def test_workers_that_are_all_gone_are_told(inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(clusters, "_NO_WORKERS_SECONDS", 0.5)
+    monkeypatch.setattr(clusters, "_COUNT_SECONDS", 0.1)
+    code = "import os, sys\nif 'shard_process' in ' '.join(sys.orig_argv): os.kill(os.getppid(), 9)\n"
+    code = "import os, sys\nif '--shard' in sys.orig_argv: os.kill(os.getppid(), 9)\n"
+    with processes(tmp_path, code) as (address, _):
+        with pytest.raises(BuildError, match="all its workers are gone, and none has come back for 0 s"):
+            build.build(inputs, tmp_path / "ego.h5", CONFIG, cluster=address, shards=1)
+    assert "no workers yet" not in capsys.readouterr().err
 
 
 def test_what_is_wrong_on_a_worker_is_told_with_its_name(inputs, cluster, tmp_path, monkeypatch):

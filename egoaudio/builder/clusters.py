@@ -10,6 +10,7 @@ Source: https://distributed.dask.org/en/stable/client.html
 """
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -66,7 +67,7 @@ def build_shards(address: str, shards: Mapping[Shard, int], arguments: Sequence[
     Raises
     ------
     ConfigurationError
-        Dask is not installed here.
+        Dask is not installed here, or the address has no port.
     BuildError
         No scheduler answers, a worker has no egoaudio or another version, all workers are gone, or a shard cannot be
         built; finished shards are kept.
@@ -99,6 +100,10 @@ def build_shards(address: str, shards: Mapping[Shard, int], arguments: Sequence[
 
 def _connect(address: str) -> Any:
     """Return a client of the scheduler."""
+    if not re.fullmatch(r"(\w+://)?[^/\s]+:\d+", address):  # Dask would wait for one without a port
+        raise ConfigurationError(
+            f"`cluster={address!r}`: expected the scheduler's address with its port, such as tcp://login1:8786"
+        )
     try:
         from distributed import Client
     except ImportError as error:

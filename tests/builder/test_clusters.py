@@ -272,9 +272,16 @@ def test_what_is_wrong_on_a_worker_is_told_with_its_name(inputs, cluster, tmp_pa
 
 def test_a_scheduler_that_is_not_there_is_told(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(clusters, "_CONNECT_SECONDS", 0.3)
-    for address in ("tcp://127.0.0.1:1", "127.0.0.1", "nonsense://127.0.0.1:1"):
+    for address in ("tcp://127.0.0.1:1", "127.0.0.1:1", "nonsense://127.0.0.1:1"):
         with pytest.raises(BuildError, match="no Dask scheduler answers there .*dask scheduler"):
             build.build(inputs, tmp_path / "ego.h5", CONFIG, cluster=address, shards=1)
+
+
+@pytest.mark.parametrize("address", ["", "localhost", "foo", "tcp://login1", "tcp://login1:", "tcp://:8786/x"])
+def test_an_address_without_a_port_is_refused_at_once(inputs, tmp_path, monkeypatch, address):
+    monkeypatch.setattr(distributed, "Client", None)  # which would wait for half a minute
+    with pytest.raises(ConfigurationError, match=f"`cluster='{address}'`: expected .*, such as tcp://login1:8786"):
+        build.build(inputs, tmp_path / "ego.h5", CONFIG, cluster=address, shards=1)
 
 
 @pytest.mark.parametrize(

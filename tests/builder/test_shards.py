@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +15,8 @@ from conftest import make_media
 
 import egoaudio
 from egoaudio import cli
-from egoaudio.builder import build, merging, transfer
+from egoaudio.builder import build, merging
+from egoaudio.builder.clusters import arguments_of
 from egoaudio.builder.plan import Inputs
 from egoaudio.builder.shards import Shard, divide
 from egoaudio.config.build import BuildConfig, FeatureConfig, SoundConfig
@@ -248,41 +248,56 @@ def test_what_failed_in_an_unfinished_output_is_taken_from_the_shards(
     assert content(tmp_path / "ego.h5") == content(whole) and not any(path.exists() for path in paths)
 
 
-def test_a_merge_that_is_killed_again_and_again_is_finished_to_the_same_bytes(inputs, whole, shards, tmp_path):
+# Runs a command in children, each killed after some writes, until one makes the output; prints how many were killed.
+KILLED = """
+import os, signal, sys
+from egoaudio import cli
+from egoaudio.builder import build, transfer
+from egoaudio.hdf5.writer import RowWriter
+
+def counted(method):
+    def call(*arguments):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return method(*arguments)
+    return call
+
+def never(*arguments):
+    raise AssertionError("decoded")
+
+transfer._THREADS, build.extract, kills = 1, never, 0
+RowWriter.write, RowWriter.copy = counted(RowWriter.write), counted(RowWriter.copy)
+name, output, writes, *words = sys.argv[1:]
+while not os.path.exists(output):
+    child, left = os.fork(), range(2, int(writes))[kills % (int(writes) - 2)]
+    if not child:
+        getattr(cli, name)([*words, "--output", output])
+    status = os.waitpid(child, 0)[1]
+    if status:
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
+        kills += 1
+        assert kills < 60
+print(kills)
+"""
+
+
+def _kill_again_and_again(name, output, words, most_writes):
+    """Return how often a command was killed, after 2, 3, ... writes in turn, until ``output`` was there."""
+    command = [sys.executable, "-c", KILLED, name, output, most_writes, *words]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.splitlines()[-1])
+
+
+def test_a_build_that_is_killed_while_it_takes_shards_in_is_finished_to_the_same_bytes(inputs, whole, shards, tmp_path):
     """With --remove-shards, so that a shard that went too early would be decoded, or missed."""
     paths = shards(7, tmp_path)
-    code = (
-        "import os, signal, sys\n"
-        "from egoaudio.builder import build, transfer\n"
-        "from egoaudio.cli import build as command\n"
-        "take, left = transfer._take_video, [int(sys.argv.pop(1))]\n"
-        "def taken(*arguments):\n"
-        "    left[0] -= 1\n"
-        "    if left[0] < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return take(*arguments)\n"
-        "transfer._take_video = taken\n"
-        "def never(*arguments): raise AssertionError('decoded')\n"
-        "build.extract = never\n"
-        "command()\n"
-    )
-    command = ["--annotations", inputs.annotations[0], "--test-annotations", inputs.test_annotations[0]]
-    command += ["--classes", inputs.classes, "--videos", inputs.videos, "--output", tmp_path / "ego.h5"]
-    command += [
-        "--features",
-        "mfcc,waveform",
-        "--waveform-dtype",
-        "int16",
-        "--skip-silent",
-        "--workers",
-        "1",
-        "--remove-shards",
-        "--skip-failed",
-    ]
-    codes = []
-    while not (tmp_path / "ego.h5").exists():
-        codes.append(subprocess.run([sys.executable, "-c", code, "2", *map(str, command)], timeout=60).returncode)
-        assert len(codes) < 10
-    assert codes[:-1] == [-signal.SIGKILL] * (len(codes) - 1) and len(codes) > 2 and codes[-1] == 0
+    words = arguments_of(inputs, tmp_path / "unused", CONFIG, 1, 60.0)
+    at = words.index("--output")
+    words = [*words[:at], *words[at + 2 :], "--remove-shards"]
+    assert _kill_again_and_again("build", tmp_path / "ego.h5", words, most_writes=10) >= 20
     assert content(tmp_path / "ego.h5") == content(whole) and not any(path.exists() for path in paths)
 
 
@@ -360,26 +375,10 @@ def test_shards_that_are_merged_in_any_order_are_the_file_of_one_build(whole, sh
     assert merging.merge(names, tmp_path / "merged.h5").already_complete
 
 
-def test_a_merge_by_hand_that_is_stopped_again_and_again_is_resumed(whole, shards, tmp_path, monkeypatch):
-    paths, take, left = shards(2, tmp_path), transfer._take_video, [0]
-
-    def taken(*arguments):
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return take(*arguments)
-
-    monkeypatch.setattr(transfer, "_take_video", taken)
-    monkeypatch.setattr(transfer, "_THREADS", 1)
-    stops = 0
-    while not (tmp_path / "merged.h5").exists():
-        left[0] = 2
-        try:
-            merging.merge(paths, tmp_path / "merged.h5")
-        except KeyboardInterrupt:
-            stops += 1
-        assert stops < 10
-    assert stops >= 2 and content(tmp_path / "merged.h5") == content(whole)
+def test_a_merge_by_hand_that_is_killed_is_finished_to_the_same_bytes(whole, shards, tmp_path):
+    paths = shards(2, tmp_path)
+    assert _kill_again_and_again("merge", tmp_path / "merged.h5", paths, most_writes=14) >= 20
+    assert content(tmp_path / "merged.h5") == content(whole) and all(path.exists() for path in paths)
 
 
 def test_other_files_are_merged_in_the_order_given(tmp_path):

@@ -471,7 +471,7 @@ def test_a_checkpoint_fits_the_file_it_came_from_and_other_recordings_of_the_sam
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"features": ("mfcc",)}, r"ego.h5 has no spectrogram.*it has mfcc.*`features=.'spectrogram',.`"),
+        ({"features": ("mfcc",)}, r"ego.h5 has no spectrogram.*it has mfcc.*`features=.'mfcc', 'spectrogram'.`"),
         ({"sample_rate": 44100}, "sample rate in Hz: checkpoint 16000, file 44100"),
         ({"shape": (5, 4, 16)}, r"shape of spectrogram: checkpoint \[8, 16\], file \[4, 16\]"),
         ({"parameters": {"n_fft": 1024, "hop_length": 512}}, "n_fft of spectrogram: checkpoint 2048, file 1024"),

@@ -34,7 +34,7 @@ from egoaudio.errors import BuildError, ConfigurationError, Status
 from egoaudio.hdf5 import reader
 from egoaudio.hdf5.reader import EgoAudioFile
 from egoaudio.hdf5.writer import RowWriter, offsets
-from egoaudio.system import files, lock
+from egoaudio.system import allocator, files, lock
 from egoaudio.system.progress import Progress
 
 _SYNC_SECONDS = 30.0
@@ -102,8 +102,7 @@ def build(
     output, partial_path, share = _place(Path(output), shard, remove_shards)
     with lock.held(output):
         files.remove_leftovers(partial_path)
-        gathered = gather(inputs, config)
-        gathered = gathered if share is None else part_of(gathered, share, config)
+        gathered = _gather(inputs, config, share)
         check_outputs(output, partial_path, inputs, gathered)
         if output.exists() and not (force or retry_failed):
             return _existing(output, gathered, config, remove_shards)
@@ -120,6 +119,14 @@ def build(
             tally = _fill(partial_path, gathered, config, workers)
         publish(partial_path, output)
         return tally.report(output, gathered.annotations.irregularities)
+
+
+def _gather(inputs: Inputs, config: BuildConfig, share: Shard | None) -> Gathered:
+    """Return what was gathered of the whole or of a share, with the memory given back that only gathering took."""
+    gathered = gather(inputs, config)
+    gathered = gathered if share is None else part_of(gathered, share, config)
+    allocator.trim()
+    return gathered
 
 
 def _lay_out(
@@ -179,10 +186,9 @@ def preview(
     True
     """
     config = BuildConfig() if config is None else config
-    gathered, output = gather(inputs, config), Path(output)
-    if shard is not None:
-        share = Shard.parse(shard)
-        gathered, output = part_of(gathered, share, config), share.path(output)
+    share = None if shard is None else Shard.parse(shard)
+    gathered, output = _gather(inputs, config, share), Path(output)
+    output = output if share is None else share.path(output)
     num_workers = _limit_workers(num_workers, gathered)
     with pool.start_workers(num_workers, timeout_seconds) as workers:
         with Progress(gathered.num_videos, "probe") as progress:

@@ -26,6 +26,7 @@ from egoaudio.inputs.annotations import NO_ACTION, Annotations, read_annotations
 from egoaudio.inputs.find_media import find_files
 from egoaudio.inputs.fingerprint import fingerprint
 from egoaudio.inputs.probe import Recording, probe
+from egoaudio.inputs.videos import Videos
 from egoaudio.system.files import StrPath
 from egoaudio.system.progress import Progress
 
@@ -199,11 +200,13 @@ def gather(inputs: Inputs, config: BuildConfig) -> Gathered:
 
 def take_part(gathered: Gathered, videos: slice, config: BuildConfig, shard: str) -> Gathered:
     """Return what was gathered of some of the videos alone: the inputs of the shard of this name, such as ``3/16``."""
+    some = gathered.annotations.videos[videos]
+    some = Videos(some.table.copy(), some.instances.copy(), some.bounds.copy())  # so that the others can be freed
     part = replace(
         gathered,
-        annotations=replace(gathered.annotations, videos=gathered.annotations.videos[videos]),
-        file_names=gathered.file_names[videos],
-        sizes=gathered.sizes[videos],
+        annotations=replace(gathered.annotations, videos=some),
+        file_names=gathered.file_names[videos].copy(),
+        sizes=gathered.sizes[videos].copy(),
         shard_of={"shard": shard, "whole_plan_sha256": gathered.sha256},
     )
     return replace(part, sha256=_digest(part, config))

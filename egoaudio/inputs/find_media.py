@@ -1,8 +1,9 @@
 """Find the media file of each video id in a folder: names are compared, nothing is opened.
 
 In: ids from annotations, which may be hostile, and a folder. Out: ``{video id: path}`` for those that are found. Ids
-are only compared with the names of files that exist, so none leads out of the folder. The folder is walked once;
-symbolic links may not lead out of it unless that is allowed, and loops of them end.
+are only compared with the names of files that exist, so none leads out of the folder. The folder is walked once, and
+nothing but a symbolic link is asked for more than its entry says; links may not lead out of the folder unless that is
+allowed, and loops of them end.
 """
 
 import errno
@@ -57,10 +58,14 @@ def find_files(video_ids: Iterable[str], root: StrPath, follow_links: bool = Fal
     refused: list[str] = []
     files: dict[str, dict[str, str]] = {}  # {video id: {real path: path}}
     others: dict[str, dict[str, str]] = {}  # likewise, of what has such a name but is not a regular file
-    for entry in _walk(root, inside, follow_links, refused):
+    for entry, folder in _walk(root, inside, follow_links, refused):
         for video_id in itertools.chain.from_iterable(
             spellings.get(_composed(name), ()) for name in _names(entry.name)
         ):
+            if not entry.is_symlink():
+                place = files if entry.is_file() else others
+                place.setdefault(video_id, {})[os.path.join(folder, entry.name)] = entry.path
+                continue
             if not os.path.exists(entry.path):
                 continue
             real = os.path.realpath(entry.path)
@@ -97,11 +102,16 @@ def _names(name: str) -> tuple[str, ...]:
     return (name,) if os.path.splitext(stem)[1].lower() in MEDIA_EXTENSIONS else (name, stem)
 
 
-def _walk(root: StrPath, inside: str, follow_links: bool, refused: list[str]) -> "Iterator[os.DirEntry[str]]":
-    """Yield every entry under ``root``; links to folders outside it are not followed but added to ``refused``."""
-    folders, seen = [os.fspath(root)], {inside}
+def _walk(
+    root: StrPath, inside: str, follow_links: bool, refused: list[str]
+) -> "Iterator[tuple[os.DirEntry[str], str]]":
+    """Yield every entry under ``root``, with the real path of its folder.
+
+    Links to folders outside ``root`` are not followed but added to ``refused``.
+    """
+    folders, seen = [(os.fspath(root), inside)], {inside}
     while folders:
-        folder = folders.pop()
+        folder, real_folder = folders.pop()
         try:
             with os.scandir(folder) as scanned:
                 entries = list(scanned)
@@ -115,7 +125,7 @@ def _walk(root: StrPath, inside: str, follow_links: bool, refused: list[str]) ->
                 f"{folder}: cannot be searched for videos: {error.strerror}; is the disk or the network working?"
             ) from error
         for entry in entries:
-            yield entry
+            yield entry, real_folder
             if not (os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()):
                 continue
             real = os.path.realpath(entry.path)
@@ -123,7 +133,7 @@ def _walk(root: StrPath, inside: str, follow_links: bool, refused: list[str]) ->
                 refused.append(entry.path)
             elif real not in seen and (follow_links or not entry.is_symlink()):
                 seen.add(real)
-                folders.append(entry.path)
+                folders.append((entry.path, real))
 
 
 def _is_inside(real: str, inside: str) -> bool:
@@ -157,7 +167,7 @@ def list_media(root: str | os.PathLike[str], follow_links: bool = False) -> tupl
     folders: list[str] = []
     paths: list[str] = []
     links: list[str] = []
-    for entry in _walk(root, inside, follow_links, folders):
+    for entry, _ in _walk(root, inside, follow_links, folders):
         if os.path.splitext(entry.name)[1].lower() not in MEDIA_EXTENSIONS:
             continue
         if os.path.isdir(entry.path):  # which a link that leads to itself is not; ``entry.is_dir`` raises

@@ -17,8 +17,8 @@ import egoaudio
 from egoaudio import cli
 from egoaudio.builder import build, merging
 from egoaudio.builder.clusters import arguments_of
-from egoaudio.builder.plan import Inputs
-from egoaudio.builder.shards import Shard, divide
+from egoaudio.builder.plan import Inputs, gather
+from egoaudio.builder.shards import Shard, divide, part_of
 from egoaudio.config.build import BuildConfig, FeatureConfig, SoundConfig
 from egoaudio.config.options import to_json
 from egoaudio.errors import BuildError, ConfigurationError, Status, StoreError
@@ -108,6 +108,13 @@ def test_one_huge_video_leaves_no_shard_empty():
     assert [(part.start, part.stop) for part in divide([10**12, 1, 1], 3)] == [(0, 1), (1, 2), (2, 3)]
     assert [(part.start, part.stop) for part in divide([1, 1, 10**12], 3)] == [(0, 1), (1, 2), (2, 3)]
     assert [(part.start, part.stop) for part in divide([-1, -1, -1, -1], 2)] == [(0, 2), (2, 4)]
+
+
+def test_what_a_shard_holds_keeps_nothing_of_the_others(inputs):
+    part = part_of(gather(inputs, CONFIG), Shard(0, 7), CONFIG)
+    videos = part.annotations.videos
+    arrays = [part.sizes, part.file_names, videos.table, videos.instances, videos.bounds]
+    assert part.num_videos < NUM_VIDEOS and all(array.base is None for array in arrays)
 
 
 def test_a_shard_is_an_ordinary_file(inputs, whole, shards, tmp_path):

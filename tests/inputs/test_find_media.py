@@ -224,3 +224,20 @@ def test_thousands_of_files_are_found_in_one_pass(tmp_path, monkeypatch):
         warnings.simplefilter("error")
         assert len(find_files(map(str, range(10_000)), tmp_path)) == 3000
     assert folders == [str(tmp_path)]
+
+
+def test_a_file_is_found_without_a_question_about_it(tmp_path, monkeypatch):
+    """Each stat waits for a network disk: only links need any."""
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    ids = [f"V{number:03d}" for number in range(50)]
+    for video_id in ids:
+        (tmp_path / "deep" / "er" / f"{video_id}.mp4").touch()
+    (tmp_path / "V007.mp4").symlink_to(tmp_path / "deep" / "er" / "V007.mp4")  # inside: one file, by its own name
+    asked = []
+    for name in ("stat", "lstat"):
+        ask = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda path, *args, ask=ask, **kw: asked.append(path) or ask(path, *args, **kw))
+    found = find_files(ids, tmp_path)
+    monkeypatch.undo()
+    assert found == {video_id: tmp_path / "deep" / "er" / f"{video_id}.mp4" for video_id in ids}
+    assert not [path for path in asked if "V0" in str(path) and "V007" not in str(path)]

@@ -129,28 +129,30 @@ class _Stored:
     leads from map to map and from row to row. Only those are read whose numbers ``take`` computes, the rows of files.
     """
 
-    def __init__(self, maps: list[np.ndarray], distances: dict[int, int], step: int) -> None:
+    def __init__(self, maps: list[np.ndarray], distances: dict[int, int], step: int, num_rows: int) -> None:
         self._maps = maps  # which keeps them mapped
         base = maps[min(distances, key=distances.__getitem__)]
         self._steps = base[0].nbytes // step
         self._firsts = np.array([distances.get(number, 0) // step for number in range(len(maps))], dtype=np.int64)
-        last = max(int(self._firsts[number]) + (len(maps[number]) - 1) * self._steps for number in distances)
-        rows = as_strided(base, (last + 1, *base.shape[1:]), (step, *base.strides[1:]), writeable=False)
+        rows = as_strided(base, (num_rows, *base.shape[1:]), (step, *base.strides[1:]), writeable=False)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             self._tensor = torch.from_numpy(rows)
 
     @classmethod
     def of(cls, maps: list[np.ndarray]) -> "_Stored | None":
-        """Return the maps as one, or None if there is no step of whole values from map to map, or no row."""
+        """Return the maps as one, or None if there is no step of whole values from map to map, too many, or no row."""
         addresses = {number: array.ctypes.data for number, array in enumerate(maps) if len(array)}
         if not addresses:
             return None
         lowest = min(addresses.values())
         distances = {number: address - lowest for number, address in addresses.items()}
-        item_bytes = maps[0].itemsize
-        step = math.gcd(item_bytes * math.prod(maps[0].shape[1:]), *distances.values())
-        return None if step % item_bytes else cls(maps, distances, step)
+        item_bytes, row_bytes = maps[0].itemsize, maps[0].itemsize * math.prod(maps[0].shape[1:])
+        last = max(distance + (len(maps[number]) - 1) * row_bytes for number, distance in distances.items())
+        step = math.gcd(row_bytes, *distances.values())
+        num_rows = last // step + 1
+        too_many = num_rows * row_bytes > sys.maxsize  # which NumPy refuses, although they overlap
+        return None if step % item_bytes or too_many else cls(maps, distances, step, num_rows)
 
     def take(self, part: np.ndarray, row: np.ndarray, out: torch.Tensor) -> None:
         """Copy the row (b,) of the part (b,) into ``out`` (b, T, F), converted if need be."""

@@ -1,5 +1,6 @@
 """Rows of several files as one: equal to those of one file, and none of a file that has changed."""
 
+import ctypes
 import os
 import pickle
 import shutil
@@ -9,7 +10,7 @@ import pytest
 import synthetic
 
 from egoaudio.data.dataset import ClipDataset
-from egoaudio.data.rows import RowSource
+from egoaudio.data.rows import RowSource, _Stored
 from egoaudio.errors import TrainingError
 
 SHAPE = (6, 40)
@@ -82,3 +83,16 @@ def test_a_file_that_is_cut_short_is_named_with_its_own_row(parts, tmp_path):
     os.truncate(copies[1], part.offset + 7 * source.row_bytes + 5)
     with pytest.raises(TrainingError, match="shard-00001-of-00003 ends at byte .*, in the middle of row 7: it was"):
         source._fill(np.array([[57]]), np.empty((1, 1, *SHAPE), np.float32))
+
+
+def test_maps_too_far_apart_to_be_one_are_gathered_one_by_one():
+    """Two at ends of the address space: as one array, with a row at every fourth byte, they would have 2**64 bytes."""
+    library, width = ctypes.CDLL(None), (1 << 18) + 3
+    library.mmap.restype = ctypes.c_void_p
+    maps = []
+    for hint in (1 << 44, 6 << 44):
+        address = library.mmap(ctypes.c_void_p(hint), ctypes.c_size_t(4 * width), 3, 0x22, -1, ctypes.c_long(0))
+        maps.append(np.frombuffer((ctypes.c_float * width).from_address(address), np.float32).reshape(1, 1, width))
+    if maps[1].ctypes.data - maps[0].ctypes.data < 1 << 46:
+        pytest.skip("the kernel places maps elsewhere")
+    assert _Stored.of(maps) is None and _Stored.of(maps[:1]) is not None

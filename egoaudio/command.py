@@ -22,7 +22,8 @@ from click.core import ParameterSource
 
 from egoaudio._version import __version__
 from egoaudio.config.options import Checked, as_flags, flag_of, flags, from_flat
-from egoaudio.config.train import MODEL_DEFAULTS, TrainConfig, describe_defaults
+from egoaudio.config.train import TrainConfig
+from egoaudio.config.train_defaults import MODEL_DEFAULTS, describe_defaults
 from egoaudio.errors import EgoAudioError
 from egoaudio.system import allocator, signals, surroundings, terminal
 from egoaudio.system.launch import launched

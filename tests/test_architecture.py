@@ -21,7 +21,7 @@ MODULES = """
     _version errors
     system/launch system/signals system/files system/allocator system/surroundings system/terminal
     system/progress system/lock system/memory figures
-    config/options config/build config/train config/predict config/report config/export
+    config/options config/build config/train_defaults config/train config/predict config/report config/export
     inputs/csv_rows inputs/videos inputs/annotations inputs/fingerprint inputs/timestamps inputs/containers
     inputs/tracks inputs/silence inputs/ogg
     inputs/find_media inputs/frames inputs/decoder inputs/probe inputs/encode

@@ -7,68 +7,13 @@ from dataclasses import dataclass, field, fields
 
 from egoaudio.config.build import FEATURES
 from egoaudio.config.options import Checked, from_flat, option, to_flat
+from egoaudio.config.train_defaults import MODEL_DEFAULTS, PRETRAINED_DEFAULTS, RAW_MODELS
 from egoaudio.errors import ConfigurationError
 
 # Whose clips are evaluated: the file's test videos, or a part of its train videos as the run divided them.
 SPLITS = ("test", "validation", "train")
 # How a video's scores follow from those of its clips.
 POOLS = ("max", "mean")
-
-# What an option that is not given means for each model: what gave the best mAP (benchmarks/hearing.py), and the paper's
-# values for its two models.
-_PAPER = {
-    "epochs": 30,
-    "optimizer": "adam",
-    "learning_rate": 1e-3,
-    "weight_decay": 0.0,
-    "warmup_fraction": 0.05,
-    "ema": 0.0,
-    "context_clips": 0,
-    "gain_db": 0.0,
-    "time_shift_seconds": 0.0,
-    "mixup": 0.0,
-    "dropout": 0.0,
-    "patchout": 0.0,
-}
-MODEL_DEFAULTS = {
-    "cnn-small": _PAPER
-    | {
-        "epochs": 20,
-        "optimizer": "adamw",
-        "learning_rate": 2e-3,
-        "weight_decay": 0.01,
-        "warmup_fraction": 0.3,
-        "context_clips": 1,
-        "gain_db": 10.0,
-        "dropout": 0.2,
-    },
-    "cnn": _PAPER,
-    "ast": _PAPER
-    | {
-        "epochs": 30,
-        "optimizer": "adamw",
-        "learning_rate": 5e-4,
-        "weight_decay": 0.05,
-        "warmup_fraction": 0.1,
-        "gain_db": 10.0,
-        "dropout": 0.1,
-        "patchout": 0.5,
-    },
-    "ast-paper": _PAPER,
-    "yamnet": _PAPER
-    | {
-        "epochs": 5,
-        "optimizer": "adamw",
-        "learning_rate": 3e-3,
-        "weight_decay": 0.01,
-        "warmup_fraction": 0.1,
-        "gain_db": 10.0,
-    },
-}
-
-RAW_MODELS = ("yamnet",)  # take their features as they are, not normalised
-# Where a model starts from published weights: a tenth of the learning rate, lest they are overwritten; not measured.
-PRETRAINED_DEFAULTS = {"ast": {"learning_rate": 5e-5}}
 
 
 @dataclass(frozen=True)
@@ -221,6 +166,15 @@ class ModelConfig(Checked):
         before=0.0,
     )
 
+    def __post_init__(self) -> None:
+        """Check that published weights are named."""
+        super().__post_init__()
+        if self.pretrained == "":
+            raise ConfigurationError(
+                "`pretrained` is empty, as a variable of the shell is that was not set: give the published weights, or "
+                "leave it out"
+            )
+
 
 @dataclass(frozen=True)
 class OptimizationConfig(Checked):
@@ -235,7 +189,9 @@ class OptimizationConfig(Checked):
     schedule: str = option(
         "cosine", "After the warm-up: down to zero along a cosine, or constant.", choices=("cosine", "constant")
     )
-    warmup_fraction: float | None = option(None, "Share of all steps over which the learning rate rises.", minimum=0)
+    warmup_fraction: float | None = option(
+        None, "Share of all steps over which the learning rate rises.", minimum=0, most=1
+    )
     ema: float | None = option(
         None,
         "Evaluate a moving average of the weights, of which each step keeps this share; 0 is off.",
@@ -300,7 +256,9 @@ class DistillationConfig(Checked):
     teacher: tuple[str, ...] = option(
         (), "Comma-separated checkpoints whose mean scores the model learns beside the labels.", before=()
     )
-    teacher_weight: float = option(0.5, "Share of the loss that comes from the teacher.", minimum=0, before=0.5)
+    teacher_weight: float = option(
+        0.5, "Share of the loss that comes from the teacher, more than 0.", minimum=0, before=0.5
+    )
     teacher_temperature: float = option(
         1.0, "Divide the logits of teacher and student by this before they are compared.", above=0, before=1.0
     )
@@ -319,6 +277,10 @@ class DistillationConfig(Checked):
         if self.teacher_weight > 1:
             raise ConfigurationError(
                 f"`teacher_weight={self.teacher_weight:g}`: expected 0 to 1, as the labels get the rest of the loss"
+            )
+        if self.teacher and self.teacher_weight == 0:
+            raise ConfigurationError(
+                "`teacher_weight=0`: nothing would be learnt from `teacher`: give more than 0, or leave `teacher` out"
             )
 
 
@@ -366,19 +328,6 @@ class TrainConfig(Checked):
         return from_flat(
             TrainConfig, {name: defaults.get(name) if value is None else value for name, value in values.items()}
         )
-
-
-def describe_defaults(name: str) -> str:
-    """Return what an option that is not given means, model by model: ``cnn-small 20; cnn, ast-paper 30``."""
-    models: dict[str, list[str]] = {}
-    for model, defaults in MODEL_DEFAULTS.items():
-        value = defaults[name]
-        models.setdefault(f"{value:g}" if isinstance(value, (int, float)) else str(value), []).append(model)
-    return (
-        next(iter(models))
-        if len(models) == 1
-        else "; ".join(f"{', '.join(users)} {value}" for value, users in models.items())
-    )
 
 
 TRAIN_PRESETS = {

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from egoaudio.config.build import YAMNET_SAMPLE_RATE
 from egoaudio.config.options import flags
-from egoaudio.config.train import MODEL_DEFAULTS, ModelConfig
+from egoaudio.config.train import ModelConfig
+from egoaudio.config.train_defaults import MODEL_DEFAULTS
 from egoaudio.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -267,7 +267,7 @@ def _load_published(source: str) -> Any:
         Saying what is wrong, and where.
     """
     # Otherwise it would be looked up as a name on the hub.
-    if not source or (source.startswith(("/", ".", "~")) and not os.path.isdir(source)):
+    if os.path.isfile(source) or (source.startswith(("/", ".", "~")) and not os.path.isdir(source)):
         raise ConfigurationError(
             f"`pretrained={source!r}`: there is no such folder: give a folder, or a name on the hub"
         )

@@ -28,7 +28,7 @@ EXPECTED = (
 )
 # Other files that people may give: (offset, magic bytes, description).
 FOREIGN = (
-    (0, b"\x89HDF\r\n\x1a\n", "is a Keras HDF5 file"),
+    (0, b"\x89HDF\r\n\x1a\n", "is an HDF5 file, as Keras and egoaudio write"),
     (4, b"TFL3", "is a TensorFlow Lite file"),
     (0, b"\x1f\x8b", "is packed (gzip): unpack it and give the folder"),
 )

@@ -65,7 +65,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def learning_rate(step: int, num_steps: int, options: OptimizationConfig) -> float:
     """Return the learning rate of a step of the run, counted from 0: linear warm-up, then half a cosine or constant."""
     assert options.learning_rate is not None and options.warmup_fraction is not None
-    warmup = round(min(options.warmup_fraction, 1) * num_steps)
+    warmup = round(options.warmup_fraction * num_steps)
     if step < warmup:
         return options.learning_rate * (step + 1) / warmup
     if options.schedule == "constant":

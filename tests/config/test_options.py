@@ -8,7 +8,8 @@ import pytest
 
 from egoaudio.config.build import BUILD_PRESETS, BuildConfig, ClipConfig, FeatureConfig
 from egoaudio.config.options import as_flags, differences, flags, from_flat, from_json, to_flat, to_json
-from egoaudio.config.train import MODEL_DEFAULTS, TRAIN_PRESETS, TrainConfig
+from egoaudio.config.train import TRAIN_PRESETS, TrainConfig
+from egoaudio.config.train_defaults import MODEL_DEFAULTS
 from egoaudio.errors import ConfigurationError
 
 
@@ -150,6 +151,15 @@ def test_published_weights_of_ast_are_trained_gently_unless_a_rate_is_given():
         ),
         ({"label_smoothing": 0.5}, "`label_smoothing=0.5`: expected less than 0.5"),
         ({"ema": 1.0}, "`ema=1`: expected less than 1"),
+        ({"warmup_fraction": 1.5}, r"`warmup_fraction=1\.5`: expected at most 1"),
+        (
+            {"teacher": ("best.pt",), "teacher_weight": 0.0},
+            "`teacher_weight=0`: nothing would be learnt from `teacher`",
+        ),
+        (
+            {"model": "yamnet", "pretrained": ""},
+            "`pretrained` is empty, as a variable of the shell is that was not set",
+        ),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, words):

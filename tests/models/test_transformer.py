@@ -161,6 +161,7 @@ def test_pretrained_sizes_win_over_the_options(published):
     "make, words",
     [
         (lambda folder: str(folder / "nowhere"), "there is no such folder"),
+        (lambda folder: str(shutil.copy(__file__, folder / "ego.h5")), "there is no such folder"),
         (lambda folder: str(folder), "no AST weights"),
     ],
 )

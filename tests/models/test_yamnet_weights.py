@@ -235,7 +235,10 @@ def test_tables_made_to_grow_are_refused_at_once(tmp_path):
     "contents, words",
     [
         (b"", "there is no graph"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(100), "Keras HDF5"),
+        (
+            b"\x89HDF\r\n\x1a\n" + bytes(100),
+            "is an HDF5 file, as Keras and egoaudio write; expected YAMNet's SavedModel",
+        ),
         (b"\x18\0\0\0TFL3" + bytes(100), "TensorFlow Lite"),
         (b"\x1f\x8b\x08" + bytes(100), "unpack it"),
         (b"PK\x03\x04" + bytes(100), "not a complete zip"),

@@ -156,7 +156,8 @@ class ModelConfig(Checked):
     stride: int = option(10, "Step between the patches of ast, in frames and bins.", minimum=1)
     dropout: float | None = option(
         None,
-        "Dropout of ast, cnn-small and yamnet; 0 is off. It made no difference to mAP on the development set.",
+        "Dropout of ast, cnn-small and yamnet; 0 is off. Compared once, for an earlier cnn-small with one seed: mAP "
+        "without 28.6 per cent on validation and 43.8 on test, by default 31.1 and 42.1, with 0.5 28.7 and 42.3.",
         minimum=0,
     )
     patchout: float | None = option(
@@ -185,12 +186,12 @@ class OptimizationConfig(Checked):
     micro_batch_size: int | None = option(None, "Clips on the device at once; found out if not given.", minimum=1)
     optimizer: str | None = option(None, "adam (the paper's) or adamw.", choices=("adam", "adamw"))
     learning_rate: float | None = option(None, "Peak learning rate.", above=0)
-    weight_decay: float | None = option(None, "Weight decay.", minimum=0)
+    weight_decay: float | None = option(None, "Weight decay; a usual value, not compared with others.", minimum=0)
     schedule: str = option(
         "cosine", "After the warm-up: down to zero along a cosine, or constant.", choices=("cosine", "constant")
     )
     warmup_fraction: float | None = option(
-        None, "Share of all steps over which the learning rate rises.", minimum=0, most=1
+        None, "Share of all steps over which the learning rate rises; not compared with others.", minimum=0, most=1
     )
     ema: float | None = option(
         None,

@@ -1,9 +1,18 @@
-"""What an option of training that is not given means, model by model."""
+"""What an option of training that is not given means, model by model.
+
+``cnn`` and ``ast-paper`` have the paper's values. Of the others:
+
+- compared with other values by benchmarks/hearing.py (benchmarks/README.md, Hearing): of cnn-small the context, the
+  change of level, mixup, time shift, EMA and 10 epochs; 30 epochs and dropout for an earlier cnn-small, with one seed;
+- compared in development only: the learning rate and the epochs of yamnet (models/yamnet.py has figures of the rate),
+  the epochs and the patchout of ast (no figures were kept), and AdamW at 2e-3 in one cycle instead of Adam at 1e-3,
+  which gave 3.3 points of mAP to another CNN on another set;
+- usual values, of which no comparison is recorded: every weight decay, the shares of warm-up by themselves, ast's
+  learning rates, dropout and change of level, and yamnet's change of level.
+"""
 
 from typing import Any
 
-# What an option that is not given means for each model: what gave the best mAP (benchmarks/hearing.py), and the paper's
-# values for its two models.
 _PAPER: dict[str, Any] = {
     "epochs": 30,
     "optimizer": "adam",

@@ -75,10 +75,15 @@ class MappedFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file; arrays already taken from it stay valid."""
+        """Close the file; maps and tables already taken stay valid, a ``RepackedArray`` can no longer be read."""
         self._arrays.clear()
         self._bytes = None
         self._h5.close()
+
+    def _require_open(self) -> None:
+        """Raise StoreError once the file was closed."""
+        if not self._h5:  # h5py's objects are false then
+            raise StoreError(f"{self.path} was closed: open it again, or take its arrays before")
 
     def _map_file(self, raw: BinaryIO) -> np.ndarray:
         """Map the whole file: each map takes an open file, of which a process may have few, so all arrays share one."""
@@ -144,8 +149,8 @@ class MappedFile:
             empty = np.empty(extent.shape, extent.dtype)
             empty.flags.writeable = False
             return empty
-        if self._bytes is None:
-            raise StoreError(f"{self.path} was closed: open it again, or take its arrays before")
+        self._require_open()
+        assert self._bytes is not None
         return self._bytes[extent.offset : extent.stop].view(extent.dtype).reshape(extent.shape)
 
     def _whole(self, name: str) -> Any:
@@ -159,6 +164,7 @@ class MappedFile:
 
     def _read(self, name: str) -> np.ndarray:
         """Read what cannot be mapped, unless its size is impossible: a few bytes of HDF5 can claim to be terabytes."""
+        self._require_open()
         dataset = self._unmapped[name]
         with reading(self.path, f"/{name}"):
             stored = dataset.id.get_storage_size()
@@ -202,6 +208,7 @@ class MappedFile:
     def attributes(self, name: str) -> dict[str, Any]:
         """Return a feature array's attributes: units, axes, and the parameters that made it."""
         if name not in self._attributes:
+            self._require_open()
             with reading(self.path, f"the attributes of /{name}"):
                 stored = self._h5[name].attrs
                 found = {key: plain_value(stored[key]) for key in stored if key not in _SCALE_ATTRIBUTES}

@@ -211,7 +211,8 @@ class EgoAudioFile(MappedFile):
                     "or more. For full speed: h5repack -f NONE -l CHUNK=... or build the file again",
                     stacklevel=2,
                 )
-                self._arrays[name] = RepackedArray(self._unmapped[name])
+                self._require_open()
+                self._arrays[name] = RepackedArray(self._unmapped[name], self.path)
         return self._arrays[name]
 
     def scale(self, name: str) -> float:
@@ -328,7 +329,7 @@ class EgoAudioFiles(EgoAudioFile):
         return type(self), (self.paths,)
 
     def close(self) -> None:
-        """Close the files; arrays already taken from them stay valid."""
+        """Close the files; maps and tables already taken stay valid, a ``RepackedArray`` can no longer be read."""
         self._arrays.clear()
         self._opened.close()
 

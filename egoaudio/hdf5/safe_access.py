@@ -60,10 +60,10 @@ def reading(path: StrPath, what: str) -> Iterator[None]:
 
 
 class RepackedArray:
-    """A feature array that cannot be mapped: rows are indexed as in one, and read through h5py each time."""
+    """A feature array that cannot be mapped: indexed by rows like one, and read through h5py while the file is open."""
 
-    def __init__(self, dataset: h5py.Dataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: h5py.Dataset, path: StrPath) -> None:
+        self._dataset, self._path = dataset, path
         self.shape, self.dtype, self.ndim = dataset.shape, dataset.dtype, dataset.ndim
 
     def __len__(self) -> int:
@@ -77,7 +77,9 @@ class RepackedArray:
         """Return rows: ``[int]``, ``[slice]``, ``[integers or booleans]``, and further indices after a comma."""
         rows, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
         index = np.arange(len(self))[rows]  # raises for what is out of range
-        with reading(self._dataset.file.filename, self._dataset.name):
+        if not self._dataset:  # h5py's objects are false once their file is closed
+            raise StoreError(f"{self._path} was closed, and this array is read from it: open it again")
+        with reading(self._path, self._dataset.name):
             if index.ndim == 0:
                 return self._dataset[int(index)][rest]
             wanted, inverse = np.unique(index, return_inverse=True)

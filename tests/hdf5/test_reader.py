@@ -13,6 +13,7 @@ import pytest
 import synthetic
 
 import egoaudio
+from egoaudio.errors import StoreError
 from egoaudio.hdf5 import integrity
 from egoaudio.hdf5.writer import RowWriter, offsets
 
@@ -306,3 +307,19 @@ def test_repacked_array_is_indexed_like_a_map(whole, key):
         for beyond in (60, -61, [3, 60], (60, 1)):
             with pytest.raises(IndexError):
                 file["mfcc"][beyond]
+
+
+def test_what_cannot_be_read_once_a_file_was_closed_says_so(whole):
+    with egoaudio.open(whole) as file:
+        labels, expected = file.labels, file.labels.tobytes()
+    assert labels.tobytes() == expected  # a map stays valid
+    with pytest.raises(StoreError, match="was closed: open it again, or take its arrays before"):
+        file["mfcc"][0]
+    replace(whole, "mfcc", compression="gzip")
+    with warnings.catch_warnings(), egoaudio.open(whole) as file:
+        warnings.simplefilter("ignore")
+        array = file["mfcc"]
+    for read in (lambda: array[0], lambda: np.asarray(array), lambda: file["mfcc"], lambda: file.attributes("mfcc")):
+        with pytest.raises(StoreError, match="was closed"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read()

@@ -87,6 +87,9 @@ def require_no_video_twice(parts: Sequence["EgoAudioFile"]) -> None:
     for part in parts:
         ids = part.video_table["video_id"].tolist()
         twice = [video_id for video_id in ids if video_id in seen]
+        if twice and seen[twice[0]].identity == part.identity:
+            other = seen[twice[0]].path
+            raise StoreError(f"{part.path} is given twice{f', also as {other}' * (other != part.path)}: give it once")
         if twice:
             names = ", ".join(video_id.decode(errors="replace") for video_id in twice[:_MOST_NAMES])
             more = f" and {len(twice) - _MOST_NAMES:,} more" if len(twice) > _MOST_NAMES else ""

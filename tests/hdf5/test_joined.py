@@ -186,6 +186,15 @@ def test_files_that_do_not_belong_together_are_refused_and_both_are_named(tmp_pa
     assert parts[0] in str(refused.value) and other in str(refused.value)
 
 
+def test_a_file_that_is_given_twice_is_named_once(parts, tmp_path):
+    with pytest.raises(StoreError, match=re.escape(f"{parts[1]} is given twice: give it once")):
+        egoaudio.open([*parts, parts[1]])
+    (tmp_path / "link.h5").symlink_to(parts[1])
+    words = re.escape(f"{tmp_path / 'link.h5'} is given twice, also as {parts[1]}: give it once")
+    with pytest.raises(StoreError, match=words):
+        egoaudio.open([*parts, tmp_path / "link.h5"])
+
+
 def test_no_file_at_all_is_refused():
     with pytest.raises(StoreError, match="no egoaudio file was given"):
         egoaudio.open([])

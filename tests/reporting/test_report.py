@@ -115,7 +115,7 @@ def _run(*words):
         (["nothing.h5"], "'nothing.h5' does not exist"),
         (["text.txt"], "neither HDF5 nor a checkpoint: expected an egoaudio file"),
         (["folder"], "is a folder without best.pt, last.pt or scores.h5"),
-        (["ego.h5", "ego.h5"], "both hold"),
+        (["ego.h5", "ego.h5"], "is given twice: give it once"),
         (["other.h5"], "is HDF5, but not an egoaudio file"),
         (["ego.h5", "--max-mb", "0"], "--max-mb 0.0: expected at least 0.2"),
         (["ego.h5", "--videos", "nowhere"], "--videos nowhere: there is no such folder"),

@@ -33,7 +33,7 @@ _CONNECT_SECONDS = 15.0
 _RUN = "__import__('egoaudio.builder.shard_process', fromlist=['run']).run(*given)"
 _LOOK_SECONDS = 0.2  # between two looks at what is done
 _COUNT_SECONDS = 2.0  # between two questions to the scheduler for its workers
-_NO_WORKERS_SECONDS = 30.0  # after which it is said that there are none, or are no more
+_NO_WORKERS_SECONDS = 30.0  # after which it is said that there are none
 _TRIES = 3  # of a shard whose process is killed
 _SHOWN = 5  # shards that a message tells of
 
@@ -69,8 +69,8 @@ def build_shards(address: str, shards: Mapping[Shard, int], arguments: Sequence[
     ConfigurationError
         Dask is not installed here, or the address has no port.
     BuildError
-        No scheduler answers, a worker has no egoaudio or another version, all workers are gone, or a shard cannot be
-        built; finished shards are kept.
+        No scheduler answers, a worker has no egoaudio or another version, or a shard cannot be built; finished shards
+        are kept.
     """
     if not shards:
         return
@@ -146,28 +146,23 @@ class _Followed:
             self.progress.advance(done - self._shown)
             self._shown = done
 
-    def require_workers(self, address: str) -> None:
-        """Say it if there are no workers yet, and raise if all are gone, for ``_NO_WORKERS_SECONDS``.
-
-        Raises
-        ------
-        BuildError
-        """
+    def look_for_workers(self) -> None:
+        """Say it, once each time, if there are no workers for ``_NO_WORKERS_SECONDS``: a job queue may send some."""
         now = time.monotonic()
         if now - self._asked < _COUNT_SECONDS:
             return
         self._asked = now
         if self.client.scheduler_info()["workers"]:
-            self._had_workers, self._last_seen = True, now
-        elif now - self._last_seen > _NO_WORKERS_SECONDS:
+            self._had_workers, self._last_seen, self._waits = True, now, False
+        elif now - self._last_seen > _NO_WORKERS_SECONDS and not self._waits:
+            self._waits = True
             if self._had_workers:
-                raise BuildError(
-                    f"`cluster={address!r}`: all its workers are gone, and none has come back for "
-                    f"{_NO_WORKERS_SECONDS:.0f} s: their own messages say why (often memory, or the end of their job). "
-                    "Finished shards are kept, and the same command resumes"
+                self.progress.write(
+                    "all workers of the cluster are gone, and their own messages say why (often memory, or the end of "
+                    "their job): waiting for others. Ctrl-C ends the build; finished shards are kept, and the same "
+                    "command resumes"
                 )
-            if not self._waits:
-                self._waits = True
+            else:
                 self.progress.write("the cluster has no workers yet: waiting for some (`dask worker`, or a job queue)")
 
 
@@ -177,7 +172,7 @@ def _collect(futures: dict[Shard, Any], address: str, followed: _Followed) -> di
     Raises
     ------
     BuildError
-        What ends one shard would end all, or the scheduler or all workers are gone.
+        What ends one shard would end all, or the scheduler is gone.
     """
     lost: dict[Shard, str] = {}
     waiting = dict(futures)
@@ -195,7 +190,7 @@ def _collect(futures: dict[Shard, Any], address: str, followed: _Followed) -> di
             future.release()
         followed.show()
         if waiting:
-            followed.require_workers(address)
+            followed.look_for_workers()
     return lost
 
 

@@ -42,6 +42,27 @@ def test_a_section_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch):
     assert "no such kernel" in facts["fast"]["error"] and facts["frontend"]["alone"]["logmel"]["seconds"]
 
 
+def test_a_section_that_would_take_longer_than_all_may_is_left_out(tmp_path, capsys, monkeypatch):
+    gpu = importlib.import_module("gpu")
+    done = []
+    for name in gpu.SECTIONS:
+        monkeypatch.setitem(gpu.SECTIONS, name, lambda *given, name=name: done.append(name) or {"result": "done"})
+    gpu.main(["--tiny", "--device", "cpu"])
+    assert done == list(gpu.SECTIONS)
+    monkeypatch.setattr(gpu, "TOTAL_SECONDS", 130)
+    gpu.main(["--tiny", "--device", "cpu", "--output", str(tmp_path / "gpu.json")])
+    facts = json.loads((tmp_path / "gpu.json").read_text())
+    assert [name for name in gpu.SECTIONS if facts[name]["result"] == "done"] == [
+        "right",
+        "memory",
+        "frontend",
+        "build",
+    ]
+    assert facts["fast"]["result"] == "not run: 130 of 130 s were left; --sections fast runs it"
+    gpu.main(["--tiny", "--device", "cpu", "--sections", "compiled"])
+    assert done[-1] == "compiled"
+
+
 @pytest.mark.parametrize("name", ["ast, 32 frames", "cnn"])
 def test_the_peers_network_has_our_weights(name):
     gpu = importlib.import_module("gpu")

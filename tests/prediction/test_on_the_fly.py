@@ -283,7 +283,9 @@ def test_evaluation_points_out_that_waveforms_would_be_enough(runs, waveforms):
 def test_evaluation_does_not_advise_what_it_would_refuse(runs, tmp_path):
     """Waveforms hold the clip alone; a feature with the sound around it cannot be made of them."""
     path = make_sound_file(tmp_path / "ego.h5", ("waveform",), context_seconds=0.5, **BUILD)
-    with pytest.raises(CheckpointError, match=r"has no logmel.*it has waveform: rebuild with `features=\('waveform', 'logmel'\)`"):
+    with pytest.raises(
+        CheckpointError, match=r"has no logmel.*it has waveform: rebuild with `features=\('waveform', 'logmel'\)`"
+    ):
         evaluate(runs[0].best, path, device="cpu", num_resamples=0)
 
 

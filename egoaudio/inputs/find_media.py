@@ -64,7 +64,7 @@ def find_files(video_ids: Iterable[str], root: StrPath, follow_links: bool = Fal
         ):
             if not entry.is_symlink():
                 place = files if entry.is_file() else others
-                place.setdefault(video_id, {})[os.path.join(folder, entry.name)] = entry.path
+                place.setdefault(video_id, {}).setdefault(os.path.join(folder, entry.name), entry.path)
                 continue
             if not os.path.exists(entry.path):
                 continue

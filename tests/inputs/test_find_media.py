@@ -232,12 +232,13 @@ def test_a_file_is_found_without_a_question_about_it(tmp_path, monkeypatch):
     ids = [f"V{number:03d}" for number in range(50)]
     for video_id in ids:
         (tmp_path / "deep" / "er" / f"{video_id}.mp4").touch()
-    (tmp_path / "V007.mp4").symlink_to(tmp_path / "deep" / "er" / "V007.mp4")  # inside: one file, by its own name
+    (tmp_path / "V007.mp4").symlink_to(tmp_path / "deep" / "er" / "V007.mp4")  # one file, by the name that is met first
     asked = []
     for name in ("stat", "lstat"):
         ask = getattr(os, name)
         monkeypatch.setattr(os, name, lambda path, *args, ask=ask, **kw: asked.append(path) or ask(path, *args, **kw))
     found = find_files(ids, tmp_path)
     monkeypatch.undo()
-    assert found == {video_id: tmp_path / "deep" / "er" / f"{video_id}.mp4" for video_id in ids}
+    own = {video_id: tmp_path / "deep" / "er" / f"{video_id}.mp4" for video_id in ids}
+    assert found == own | {"V007": tmp_path / "V007.mp4"}
     assert not [path for path in asked if "V0" in str(path) and "V007" not in str(path)]

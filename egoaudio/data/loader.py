@@ -107,6 +107,7 @@ class Loader:
         self.device, self.teacher, self.group = torch.device(device), teacher, group
         self.wait_seconds = 0.0
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._makes_again = self.device.type != "cpu"  # where what was read is changed in place
         self._in_flight: deque[tuple[torch.cuda.Event, tuple[torch.Tensor, ...]]] = deque()
         self._front_end = None if dataset.front_end is None else dataset.front_end.to(self.device).eval()
         # None without changes: making a generator that is not used would take 1 % of a batch's time.
@@ -261,11 +262,11 @@ class Loader:
         return read
 
     def _attempt(self, finish: Callable[[], Batch]) -> "Batch | Callable[[], Batch]":
-        """Return the batch; or ``finish``, if memory ran out, as the consumer may just be trying how much there is."""
+        """Return the batch; or ``finish``, if a GPU's memory ran out: the consumer may just try how much there is."""
         try:
             return finish()
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not self._makes_again or not is_out_of_memory(error):
                 raise
         return finish
 
@@ -278,17 +279,16 @@ class Loader:
             When there is still too little.
         """
         gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         try:
             return finish()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise TrainingError(
                 f"memory ran out on {self.device} where a batch of {self.batch_size} clips is copied to it and changed "
-                f"({str(error).splitlines()[0][:200]}): give `batch_size={max(self.batch_size // 2, 1)}`, or end what "
-                "else uses its memory"
+                f"({reason}): give `batch_size={max(self.batch_size // 2, 1)}`, or end what else uses its memory"
             ) from None
 
     def _finish(self, features: torch.Tensor, labels: torch.Tensor, epoch: int, plan: "_Plan") -> Batch:

@@ -100,6 +100,7 @@ def build_shards(address: str, shards: Mapping[Shard, int], arguments: Sequence[
 
 def _connect(address: str) -> Any:
     """Return a client of the scheduler."""
+    address = address.rstrip("/")
     if not re.fullmatch(r"(\w+://)?[^/\s]+:\d+", address):  # Dask would wait for one without a port
         raise ConfigurationError(
             f"`cluster={address!r}`: expected the scheduler's address with its port, such as tcp://login1:8786"

@@ -167,15 +167,6 @@ class ModelConfig(Checked):
         before=0.0,
     )
 
-    def __post_init__(self) -> None:
-        """Check that published weights are named."""
-        super().__post_init__()
-        if self.pretrained == "":
-            raise ConfigurationError(
-                "`pretrained` is empty, as a variable of the shell is that was not set: give the published weights, or "
-                "leave it out"
-            )
-
 
 @dataclass(frozen=True)
 class OptimizationConfig(Checked):
@@ -191,7 +182,7 @@ class OptimizationConfig(Checked):
         "cosine", "After the warm-up: down to zero along a cosine, or constant.", choices=("cosine", "constant")
     )
     warmup_fraction: float | None = option(
-        None, "Share of all steps over which the learning rate rises; not compared with others.", minimum=0, most=1
+        None, "Share of all steps over which the learning rate rises; not compared with others.", minimum=0
     )
     ema: float | None = option(
         None,
@@ -279,10 +270,6 @@ class DistillationConfig(Checked):
             raise ConfigurationError(
                 f"`teacher_weight={self.teacher_weight:g}`: expected 0 to 1, as the labels get the rest of the loss"
             )
-        if self.teacher and self.teacher_weight == 0:
-            raise ConfigurationError(
-                "`teacher_weight=0`: nothing would be learnt from `teacher`: give more than 0, or leave `teacher` out"
-            )
 
 
 @dataclass(frozen=True)
@@ -317,6 +304,27 @@ class TrainConfig(Checked):
             raise ConfigurationError(
                 "`loss='asymmetric'` weighs the classes of a clip one by one: "
                 "give `label_mode='multi'`, or `loss='bce'`"
+            )
+
+    def check_new(self) -> None:
+        """Refuse, of a run that begins, what earlier versions took: stored configurations may hold it.
+
+        Raises
+        ------
+        ConfigurationError
+            When an option is without effect, or an empty text.
+        """
+        warmup, weight = self.optimization.warmup_fraction, self.distillation.teacher_weight
+        if warmup is not None and warmup > 1:
+            raise ConfigurationError(f"`warmup_fraction={warmup:g}`: expected at most 1")
+        if self.distillation.teacher and weight == 0:
+            raise ConfigurationError(
+                "`teacher_weight=0`: nothing would be learnt from `teacher`: give more than 0, or leave `teacher` out"
+            )
+        if self.model.pretrained == "":
+            raise ConfigurationError(
+                "`pretrained` is empty, as a variable of the shell is that was not set: give the published weights, or "
+                "leave it out"
             )
 
     def resolved(self) -> "TrainConfig":

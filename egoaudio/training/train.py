@@ -116,6 +116,8 @@ def train(
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(ranks.joined(device))
         chosen = choose_device(group.device_name(device))
+        if force or not (Path(output) / "last.pt").exists():
+            config.check_new()
         check_sizes(config.model)
         check_pretrained(config.model)
         board_class = run_folder.find_tensorboard() if tensorboard else None
@@ -304,7 +306,13 @@ def _close_epoch(run: Run, validation: Validation, validation_seconds: float) ->
     """Write the epoch's row, the checkpoints and the picture; decide whether the run has finished."""
     state, options = run.state, run.config.optimization
     state.thresholds, state.smooth_clips = validation.thresholds, validation.smooth_clips
-    state.basis = validation.basis
+    if state.basis != validation.basis:  # or the first epoch
+        if state.selection_maps and validation.basis is not None:
+            run.progress.write(
+                "the best epoch is chosen anew from here on, as the version of egoaudio before chose by other classes"
+            )
+            state.selection_maps, state.best_score = [], -math.inf
+        state.basis = validation.basis
     state.selection_maps.append(validation.selection_map)
     row = {
         "epoch": state.epoch + 1,

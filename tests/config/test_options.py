@@ -161,6 +161,16 @@ def test_published_weights_of_ast_are_trained_gently_unless_a_rate_is_given():
         ),
         ({"label_smoothing": 0.5}, "`label_smoothing=0.5`: expected less than 0.5"),
         ({"ema": 1.0}, "`ema=1`: expected less than 1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, words):
+    with pytest.raises(ConfigurationError, match=words):
+        from_flat(TrainConfig, options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
         ({"warmup_fraction": 1.5}, r"`warmup_fraction=1\.5`: expected at most 1"),
         (
             {"teacher": ("best.pt",), "teacher_weight": 0.0},
@@ -172,9 +182,12 @@ def test_published_weights_of_ast_are_trained_gently_unless_a_rate_is_given():
         ),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options, words):
+def test_what_earlier_versions_took_is_refused_of_new_runs_alone(tmp_path, options, words):
+    config = from_flat(TrainConfig, options)
+    assert from_json(TrainConfig, to_json(config)) == config  # of a checkpoint
     with pytest.raises(ConfigurationError, match=words):
-        from_flat(TrainConfig, options)
+        egoaudio.train(tmp_path / "ego.h5", tmp_path / "run", config)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

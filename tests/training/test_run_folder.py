@@ -149,6 +149,29 @@ def test_the_second_epoch_replaces_the_first_in_a_run_that_was_stopped_between_t
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
+def test_a_run_begun_by_a_version_that_chose_by_other_classes_chooses_anew(tmp_path, data, monkeypatch, capsys):
+    score = Validator.__call__
+    maps = iter([0.9, 0.9, 0.2, 0.3])
+    monkeypatch.setattr(Validator, "__call__", lambda self: dataclasses.replace(score(self), selection_map=next(maps)))
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        on_step(patch, {9: stop})  # in the third epoch
+        with pytest.raises(KeyboardInterrupt):
+            train.train(data, tmp_path, make_config(epochs=4))
+    last = tmp_path / "last.pt"
+    contents = checkpoints.load(last)
+    assert contents["resume"]["state"]["best_epoch"] == 2
+    del contents["resume"]["state"]["basis"]  # as earlier versions wrote it
+    checkpoints.save(last, contents)
+    capsys.readouterr()
+    run = train.train(data, tmp_path, make_config(epochs=4))
+    assert "the best epoch is chosen anew from here on" in capsys.readouterr().err
+    assert run.best_epoch == 4 and run.history["selection"].tolist() == pytest.approx([0.9, 0.9, 0.2, 0.25])
+
+
 @pytest.mark.parametrize(
     ("changes", "stops"),
     [

@@ -116,10 +116,7 @@ def train(
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(ranks.joined(device))
         chosen = choose_device(group.device_name(device))
-        if force or not (Path(output) / "last.pt").exists():
-            config.check_new()
-        check_sizes(config.model)
-        check_pretrained(config.model)
+        _check_options(config, is_new=force or not (Path(output) / "last.pt").exists())
         board_class = run_folder.find_tensorboard() if tensorboard else None
         file = stack.enter_context(reader.open(path))
         feature = _choose_feature(file, config)
@@ -165,6 +162,14 @@ def _check_ranks(group: ranks.Group, file: reader.EgoAudioFile, feature: str, co
 
 
 # -------------------------------------------------------------------------------------------- the run's folder
+
+
+def _check_options(config: TrainConfig, is_new: bool) -> None:
+    """Refuse options that make no sense for the model, or of a run that begins."""
+    if is_new:
+        config.check_new()
+    check_sizes(config.model)
+    check_pretrained(config.model)
 
 
 def _find_earlier(
@@ -306,13 +311,7 @@ def _close_epoch(run: Run, validation: Validation, validation_seconds: float) ->
     """Write the epoch's row, the checkpoints and the picture; decide whether the run has finished."""
     state, options = run.state, run.config.optimization
     state.thresholds, state.smooth_clips = validation.thresholds, validation.smooth_clips
-    if state.basis != validation.basis:  # or the first epoch
-        if state.selection_maps and validation.basis is not None:
-            run.progress.write(
-                "the best epoch is chosen anew from here on, as the version of egoaudio before chose by other classes"
-            )
-            state.selection_maps, state.best_score = [], -math.inf
-        state.basis = validation.basis
+    _choose_by(run, validation.basis)
     state.selection_maps.append(validation.selection_map)
     row = {
         "epoch": state.epoch + 1,
@@ -344,6 +343,17 @@ def _close_epoch(run: Run, validation: Validation, validation_seconds: float) ->
         results.write_file(run.folder / "curves.png", curves_png(state.history))
         run.drawn_at = time.monotonic()
     run.save_last()  # last of all, so that a run that is marked as finished is complete
+
+
+def _choose_by(run: Run, basis: dict[str, int] | None) -> None:
+    """Note what the best epoch is chosen by; if another version began the run, choose it anew from here on."""
+    state = run.state
+    if state.basis != basis and basis is not None and state.selection_maps:
+        run.progress.write(
+            "the best epoch is chosen anew from here on, as the version of egoaudio before chose by other classes"
+        )
+        state.selection_maps, state.best_score = [], -math.inf
+    state.basis = basis
 
 
 def _log_epoch(run: Run, row: dict[str, Any], better: bool) -> None:

@@ -110,3 +110,12 @@ _STATUS_WORDS: dict[int, str] = {
     Status.CRASHED: "crashed or timed out",
     Status.NO_SOUND: "beyond the end of the sound",
 }
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return what an error says in one line of at most 200 characters; its class if it says nothing.
+
+    >>> first_line(MemoryError()), first_line(OSError("no space\nleft"))
+    ('MemoryError', 'no space')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -33,8 +33,8 @@ MODULES = """
     builder/beyond builder/prepare builder/sound builder/summary
     builder/synced builder/finish builder/transfer builder/retry builder/shards builder/merging
     builder/shard_process builder/clusters builder/build
-    data/ranks data/context data/rows data/balance data/dataset data/seeds data/splits data/normalization
-    data/sound_changes data/augment data/gpu_idle data/loader
+    data/ranks data/context data/joined_maps data/rows data/balance data/dataset data/seeds data/splits
+    data/normalization data/sound_changes data/augment data/gpu_idle data/loader
     models/crc32c models/published_files models/tensorflow_bundle models/onnx_graph
     models/dropout models/sound_features models/frontend models/yamnet models/yamnet_conversion models/yamnet_weights
     models/cnn models/small_cnn models/transformer models

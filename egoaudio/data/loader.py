@@ -34,7 +34,7 @@ from egoaudio.data.gpu_idle import GpuIdle
 from egoaudio.data.ranks import ALONE, Group
 from egoaudio.data.seeds import AUGMENTATION, ORDER, generator
 from egoaudio.data.sound_changes import together
-from egoaudio.errors import TrainingError
+from egoaudio.errors import TrainingError, first_line
 from egoaudio.system import surroundings
 from egoaudio.system.memory import is_out_of_memory
 
@@ -240,7 +240,7 @@ class Loader:
                     traceback.clear_frames(error.__traceback__)
                     self.dataset.source.check_unchanged()  # names the file; a worker's death by SIGBUS does not
                     if isinstance(error, RuntimeError):  # torch's, about a worker that died or does not answer
-                        reason = str(error).splitlines()[0]
+                        reason = first_line(error)
                         raise TrainingError(
                             f"the processes of `loader_workers` failed ({reason}): give `loader_workers=0`, which "
                             "needs none"
@@ -285,7 +285,7 @@ class Loader:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            reason = first_line(error)
             raise TrainingError(
                 f"memory ran out on {self.device} where a batch of {self.batch_size} clips is copied to it and changed "
                 f"({reason}): give `batch_size={max(self.batch_size // 2, 1)}`, or end what else uses its memory"

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from egoaudio.errors import ConfigurationError, EgoAudioError, TrainingError
+from egoaudio.errors import ConfigurationError, EgoAudioError, TrainingError, first_line
 from egoaudio.system import signals
 from egoaudio.system.launch import Launch, launched
 
@@ -181,7 +181,7 @@ class Group(Launch):
             yield
         except RuntimeError as error:
             signals.check()  # a signal to all ranks ends one before the others
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            reason = first_line(error)
             raise GroupError(
                 f"rank {self.rank} of {self.size} had to stop, as another one has ended or cannot be reached "
                 f"({reason}): its own message, or the system's log, says why. The same command resumes from what was "
@@ -302,7 +302,7 @@ def _connect(device: str | None, launch: Launch) -> None:
             world_size=launch.size,
         )
     except (RuntimeError, ValueError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         raise TrainingError(
             f"rank {launch.rank} of {launch.size} cannot reach the others at "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({reason}): check that address, and that all "

@@ -13,7 +13,6 @@ instead of 910. All figures are in ``benchmarks/README.md``.
 """
 
 import itertools
-import math
 import os
 import sys
 import time
@@ -23,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import as_strided
 
 from egoaudio.data.context import Context, joined_shape
+from egoaudio.data.joined_maps import JoinedMaps
 from egoaudio.errors import TrainingError
 from egoaudio.hdf5 import reader
 from egoaudio.hdf5.joined import JoinedArray
@@ -122,47 +121,6 @@ class _Part:
             done += count
 
 
-class _Stored:
-    """The maps of one or several files as one tensor, so that one call gathers rows of all.
-
-    Its rows overlap and fill all memory from the lowest map to the highest: one begins at every step of a size that
-    leads from map to map and from row to row. Only those are read whose numbers ``take`` computes, the rows of files.
-    """
-
-    def __init__(self, maps: list[np.ndarray], distances: dict[int, int], step: int, num_rows: int) -> None:
-        self._maps = maps  # which keeps them mapped
-        base = maps[min(distances, key=distances.__getitem__)]
-        self._steps = base[0].nbytes // step
-        self._firsts = np.array([distances.get(number, 0) // step for number in range(len(maps))], dtype=np.int64)
-        rows = as_strided(base, (num_rows, *base.shape[1:]), (step, *base.strides[1:]), writeable=False)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            self._tensor = torch.from_numpy(rows)
-
-    @classmethod
-    def of(cls, maps: list[np.ndarray]) -> "_Stored | None":
-        """Return the maps as one, or None if there is no step of whole values from map to map, too many, or no row."""
-        addresses = {number: array.ctypes.data for number, array in enumerate(maps) if len(array)}
-        if not addresses:
-            return None
-        lowest = min(addresses.values())
-        distances = {number: address - lowest for number, address in addresses.items()}
-        item_bytes, row_bytes = maps[0].itemsize, maps[0].itemsize * math.prod(maps[0].shape[1:])
-        last = max(distance + (len(maps[number]) - 1) * row_bytes for number, distance in distances.items())
-        step = math.gcd(row_bytes, *distances.values())
-        num_rows = last // step + 1
-        too_many = num_rows * row_bytes > sys.maxsize  # which NumPy refuses, although they overlap
-        return None if step % item_bytes or too_many else cls(maps, distances, step, num_rows)
-
-    def take(self, part: np.ndarray, row: np.ndarray, out: torch.Tensor) -> None:
-        """Copy the row (b,) of the part (b,) into ``out`` (b, T, F), converted if need be."""
-        numbers = torch.from_numpy(self._firsts[part] + row * self._steps)
-        if out.dtype == self._tensor.dtype:
-            torch.index_select(self._tensor, 0, numbers, out=out)
-        else:
-            out.copy_(torch.index_select(self._tensor, 0, numbers))
-
-
 class RowSource:
     """One feature array of one file, or of several as one, for one process.
 
@@ -219,7 +177,7 @@ class RowSource:
         self.check_unchanged()
         self.is_mapped = self.file.is_mapped(feature)
         self._array: Any = JoinedArray([part.array for part in self._parts])
-        self._stored = _Stored.of([part.array for part in self._parts]) if self.is_mapped else None
+        self._stored = JoinedMaps.of([part.array for part in self._parts]) if self.is_mapped else None
         self.shape, self.dtype = self._array.shape, self._array.dtype
         self.unit = np.float32(self.file.scale(feature))
         self.row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:]))
@@ -322,11 +280,13 @@ class RowSource:
 
     def _gather(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Copy rows (b,) from the maps into ``out`` (b, T, F), converted if need be."""
-        part, row = self._array.locate(rows)
-        if self._stored is not None and (out.dtype != self.dtype or out.nbytes > _CACHED_BYTES):
-            self._stored.take(part, row, torch.from_numpy(out))
-        elif len(self._parts) == 1:  # of a few rows, two threads took twice the processor time
+        few = out.dtype == self.dtype and out.nbytes <= _CACHED_BYTES  # two threads would take twice the processor time
+        if few and len(self._parts) == 1:
             np.take(self._parts[0].array, rows, axis=0, out=out, mode="clip")
+            return
+        part, row = self._array.locate(rows)
+        if self._stored is not None and not few:
+            self._stored.take(part, row, torch.from_numpy(out))
         else:
             for target, number, inside in zip(out, part.tolist(), row.tolist(), strict=True):
                 target[...] = self._parts[number].array[inside]

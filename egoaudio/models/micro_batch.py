@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from egoaudio.errors import first_line
 from egoaudio.system import allocator
 from egoaudio.system.memory import free_memory, is_out_of_memory
 
@@ -83,7 +84,7 @@ class MicroBatches:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            return None, (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            return None, first_line(error)
 
     def release(self) -> None:
         """Release the memory of a failed attempt; on a CPU, freed blocks are not kept from now on."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from egoaudio.errors import first_line
 from egoaudio.models.dropout import ClipDropout, Patchout, place_micro_batch
 from egoaudio.models.scorer import ClipLoss
 from egoaudio.system.memory import free_memory
@@ -198,5 +199,5 @@ class Captures:
             return capture()
         except RuntimeError as error:
             self._off = True
-            self._log(f"no CUDA graph: each kernel is launched by itself ({str(error).splitlines()[0][:100]})")
+            self._log(f"no CUDA graph: each kernel is launched by itself ({first_line(error)})")
             return None

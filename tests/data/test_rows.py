@@ -11,8 +11,7 @@ import warnings
 import h5py
 import numpy as np
 import pytest
-import torch
-from synthetic import divide, make_file
+from synthetic import make_file
 
 from egoaudio.data import rows as data_rows
 from egoaudio.data.rows import RowSource
@@ -77,47 +76,6 @@ def test_rows_equal_plain_indexing(path, tmp_path, monkeypatch, kind, cached_byt
         np.testing.assert_array_equal(take(path, ROWS, warm=kind == "mapped"), expected)
         normalized = take(path, ROWS, 2.5, 4.0, warm=kind == "mapped")
     np.testing.assert_allclose(normalized, (expected - 2.5) / 4, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("is_odd", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_rows_of_several_files_equal_those_of_one(path, tmp_path, monkeypatch, dtype, is_odd):
-    if dtype != "float32":
-        path = make_file(
-            tmp_path / "half.h5", num_videos=6, clips_per_video=50, features={"spectrogram": SHAPE}, dtype=dtype
-        )
-    parts = divide(path, tmp_path, [0, 1, 4, 6])
-    if is_odd:  # a map that begins at an odd address
-        moved = np.frombuffer(b"?" + reader.open(parts[1])["spectrogram"].tobytes(), dtype, offset=1)
-        part = data_rows._Part
-        monkeypatch.setattr(
-            data_rows,
-            "_Part",
-            lambda file, *rest: vary(part(file, *rest), moved) if file.path == parts[1] else part(file, *rest),
-        )
-    monkeypatch.setattr(data_rows, "_CACHED_BYTES", 1)
-    expected = np.array(reader.open(path)["spectrogram"])[ROWS]
-    source = RowSource(parts, "spectrogram")
-    source._cold_batches = 0
-    assert (source._stored is None) == is_odd
-    for kind in {dtype, "float32"}:
-        out = np.zeros(expected.shape, kind)
-        source.take(ROWS, out)
-        np.testing.assert_array_equal(out, expected.astype(kind))
-
-
-def test_files_without_rows_are_part_of_one_tensor():
-    maps = [np.empty((0, 2, 3), np.float32), np.arange(12, dtype=np.float32).reshape(2, 2, 3)]
-    out = torch.empty(3, 2, 3)
-    data_rows._Stored.of(maps).take(np.array([1, 1, 1]), np.array([1, 0, 1]), out)
-    np.testing.assert_array_equal(out, maps[1][[1, 0, 1]])
-    assert data_rows._Stored.of(maps[:1]) is None
-
-
-def vary(part, moved):
-    """Return the part with another map of the same rows."""
-    part.array = moved.reshape(-1, *SHAPE)
-    return part
 
 
 @pytest.mark.parametrize("rows", [[-1], [0, 300], [1 << 40]])

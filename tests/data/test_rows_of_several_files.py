@@ -1,6 +1,5 @@
 """Rows of several files as one: equal to those of one file, and none of a file that has changed."""
 
-import ctypes
 import os
 import pickle
 import shutil
@@ -9,9 +8,11 @@ import numpy as np
 import pytest
 import synthetic
 
+from egoaudio.data import rows
 from egoaudio.data.dataset import ClipDataset
-from egoaudio.data.rows import RowSource, _Stored
+from egoaudio.data.rows import RowSource
 from egoaudio.errors import TrainingError
+from egoaudio.hdf5 import reader
 
 SHAPE = (6, 40)
 ROWS = np.random.default_rng(0).integers(0, 300, 137)
@@ -85,14 +86,34 @@ def test_a_file_that_is_cut_short_is_named_with_its_own_row(parts, tmp_path):
         source._fill(np.array([[57]]), np.empty((1, 1, *SHAPE), np.float32))
 
 
-def test_maps_too_far_apart_to_be_one_are_gathered_one_by_one():
-    """Two at ends of the address space: as one array, with a row at every fourth byte, they would have 2**64 bytes."""
-    library, width = ctypes.CDLL(None), (1 << 18) + 3
-    library.mmap.restype = ctypes.c_void_p
-    maps = []
-    for hint in (1 << 44, 6 << 44):
-        address = library.mmap(ctypes.c_void_p(hint), ctypes.c_size_t(4 * width), 3, 0x22, -1, ctypes.c_long(0))
-        maps.append(np.frombuffer((ctypes.c_float * width).from_address(address), np.float32).reshape(1, 1, width))
-    if maps[1].ctypes.data - maps[0].ctypes.data < 1 << 46:
-        pytest.skip("the kernel places maps elsewhere")
-    assert _Stored.of(maps) is None and _Stored.of(maps[:1]) is not None
+@pytest.mark.parametrize("is_odd", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rows_of_several_files_equal_those_of_one(whole, tmp_path, monkeypatch, dtype, is_odd):
+    if dtype != "float32":
+        whole = synthetic.make_file(
+            tmp_path / "half.h5", num_videos=6, clips_per_video=50, features={"spectrogram": SHAPE}, dtype=dtype
+        )
+    parts = synthetic.divide(whole, tmp_path, [0, 1, 4, 6])
+    if is_odd:  # a map that begins at an odd address
+        moved = np.frombuffer(b"?" + reader.open(parts[1])["spectrogram"].tobytes(), dtype, offset=1)
+        part = rows._Part
+        monkeypatch.setattr(
+            rows,
+            "_Part",
+            lambda file, *rest: vary(part(file, *rest), moved) if file.path == parts[1] else part(file, *rest),
+        )
+    monkeypatch.setattr(rows, "_CACHED_BYTES", 1)
+    expected = np.array(reader.open(whole)["spectrogram"])[ROWS]
+    source = RowSource(parts, "spectrogram")
+    source._cold_batches = 0
+    assert (source._stored is None) == is_odd
+    for kind in {dtype, "float32"}:
+        out = np.zeros(expected.shape, kind)
+        source.take(ROWS, out)
+        np.testing.assert_array_equal(out, expected.astype(kind))
+
+
+def vary(part, moved):
+    """Return the part with another map of the same rows."""
+    part.array = moved.reshape(-1, *SHAPE)
+    return part
